@@ -1,0 +1,48 @@
+# The tasks of this project; `make` lists them.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+# Guests and daemons are waited for half of the time, which other tests can use. In the order of the
+# files: the longest tests are not among the last then.
+SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
+.PHONY: help setup docs demo test test-fast lint format proto bench golden clean
+
+help: ## list the tasks
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install what demo and tests need (a second when nothing is missing)
+	@hack/setup.sh
+
+demo: setup ## boot a VM as a pod and take it away again (KEEP=1 leaves it running)
+	@$(PY) -m virtlet.cli.main demo
+
+test: setup ## all tests: unit, integration, end to end
+	$(PY) -m pytest $(SIDE_BY_SIDE)
+
+test-fast: setup ## the tests that boot no pod
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m 'not e2e'
+
+lint: setup ## ruff, mypy, import contracts, spelling
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --config setup.cfg
+	.venv/bin/codespell
+
+format: setup ## format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+proto: setup ## make the CRI stubs from proto/
+	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/virtlet/cri/api.proto
+
+docs: setup ## write docs/settings.md from the declarations
+	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+
+golden: setup ## write the golden documents anew; read the difference before committing
+	$(PY) -m pytest --refresh-golden -q tests/plugins
+
+bench: setup ## measure, and print the table
+	$(PY) -m bench
+
+clean: ## remove what was built
+	rm -rf build .venv *.egg-info

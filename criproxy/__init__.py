@@ -1,0 +1,1 @@
+"""One CRI socket in front of several container runtimes; stands alone beside the CRI stubs."""

@@ -1,0 +1,159 @@
+"""The proxy put together: sockets, runtimes, routes, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import time
+from contextlib import suppress
+
+from criproxy.config.model import Config, RuntimeConfig
+from criproxy.http2.headers import Header
+from criproxy.http2.outbox import Outbox
+from criproxy.http2.server import ServerConnection
+from criproxy.http2.stream import Stream
+from criproxy.methods import BY_PATH
+from criproxy.observe.http import Endpoint
+from criproxy.observe.metrics import Metrics
+from criproxy.routes.table import Table
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.status import Code
+from criproxy.runtimes.keeper import Keeper
+from criproxy.runtimes.runtime import Runtime
+from criproxy.runtimes.saved import SavedState
+from criproxy.streaming.relay import StreamRelay
+from criproxy.streaming.urls import StreamUrls
+
+log = logging.getLogger(__name__)
+
+#: Calls under way when the proxy is told to stop may take this long, in seconds.
+DRAIN_SECONDS = 2.0
+#: The first attempts to connect to runtimes hold the proxy's own start up this long, in seconds.
+FIRST_SECONDS = 1.5
+#: Longest first message of a call; what a kubelet sends is below 16 MiB.
+_REQUEST_LIMIT = 16 << 20
+
+
+class Proxy:
+    """The whole proxy.
+
+    Args:
+        config: checked.
+
+    Attributes:
+        http_address: of the health endpoint, once started with one.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._outbox = Outbox()
+        self.identity = secrets.token_hex(16).encode()
+        self._calls: set[ServerCall] = set()
+        self._connections: set[ServerConnection] = set()
+        self.runtimes = tuple(
+            Runtime(
+                runtime,
+                primary=position == 0,
+                grace=config.grace if runtime.grace is None else runtime.grace,
+                identity=self.identity,
+                record=self._metrics.runtime_call,
+            )
+            for position, runtime in enumerate(config.runtimes)
+        )
+        self._metrics.watch(self.runtimes)
+        urls = StreamUrls()
+        self._urls = urls
+        self.table = Table(self.runtimes, urls, self.identity)
+        self._endpoint = Endpoint(self.runtimes, self._metrics)
+        self._relay = StreamRelay(self.runtimes)
+        self._keepers = [self._keeper(r) for r in self.runtimes]
+        self._keeping: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+        self.http_address: tuple[str, int] | None = None
+
+    def _keeper(self, runtime: Runtime) -> Keeper:
+        saved = None
+        if self._config.state_dir is not None:
+            settings: RuntimeConfig = runtime.config
+            saved = SavedState(self._config.state_dir, settings.name, settings.socket)
+            saved.load(runtime.last)
+        return Keeper(runtime, self._outbox, saved)
+
+    async def start(self) -> None:
+        """Connect to the runtimes that are there, and listen.
+
+        Raises:
+            OSError: when an address cannot be listened on.
+        """
+        if self._config.http is not None:
+            self.http_address = await self._endpoint.start(*self._config.http)
+        if self._relay.needed:
+            self._urls.base = await self._relay.start(*self._config.stream_listen)
+        self._keeping = [asyncio.create_task(keeper.run()) for keeper in self._keepers]
+        # A client's first call is not to fail for a runtime that is just being connected to, nor
+        # to wait for one that says nothing.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SECONDS):
+                await asyncio.gather(*(keeper.tried.wait() for keeper in self._keepers))
+        await self._listen()
+        # What was made so far stays; going through it again and again would only cost time.
+        gc.collect()
+        gc.freeze()
+
+    async def _listen(self) -> None:
+        path = self._config.listen
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        old = os.umask(0o777 & ~self._config.socket_mode)
+        try:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(
+                lambda: ServerConnection(self._outbox, self._on_call, self._on_open), path
+            )
+        finally:
+            os.umask(old)
+        os.chmod(path, self._config.socket_mode)
+
+    def _on_open(self, connection: ServerConnection) -> None:
+        self._connections.add(connection)
+        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+
+    def _on_call(self, stream: Stream, headers: list[Header], ended: bool) -> None:
+        call = ServerCall(stream, headers, ended, _REQUEST_LIMIT, self.table.route, self._on_done)
+        self._calls.add(call)
+        stream.sink = call
+        call.start()
+
+    def _on_done(self, call: ServerCall, code: Code) -> None:
+        self._calls.discard(call)
+        name = call.method if call.path in BY_PATH else "unknown"
+        seconds = time.monotonic() - call.started
+        self._metrics.client_call(name, code, seconds)
+        log.debug("%s by %s: %s in %.4f s", call.path, call.runtime or "all", code.name, seconds)
+
+    async def stop(self) -> None:
+        """Take no new calls, give those under way a moment, and close everything."""
+        if self._server is not None:
+            self._server.close()
+            with suppress(FileNotFoundError):
+                os.unlink(self._config.listen)
+        for connection in list(self._connections):
+            connection.drain()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while any(not c.endless for c in self._calls) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for call in list(self._calls):
+            call.cancel()
+        self._endpoint.stop()
+        await self._relay.stop()
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        for keeper in self._keepers:
+            await keeper.save()
+        # Let the last frames leave.
+        await asyncio.sleep(0.05)

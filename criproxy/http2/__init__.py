@@ -1,0 +1,1 @@
+"""HTTP/2 as gRPC uses it, for relaying calls without unpacking them."""

@@ -1,0 +1,162 @@
+"""Frames cut out of the bytes of a connection, and their order checked (RFC 9113, section 4).
+
+The frames that make up nearly all traffic are taken apart here, in their plain form; all
+others, and padding and priorities, are hyperframe's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hyperframe.exceptions import HyperframeError
+from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
+
+from criproxy.http2.faults import ConnectionFault, ErrorCode
+from criproxy.http2.headers import MAX_UNPACKED
+
+log = logging.getLogger(__name__)
+
+#: Largest frame taken; larger ones than the 16 KiB minimum save work on long messages.
+MAX_FRAME = 1 << 18
+#: Pieces that one header block may come in.
+_MOST_PIECES = 128
+
+HEAD = 9
+DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x4, 0x6, 0x8, 0x9
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_STREAM_ID = 0x7FFFFFFF
+
+
+def frame_head(size: int, kind: int, flags: int, stream_id: int) -> bytes:
+    """The nine bytes before a frame's payload."""
+    return (size << 48 | kind << 40 | flags << 32 | stream_id).to_bytes(HEAD, "big")
+
+
+class FrameHandler(Protocol):
+    """Who hears of frames; every method may raise ConnectionFault."""
+
+    def data_came(self, stream_id: int, payload: bytes, size: int, ended: bool) -> None:
+        """Data came, `size` bytes as flow control counts them."""
+
+    def headers_came(self, stream_id: int, block: bytes, ended: bool) -> None:
+        """A whole header block came, still packed."""
+
+    def window_came(self, stream_id: int, size: int) -> None:
+        """The peer takes `size` bytes more; 0 as stream is the connection."""
+
+    def ping_came(self, payload: bytes) -> None:
+        """The peer wants these bytes back."""
+
+    def frame_came(self, frame: Frame) -> None:
+        """Any other frame came."""
+
+    def frame_failed(self, stream_id: int) -> None:
+        """Handling a frame failed by a mistake of ours."""
+
+
+class FrameReader:
+    """Cuts frames out of bytes.
+
+    Args:
+        handler: hears of them.
+    """
+
+    def __init__(self, handler: FrameHandler) -> None:
+        self._handler = handler
+        self._rest = b""
+        self._settled = False
+        self._block_of = 0
+        self._block_ended = False
+        self._block: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes and tell of the frames that they complete.
+
+        Raises:
+            ConnectionFault: when the peer broke the protocol.
+        """
+        if self._rest:
+            data = self._rest + data
+        position, size = 0, len(data)
+        while size - position >= HEAD:
+            head = int.from_bytes(data[position : position + HEAD], "big")
+            length = head >> 48
+            if length > MAX_FRAME:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} bytes")
+            start = position + HEAD
+            end = start + length
+            if end > size:
+                break
+            self._frame(head, data, start, end)
+            position = end
+        self._rest = data[position:]
+
+    def _frame(self, head: int, data: bytes, start: int, end: int) -> None:
+        kind, flags, stream_id = head >> 40 & 0xFF, head >> 32 & 0xFF, head & _STREAM_ID
+        if not self._settled:
+            if kind != SETTINGS:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            self._settled = True
+        if self._block and (kind != CONTINUATION or stream_id != self._block_of):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        handler = self._handler
+        if kind == DATA and stream_id and not flags & PADDED:
+            ended = bool(flags & END_STREAM)
+            self._tell(stream_id, handler.data_came, data[start:end], end - start, ended)
+        elif kind == HEADERS and stream_id and not flags & (PADDED | PRIORITY):
+            self._headers(stream_id, data[start:end], flags)
+        elif kind == WINDOW_UPDATE and end - start == 4:
+            size = int.from_bytes(data[start:end], "big") & _STREAM_ID
+            if size == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a window of zero")
+            self._tell(stream_id, handler.window_came, size)
+        elif kind == PING and end - start == 8 and not stream_id:
+            if not flags & ACK:
+                handler.ping_came(data[start:end])
+        else:
+            self._other(memoryview(data)[start - HEAD : start], memoryview(data)[start:end], flags)
+
+    def _other(self, head: memoryview, body: memoryview, flags: int) -> None:
+        try:
+            frame, _ = Frame.parse_frame_header(head)
+            frame.parse_body(body)
+        except HyperframeError as error:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"malformed frame: {error}") from error
+        if isinstance(frame, DataFrame):
+            size, ended = frame.flow_controlled_length, bool(flags & END_STREAM)
+            self._tell(frame.stream_id, self._handler.data_came, frame.data, size, ended)
+        elif isinstance(frame, HeadersFrame):
+            self._headers(frame.stream_id, frame.data, flags)
+        elif isinstance(frame, ContinuationFrame):
+            self._continuation(frame.data, flags)
+        elif isinstance(frame, SettingsFrame) or type(frame) is not Frame:
+            self._handler.frame_came(frame)
+
+    def _headers(self, stream_id: int, block: bytes, flags: int) -> None:
+        ended = bool(flags & END_STREAM)
+        if flags & END_HEADERS:
+            self._tell(stream_id, self._handler.headers_came, block, ended)
+        else:
+            self._block_of, self._block_ended, self._block = stream_id, ended, [block]
+
+    def _continuation(self, piece: bytes, flags: int) -> None:
+        if not self._block:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of no headers")
+        self._block.append(piece)
+        if len(self._block) > _MOST_PIECES or sum(map(len, self._block)) > MAX_UNPACKED:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
+        if flags & END_HEADERS:
+            block, self._block = b"".join(self._block), []
+            self._tell(self._block_of, self._handler.headers_came, block, self._block_ended)
+
+    def _tell(self, stream_id: int, handle: Callable[..., None], *args: Any) -> None:
+        """A mistake of ours costs one call, not all calls of the connection."""
+        try:
+            handle(stream_id, *args)
+        except ConnectionFault:
+            raise
+        except Exception:
+            log.exception("handling a frame failed")
+            self._handler.frame_failed(stream_id)

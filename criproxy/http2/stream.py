@@ -1,0 +1,202 @@
+"""One stream of a connection: a call's headers, data and trailers in both directions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from criproxy.http2.faults import ErrorCode, Refusal
+from criproxy.http2.headers import Header
+
+if TYPE_CHECKING:
+    from criproxy.http2.connection import Connection
+
+#: Bytes a peer may send on one stream before it has to wait for us.
+STREAM_WINDOW = 1 << 20
+
+
+class Sink(Protocol):
+    """Who hears of what arrives on a stream. Methods are called from the connection's reader."""
+
+    def on_headers(self, headers: list[Header], ended: bool) -> None:
+        """The response's headers came (client streams); `ended` when nothing follows."""
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        """Bytes came; the sink says `Stream.consumed(len(data))` when more may follow."""
+
+    def on_trailers(self, headers: list[Header]) -> None:
+        """The last headers came; nothing follows."""
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The stream was given up, by the peer or for what the peer sent."""
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone."""
+
+    def on_drained(self) -> None:
+        """All that was queued for sending has left."""
+
+
+class _Nobody:
+    """The sink of streams that are over, and of those that nobody hears yet."""
+
+    def on_headers(self, headers: list[Header], ended: bool) -> None:
+        pass
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        pass
+
+    def on_trailers(self, headers: list[Header]) -> None:
+        pass
+
+    def on_reset(self, code: int, reason: str) -> None:
+        pass
+
+    def on_lost(self, reason: str) -> None:
+        pass
+
+    def on_drained(self) -> None:
+        pass
+
+
+NOBODY: Sink = _Nobody()
+
+
+class Stream:
+    """One call on a connection; `sink` hears of what arrives."""
+
+    __slots__ = (
+        "_conn",
+        "_freed",
+        "_queue",
+        "_queued",
+        "_trailers",
+        "end_queued",
+        "id",
+        "local_closed",
+        "receive_window",
+        "remote_closed",
+        "send_window",
+        "sink",
+    )
+
+    def __init__(self, conn: Connection, stream_id: int, send_window: int, sink: Sink) -> None:
+        self._conn = conn
+        self.id = stream_id
+        self.sink = sink
+        self.send_window = send_window
+        self.receive_window = STREAM_WINDOW
+        self._freed = 0
+        self._queue: deque[memoryview] = deque()
+        self._queued = 0
+        self._trailers: Sequence[Header] | None = None
+        self.end_queued = False
+        self.local_closed = False
+        self.remote_closed = False
+
+    @property
+    def queued(self) -> int:
+        """Bytes waiting for the peer's window."""
+        return self._queued
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may still be sent."""
+        return not (self.local_closed or self.end_queued)
+
+    def send_headers(self, headers: Sequence[Header], ended: bool = False) -> None:
+        """Send the first headers of our side."""
+        if not self.open:
+            return
+        self._conn.write_headers(self, headers, ended)
+        if ended:
+            self._end_sent()
+
+    def send_data(self, data: bytes, ended: bool = False) -> None:
+        """Queue bytes; they leave as the peer's window allows."""
+        if not self.open:
+            return
+        if data:
+            self._queue.append(memoryview(data))
+            self._queued += len(data)
+        self.end_queued = ended
+        self.pump()
+
+    def send_trailers(self, headers: Sequence[Header]) -> None:
+        """Queue the last headers behind the queued bytes."""
+        if not self.open:
+            return
+        self._trailers = headers
+        self.end_queued = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what the windows allow."""
+        if self.local_closed:
+            return
+        conn, queue = self._conn, self._queue
+        had_data = bool(queue)
+        while queue:
+            room = min(self.send_window, conn.room())
+            if room <= 0:
+                return
+            chunk = queue[0]
+            if len(chunk) > room:
+                queue[0] = chunk[room:]
+                chunk = chunk[:room]
+            else:
+                queue.popleft()
+            self._queued -= len(chunk)
+            last = self.end_queued and not queue and self._trailers is None
+            conn.write_data(self, chunk, last)
+            if last:
+                self._end_sent()
+        if self.end_queued and not self.local_closed:
+            if self._trailers is None:
+                conn.write_data(self, memoryview(b""), True)
+            else:
+                conn.write_headers(self, self._trailers, True)
+            self._end_sent()
+        if had_data:
+            self.sink.on_drained()
+
+    def flush(self) -> None:
+        """Have what was sent leave now, and not with whatever else this turn brings."""
+        self._conn.flush()
+
+    def consumed(self, size: int) -> None:
+        """`size` received bytes were passed on: let the peer send as many again."""
+        self._freed += size
+        if self._freed >= STREAM_WINDOW // 2 and not self.remote_closed:
+            self.receive_window += self._freed
+            self._conn.write_window(self.id, self._freed)
+            self._freed = 0
+
+    def give_up(self, refusal: Refusal) -> None:
+        """Give the stream up for what the peer sent, and tell both the peer and the sink."""
+        sink = self.sink
+        self.reset(refusal.code)
+        sink.on_reset(refusal.code, refusal.reason)
+
+    def reset(self, code: ErrorCode) -> None:
+        """Give the stream up; the peer is told, the sink is not."""
+        if self.local_closed and self.remote_closed:
+            return
+        self.local_closed = self.remote_closed = True
+        self._queue.clear()
+        self._queued = 0
+        self._conn.write_reset(self, code)
+
+    def remote_ended(self) -> None:
+        """The peer has sent its last frame."""
+        self.remote_closed = True
+        if self.local_closed:
+            self._conn.forget(self)
+
+    def _end_sent(self) -> None:
+        self.local_closed = True
+        if self.remote_closed:
+            self._conn.forget(self)
+        else:
+            self._conn.half_closed(self)

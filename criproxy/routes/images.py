@@ -1,0 +1,174 @@
+"""Calls about one image: to the runtime that the name, the pod or the id says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import frozen
+
+from criproxy.methods import BY_NAME, Method, parse_request, parse_response
+from criproxy.rewrite import image_names
+from criproxy.routes.forward import forward
+from criproxy.routes.new_pod import Chooser
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.owners import KNOWS_NONE, Owners
+from criproxy.runtimes.runtime import Runtime
+
+_STATUS = BY_NAME["ImageStatus"]
+
+
+@frozen
+class ImageRouter:
+    """Says whose an image is.
+
+    Args:
+        owners: knows the runtimes.
+        chooser: knows annotations and handlers.
+    """
+
+    owners: Owners
+    chooser: Chooser
+
+    def by_prefix(self, name: str) -> Runtime | None:
+        """The runtime whose prefix the name has."""
+        for runtime in self.owners.runtimes:
+            if not runtime.primary and name.startswith(runtime.config.image_prefix):
+                return runtime
+        return None
+
+    def by_digest(self, name: str) -> Runtime | None:
+        """The only runtime that has the image whose digest the name ends with."""
+        digest = image_names.digest_of(name)
+        having = [r for r in self.owners.runtimes if digest and digest in r.last.digests]
+        return having[0] if len(having) == 1 else None
+
+    def told(self, request: Any) -> Runtime | None:
+        """The runtime that the request names by prefix, annotation, handler, pod or digest.
+
+        Raises:
+            RpcError: INVALID_ARGUMENT when two of these name different runtimes.
+        """
+        spec = request.image
+        hints: dict[str, Runtime] = {}
+        prefixed = self.by_prefix(spec.image) or self.by_prefix(spec.user_specified_image)
+        if prefixed is not None:
+            hints[f"its name {spec.image!r}"] = prefixed
+        pod = getattr(request, "sandbox_config", None)
+        for what, said in (
+            ("its annotations", spec.annotations),
+            ("its pod's annotations", pod.annotations if pod is not None else {}),
+        ):
+            named = self.chooser.by_annotation(said)
+            if named is not None:
+                hints[what] = named
+        if spec.runtime_handler:
+            serving = self.chooser.by_handler(spec.runtime_handler)
+            if len(serving) == 1:
+                hints[f"the handler {spec.runtime_handler!r}"] = serving[0]
+        chosen = list(dict.fromkeys(hints.values()))
+        if len(chosen) > 1:
+            claims = ", ".join(f"{what} says {r.name}" for what, r in hints.items())
+            raise RpcError(
+                Code.INVALID_ARGUMENT, f"image {spec.image!r} is claimed by two runtimes: {claims}"
+            )
+        if chosen:
+            return chosen[0]
+        if pod is not None and pod.metadata.uid:
+            having = [r for r in self.owners.runtimes if pod.metadata.uid in r.last.pod_uids]
+            if len(having) == 1:
+                return having[0]
+        return self.by_digest(spec.image)
+
+
+@frozen
+class OneImage:
+    """The rule for PullImage, ImageStatus and RemoveImage.
+
+    Args:
+        router: says whose an image is.
+    """
+
+    router: ImageRouter
+
+    def __call__(self, call: ServerCall, method: Method) -> None:
+        """Route a call."""
+        request = parse_request(method, call.payload())
+        runtime = self.router.told(request)
+        if runtime is None and image_names.is_image_id(request.image.image):
+            call.run(self._by_id(call, method, request))
+        else:
+            to_runtime(call, runtime or self.router.owners.primary, method, request)
+
+    async def _by_id(self, call: ServerCall, method: Method, request: Any) -> None:
+        """An image id without any hint: who has it?"""
+        runtimes = self.router.owners.runtimes
+        holders = await _holders(runtimes, request.image.image, call)
+        if method.name == "RemoveImage" and len(holders) > 1:
+            await _remove(call, method, request, holders)
+            return
+        to_runtime(call, holders[0] if holders else runtimes[0], method, request)
+
+
+def to_runtime(call: ServerCall, runtime: Runtime, method: Method, request: Any) -> None:
+    """Pass a call on with its image names as the runtime calls them."""
+    changed = False
+    if not runtime.primary:
+        change = image_names.inside(runtime.config.image_prefix)
+        changed = image_names.in_request(request, change)
+    forward(call, runtime, method, request if changed else None)
+
+
+async def _holders(runtimes: Sequence[Runtime], image_id: str, call: ServerCall) -> list[Runtime]:
+    """The runtimes that have an image; one that is away is taken by its last word."""
+    if len(runtimes) == 1:
+        return list(runtimes)
+    having = await asyncio.gather(*(_has(r, image_id, call) for r in runtimes))
+    return [r for r, has in zip(runtimes, having, strict=True) if has]
+
+
+async def _has(runtime: Runtime, image_id: str, call: ServerCall) -> bool:
+    if runtime.answering:
+        request = _STATUS.request()
+        request.image.image = image_id
+        try:
+            reply = await runtime.ask(
+                _STATUS, request.SerializeToString(), remaining=call.remaining()
+            )
+        except RpcError as error:
+            if error.code in KNOWS_NONE:
+                return False
+        else:
+            answer = parse_response(_STATUS, reply.payload, runtime.where)
+            return bool(answer.HasField("image"))
+    return image_id in runtime.last.images or f"sha256:{image_id}" in runtime.last.images
+
+
+async def _remove(
+    call: ServerCall, method: Method, request: Any, holders: Sequence[Runtime]
+) -> None:
+    """Remove an image from all that have it: afterwards it is to be nobody's."""
+    for runtime in holders:
+        if not runtime.answering:
+            raise runtime.away_error()
+    try:
+        replies = await asyncio.gather(
+            *(
+                r.call(
+                    method,
+                    request.SerializeToString(),
+                    metadata=call.metadata,
+                    timeout=call.remaining(),
+                )
+                for r in holders
+            )
+        )
+        for runtime in holders:
+            runtime.last.did(method.name)
+    finally:
+        for runtime in holders:
+            runtime.touched()
+    call.send_message(replies[0].payload)
+    call.finish()

@@ -1,0 +1,142 @@
+"""Lists, statistics and metrics: every runtime's items in one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from attrs import frozen
+
+from criproxy.methods import Method, parse_request
+from criproxy.rewrite import image_names
+from criproxy.routes.by_id import SANDBOX
+from criproxy.routes.images import ImageRouter
+from criproxy.routes.joins import Join, concatenated
+from criproxy.routes.read import Part, Question, start_read
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.status import RpcError
+from criproxy.runtimes.owners import Owner, Owners
+from criproxy.runtimes.runtime import Runtime
+
+
+@frozen
+class Filtered:
+    """A filter's part in the routing.
+
+    Args:
+        owners: knows the runtimes and their ids.
+        images: says whose an image is.
+    """
+
+    owners: Owners
+    images: ImageRouter
+
+    def narrow(self, request: Any) -> tuple[tuple[Runtime, ...], bool]:
+        """The runtimes that can have what the filter asks for.
+
+        Returns:
+            The runtimes, and whether the filter was put into the inside form of the only one.
+        """
+        everyone = self.owners.runtimes
+        if not any(field.name == "filter" for field, _ in request.ListFields()):
+            return everyone, False
+        wanted = request.filter
+        if hasattr(wanted, "image"):
+            return self._by_image(request)
+        changed = False
+        for field in ("id", SANDBOX):
+            some_id = getattr(wanted, field, "")
+            owner = self.owners.known(some_id) if some_id else None
+            if owner is not None:
+                changed = _put(wanted, field, owner) or changed
+                everyone = tuple(r for r in everyone if r is owner.runtime)
+        return everyone, changed
+
+    def _by_image(self, request: Any) -> tuple[tuple[Runtime, ...], bool]:
+        name = request.filter.image.image
+        if not name or image_names.is_image_id(name):
+            return self.owners.runtimes, False
+        runtime = self.images.by_prefix(name) or self.images.by_digest(name)
+        if runtime is None:
+            return (self.owners.primary,), False
+        change = image_names.inside(runtime.config.image_prefix)
+        return (runtime,), image_names.in_request(request, change)
+
+
+def _put(wanted: Any, field: str, owner: Owner) -> bool:
+    if getattr(wanted, field) == owner.id:
+        return False
+    setattr(wanted, field, owner.id)
+    return True
+
+
+@frozen
+class MergedList:
+    """The rule.
+
+    Args:
+        filtered: narrows a filtered list to those who can have the items.
+        join: makes one answer of all.
+    """
+
+    filtered: Filtered
+    join: Join = concatenated
+
+    def __call__(self, call: ServerCall, method: Method) -> None:
+        """Answer a list."""
+        raw = call.payload()
+        request = parse_request(method, raw)
+        runtimes, changed = self.filtered.narrow(request)
+        if changed:
+            raw = request.SerializeToString()
+        _Gathering(Question(call, method, request, raw), runtimes, self.join)
+
+
+class _Gathering:
+    """The parts of one answer, on their way together; follows the client's side of the call."""
+
+    def __init__(self, question: Question, runtimes: tuple[Runtime, ...], join: Join) -> None:
+        self._question = question
+        self._join = join
+        self._parts: list[Part | None] = [None] * len(runtimes)
+        self._missing = len(runtimes)
+        self._cancels: list[Callable[[], None]] = []
+        question.call.follow(self)
+        for position, runtime in enumerate(runtimes):
+            self._cancels.append(start_read(runtime, question, partial(self._told, position)))
+        if not runtimes:
+            self._answer()
+
+    def client_data(self, data: bytes, ended: bool) -> None:
+        """A unary request has nothing more to say; what comes anyway is held back unread."""
+
+    def client_gone(self) -> None:
+        """Nobody wants the answer any more."""
+        for cancel in self._cancels:
+            cancel()
+
+    def client_drained(self) -> None:
+        """The answer is one message; nothing waits behind it."""
+
+    def _told(self, position: int, part: Part | RpcError) -> None:
+        call = self._question.call
+        if call.finished:
+            return
+        if isinstance(part, RpcError):
+            call.fail(part)
+            self.client_gone()
+            return
+        self._parts[position] = part
+        self._missing -= 1
+        if not self._missing:
+            self._answer()
+
+    def _answer(self) -> None:
+        call = self._question.call
+        parts = [part for part in self._parts if part is not None]
+        if parts:
+            call.send_metadata(parts[0].metadata)
+        question = self._question
+        call.send_message(self._join(question.method, [part.raw for part in parts]))
+        call.finish(extra=parts[0].trailers if parts else ())

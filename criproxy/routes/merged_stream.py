@@ -1,0 +1,170 @@
+"""The Stream* lists: the messages of all runtimes, asked side by side, in one stream.
+
+A runtime that does not know the streaming form yet is asked by the unary one, whose answer has the
+same encoding as one message of the stream. If the primary does not know it, neither does the proxy:
+a kubelet then uses the unary calls for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from attrs import frozen
+
+from criproxy.methods import BY_NAME, Method, parse_request, parse_response
+from criproxy.routes.forward import forward
+from criproxy.routes.merged_list import Filtered
+from criproxy.routes.metrics import label_changes
+from criproxy.routes.read import Question, named, outside_of, read
+from criproxy.routes.together import together
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.runtime import Runtime
+from criproxy.runtimes.witness import NotAnswered
+
+#: The unary form of each.
+UNARY: Mapping[str, str] = {
+    "StreamPodSandboxes": "ListPodSandbox",
+    "StreamContainers": "ListContainers",
+    "StreamContainerStats": "ListContainerStats",
+    "StreamPodSandboxStats": "ListPodSandboxStats",
+    "StreamPodSandboxMetrics": "ListPodSandboxMetrics",
+    "StreamImages": "ListImages",
+}
+
+
+@frozen
+class MergedStream:
+    """The rule.
+
+    Args:
+        filtered: narrows a filtered list to those who can have the items.
+    """
+
+    filtered: Filtered
+
+    def __call__(self, call: ServerCall, method: Method) -> None:
+        """Answer a list."""
+        raw = call.payload()
+        request = parse_request(method, raw)
+        runtimes, changed = self.filtered.narrow(request)
+        if len(runtimes) == 1 and runtimes[0].primary and runtimes[0].answering:
+            forward(call, runtimes[0], method, request if changed else None)
+            return
+        if changed:
+            raw = request.SerializeToString()
+        call.run(self._answer(call, method, raw, runtimes))
+
+    async def _answer(
+        self, call: ServerCall, method: Method, raw: bytes, runtimes: tuple[Runtime, ...]
+    ) -> None:
+        known = asyncio.Event()
+        first = (
+            _send_all(call, runtime, method, raw, outside_of(runtime), known, leads=True)
+            for runtime in runtimes[:1]
+        )
+        await together(*first, _others(call, method, raw, runtimes, known))
+        call.finish()
+
+
+async def _others(
+    call: ServerCall,
+    method: Method,
+    raw: bytes,
+    runtimes: tuple[Runtime, ...],
+    known: asyncio.Event,
+) -> None:
+    """Send what all have but the first; nothing of it, nor an error, before the first knows it."""
+    if len(runtimes) < 2:
+        return
+    try:
+        if method.name == "StreamPodSandboxMetrics":
+            changes = await label_changes(call, runtimes)
+        else:
+            changes = [outside_of(runtime) for runtime in runtimes]
+        await together(
+            *(
+                _send_all(call, runtime, method, raw, change, known)
+                for runtime, change in zip(runtimes[1:], changes[1:], strict=True)
+            )
+        )
+    except RpcError:
+        await known.wait()
+        raise
+
+
+async def _send_all(
+    call: ServerCall,
+    runtime: Runtime,
+    method: Method,
+    raw: bytes,
+    change: Callable[[Any], bool],
+    known: asyncio.Event,
+    *,
+    leads: bool = False,
+) -> None:
+    """Send what one runtime has.
+
+    Args:
+        call, runtime, method, raw: what was asked, and whom.
+        change: puts a message into its outside form; says whether it differs.
+        known: set once it is clear that the runtime that leads knows the method.
+        leads: whether this is that one.
+    """
+    async with aclosing(_messages(runtime, call, method, raw)) as messages:
+        async for message in messages:
+            if leads:
+                known.set()
+            await known.wait()
+            answer = parse_response(method, message, runtime.where)
+            call.send_message(bytes(answer.SerializeToString()) if change(answer) else message)
+            await call.drained()
+    if leads:
+        known.set()
+
+
+async def _messages(
+    runtime: Runtime, call: ServerCall, method: Method, raw: bytes
+) -> AsyncGenerator[bytes, None]:
+    """One runtime's messages, or those that stand in for them."""
+    unary = BY_NAME[UNARY[method.name]]
+    question = Question(call, unary, _as(unary, raw), raw)
+    if not runtime.reads(method):
+        yield (await read(runtime, question)).raw
+        return
+    told = False
+    try:
+        async with aclosing(runtime.stream(method, raw, metadata=call.metadata)) as messages:
+            while (message := await _next(messages, runtime, method)) is not None:
+                told = True
+                yield message
+    except RpcError as error:
+        unknown = error.code == Code.UNIMPLEMENTED and not runtime.primary
+        if told or not (unknown or isinstance(error, NotAnswered)):
+            raise named(runtime, error) from error
+        yield (await read(runtime, question)).raw
+
+
+async def _next(
+    messages: AsyncGenerator[bytes, None], runtime: Runtime, method: Method
+) -> bytes | None:
+    """The next message, None at the end.
+
+    Raises:
+        RpcError: UNAVAILABLE when it does not come in time.
+    """
+    seconds = runtime.read_timeout(None)
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(messages, None)
+    except TimeoutError:
+        runtime.late(method, seconds)
+        raise runtime.gap_error(method) from None
+
+
+def _as(method: Method, raw: bytes) -> Any:
+    """The request in its unary form: the filters are the same."""
+    return parse_request(method, raw)

@@ -1,0 +1,248 @@
+"""One runtime's part of a merged answer, told truthfully also while it is away.
+
+Answering runtimes are asked. For one that is away its last known items stand in for a grace
+period, then the call fails: a kubelet that sees an error keeps its view of the node, one that
+sees a short list starts to clean up. A runtime that nobody has ever heard of adds nothing, so that
+it can be configured before it is installed, and run as a pod of this very node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from criproxy.http2.headers import Header
+from criproxy.methods import BY_NAME, Method, check_response, parse_response
+from criproxy.rewrite import filters, image_names
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.outgoing import Reply
+from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.unary import awaited
+from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.runtime import Runtime
+from criproxy.runtimes.witness import NotAnswered
+from virtlet.cri import api_pb2
+
+#: Field 1, an empty message: what a kubelet sends that asks for all containers.
+_EMPTY_FILTER = b"\x0a\x00"
+#: Answers that name no pods: they are served however old they are.
+_TIMELESS = ("ImageFsInfo", "ListMetricDescriptors")
+#: Statistics that can be filtered, and the list of what they are about.
+_STATISTICS: Mapping[str, str] = {
+    "ListContainerStats": "ListContainers",
+    "ListPodSandboxStats": "ListPodSandbox",
+}
+
+
+@frozen
+class Question:
+    """What every runtime is asked.
+
+    Args:
+        call: the client's call.
+        method: a unary read.
+        request: its message.
+        raw: the message as it came, to be passed on.
+    """
+
+    call: ServerCall
+    method: Method
+    request: Any
+    raw: bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is asked for: no filter, or an empty one."""
+        return self.raw in (b"", _EMPTY_FILTER)
+
+
+@frozen
+class Part:
+    """One runtime's part of the answer.
+
+    Args:
+        raw: the answer's message in its outside form.
+        metadata, trailers: what came with it.
+    """
+
+    raw: bytes
+    metadata: Sequence[Header] = ()
+    trailers: Sequence[Header] = ()
+
+
+NOTHING = Part(b"")
+
+
+#: Called once with a runtime's part, or with the error that the whole answer fails with.
+Told = Callable[[Part | RpcError], None]
+
+
+def start_read(runtime: Runtime, question: Question, told: Told) -> Callable[[], None]:
+    """Ask a runtime for its part.
+
+    Args:
+        runtime: who is asked.
+        question: what.
+        told: called once, maybe before this returns.
+
+    Returns:
+        What to call when the part is not wanted any more.
+    """
+    if not runtime.reads(question.method):
+        told(_caught(stand_in, runtime, question))
+        return _nothing
+    call = question.call
+    remaining = call.remaining()
+    timeout = runtime.read_timeout(remaining)
+    own_limit = remaining is None or remaining > timeout
+
+    def done(result: Reply | RpcError) -> None:
+        if isinstance(result, RpcError):
+            late = isinstance(result, NotAnswered) and result.code == Code.DEADLINE_EXCEEDED
+            if late and own_limit:
+                runtime.late(question.method, timeout)
+            told(_caught(_instead, runtime, question, result, own_limit))
+        else:
+            told(_caught(_part, runtime, question, result))
+
+    return runtime.start_call(
+        question.method,
+        question.raw,
+        metadata=call.metadata,
+        timeout=timeout,
+        watched=own_limit,
+        done=done,
+    ).cancel
+
+
+async def read(runtime: Runtime, question: Question) -> Part:
+    """A runtime's part.
+
+    Raises:
+        RpcError: when the runtime answered with an error, or is away for longer than its grace.
+    """
+    return await awaited(lambda told: start_read(runtime, question, told))
+
+
+def _nothing() -> None:
+    """There is nothing to be given up."""
+
+
+def _caught(work: Callable[..., Part], *args: Any) -> Part | RpcError:
+    try:
+        return work(*args)
+    except RpcError as error:
+        return error
+
+
+def _part(runtime: Runtime, question: Question, reply: Reply) -> Part:
+    """The part in a runtime's answer."""
+    method, raw = question.method, reply.payload
+    if method.name in INVENTORY and not renames(runtime, method):
+        # Decoded when it is kept.
+        check_response(method, raw, runtime.where)
+        outside = raw
+    else:
+        outside = _outside(runtime, parse_response(method, raw, runtime.where), raw)
+    if question.complete:
+        runtime.last.store_soon(method.name, raw, question.call.started)
+    return Part(outside, reply.metadata, reply.trailers)
+
+
+def _instead(runtime: Runtime, question: Question, error: RpcError, own_limit: bool) -> Part:
+    """The part of a runtime that answered with an error, or not at all."""
+    if error.code == Code.UNIMPLEMENTED and not runtime.primary:
+        # Nothing is all it ever tells, also while it is away.
+        runtime.last.store(question.method.name, b"", question.call.started)
+        return NOTHING
+    if not isinstance(error, NotAnswered):
+        raise named(runtime, error)
+    if error.code == Code.DEADLINE_EXCEEDED and not own_limit:
+        raise error
+    return stand_in(runtime, question)
+
+
+def stand_in(runtime: Runtime, question: Question) -> Part:
+    """What is known of a runtime that is away, or does not answer this.
+
+    Raises:
+        RpcError: UNAVAILABLE when nothing may be served in its place.
+    """
+    method = question.method
+    if not runtime.last.seen:
+        if runtime.primary:
+            raise runtime.away_error()
+        return NOTHING
+    if not runtime.may_fill_in(method) and method.name not in _TIMELESS:
+        raise runtime.gap_error(method)
+    if not runtime.last.amendable(method.name):
+        raise runtime.gap_error(method)
+    answer = runtime.last_answer(method)
+    if answer is None:
+        if method.name in _TIMELESS or runtime.last.is_empty:
+            return NOTHING
+        # It has pods, and what this call says of them was never heard: without them, a kubelet
+        # would evict those first of which it sees no statistics.
+        raise runtime.gap_error(method)
+    answer = _narrowed(runtime, question, answer)
+    return Part(_outside(runtime, answer, answer.SerializeToString()))
+
+
+def _narrowed(runtime: Runtime, question: Question, answer: Any) -> Any:
+    """What the request's filter lets through.
+
+    Raises:
+        RpcError: UNAVAILABLE when nothing is known of a pod or container that runs.
+    """
+    items = _STATISTICS.get(question.method.name)
+    if items is None or question.complete:
+        return filters.apply(question.request, answer)
+    containers = runtime.last_answer(BY_NAME["ListContainers"])
+    listed = containers.containers if containers is not None else ()
+    narrowed = filters.apply(question.request, answer, listed)
+    if not narrowed.stats and _running(runtime, BY_NAME[items], question.request.filter):
+        raise runtime.gap_error(question.method)
+    return narrowed
+
+
+def _running(runtime: Runtime, items: Method, wanted: Any) -> bool:
+    """Whether anything runs, or may run, that a filter of statistics lets through."""
+    listed = runtime.last_answer(items)
+    if listed is None:
+        return not runtime.last.is_empty
+    request = items.request()
+    request.filter.id = wanted.id
+    request.filter.label_selector.update(wanted.label_selector)
+    if items.name == "ListContainers":
+        request.filter.pod_sandbox_id = wanted.pod_sandbox_id
+        request.filter.state.state = api_pb2.CONTAINER_RUNNING
+    else:
+        request.filter.state.state = api_pb2.SANDBOX_READY
+    return bool(filters.apply(request, listed).ByteSize())
+
+
+def named(runtime: Runtime, error: RpcError) -> RpcError:
+    """A runtime's error in a merged answer says whose it is; the primary's passes as it is."""
+    if runtime.primary:
+        return error
+    return RpcError(error.code, f"{runtime.where}: {error.message}", error.trailers)
+
+
+def renames(runtime: Runtime, method: Method) -> bool:
+    """Whether a runtime's answers to a method can have image names that differ outside."""
+    return not runtime.primary and image_names.has_names(method.response.__name__)
+
+
+def outside_of(runtime: Runtime) -> Callable[[Any], bool]:
+    """Puts a runtime's image names into their outside form; says whether any differed."""
+    if runtime.primary:
+        return lambda message: False
+    change = image_names.outside(runtime.config.image_prefix)
+    return lambda message: image_names.in_response(message, change)
+
+
+def _outside(runtime: Runtime, answer: Any, raw: bytes) -> bytes:
+    changed = outside_of(runtime)(answer)
+    return bytes(answer.SerializeToString()) if changed else raw

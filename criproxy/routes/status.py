@@ -1,0 +1,120 @@
+"""Status: conditions of all runtimes, their handlers and features united.
+
+The primary's conditions come first: a kubelet takes the first of each type for the node's, and the
+node is as ready as its primary runtime. The others' say how those are; the reason names whose each
+is. A Status that only one of the others fails is no reason to call the whole node not ready.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attrs import frozen
+
+from criproxy.methods import Method, parse_request, parse_response
+from criproxy.routes.forward import forward
+from criproxy.routes.read import Part
+from criproxy.routes.together import together
+from criproxy.rpc.call import ServerCall
+from criproxy.rpc.status import RpcError
+from criproxy.runtimes.owners import Owners
+from criproxy.runtimes.runtime import Runtime
+from criproxy.runtimes.witness import NotAnswered
+
+#: What a runtime is not that does not tell its status; the CRI requires both of every runtime.
+_REQUIRED = ("RuntimeReady", "NetworkReady")
+
+
+@frozen
+class MergedStatus:
+    """The rule.
+
+    Args:
+        owners: knows the runtimes.
+    """
+
+    owners: Owners
+
+    def __call__(self, call: ServerCall, method: Method) -> None:
+        """Answer a call."""
+        primary = self.owners.primary
+        if len(self.owners.runtimes) == 1 and primary.answering:
+            forward(call, primary, method)
+            return
+        request = parse_request(method, call.payload())
+        call.run(self._answer(call, method, request))
+
+    async def _answer(self, call: ServerCall, method: Method, request: Any) -> None:
+        runtimes = self.owners.runtimes
+        parts = await together(*(_read(r, call, method, request) for r in runtimes))
+        merged = method.response()
+        for runtime, part in zip(runtimes, parts, strict=True):
+            _add(merged, runtime, parse_response(method, part.raw, runtime.where))
+        if request.verbose:
+            merged.info["criproxy"] = json.dumps([_info(r) for r in runtimes])
+        call.send_metadata(parts[0].metadata)
+        call.send_message(merged.SerializeToString())
+        call.finish(extra=parts[0].trailers)
+
+
+async def _read(runtime: Runtime, call: ServerCall, method: Method, request: Any) -> Part:
+    if not runtime.answering:
+        return _not_ready(runtime, method, "Away", runtime.away_error())
+    try:
+        reply = await runtime.ask(
+            method, call.payload(), metadata=call.metadata, remaining=call.remaining()
+        )
+    except RpcError as error:
+        if isinstance(error, NotAnswered):
+            return _not_ready(runtime, method, "Late" if runtime.answering else "Away", error)
+        if runtime.primary:
+            raise
+        return _not_ready(runtime, method, "Error", error)
+    parse_response(method, reply.payload, runtime.where)
+    if not request.verbose:
+        # The information is for who asks now; it is large, and old soon.
+        runtime.last.store(method.name, reply.payload, call.started)
+    return Part(reply.payload, reply.metadata, reply.trailers)
+
+
+def _not_ready(runtime: Runtime, method: Method, reason: str, error: RpcError) -> Part:
+    """What is told of a runtime that does not tell it itself."""
+    answer = method.response()
+    for kind in _REQUIRED:
+        answer.status.conditions.add(type=kind, status=False, reason=reason, message=error.message)
+    last = runtime.last_answer(method)
+    if last is not None:
+        answer.runtime_handlers.extend(last.runtime_handlers)
+    return Part(answer.SerializeToString())
+
+
+def _add(merged: Any, runtime: Runtime, answer: Any) -> None:
+    for condition in answer.status.conditions:
+        said = condition.reason
+        condition.reason = f"{runtime.name}: {said}" if said else runtime.name
+    handlers = list(answer.runtime_handlers)
+    info = dict(answer.info)
+    del answer.runtime_handlers[:]
+    answer.info.clear()
+    # Conditions are appended, features that are true stay true, unknown fields come along.
+    merged.MergeFrom(answer)
+    known = {handler.name for handler in merged.runtime_handlers}
+    for handler in handlers:
+        # The nameless handler is the primary's: nobody else is asked for it.
+        if handler.name not in known and (handler.name or runtime.primary):
+            merged.runtime_handlers.append(handler)
+    for key, value in info.items():
+        merged.info[key if runtime.primary else f"{runtime.name}/{key}"] = value
+
+
+def _info(runtime: Runtime) -> dict[str, object]:
+    return {
+        "name": runtime.name,
+        "socket": runtime.config.socket,
+        "primary": runtime.primary,
+        "answering": runtime.answering,
+        "reason": runtime.reason,
+        "sandboxes": len(runtime.last.sandboxes),
+        "containers": len(runtime.last.containers),
+    }

@@ -1,0 +1,268 @@
+"""A call that a client makes of the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from criproxy.http2.headers import Header, first
+from criproxy.http2.stream import Stream
+from criproxy.rpc.framing import Message, MessageReader, frame
+from criproxy.rpc.metadata import metadata_of, parse_timeout
+from criproxy.rpc.status import Code, RpcError, trailers_of
+
+log = logging.getLogger(__name__)
+
+_RESPONSE_HEADERS: tuple[Header, ...] = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+)
+#: A stream of answers is held back while the client has this much unread.
+_HELD_BACK = 1 << 20
+
+
+class Follower(Protocol):
+    """Who takes over the client's side of a call once it is known where it goes."""
+
+    def client_data(self, data: bytes, ended: bool) -> None:
+        """More of the request came."""
+
+    def client_gone(self) -> None:
+        """The client cancelled, or its connection is gone."""
+
+    def client_drained(self) -> None:
+        """The client has taken everything that was sent to it."""
+
+
+class ServerCall:
+    """One call: its request until it is routed, then its answer.
+
+    Args:
+        stream: the client's stream.
+        headers: the request's headers.
+        ended: whether the request ended with them.
+        limit: bytes that the first message may have.
+        route: called once the first message is there (or the request ended without one).
+        done: called when the call has ended, with its status.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        headers: list[Header],
+        ended: bool,
+        limit: int,
+        route: Callable[[ServerCall], None],
+        done: Callable[[ServerCall, Code], None],
+    ) -> None:
+        self.stream = stream
+        self.headers = headers
+        self.path = (first(headers, b":path") or b"").decode(errors="replace")
+        self.method = self.path.rpartition("/")[2]
+        self.message: Message | None = None
+        self.started = time.monotonic()
+        self.deadline: float | None = None
+        self.runtime = ""
+        #: Whether the call goes on until the client ends it.
+        self.endless = False
+        self.finished = False
+        self.request_ended = ended
+        self._limit = limit
+        self._route = route
+        self._done = done
+        self._reader = MessageReader(limit)
+        self._follower: Follower | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._headers_sent = False
+        self._draining: list[asyncio.Future[None]] = []
+
+    def start(self) -> None:
+        """Look at the headers, and route at once when no message will come."""
+        content_type = first(self.headers, b"content-type") or b""
+        if not content_type.startswith(b"application/grpc"):
+            self.stream.send_headers([(b":status", b"415")], ended=True)
+            self._end(Code.INTERNAL)
+            return
+        try:
+            timeout = first(self.headers, b"grpc-timeout")
+            if timeout is not None:
+                self.deadline = self.started + parse_timeout(timeout)
+            if self.request_ended:
+                self._route(self)
+        except RpcError as error:
+            self.fail(error)
+
+    # What the handlers ask.
+
+    @cached_property
+    def metadata(self) -> list[Header]:
+        """The client's metadata."""
+        return metadata_of(self.headers)
+
+    def payload(self) -> bytes:
+        """The first message.
+
+        Raises:
+            RpcError: when none came or it does not unpack.
+        """
+        if self.message is None:
+            raise RpcError(Code.INVALID_ARGUMENT, f"{self.method} was called without a message")
+        return self.message.payload(first(self.headers, b"grpc-encoding"), self._limit)
+
+    def remaining(self) -> float | None:
+        """Seconds until the client's deadline, or None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def follow(self, follower: Follower) -> bytes:
+        """Hand the client's side over; returns what came of the request after the first message."""
+        if not self.finished:
+            self._follower = follower
+        rest = self._reader.rest()
+        self.stream.consumed(len(rest))
+        return rest
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Answer from a task; it is cancelled when the client goes."""
+        self._task = asyncio.get_running_loop().create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except RpcError as error:
+            self.fail(error)
+        except asyncio.CancelledError:
+            self.fail(RpcError(Code.CANCELLED, "the call was cancelled"))
+        except Exception:
+            log.exception("%s failed", self.path)
+            self.fail(RpcError(Code.INTERNAL, f"criproxy failed in {self.method}; see its log"))
+        finally:
+            self._task = None
+
+    # What the handlers answer.
+
+    def send_headers(self, headers: Sequence[Header]) -> None:
+        """Pass a runtime's response headers on as they are."""
+        if not self.finished:
+            self._headers_sent = True
+            self.stream.send_headers(headers)
+
+    def send_metadata(self, metadata: Sequence[Header]) -> None:
+        """Start an answer of our own with this initial metadata."""
+        self.send_headers([*_RESPONSE_HEADERS, *metadata])
+
+    def send_message(self, payload: bytes) -> None:
+        """Send one message."""
+        if not self._headers_sent:
+            self.send_metadata(())
+        self.stream.send_data(frame(payload))
+
+    def finish(self, code: Code = Code.OK, message: str = "", extra: Sequence[Header] = ()) -> None:
+        """End the call with a status of our own."""
+        if self.finished:
+            return
+        trailers = trailers_of(code, message, extra)
+        if self._headers_sent:
+            self.stream.send_trailers(trailers)
+        else:
+            self.stream.send_headers([*_RESPONSE_HEADERS, *trailers], ended=True)
+        # The client need not wait for the accounts.
+        self.stream.flush()
+        self._end(code)
+
+    def fail(self, error: RpcError) -> None:
+        """End the call with an error."""
+        self.finish(error.code, error.message, error.trailers)
+
+    def close_with(self, headers: Sequence[Header], code: Code) -> None:
+        """End the call with a runtime's own trailers, or its only headers, as they are."""
+        if self.finished:
+            return
+        if self._headers_sent:
+            self.stream.send_trailers(headers)
+        else:
+            self.stream.send_headers(headers, ended=True)
+        self._end(code)
+
+    async def drained(self) -> None:
+        """Wait while the client has much unread."""
+        while self.stream.queued > _HELD_BACK and not self.finished:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._draining.append(waiter)
+            await waiter
+
+    def cancel(self) -> None:
+        """The proxy is going: end the call so that the client calls again."""
+        task, follower = self._task, self._follower
+        self.fail(RpcError(Code.UNAVAILABLE, "criproxy is stopping; call again"))
+        _let_go(task, follower)
+
+    # The stream's side.
+
+    def on_headers(self, headers: list[Header], ended: bool) -> None:
+        """Requests have one list of headers; `start` has seen it."""
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        """Collect the first message and route the call, or pass the bytes to who follows."""
+        self.request_ended = ended
+        if self._follower is not None:
+            self._follower.client_data(data, ended)
+            return
+        if self.finished:
+            return
+        self._reader.feed(data)
+        if self.message is not None:
+            # Not yet handed over: what comes early waits, bounded by the stream's window.
+            return
+        self.stream.consumed(len(data))
+        try:
+            self.message = self._reader.next()
+            if self.message is not None or ended:
+                if self.message is None and self._reader.pending:
+                    raise RpcError(Code.INVALID_ARGUMENT, "the request ended within a message")
+                self._route(self)
+        except RpcError as error:
+            self.fail(error)
+
+    def on_trailers(self, headers: list[Header]) -> None:
+        """Requests have no trailers."""
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The client gave the call up."""
+        self._leave()
+
+    def on_lost(self, reason: str) -> None:
+        """The client's connection is gone."""
+        self._leave()
+
+    def on_drained(self) -> None:
+        """The client has taken what was sent."""
+        if self._follower is not None:
+            self._follower.client_drained()
+        # Several runtimes may write into one answer, and all of them wait.
+        waiting, self._draining = self._draining, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _leave(self) -> None:
+        if self.finished:
+            return
+        task, follower = self._task, self._follower
+        self._end(Code.CANCELLED)
+        _let_go(task, follower)
+
+    def _end(self, code: Code) -> None:
+        self.finished = True
+        self._follower = None
+        self._done(self, code)
+
+
+def _let_go(task: asyncio.Task[None] | None, follower: Follower | None) -> None:
+    if task is not None:
+        task.cancel()
+    if follower is not None:
+        follower.client_gone()

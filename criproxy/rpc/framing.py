@@ -1,0 +1,123 @@
+"""gRPC's message framing: one byte of flags, four of length, then the message."""
+
+from __future__ import annotations
+
+import zlib
+
+from attrs import frozen
+
+from criproxy.rpc.status import Code, RpcError
+
+_PREFIX = 5
+#: zlib's window argument that takes both gzip and zlib headers.
+_ANY_HEADER = 32 + zlib.MAX_WBITS
+
+
+@frozen
+class Message:
+    """One message as it came.
+
+    Args:
+        raw: prefix and payload, to be passed on as they are.
+        compressed: whether the payload is compressed as the call's headers say.
+    """
+
+    raw: bytes
+    compressed: bool
+
+    def payload(self, encoding: bytes | None, limit: int) -> bytes:
+        """The message itself.
+
+        Args:
+            encoding: the call's `grpc-encoding` header.
+            limit: bytes that the unpacked message may have.
+
+        Raises:
+            RpcError: UNIMPLEMENTED for an unknown encoding, INVALID_ARGUMENT when it does not
+                unpack, RESOURCE_EXHAUSTED when it is larger than the limit.
+        """
+        if not self.compressed:
+            return self.raw[_PREFIX:]
+        if encoding not in (b"gzip", b"deflate"):
+            name = (encoding or b"").decode(errors="replace")
+            raise RpcError(
+                Code.UNIMPLEMENTED, f"message compressed with {name!r}; send gzip, deflate or none"
+            )
+        unpacker = zlib.decompressobj(_ANY_HEADER)
+        try:
+            payload = unpacker.decompress(self.raw[_PREFIX:], limit)
+        except zlib.error as error:
+            raise RpcError(
+                Code.INVALID_ARGUMENT, f"the compressed message does not unpack: {error}"
+            ) from error
+        if unpacker.unconsumed_tail:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, f"message larger than {limit} bytes unpacked")
+        return payload
+
+
+def frame(payload: bytes) -> bytes:
+    """A message ready to be sent, uncompressed."""
+    return b"\x00" + len(payload).to_bytes(4, "big") + payload
+
+
+class MessageReader:
+    """Cuts messages out of the bytes of a stream.
+
+    Args:
+        limit: bytes that one message may have; a longer one is refused by its announced length.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def pending(self) -> int:
+        """Bytes that have come and are not part of a message handed out."""
+        return self._size
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes."""
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+
+    def next(self) -> Message | None:
+        """The next complete message, or None.
+
+        Raises:
+            RpcError: RESOURCE_EXHAUSTED when it is announced longer than the limit, INTERNAL
+                when its flags are none that gRPC knows.
+        """
+        if self._size < _PREFIX:
+            return None
+        if len(self._parts[0]) < _PREFIX:
+            self._join()
+        head = self._parts[0]
+        length = int.from_bytes(head[1:_PREFIX], "big")
+        if head[0] > 1:
+            raise RpcError(Code.INTERNAL, "malformed gRPC message: unknown flags")
+        if length > self._limit:
+            raise RpcError(
+                Code.RESOURCE_EXHAUSTED,
+                f"message of {length} bytes; at most {self._limit} can pass here",
+            )
+        total = _PREFIX + length
+        if self._size < total:
+            return None
+        whole = self._join()
+        self._parts = [whole[total:]] if len(whole) > total else []
+        self._size -= total
+        return Message(whole[:total] if self._size else whole, bool(whole[0]))
+
+    def rest(self) -> bytes:
+        """Take what is left, complete or not."""
+        whole = self._join()
+        self._parts, self._size = [], 0
+        return whole
+
+    def _join(self) -> bytes:
+        if len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0] if self._parts else b""

@@ -1,0 +1,1 @@
+"""The runtimes behind the proxy: connections, what is known of them, who owns which id."""

@@ -1,0 +1,152 @@
+"""What calls have changed in a runtime's lists since it was asked for them.
+
+A runtime can die right after it has answered a change. Its last list is not the truth any more
+then, but with what its client was told since it is. Only changes that were answered with OK count:
+of others the client knows no more than the list says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from virtlet.cri import api_pb2
+
+PODS, CONTAINERS, IMAGES = "ListPodSandbox", "ListContainers", "ListImages"
+
+#: Changes to one list that are remembered; of more it is not known what they were.
+_LIMIT = 512
+
+#: Changes a list's answer in place.
+Amend = Callable[[Any], None]
+
+
+@frozen
+class _Amendment:
+    #: None when it is not known what changed.
+    amend: Amend | None
+    at: float
+
+
+class Amendments:
+    """What was changed since each list was asked for."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, list[_Amendment]] = {}
+
+    def add(self, changes: Mapping[str, Amend | None]) -> None:
+        """A call has changed these lists just now; None when nobody knows how."""
+        now = time.monotonic()
+        for name, amend in changes.items():
+            since = self._since.setdefault(name, [])
+            unknown_again = amend is None and since and since[-1].amend is None
+            if unknown_again or len(since) == _LIMIT:
+                # A list that has this change has those before it too.
+                since[-1] = _Amendment(None, now)
+            else:
+                since.append(_Amendment(amend, now))
+
+    def listed(self, name: str, asked: float) -> None:
+        """A list came that was asked for then: what was changed before is in it."""
+        if name in self._since:
+            self._since[name] = [a for a in self._since[name] if a.at >= asked]
+
+    def since(self, name: str) -> tuple[Amend, ...]:
+        """What was changed, as far as it is known."""
+        return tuple(a.amend for a in self._since.get(name, ()) if a.amend is not None)
+
+    def known(self, name: str) -> bool:
+        """Whether it is known of every change what it was."""
+        return all(a.amend is not None for a in self._since.get(name, ()))
+
+
+def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Amend]:
+    """RunPodSandbox with this request has answered with this id."""
+    config = request.config
+    made = api_pb2.PodSandbox(
+        id=sandbox_id,
+        metadata=config.metadata,
+        state=api_pb2.SANDBOX_READY,
+        created_at=time.time_ns(),
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=request.runtime_handler,
+    )
+    return {PODS: lambda answer: _add(answer.items, made)}
+
+
+def container_made(container_id: str, request: Any) -> Mapping[str, Amend]:
+    """CreateContainer with this request has answered with this id."""
+    config = request.config
+    made = api_pb2.Container(
+        id=container_id,
+        pod_sandbox_id=request.pod_sandbox_id,
+        metadata=config.metadata,
+        image=config.image,
+        # What a kubelet asks for is what the image's status told as its id.
+        image_ref=config.image.image,
+        state=api_pb2.CONTAINER_CREATED,
+        created_at=time.time_ns(),
+        labels=config.labels,
+        annotations=config.annotations,
+    )
+    return {CONTAINERS: lambda answer: _add(answer.containers, made)}
+
+
+def done(method: str, some_id: str) -> Mapping[str, Amend | None]:
+    """What a call has changed that is about one sandbox or container, or about images.
+
+    Args:
+        method: its name; one that changes no list changes nothing.
+        some_id: the sandbox's or container's.
+    """
+    if method == "StopPodSandbox":
+        return {
+            PODS: lambda a: _reach(a.items, "id", some_id, api_pb2.SANDBOX_NOTREADY),
+            CONTAINERS: lambda a: _reach(
+                a.containers, "pod_sandbox_id", some_id, api_pb2.CONTAINER_EXITED
+            ),
+        }
+    if method == "RemovePodSandbox":
+        return {
+            PODS: lambda a: _remove(a.items, "id", some_id),
+            CONTAINERS: lambda a: _remove(a.containers, "pod_sandbox_id", some_id),
+        }
+    if method in _STAGES:
+        return {CONTAINERS: lambda a: _reach(a.containers, "id", some_id, _STAGES[method])}
+    if method == "RemoveContainer":
+        return {CONTAINERS: lambda a: _remove(a.containers, "id", some_id)}
+    return dict.fromkeys(_UNKNOWN.get(method, ()))
+
+
+_STAGES: Mapping[str, int] = {
+    "StartContainer": api_pb2.CONTAINER_RUNNING,
+    "StopContainer": api_pb2.CONTAINER_EXITED,
+}
+#: Lists that these change, but their messages do not say into what.
+_UNKNOWN: Mapping[str, tuple[str, ...]] = {
+    "RestorePod": (PODS, CONTAINERS),
+    "PullImage": (IMAGES,),
+    "RemoveImage": (IMAGES,),
+}
+
+
+def _add(items: Any, made: Any) -> None:
+    if all(item.id != made.id for item in items):
+        items.append(made)
+
+
+def _reach(items: Any, field: str, some_id: str, state: int) -> None:
+    # States only go on: a list that was made meanwhile may be ahead.
+    for item in items:
+        if getattr(item, field) == some_id:
+            item.state = max(item.state, state)
+
+
+def _remove(items: Any, field: str, some_id: str) -> None:
+    kept = [item for item in items if getattr(item, field) != some_id]
+    del items[:]
+    items.extend(kept)

@@ -1,0 +1,206 @@
+"""Keeps one runtime connected: dials with back-off, greets, and takes stock while it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+import time
+
+from criproxy.http2.client import ClientConnection
+from criproxy.http2.outbox import Outbox
+from criproxy.methods import BY_NAME
+from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.runtime import Runtime
+from criproxy.runtimes.saved import SavedState, to_save
+from criproxy.runtimes.witness import NotAnswered
+
+log = logging.getLogger(__name__)
+
+#: The inventory is asked for again when nobody listed for this long.
+_STOCK_AGE = 10.0
+#: After a change the inventory is asked for no sooner than this, so that many changes cost one.
+_SETTLE = 0.3
+#: A connection that lasted this long counts as good: the next attempt comes quickly.
+_GOOD = 5.0
+_VERSION = BY_NAME["Version"]
+_UPDATE = BY_NAME["UpdateRuntimeConfig"]
+
+
+class Keeper:
+    """Keeps one runtime connected until cancelled.
+
+    Args:
+        runtime: whose state is kept.
+        outbox: the process' one.
+        saved: where its last known items are kept over restarts, or None.
+    """
+
+    def __init__(self, runtime: Runtime, outbox: Outbox, saved: SavedState | None) -> None:
+        self._runtime = runtime
+        self._outbox = outbox
+        self._saved = saved
+        self._saved_update = runtime.last.owed_update
+        self._leaving = asyncio.Event()
+        #: Done once the first attempt has ended, well or badly.
+        self.tried = asyncio.Event()
+
+    async def run(self) -> None:
+        """Dial, watch, dial again."""
+        dial = self._runtime.config.dial
+        wait = dial.first_wait
+        while True:
+            started = time.monotonic()
+            try:
+                reason = await self._once()
+            except Exception as error:
+                # A runtime without a keeper would never be dialled again.
+                log.exception("keeping %s failed", self._runtime.where)
+                reason = f"criproxy failed ({type(error).__name__}); see its log"
+            self._runtime.went(reason)
+            if time.monotonic() - started > _GOOD:
+                wait = dial.first_wait
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, dial.longest_wait)
+
+    async def _once(self) -> str:
+        """One connection, from dialling to its end; returns why it is no more."""
+        if self._runtime.last.owed_update is not self._saved_update:
+            # What came while the runtime is away is not to be forgotten with the proxy.
+            await self.save()
+        try:
+            connection = await self._connect()
+        except (OSError, RpcError) as error:
+            return _reason(error, self._runtime.config.dial.timeout)
+        finally:
+            self.tried.set()
+        self._runtime.came(connection)
+        # What it has is saved soon, though nothing needs to be asked for.
+        self._runtime.look.set()
+        try:
+            reason = await self._watch(connection)
+        finally:
+            # Calls under way may end on a connection that the runtime is leaving.
+            connection.drain()
+        self._runtime.went(reason)
+        await self.save()
+        return reason
+
+    async def _connect(self) -> ClientConnection:
+        """A connection on which the runtime has answered and told what it has."""
+        runtime = self._runtime
+        path = runtime.config.socket
+        if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(f"{path} is not a socket")
+        self._leaving.clear()
+        loop = asyncio.get_running_loop()
+        connection: ClientConnection | None = None
+        try:
+            async with asyncio.timeout(runtime.config.dial.timeout):
+                _, connection = await loop.create_unix_connection(
+                    lambda: ClientConnection(self._outbox, self._on_leaving), path
+                )
+                await connection.settled
+                await runtime.call(_VERSION, b"", opener=connection.open)
+            await runtime.take_stock((*INVENTORY, "Status"), connection.open)
+            await self._catch_up(connection)
+        except BaseException:
+            if connection is not None:
+                connection.drain()
+            raise
+        return connection
+
+    async def _catch_up(self, connection: ClientConnection) -> None:
+        """Tell the runtime what all runtimes were told while it was away."""
+        runtime = self._runtime
+        update = runtime.last.owed_update
+        if update is None:
+            update = runtime.last_update
+        if update is None:
+            return
+        try:
+            seconds = runtime.read_timeout(None)
+            await runtime.call(_UPDATE, update, timeout=seconds, opener=connection.open)
+        except RpcError as error:
+            log.warning("%s did not take the runtime configuration: %s", runtime.where, error)
+            runtime.told_update(update, error)
+        else:
+            runtime.told_update(update)
+
+    def _on_leaving(self, reason: str) -> None:
+        self._leaving.set()
+        # No new calls from here on; those under way may end.
+        self._runtime.went(reason)
+
+    async def _watch(self, connection: ClientConnection) -> str:
+        """Take stock now and then; return why the connection is no more."""
+        runtime = self._runtime
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        gone = (connection.closed, leaving)
+        try:
+            while True:
+                look = asyncio.ensure_future(runtime.look.wait())
+                await asyncio.wait(
+                    (*gone, look),
+                    timeout=_STOCK_AGE if runtime.answering else runtime.config.dial.longest_wait,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                look.cancel()
+                if runtime.look.is_set():
+                    await asyncio.wait(gone, timeout=_SETTLE, return_when=asyncio.FIRST_COMPLETED)
+                if connection.closed.done():
+                    return connection.closed.result()
+                if not runtime.connected:
+                    return runtime.reason
+                runtime.look.clear()
+                await self._stock(connection)
+        finally:
+            leaving.cancel()
+
+    async def _stock(self, connection: ClientConnection) -> None:
+        runtime = self._runtime
+        was_silent = not runtime.answering
+        seconds = runtime.read_timeout(None)
+        if was_silent:
+            try:
+                await runtime.call(_VERSION, b"", timeout=seconds, opener=connection.open)
+            except NotAnswered as error:
+                if runtime.connected:
+                    runtime.silent(f"no answer to Version: {error.message}")
+                return
+            except RpcError:
+                # An answer, whatever it says.
+                pass
+        if runtime.last.owed_update is not None:
+            await self._catch_up(connection)
+        if was_silent and runtime.connected:
+            runtime.answers()
+        names = INVENTORY if was_silent else runtime.to_stock(_STOCK_AGE)
+        try:
+            await runtime.take_stock(names, connection.open)
+        except RpcError as error:
+            # What it had stays known; who is connected is asked again soon.
+            log.info("%s does not list its pods: %s", runtime.where, error.message)
+        await self.save()
+
+    async def save(self) -> None:
+        """Write what is known to disk, if it changed."""
+        self._saved_update = self._runtime.last.owed_update
+        if self._saved is not None:
+            await asyncio.to_thread(self._saved.save, to_save(self._runtime.last))
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    if isinstance(error, RpcError):
+        if error.code == Code.UNIMPLEMENTED:
+            return f"it does not serve the CRI v1 ({error.message})"
+        return f"{error.message} ({error.code.name})"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} s"
+    if isinstance(error, FileNotFoundError):
+        return "its socket is not there"
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens on its socket"
+    return str(error) or type(error).__name__

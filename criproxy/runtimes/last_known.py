@@ -1,0 +1,221 @@
+"""What a runtime last said it has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from attrs import frozen
+from google.protobuf.message import DecodeError
+
+from criproxy.methods import BY_NAME
+from criproxy.rewrite.image_names import digest_of
+from criproxy.runtimes import amendments
+from criproxy.runtimes.amendments import Amend, Amendments
+
+log = logging.getLogger(__name__)
+
+#: Answers that tell which ids a runtime owns. They are asked for when it comes, and again when
+#: nobody listed for a while, so that they hold when it goes.
+INVENTORY = ("ListPodSandbox", "ListContainers", "ListImages")
+#: Removed ids that are remembered, so that late calls for them still find their owner.
+_FORMER = 8192
+#: Ids and UIDs just made that are remembered until lists have them.
+_LEARNT = 1024
+#: How often ids are learnt at most from clients' lists.
+_INDEX_SECONDS = 0.05
+
+
+@frozen
+class Known:
+    """One method's last answer.
+
+    Args:
+        raw: its message as it came.
+        changes: what calls have changed since.
+    """
+
+    raw: bytes
+    changes: Sequence[Amend]
+
+    def amended(self, answer: Any) -> Any:
+        """The decoded answer with the changes, which are put into it."""
+        for change in self.changes:
+            change(answer)
+        return answer
+
+
+class LastKnown:
+    """The last complete answers of one runtime, and the ids in them.
+
+    Attributes:
+        answers: the answers as they came, by method; `answer` has what was changed since.
+        seen: whether the runtime ever answered, to this proxy or (by the saved state) to an
+            earlier one.
+        confirmed: whether it answered to this proxy.
+        owed_update: an UpdateRuntimeConfig request that it has not got, or None.
+        sandboxes, containers, images: ids.
+        pod_uids: UIDs of its pods.
+        digests: of its images, by which names can end.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, bytes] = {}
+        self.seen = False
+        self.confirmed = False
+        self.owed_update: bytes | None = None
+        self.sandboxes: set[str] = set()
+        self.containers: set[str] = set()
+        self.pod_uids: set[str] = set()
+        self.images: set[str] = set()
+        self.digests: set[str] = set()
+        self._former: OrderedDict[str, None] = OrderedDict()
+        self._stored: dict[str, float] = {}
+        self._amendments = Amendments()
+        self._changed = 0.0
+        self._waiting: dict[str, tuple[bytes, float]] = {}
+        #: When ids and UIDs were learnt that lists asked for earlier need not have.
+        self._learnt: dict[str, float] = {}
+
+    def has(self, some_id: str) -> bool:
+        """Whether a sandbox or container with this id is there."""
+        return some_id in self.containers or some_id in self.sandboxes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no pods."""
+        return not (self.sandboxes or self.containers)
+
+    def had(self, some_id: str) -> bool:
+        """Whether one was there and has been removed."""
+        return some_id in self._former
+
+    def store(self, name: str, raw: bytes, asked: float | None = None) -> None:
+        """Keep a complete answer.
+
+        Args:
+            name: the method.
+            raw: its answer's message.
+            asked: when the call was made (monotonic seconds); now, when not given.
+
+        Raises:
+            DecodeError: when an inventory answer is malformed; nothing is kept then.
+        """
+        asked = time.monotonic() if asked is None else asked
+        if self._is_late(name, asked):
+            return
+        if name in INVENTORY:
+            answer = BY_NAME[name].response.FromString(raw)
+            self._waiting.pop(name, None)
+            self._index(name, answer, asked)
+        self._keep(name, raw, asked)
+
+    def store_soon(self, name: str, raw: bytes, asked: float) -> None:
+        """Keep a complete answer as `store` does, and learn its ids a little later.
+
+        A client waits for the same answer, and the ids are hardly ever new: those that are made
+        through the proxy are learnt when they are made. What turns out to be malformed is not
+        kept.
+        """
+        if self._is_late(name, asked):
+            return
+        if name not in INVENTORY:
+            self._keep(name, raw, asked)
+            return
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(_INDEX_SECONDS, self.catch_up)
+        self._waiting[name] = (raw, asked)
+
+    def _keep(self, name: str, raw: bytes, asked: float) -> None:
+        self.answers[name] = raw
+        self._stored[name] = asked
+        self._amendments.listed(name, asked)
+
+    def answer(self, name: str) -> Known | None:
+        """A method's last answer and what calls have changed since; None without one."""
+        self.catch_up()
+        raw = self.answers.get(name)
+        return None if raw is None else Known(raw, self._amendments.since(name))
+
+    def amendable(self, name: str) -> bool:
+        """Whether it is known what calls have changed since."""
+        self.catch_up()
+        return self._amendments.known(name)
+
+    def _is_late(self, name: str, asked: float) -> bool:
+        """Whether an answer was overtaken by one to a later question."""
+        _, waiting = self._waiting.get(name, (b"", -math.inf))
+        return asked < max(waiting, self._stored.get(name, -math.inf))
+
+    def catch_up(self) -> None:
+        """Keep the answers that wait for it."""
+        waiting, self._waiting = self._waiting, {}
+        for name, (raw, asked) in waiting.items():
+            try:
+                self.store(name, raw, asked)
+            except DecodeError:
+                log.warning("a malformed answer to %s is not kept", name)
+
+    def learn_sandbox(self, sandbox_id: str, request: Any) -> None:
+        """A sandbox was made, by RunPodSandbox or RestorePod with this request."""
+        pod_uid = request.config.metadata.uid
+        self.sandboxes.add(sandbox_id)
+        self.pod_uids.add(pod_uid)
+        self._learn(sandbox_id)
+        self._learn(pod_uid)
+        self._amendments.add(amendments.sandbox_made(sandbox_id, request))
+
+    def learn_container(self, container_id: str, request: Any | None = None) -> None:
+        """A container was made, by CreateContainer with this request."""
+        self.containers.add(container_id)
+        self._learn(container_id)
+        if request is not None:
+            self._amendments.add(amendments.container_made(container_id, request))
+
+    def did(self, method: str, some_id: str = "") -> None:
+        """A call was answered with OK, about this sandbox or container if about any."""
+        self._amendments.add(amendments.done(method, some_id))
+
+    def _learn(self, name: str) -> None:
+        self._learnt[name] = time.monotonic()
+        if len(self._learnt) > _LEARNT:
+            del self._learnt[next(iter(self._learnt))]
+
+    def changed(self) -> None:
+        """Something was made, started, stopped or removed: stored answers are outdated."""
+        self._changed = time.monotonic()
+
+    def outdated(self, age: float) -> list[str]:
+        """Inventory methods to be asked again: changed since, or stored `age` seconds ago."""
+        oldest = max(self._changed, time.monotonic() - age)
+        return [name for name in INVENTORY if self._stored.get(name, -1.0) <= oldest]
+
+    def _index(self, name: str, answer: Any, asked: float) -> None:
+        if name == "ListPodSandbox":
+            self.sandboxes = self._replaced(self.sandboxes, (s.id for s in answer.items), asked)
+            uids = {s.metadata.uid for s in answer.items}
+            self.pod_uids = uids | self._newer(self.pod_uids, asked)
+        elif name == "ListContainers":
+            listed = (c.id for c in answer.containers)
+            self.containers = self._replaced(self.containers, listed, asked)
+        else:
+            self.images = {i.id for i in answer.images}
+            digests = (d for i in answer.images for d in i.repo_digests)
+            self.digests = {digest_of(digest) for digest in digests}
+
+    def _newer(self, ids: set[str], asked: float) -> set[str]:
+        """Those that were learnt after a list was asked for: it need not have them."""
+        return {i for i, learnt in self._learnt.items() if learnt >= asked and i in ids}
+
+    def _replaced(self, old: set[str], ids: Iterable[str], asked: float) -> set[str]:
+        new = set(ids) | self._newer(old, asked)
+        for gone in old - new:
+            self._former[gone] = None
+        while len(self._former) > _FORMER:
+            self._former.popitem(last=False)
+        return new

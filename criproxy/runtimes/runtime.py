@@ -1,0 +1,315 @@
+"""One runtime as the routes see it: calls to it, and what it last said."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from criproxy.config.model import RuntimeConfig
+from criproxy.http2.headers import Header
+from criproxy.http2.stream import Sink, Stream
+from criproxy.methods import BY_NAME, Method, parse_response
+from criproxy.rpc.outgoing import Opener, Reply
+from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.streaming import streaming
+from criproxy.rpc.unary import Done, UnaryCall, awaited
+from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.late import LateMethods
+from criproxy.runtimes.loops import LOOP_HEADER, leads_back
+from criproxy.runtimes.presence import Presence
+from criproxy.runtimes.witness import NotAnswered, Witness
+
+#: Called with runtime, method, code and seconds of every call that went to a runtime.
+Record = Callable[[str, str, Code, float], None]
+
+
+class Runtime(Presence):
+    """A runtime behind the proxy.
+
+    Args:
+        config: what it is called and where it is.
+        primary: whether it gets what nobody else claims.
+        grace: seconds for which its last known items are served while it is away.
+        identity: of this proxy, which every call of ours carries.
+        record: hears of every call.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        primary: bool,
+        grace: float,
+        identity: bytes,
+        record: Record,
+    ) -> None:
+        super().__init__(config, grace)
+        self.primary = primary
+        #: The last UpdateRuntimeConfig request; told again when the runtime comes.
+        self.last_update: bytes | None = None
+        self._identity = identity
+        self._mark: Header = (LOOP_HEADER, identity)
+        self._record = record
+        self._late = LateMethods(
+            self.where,
+            config.limits.read_seconds,
+            config.dial.longest_wait,
+            lambda method, seconds, done: self.start_call(method, b"", timeout=seconds, done=done),
+            self._silent_if_there,
+        )
+
+    # Calls.
+
+    def open(self, headers: Sequence[Header], sink: Sink) -> Stream:
+        """Start a call.
+
+        Raises:
+            RpcError: UNAVAILABLE when the runtime is away or silent, RESOURCE_EXHAUSTED when it
+                has as many calls open as it or the configuration allows.
+        """
+        connection = self._connection
+        if connection is None or self.away_since is not None:
+            raise self.away_error()
+        allowed = min(self.config.limits.calls, connection.peer_max_streams)
+        if len(connection.streams) >= allowed:
+            raise RpcError(
+                Code.RESOURCE_EXHAUSTED, f"{self.where} has {allowed} calls open already"
+            )
+        return connection.open(headers, sink)
+
+    def recorder(self, method: str) -> Callable[[Code], None]:
+        """Take the time from now; the returned function records the end."""
+        start = time.monotonic()
+        return lambda code: self._record(self.name, method, code, time.monotonic() - start)
+
+    def read_timeout(self, remaining: float | None) -> float:
+        """Seconds to wait for an answer that is merged with others'."""
+        limit = self.config.limits.read_seconds
+        return limit if remaining is None else min(limit, remaining)
+
+    def start_call(
+        self,
+        method: Method,
+        request: bytes,
+        *,
+        metadata: Sequence[Header] = (),
+        timeout: float | None = None,
+        watched: bool = True,
+        opener: Opener | None = None,
+        done: Done,
+    ) -> UnaryCall:
+        """Make a unary call and have `done` called with its answer or error."""
+        record = self.recorder(method.name)
+        witness = Witness(opener or self.open, timeout)
+
+        def ended(result: Reply | RpcError) -> None:
+            if isinstance(result, RpcError):
+                record(result.code)
+                result = self._heard(witness.heard(result, leaving=not self.answering))
+            else:
+                record(Code.OK)
+            done(result)
+
+        return UnaryCall(
+            witness.open,
+            method.path,
+            request,
+            metadata=(*metadata, self._mark),
+            timeout=timeout,
+            watched=watched,
+            limit=self.config.limits.message_bytes,
+            done=ended,
+        )
+
+    async def call(
+        self,
+        method: Method,
+        request: bytes,
+        *,
+        metadata: Sequence[Header] = (),
+        timeout: float | None = None,
+        opener: Opener | None = None,
+    ) -> Reply:
+        """Make a unary call.
+
+        Raises:
+            RpcError: with the call's status.
+        """
+        return await awaited(
+            lambda done: (
+                self.start_call(
+                    method,
+                    request,
+                    metadata=metadata,
+                    timeout=timeout,
+                    opener=opener,
+                    done=done,
+                ).cancel
+            )
+        )
+
+    async def ask(
+        self,
+        method: Method,
+        request: bytes,
+        *,
+        metadata: Sequence[Header] = (),
+        remaining: float | None = None,
+    ) -> Reply:
+        """Make a unary call that others must not wait for longer than `read_seconds`.
+
+        Args:
+            method, request, metadata: as in `call`.
+            remaining: seconds until the client's deadline.
+
+        Raises:
+            RpcError: with the call's status; UNAVAILABLE when it took longer, or did lately.
+        """
+        if method.name in self._late:
+            raise self.gap_error(method)
+        timeout = self.read_timeout(remaining)
+        try:
+            return await self.call(method, request, metadata=metadata, timeout=timeout)
+        except RpcError as error:
+            late = isinstance(error, NotAnswered) and error.code == Code.DEADLINE_EXCEEDED
+            if not late or timeout == remaining:
+                raise
+            self.late(method, timeout)
+            message = f"{self.where}: no answer to {method.name} within {timeout:g} s"
+            raise NotAnswered(Code.UNAVAILABLE, message) from error
+
+    async def stream(
+        self, method: Method, request: bytes, *, metadata: Sequence[Header] = ()
+    ) -> AsyncGenerator[bytes, None]:
+        """Make a streaming call and yield its messages.
+
+        Raises:
+            RpcError: with the call's status, when it is not OK.
+        """
+        record = self.recorder(method.name)
+        witness = Witness(self.open)
+        code = Code.CANCELLED
+        messages = streaming(
+            witness.open,
+            method.path,
+            request,
+            metadata=(*metadata, self._mark),
+            limit=self.config.limits.message_bytes,
+        )
+        try:
+            async with aclosing(messages):
+                async for message in messages:
+                    yield message
+            code = Code.OK
+        except RpcError as error:
+            code = error.code
+            raise self._heard(witness.heard(error, leaving=not self.answering)) from error
+        finally:
+            record(code)
+
+    def late(self, method: Method, seconds: float) -> None:
+        """An answer that others are merged with or wait for did not come in time."""
+        if self.answering:
+            self._late.add(method, seconds, self.last)
+
+    def _silent_if_there(self, reason: str) -> None:
+        if self.answering:
+            self.silent(reason)
+
+    def answers(self) -> None:
+        """The runtime has answered."""
+        if not self.answering:
+            self._late.clear()
+        super().answers()
+
+    def reads(self, method: Method) -> bool:
+        """Whether it can be expected to answer this in time."""
+        return self.away_since is None and method.name not in self._late
+
+    def may_fill_in(self, method: Method) -> bool:
+        """Whether its last known items may still be served for want of an answer."""
+        age = time.monotonic() - self._late.since(method.name)
+        return self.within_grace() and (age < self.grace or method.name not in self._late)
+
+    def gap_error(self, method: Method) -> NotAnswered:
+        """Why there is no answer, and nothing in its place."""
+        reason = self._late.reason(method.name)
+        if not self.answering or not reason:
+            return self.away_error()
+        age = time.monotonic() - self._late.since(method.name)
+        return NotAnswered(
+            Code.UNAVAILABLE, f"{self.where} ({self.config.socket}): {reason}, for {age:.0f} s"
+        )
+
+    def owe_update(self, request: bytes) -> None:
+        """The runtime is to be told this UpdateRuntimeConfig request."""
+        self.last_update = self.last.owed_update = request
+
+    def told_update(self, request: bytes, error: RpcError | None = None) -> None:
+        """The runtime was told the request, and has maybe answered with this error."""
+        again = isinstance(error, NotAnswered) or (error and error.code == Code.UNAVAILABLE)
+        if not again and self.last.owed_update is request:
+            self.last.owed_update = None
+
+    def _heard(self, error: RpcError) -> RpcError:
+        """An error as the routes are to see it: who leads back to us is not there."""
+        if not leads_back(error, self._identity):
+            return error
+        reason = "its socket leads back to this criproxy: a loop"
+        self.looped(reason)
+        return NotAnswered(Code.UNAVAILABLE, reason)
+
+    # What is known of it.
+
+    def handlers(self) -> frozenset[str]:
+        """RuntimeClass handlers that it serves by configuration or by its own word."""
+        raw = self.last.answers.get("Status")
+        own: Iterable[Any] = ()
+        if raw is not None:
+            own = parse_response(BY_NAME["Status"], raw, self.where).runtime_handlers
+        return frozenset(self.config.handlers) | {h.name for h in own if h.name}
+
+    async def take_stock(
+        self, names: Sequence[str] = INVENTORY, opener: Opener | None = None
+    ) -> None:
+        """Ask for the inventory and keep it.
+
+        What pods and containers it has must be told; images and handlers may fail to be.
+
+        Raises:
+            RpcError: when pods or containers could not be listed.
+        """
+        await asyncio.gather(*(self._stock(name, opener) for name in names))
+
+    def to_stock(self, age: float) -> list[str]:
+        """What of the inventory is to be asked for: outdated, and not asked for again already."""
+        return [name for name in self.last.outdated(age) if name not in self._late]
+
+    async def _stock(self, name: str, opener: Opener | None) -> None:
+        asked = time.monotonic()
+        method = BY_NAME[name]
+        seconds = self.config.limits.read_seconds
+        try:
+            reply = await self.call(method, b"", timeout=seconds, opener=opener)
+            parse_response(method, reply.payload, self.where)
+        except RpcError as error:
+            if isinstance(error, NotAnswered) and error.code == Code.DEADLINE_EXCEEDED:
+                self.late(method, seconds)
+            if name in ("ListPodSandbox", "ListContainers"):
+                raise
+            return
+        self.last.store(name, reply.payload, asked)
+
+    def last_answer(self, method: Method) -> Any | None:
+        """The last complete answer to a method with what was changed since, None without one.
+
+        Raises:
+            RpcError: INTERNAL when the answer was malformed.
+        """
+        known = self.last.answer(method.name)
+        if known is None:
+            return None
+        return known.amended(parse_response(method, known.raw, self.where))

@@ -1,0 +1,91 @@
+"""Images from a directory of the node: `local/NAME` is NAME.qcow2 or NAME.img there."""
+
+import lzma
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from virtlet import hookimpl
+from virtlet.errors import FailedPrecondition, NotFound
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.node import Node
+from virtlet.model.option import PATH, Config, Option
+
+IMAGE_DIR = Option(
+    "exampleImageDir",
+    "--example-image-dir",
+    "VIRTLET_EXAMPLE_IMAGE_DIR",
+    PATH,
+    "{data_dir}/local-images",
+    "where the example plugin finds the images of names that start with local/",
+)
+
+SCHEME = "local-directory:"
+SUFFIXES = (".qcow2", ".qcow2.xz", ".img", ".img.xz")
+CHUNK = 1 << 20
+
+# [virtlet.cloud/]local/NAME[:TAG][@sha256:…]; a NAME is one word, so that it stays below the
+# directory.
+NAME = re.compile(
+    r"(?:virtlet\.cloud/)?local/(?P<name>[a-z0-9][a-z0-9._-]*)(?::[\w.-]+)?"
+    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+
+
+class Plugin:
+    """Resolves and fetches names that start with `local/`."""
+
+    VIRTLET_HOOK_API = 1
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        """The directory's place."""
+        return [IMAGE_DIR]
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        """Remember the directory's place."""
+        self._directory: Path = config[IMAGE_DIR]
+
+    @hookimpl
+    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+        """Give our names an address of our own; the file need not be there yet."""
+        match = NAME.fullmatch(name)
+        if match is None:
+            return None
+        return ImageSource(
+            name=f"local/{match['name']}",
+            url=f"{SCHEME}{match['name']}",
+            digest=match["digest"] or "",
+        )
+
+    @hookimpl
+    def virtlet_fetch_image(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage | None:
+        """Copy the file, unpacked where it is packed."""
+        if not source.url.startswith(SCHEME):
+            return None
+        path = self._find(source)
+        stat = path.stat()
+        version = f"{path.name}-{stat.st_ino}-{stat.st_mtime_ns}"
+        if staging.complete and staging.validator == version:
+            return FetchedImage(staging.size)
+        packed = path.suffix == ".xz"
+        staging.begin(version, 0, None if packed else stat.st_size)
+        try:
+            with lzma.open(path) if packed else path.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    staging.write(chunk)
+        except (lzma.LZMAError, EOFError):
+            raise FailedPrecondition(f"image {source.name}: {path} is no whole xz file") from None
+        return FetchedImage(staging.size, {"file": path.name})
+
+    def _find(self, source: ImageSource) -> Path:
+        name = source.url.removeprefix(SCHEME)
+        for suffix in SUFFIXES:
+            path = self._directory / f"{name}{suffix}"
+            if path.is_file():
+                return path
+        raise NotFound(f"image {source.name}: {self._directory} has no {name}.qcow2 or {name}.img")

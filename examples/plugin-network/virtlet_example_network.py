@@ -1,0 +1,113 @@
+"""A routed tap per pod: the node at one end, the guest at the other, nothing in between."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from virtlet import hookimpl
+from virtlet.errors import ResourceExhausted
+from virtlet.host import links
+from virtlet.host.taps import open_tap
+from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.network import Interface, Network, Route
+from virtlet.model.node import Node
+from virtlet.model.option import Config, Kind, Option
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Machine
+
+SUBNET: Option[IPv4Network] = Option(
+    "exampleSubnet",
+    "--example-subnet",
+    "VIRTLET_EXAMPLE_SUBNET",
+    Kind("IPv4 network", IPv4Network),
+    "10.78.0.0/16",
+    "Where the example network plugin takes a /30 for every pod from.",
+)
+
+MARK = '{"made_by": "example_network"}'
+MTU = 1500
+
+
+class Plugin:
+    """Gives pods a tap of the node's own namespace."""
+
+    VIRTLET_HOOK_API = 1
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        """The subnet."""
+        return [SUBNET]
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        """Remember the subnet, and make the directory of what is taken of it."""
+        self._subnet = config[SUBNET]
+        self._taken: Path = node.state_dir("example_network")
+        self._taken.mkdir(parents=True, exist_ok=True)
+
+    @hookimpl
+    def virtlet_setup_network(self, pod: Pod) -> Network:
+        """Take a /30 and make a tap with its first address."""
+        self.virtlet_teardown_network(pod, None)  # whatever a crash left
+        node_end, guest_end = list(self._take(pod).hosts())
+        tap = tap_of(pod)
+        links.change(
+            [
+                f"tuntap add mode tap name {tap} vnet_hdr",
+                f"address add {node_end}/30 dev {tap}",
+                f"link set {tap} mtu {MTU} up",
+            ]
+        )
+        interface = Interface(
+            name="eth0",
+            mac="02:" + ":".join(pod.id[i : i + 2] for i in range(0, 10, 2)),
+            mtu=MTU,
+            addresses=(f"{guest_end}/30",),
+            routes=(Route("0.0.0.0/0", str(node_end)),),
+            tap=tap,
+        )
+        return Network(netns=None, interfaces=(interface,), dns=pod.config.dns, details=MARK)
+
+    @hookimpl
+    def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
+        """Remove the tap and give the /30 back; both are known by the pod's id."""
+        tap = tap_of(pod)
+        if any(link.name == tap for link in links.show()):
+            links.change([f"link delete {tap}"])
+        for path in self._taken.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another pod's, given back meanwhile
+                if os.readlink(path) == pod.id:
+                    path.unlink()
+
+    @hookimpl
+    def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
+        """Give the emulator the tap, if the network is ours."""
+        if machine.network.details != MARK:
+            return None
+        (interface,) = machine.network.interfaces
+        bus = "pci.0" if machine.flavor.machine.startswith("pc") else "pcie.0"
+        return LaunchPart(
+            arguments=(
+                "-netdev",
+                "tap,id=routed,fd={fd:routed}",
+                "-device",
+                f"virtio-net-pci,netdev=routed,mac={interface.mac},bus={bus},addr=0x10,romfile=",
+            ),
+            fds=(LaunchFd("routed", open_tap(interface.tap)),),
+        )
+
+    def _take(self, pod: Pod) -> IPv4Network:
+        """A /30 that no other pod has; a symbolic link is made by one taker only."""
+        for part in self._subnet.subnets(new_prefix=30):
+            with contextlib.suppress(FileExistsError):
+                (self._taken / str(part.network_address)).symlink_to(pod.id)
+                return part
+        raise ResourceExhausted(f"exampleSubnet {self._subnet} has no /30 left")
+
+
+def tap_of(pod: Pod) -> str:
+    """The pod's tap; interface names end at 15 characters."""
+    return f"vt{pod.id[:13]}"

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Install what demo and tests need: Debian packages, the virtual environment, the tiny guest.
+# Costs a second when nothing is missing, and says only what it changes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PACKAGES=(
+  # the hypervisor
+  qemu-system-x86 qemu-utils virtiofsd libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+  # building libvirt-python
+  libvirt-dev pkgconf gcc libc6-dev python3-dev python3-venv
+  # pods' networks
+  containernetworking-plugins dnsmasq-base iproute2 iptables nftables
+  # asking a guest by hand
+  curl
+  # building the tiny guest (its own packages are unpacked, not installed)
+  mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils zstd cpio
+  # the tests' real counterparts
+  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs
+)
+
+say() { printf '==> %s\n' "$*"; }
+
+missing=()
+for package in "${PACKAGES[@]}"; do
+  case "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" in
+    installed) ;;
+    *) missing+=("$package") ;;
+  esac
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then
+    printf 'These Debian packages are missing, and installing them takes root: %s\n' "${missing[*]}" >&2
+    exit 1
+  fi
+  say "installing ${#missing[@]} Debian packages: ${missing[*]}"
+  log=$(mktemp)
+  export DEBIAN_FRONTEND=noninteractive
+  if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    printf 'apt-get failed; its whole output is in %s\n' "$log" >&2
+    exit 1
+  fi
+  rm -f "$log"
+fi
+
+PYTHON=${PYTHON:-python3}
+stamp=.venv/.set-up
+if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+  say "virtual environment in .venv"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    printf '%s is older than Python 3.11; name another with PYTHON=…\n' "$PYTHON" >&2
+    exit 1
+  }
+  [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+  touch "$stamp"
+fi
+
+images/tiny/build.sh build/tiny.qcow2

@@ -1,0 +1,37 @@
+"""Reading a pod's log while it is written and rotated."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from virtlet.cli.client import follow_log
+
+HEAD = b"2026-01-02T03:04:05.000000006Z stdout "
+
+
+def test_parts_of_a_line_are_put_together_and_a_line_half_written_waits(tmp_path: Path) -> None:
+    log = tmp_path / "0.log"
+    log.write_bytes(HEAD + b"P one \n" + HEAD + b"F and two\n" + HEAD + b"F thr")
+    assert b"".join(follow_log(log, follow=False)) == b"one and two\n"
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert list(follow_log(tmp_path / "0.log", follow=False)) == []
+
+
+def test_a_rotated_log_is_followed_to_its_end_and_on_in_the_new_file(tmp_path: Path) -> None:
+    log, old = tmp_path / "0.log", tmp_path / "0.log.1"
+    log.write_bytes(HEAD + b"F one\n")
+    steps = _rotate(log, old)
+    payload = b"".join(follow_log(log, follow=True, ended=lambda: next(steps)))
+    assert payload == b"one\ntwo\nthree\n"
+
+
+def _rotate(log: Path, old: Path) -> Iterator[bool]:
+    """What happens to the log, one step at every look of the reader."""
+    yield False
+    log.rename(old)
+    with old.open("ab") as file:
+        file.write(HEAD + b"F two\n")
+    log.write_bytes(HEAD + b"F three\n")
+    yield False
+    yield True

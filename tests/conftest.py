@@ -1,0 +1,38 @@
+"""What all tests share."""
+
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+TESTS = Path(__file__).parent
+SHARED = ("criproxy/real/",)
+"""Directories whose tests share a node that takes long to set up."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One switch writes every golden document anew."""
+    parser.addoption(
+        "--refresh-golden", action="store_true", help="write the golden documents anew"
+    )
+
+
+class Scheduler(LoadScopeScheduling):
+    """Where tests run on several processes, those that share a node or a file run on one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        below = file.removeprefix(f"{TESTS.name}/")
+        return next((shared for shared in SHARED if below.startswith(shared)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """How tests are shared out with `-n`."""
+    return Scheduler(config, log)
+
+
+@pytest.fixture
+def refresh_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden documents are to be written instead of compared."""
+    return bool(request.config.getoption("--refresh-golden"))

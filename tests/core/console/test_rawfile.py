@@ -1,0 +1,93 @@
+"""The raw file is read, kept small by holes, and not mistaken for something else."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.core.console.support import console_files
+from virtlet.core.console.rawfile import MARGIN, RawFile, make_console
+
+MEGABYTE = 1024 * 1024
+
+
+def test_the_emulator_gets_a_fifo_and_an_empty_file(tmp_path: Path) -> None:
+    files = console_files(tmp_path)
+    make_console(files)
+    assert stat.S_ISFIFO(files.keyboard.stat().st_mode)
+    assert files.raw.read_bytes() == b""
+
+
+def test_the_emulators_user_owns_both(tmp_path: Path) -> None:
+    files = console_files(tmp_path)
+    make_console(files, uid=1234, gid=2345)
+    for path in (files.keyboard, files.raw):
+        status = path.stat()
+        assert (status.st_uid, status.st_gid) == (1234, 2345)
+        assert stat.S_IMODE(status.st_mode) == 0o600
+
+
+def test_making_it_again_gives_a_different_raw_file(tmp_path: Path) -> None:
+    files = console_files(tmp_path)
+    make_console(files)
+    first = files.raw.stat().st_ino
+    make_console(files)
+    assert files.raw.stat().st_ino != first
+    assert {path.name for path in tmp_path.iterdir()} == {files.raw.name, files.keyboard.name}
+
+
+def test_what_was_read_is_given_back_but_for_a_margin(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(b"x" * 4 * MEGABYTE)
+    raw = RawFile(path)
+    for offset in range(0, 3 * MEGABYTE, 10_000):
+        raw.release(offset)
+    assert raw.note == ""
+    assert raw.first_data(0) > 3 * MEGABYTE - 2 * MARGIN - 10_000
+    assert raw.read(3 * MEGABYTE - MARGIN, 10) == b"x" * 10
+    assert path.stat().st_size == 4 * MEGABYTE
+    assert path.stat().st_blocks * 512 < 2 * MEGABYTE
+    raw.release(4 * MEGABYTE, everything=True)
+    assert path.stat().st_blocks == 0
+    raw.close()
+
+
+def test_punching_while_the_emulator_appends_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.touch()
+    raw = RawFile(path)
+    with path.open("ab", buffering=0) as emulator:
+        for number in range(300):
+            chunk = b"%06d" % number * 1000
+            emulator.write(chunk)
+            assert raw.read(number * 6000, 6000) == chunk
+            raw.release((number + 1) * 6000)
+    raw.close()
+
+
+def test_first_data_of_an_empty_file_is_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.touch()
+    raw = RawFile(path)
+    assert raw.first_data(0) == 0
+    raw.close()
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])
+def test_what_is_no_plain_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A link that a broken-out emulator left must not make us punch holes elsewhere."""
+    other, path = tmp_path / "other", tmp_path / "raw"
+    other.write_bytes(b"precious")
+    match kind:
+        case "symlink":
+            path.symlink_to(other)
+        case "hard link":
+            os.link(other, path)
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            path.mkdir()
+    with pytest.raises(OSError):
+        RawFile(path)
+    assert other.read_bytes() == b"precious"

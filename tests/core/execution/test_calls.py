@@ -1,0 +1,115 @@
+"""The calls ExecSync and Exec, without a socket."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.core.execution.world import World, running
+from virtlet.core.cri.calls import Caller
+from virtlet.core.cri.exec import REPLY_LIMIT, Exec
+from virtlet.core.streaming.sessions import ExecRequest
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound
+from virtlet.model.execution import GuestCommand, GuestStreams
+
+MIB = 1 << 20
+
+
+class Urls:
+    """Gives out URLs and keeps what they stand for."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExecRequest] = []
+
+    def exec_url(self, request: ExecRequest) -> str:
+        self.requests.append(request)
+        return "http://127.0.0.1:1/exec/token"
+
+
+def calls(world: World) -> tuple[Exec, Urls]:
+    urls = Urls()
+    context: Any = world  # only its store is used
+    return Exec(context, world.executions, urls), urls
+
+
+WAITING = Caller(waits=lambda: True, time_left=lambda: None)
+"""A client that waits for its answer, however long."""
+
+
+def printing(output: int, errors: int) -> Any:
+    def guest(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        streams.write_output(b"o" * output)
+        streams.write_error(b"e" * errors)
+        return 0 if timeout is None else int(timeout)
+
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("output", "errors", "kept"),
+    [
+        (5, 6, (5, 6)),
+        (20 * MIB, 0, (REPLY_LIMIT, 0)),
+        (20 * MIB, 100, (REPLY_LIMIT - 100, 100)),
+        (0, 20 * MIB, (0, REPLY_LIMIT)),
+        (20 * MIB, 20 * MIB, (REPLY_LIMIT - REPLY_LIMIT // 4, REPLY_LIMIT // 4)),
+        (10 * MIB, 12 * MIB, (10 * MIB, REPLY_LIMIT - 10 * MIB)),
+    ],
+)
+def test_an_answer_always_fits_into_a_message_of_the_kubelet(
+    tmp_path: Path, output: int, errors: int, kept: tuple[int, int]
+) -> None:
+    with running(tmp_path, printing(output, errors)) as world:
+        request = cri.ExecSyncRequest(container_id="vm", cmd=["x"])
+        reply = calls(world)[0].exec_sync(request, WAITING)
+    assert (len(reply.stdout), len(reply.stderr)) == kept
+    assert reply.ByteSize() < 16 * MIB
+
+
+def test_the_timeout_is_in_seconds_and_zero_is_none(tmp_path: Path) -> None:
+    with running(tmp_path, printing(0, 0)) as world:
+        exec_sync = calls(world)[0].exec_sync
+        request = cri.ExecSyncRequest(container_id="vm", cmd=["x"], timeout=9)
+        assert exec_sync(request, WAITING).exit_code == 9
+        request.timeout = 0
+        assert exec_sync(request, WAITING).exit_code == 0
+        request.timeout = -1
+        with pytest.raises(InvalidArgument, match="timeout -1 is negative"):
+            exec_sync(request, WAITING)
+
+
+def test_a_url_stands_for_the_command_and_its_streams(tmp_path: Path) -> None:
+    with running(tmp_path, printing(0, 0)) as world:
+        exec_calls, urls = calls(world)
+        request = cri.ExecRequest(
+            container_id="vm", cmd=["sh", "-l"], tty=True, stdin=True, stdout=True
+        )
+        assert exec_calls.exec(request).url == "http://127.0.0.1:1/exec/token"
+    wanted = ExecRequest(
+        container_id="vm", command=("sh", "-l"), stdin=True, stdout=True, stderr=False, tty=True
+    )
+    assert urls.requests == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"container_id": ""}, InvalidArgument),
+        ({"cmd": []}, InvalidArgument),
+        ({"cmd": ["x" * (1 << 20)]}, InvalidArgument),
+        ({"stdout": False}, InvalidArgument),
+        ({"tty": True, "stderr": True}, InvalidArgument),
+        ({"container_id": "unknown"}, NotFound),
+        ({"container_id": "exited"}, FailedPrecondition),
+    ],
+)
+def test_nobody_gets_a_url_for_what_cannot_run(
+    tmp_path: Path, fields: dict[str, Any], error: type[Exception]
+) -> None:
+    with running(tmp_path, printing(0, 0)) as world:
+        exec_calls, urls = calls(world)
+        right = {"container_id": "vm", "cmd": ["x"], "stdout": True}
+        with pytest.raises(error):
+            exec_calls.exec(cri.ExecRequest(**{**right, **fields}))
+    assert not urls.requests

@@ -1,0 +1,109 @@
+"""How hooks are called, and what a plugin's misbehaviour becomes."""
+
+import logging
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import models
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
+from virtlet.errors import FailedPrecondition, PluginError
+from virtlet.model.event import Event, EventKind
+from virtlet.model.execution import GuestCommand
+from virtlet.model.flavor import Flavor
+from virtlet.model.pod import Profile
+
+
+def _hooks(*names: str) -> Hooks:
+    return Hooks(
+        discover(EntryPoint(name, f"tests.fakes.plugins:{name}", "virtlet") for name in names)
+    )
+
+
+def _flavor(hooks: Hooks, directory: Path, *plugins: str) -> Flavor:
+    vm = models.vm(directory, plugins=plugins)
+    return hooks.flavor(vm.pod, vm.config, vm.image)
+
+
+def test_a_plugin_of_others_answers_before_one_that_is_marked_trylast(tmp_path: Path) -> None:
+    names = ("LargeFlavor", "SmallFlavor")
+    assert _flavor(_hooks(*names), tmp_path, *names).vcpus == 8
+
+
+def test_a_plugin_that_the_handler_does_not_name_is_not_asked(tmp_path: Path) -> None:
+    hooks = _hooks("LargeFlavor", "SmallFlavor")
+    assert _flavor(hooks, tmp_path, "SmallFlavor").vcpus == 1
+
+
+def test_a_wrapper_adjusts_the_answer_only_where_its_handler_names_it(tmp_path: Path) -> None:
+    hooks = _hooks("SmallFlavor", "DoublingFlavor")
+    assert _flavor(hooks, tmp_path, "SmallFlavor", "DoublingFlavor").vcpus == 2
+    assert _flavor(hooks, tmp_path, "SmallFlavor").vcpus == 1
+
+
+def test_a_plugin_that_declines_leaves_the_answer_to_the_next(tmp_path: Path) -> None:
+    names = ("SmallFlavor", "Declines")
+    assert _flavor(_hooks(*names), tmp_path, *names).vcpus == 1
+
+
+def test_when_nobody_answers_the_error_names_the_hook_and_who_was_asked(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match=r"virtlet_flavor.*asked: Declines"):
+        _flavor(_hooks("Declines"), tmp_path, "Declines")
+
+
+def test_a_raising_plugin_is_named_and_its_text_is_kept_out_of_the_error(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        _flavor(_hooks("Raises"), tmp_path, "Raises")
+    assert caught.value.plugin == "Raises"
+    assert caught.value.hook == "virtlet_flavor"
+    assert "RuntimeError" in str(caught.value)
+    assert "take it out of the handler" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_wrong_type_is_named_with_what_was_wanted(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"'WrongType'.*returned a dict instead of Flavor"):
+        _flavor(_hooks("WrongType"), tmp_path, "WrongType")
+
+
+def test_an_object_without_the_methods_of_a_hypervisor_or_session_is_refused(
+    tmp_path: Path,
+) -> None:
+    hooks, profile = _hooks("WrongType"), Profile("", ("WrongType",))
+    with pytest.raises(PluginError, match="returned a str instead of Hypervisor"):
+        hooks.hypervisor(profile)
+    machine = models.machine(tmp_path, plugins=("WrongType",))
+    with pytest.raises(PluginError, match="returned a int instead of ExecSession"):
+        hooks.guest_exec(machine, GuestCommand(("true",)))
+
+
+def test_every_active_plugin_contributes_to_the_seed_by_name(tmp_path: Path) -> None:
+    hooks = _hooks("Contributes", "Declines")
+    parts = hooks.cloud_init(models.vm(tmp_path, plugins=("Contributes", "Declines")), ())
+    assert [name for name, _ in parts] == ["Contributes"]
+
+
+def test_a_contribution_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
+    hooks = _hooks("WrongType")
+    with pytest.raises(PluginError, match="returned a str instead of CloudInitPart"):
+        hooks.cloud_init(models.vm(tmp_path, plugins=("WrongType",)), ())
+
+
+def test_two_plugins_that_declare_one_annotation_are_both_named() -> None:
+    with pytest.raises(PluginError, match="Good and Twin.*VirtletColour"):
+        _hooks("Good", "Twin").annotations()
+
+
+def test_the_error_of_an_observer_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    profile = Profile("", ("Raises",))
+    with caplog.at_level(logging.ERROR):
+        _hooks("Raises").event(profile, Event(EventKind.POD_CREATED, "x"))
+    assert "observer failed" in caplog.text
+
+
+def test_undoing_with_a_plugin_that_is_gone_says_so(tmp_path: Path) -> None:
+    hooks = _hooks("Good")
+    with pytest.raises(FailedPrecondition, match="'gone' is needed for virtlet_teardown_network"):
+        hooks.teardown_network("gone", models.pod(tmp_path), None)

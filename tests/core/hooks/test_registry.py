@@ -1,0 +1,100 @@
+"""Which plugins are taken and which are refused."""
+
+import re
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from virtlet.core.hooks.registry import Registry, discover
+
+HERE = "tests.fakes.plugins"
+
+
+def _discover(**plugins: str) -> Registry:
+    entries = [EntryPoint(name, f"{HERE}:{value}", "virtlet") for name, value in plugins.items()]
+    return discover(entries)
+
+
+def test_a_class_is_registered_as_one_instance_under_its_entry_point_name() -> None:
+    registry = _discover(good="Good")
+    assert registry.extra == ("good",)
+    assert type(registry.manager.get_plugin("good")).__name__ == "Good"
+
+
+def test_a_plugin_that_cannot_be_imported_is_refused_and_the_others_go_on() -> None:
+    registry = _discover(gone="Missing", good="Good")
+    assert registry.extra == ("good",)
+    assert "Missing" in registry.refused["gone"]
+
+
+def test_a_plugin_that_raises_when_made_is_refused_with_its_error() -> None:
+    assert "ValueError: no luck" in _discover(bad="RaisesWhenMade").refused["bad"]
+
+
+def test_a_misspelt_hook_is_refused_by_name() -> None:
+    registry = _discover(typo="Misspelt", good="Good")
+    assert "virtlet_setup_netwrk" in registry.refused["typo"]
+    assert "docs/hooks.md" in registry.refused["typo"]
+    assert registry.extra == ("good",)
+
+
+def test_a_hook_with_an_unknown_argument_is_refused() -> None:
+    assert "colour" in _discover(bad="UnknownArgument").refused["bad"]
+
+
+def test_a_plugin_for_another_major_version_of_the_api_is_refused_with_both_numbers() -> None:
+    problem = _discover(old="OtherApi").refused["old"]
+    assert "version 99" in problem
+    assert "version 1" in problem
+
+
+def test_a_plugin_that_names_no_version_of_the_api_is_refused_and_told_the_line_to_add() -> None:
+    registry = _discover(silent="Undeclared", good="Good")
+    assert "add the line `VIRTLET_HOOK_API = 1` to it" in registry.refused["silent"]
+    assert registry.extra == ("good",)
+
+
+def test_two_plugins_of_one_name_are_refused() -> None:
+    entry = EntryPoint("good", f"{HERE}:Good", "virtlet")
+    registry = discover([entry, entry])
+    assert registry.extra == ("good",)
+    assert "two installed packages" in registry.refused["good"]
+
+
+def test_one_module_under_two_names_is_refused_the_second_time() -> None:
+    registry = discover(
+        EntryPoint(name, "tests.fakes.module_plugin", "virtlet") for name in ("a", "b")
+    )
+    assert registry.extra == ("a",)
+    assert "another name already" in registry.refused["b"]
+
+
+def test_the_installed_built_in_plugins_are_all_usable() -> None:
+    registry = discover()
+    assert registry.refused == {}
+    assert {"network_cni", "disk_qcow2", "libvirt_qemu", "cloudinit"} <= set(registry.builtin)
+
+
+UNRULY = "tests.fakes.startup_plugins"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ExitsWhenMade", "raised SystemExit"),
+        ("RaisesWhenSeen", "looking at .* raised RuntimeError"),
+        ("ByValue", "compares by value"),
+    ],
+)
+def test_a_plugin_that_cannot_be_registered_is_refused_and_the_others_go_on(
+    name: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [EntryPoint(name, f"{UNRULY}:{name}", "virtlet")]
+    registry = discover([*entries, EntryPoint("zoo", f"{HERE}:Good", "virtlet")])
+    assert re.search(reason, registry.refused[name])
+    assert registry.extra == ("zoo",)
+    assert not registry.manager.has_plugin(name)
+    [line] = caplog.messages
+    assert name in line
+    assert "hunter2" not in line
+    assert "\n" not in line

@@ -1,0 +1,150 @@
+"""Types of answers, checked all the way down."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from tests.fakes.models import untyped
+from virtlet import hookspecs
+from virtlet.core.hooks.shapes import Flaw, shape
+from virtlet.model.cloudinit import CloudInitPart
+from virtlet.model.disk import Disk, Share, Volume
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import DomainState, Observation
+from virtlet.model.image import ImageSource
+from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.network import Interface, Network, Route
+from virtlet.model.option import TEXT, Annotation, Option
+from virtlet.model.pod import DnsConfig
+
+NETWORK = Network(
+    Path("/run/netns/x"),
+    (
+        Interface("eth0", "02:00:00:00:00:01", 1500, ("10.1.0.2/16",), (Route("0.0.0.0/0"),)),
+        Interface("net1", "02:00:00:00:00:02", 1500, ("10.2.0.2/16",), (Route("10.2.0.0/16"),)),
+    ),
+    DnsConfig(("10.1.0.1",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Flavor, Flavor(extras={"a": "b"})),
+        (Network | None, NETWORK),
+        (Network | None, None),
+        (Volume, Share(Path("/srv"), "/data", "tag")),
+        (LaunchPart, LaunchPart(("-x",), {"A": "b"}, (LaunchFd("tap", 3),), (Path("/c"),))),
+        (CloudInitPart, CloudInitPart({"a": [1, {}]}, {}, "x", None, frozenset({"a"}))),
+        (Sequence[str], ["x"]),
+        (Sequence[Annotation[Any]], (Annotation("A", TEXT, "", ""),)),
+        (Sequence[Option[Any]], [Option("a", "--a", "A", TEXT, "", "")]),
+        (Mapping[str, Observation], {"x": Observation("x", DomainState.RUNNING)}),
+        (tuple[tuple[str, str], ...], (("a", "b"),)),
+        (float, 1),
+        (Callable[[], None], print),
+    ],
+)
+def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
+    assert shape(kind).inspect(value) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (Flavor, {"vcpus": 2}, "a dict instead of Flavor"),
+        (Flavor, untyped(Flavor)(vcpus="two"), "a Flavor whose vcpus is a str instead of int"),
+        (Flavor, untyped(Flavor)(vcpus=True), "a Flavor whose vcpus is a bool instead of int"),
+        (
+            Flavor,
+            untyped(Flavor)(guest_agent=1),
+            "a Flavor whose guest_agent is a int instead of bool",
+        ),
+        (
+            Flavor,
+            untyped(Flavor)(extras={"x": 1}),
+            "a Flavor whose extras['x'] is a int instead of str",
+        ),
+        (
+            Flavor,
+            untyped(Flavor)(extras={1: "x"}),
+            "a Flavor whose extras (one of its keys) is a int instead of str",
+        ),
+        (
+            LaunchPart,
+            untyped(LaunchPart)(arguments=("-x", 1)),
+            "a LaunchPart whose arguments[1] is a int instead of str",
+        ),
+        (
+            LaunchPart,
+            untyped(LaunchPart)(arguments="-x"),
+            "a LaunchPart whose arguments is a str instead of tuple",
+        ),
+        (
+            LaunchPart,
+            LaunchPart(fds=(untyped(LaunchFd)("tap", None),)),
+            "a LaunchPart whose fds[0].fd is a NoneType instead of int",
+        ),
+        (
+            CloudInitPart,
+            untyped(CloudInitPart)(meta_data=["x"]),
+            "a CloudInitPart whose meta_data is a list instead of Mapping",
+        ),
+        (
+            Network,
+            untyped(Network)("/x"),
+            "a Network whose netns is a str instead of Path or None",
+        ),
+        (
+            Network,
+            untyped(Network)(None, interfaces=("eth0",)),
+            "a Network whose interfaces[0] is a str instead of Interface",
+        ),
+        (
+            ImageSource,
+            untyped(ImageSource)(5, 6),
+            "a ImageSource whose name is a int instead of str",
+        ),
+        (
+            Disk | Share,
+            untyped(Share)(Path("/srv"), "/x", 5),
+            "a Share whose tag is a int instead of str",
+        ),
+        (Sequence[str], "text", "a str instead of list or tuple"),
+        (Sequence[str], [1], "a list whose item [0] is a int instead of str"),
+        (tuple[tuple[str, str], ...], (("a",),), "a tuple whose item [0] is a tuple instead of"),
+        (Option, untyped(Option)("a", "--a", "A", "text", "", ""), "kind is a str instead of Kind"),
+        (float, "1", "a str instead of float"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_place(kind: Any, value: Any, said: str) -> None:
+    flaw = shape(kind).inspect(value)
+    assert flaw is not None
+    assert said in flaw.of(value)
+
+
+def test_a_flaw_holds_no_value() -> None:
+    assert shape(Flavor).inspect(untyped(Flavor)(vcpus="hunter2")) == Flaw(".vcpus", "str", "int")
+
+
+def test_an_unknown_kind_of_type_is_refused_rather_than_passed() -> None:
+    with pytest.raises(TypeError, match="no shape is known"):
+        shape("a forward reference")
+
+
+@pytest.mark.parametrize("hook", hookspecs.HOOKS)
+def test_every_hook_s_result_can_be_checked(hook: str) -> None:
+    assert shape(get_type_hints(getattr(hookspecs, hook))["return"]).name
+
+
+def test_a_check_costs_a_small_part_of_a_call() -> None:
+    look = shape(Network | None).inspect
+    laps = []
+    for _ in range(200):
+        started = time.perf_counter()
+        look(NETWORK)
+        laps.append(time.perf_counter() - started)
+    assert min(laps) < 0.0002

@@ -1,0 +1,90 @@
+"""Plugins that fail when the manager starts, and what becomes of the others."""
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from tests.fakes.model import make_node
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import Registry, discover
+from virtlet.errors import FailedPrecondition, InvalidArgument, PluginError
+from virtlet.model.option import Config
+
+
+def _registry(*names: str) -> Registry:
+    modules = {n: "plugins" if n in ("Good", "Twin") else "startup_plugins" for n in names}
+    return discover(EntryPoint(n, f"tests.fakes.{m}:{n}", "virtlet") for n, m in modules.items())
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        ("RaisesAtOptions", r"virtlet_options: raised ValueError \(startup_plugins.py, line \d+\)"),
+        ("ExitsAtOptions", "virtlet_options: raised SystemExit"),
+        ("Twin", "declares colour, which Good declares too"),
+        ("CoreTwin", "declares criSocketPath, which the core declares too"),
+        ("FlagTwin", "declares --config, which the core declares too"),
+        ("BadName", "'my-own'.*wanted are names like myOption"),
+        ("BadDefault", "option mine with a default that its kind does not take"),
+        ("BadPlace", "option mine with a default that its kind does not take"),
+        ("NoKind", r"item \[0\].kind is a str instead of Kind"),
+    ],
+)
+def test_a_plugin_whose_options_cannot_be_had_is_refused_in_one_line(
+    plugin: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = _registry("Good", plugin)
+    assert [name for name, _ in Hooks(registry).options()] == ["Good"]
+    profiles = Profiles({"x": {"plugins": [plugin]}, "y": {"plugins": ["Good"]}}, registry)
+    with pytest.raises(FailedPrecondition, match=f"'{plugin}' was refused: .*{reason}.*; mend"):
+        profiles.get("x")
+    assert profiles.get("y").plugins == ("Good",)
+    [line] = caplog.records
+    assert f"plugin {plugin!r} refused: " in line.getMessage()
+    assert "\n" not in line.getMessage()
+    assert "hunter2" not in line.getMessage()
+    assert line.exc_info is None
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [("RaisesAtConfigure", "raised ValueError"), ("RefusesSettings", "red is sold out")],
+)
+def test_a_plugin_that_does_not_take_its_settings_is_refused_and_the_others_go_on(
+    plugin: str, reason: str, tmp_path: Path
+) -> None:
+    registry = _registry("Configured", plugin)
+    hooks = Hooks(registry)
+    hooks.configure(Config({}), make_node(tmp_path))
+    assert registry.extra == ("Configured",)
+    assert reason in registry.refused[plugin]
+    assert "hunter2" not in registry.refused[plugin]
+    profiles = Profiles({"x": {"plugins": [plugin]}}, registry)
+    assert profiles.broken["x"].startswith(f"its plugin '{plugin}' was refused")
+    hooks.shutdown()
+
+
+def test_a_wrapper_has_no_part_in_how_others_are_configured(tmp_path: Path) -> None:
+    registry = _registry("Configured", "WrapsConfigure")
+    Hooks(registry).configure(Config({}), make_node(tmp_path))
+    assert registry.manager.get_plugin("Configured").heard == 1  # type: ignore[union-attr]
+
+
+def test_without_a_built_in_plugin_the_manager_does_not_start(tmp_path: Path) -> None:
+    def builtin(name: str) -> Hooks:
+        return Hooks(evolve(_registry(name), builtin=(name,), extra=()))
+
+    with pytest.raises(PluginError, match="'RaisesAtOptions'.*virtlet_options: raised ValueError"):
+        builtin("RaisesAtOptions").options()
+    with pytest.raises(InvalidArgument, match="red is sold out"):
+        builtin("RefusesSettings").configure(Config({}), make_node(tmp_path))
+
+
+def test_a_built_in_plugin_keeps_an_option_that_another_declares_too() -> None:
+    found = _registry("Good", "Twin")
+    registry = evolve(found, builtin=("Twin",), extra=("Good",))
+    assert [name for name, _ in Hooks(registry).options()] == ["Twin"]
+    assert "which Twin declares too" in registry.refused["Good"]

@@ -1,0 +1,130 @@
+"""Answers that are spoilt inside, what ends processes, and wrappers: who is blamed."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import models
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
+from virtlet.core.lifecycle.domain import domain_document
+from virtlet.errors import PluginError
+from virtlet.model.flavor import Flavor
+from virtlet.model.pod import Profile
+
+PLAIN = ("SmallFlavor", "LargeFlavor", "DoublingFlavor", "Declares", "Raises", "Contributes")
+
+
+def _hooks(*names: str) -> Hooks:
+    modules = {n: "plugins" if n in PLAIN else "unruly_plugins" for n in names}
+    return Hooks(
+        discover(EntryPoint(n, f"tests.fakes.{m}:{n}", "virtlet") for n, m in modules.items())
+    )
+
+
+def _flavor(directory: Path, *names: str) -> Flavor:
+    vm = models.vm(directory, plugins=names)
+    return _hooks(*names).flavor(vm.pod, vm.config, vm.image)
+
+
+def test_a_wrong_type_inside_an_answer_is_named_by_its_field_and_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="'Spoils'.*virtlet_flavor.*vcpus is a str") as caught:
+        _flavor(tmp_path, "Spoils", "SmallFlavor")
+    assert "hunter2" not in str(caught.value)
+    assert "docs/hooks.md" in str(caught.value)
+
+
+def test_a_spoilt_contribution_to_the_seed_names_its_field(tmp_path: Path) -> None:
+    vm = models.vm(tmp_path, plugins=("Contributes", "Spoils"))
+    with pytest.raises(PluginError, match="'Spoils'.*meta_data is a list instead of Mapping"):
+        _hooks("Contributes", "Spoils").cloud_init(vm, ())
+
+
+def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    write_ends = 1  # The plugin itself keeps the other end of its pipe.
+    with pytest.raises(PluginError, match=r"'Spoils'.*arguments\[0\] is a int"):
+        _hooks("Spoils").launch(models.machine(tmp_path, plugins=("Spoils",)))
+    assert len(os.listdir("/proc/self/fd")) == before + write_ends
+
+
+def test_a_spoilt_status_names_the_plugin() -> None:
+    with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_status.*\[0\] is a int"):
+        _hooks("Spoils").status(Profile("", ("Spoils",)))
+
+
+def test_the_answer_that_a_wrapper_spoils_names_both_and_nobody_else(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        _flavor(tmp_path, "LargeFlavor", "SmallFlavor", "SpoilingWrapper")
+    assert caught.value.plugin == "LargeFlavor or SpoilingWrapper"
+    assert "SmallFlavor" not in str(caught.value)
+
+
+def test_a_wrapper_that_raises_is_named_with_whom_it_wraps(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        _flavor(tmp_path, "SmallFlavor", "RaisingWrapper")
+    assert caught.value.plugin == "RaisingWrapper"
+    assert "wrapping 'SmallFlavor', raised RuntimeError" in str(caught.value)
+
+
+def test_the_wrapped_plugin_that_raises_is_named_alone(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        _flavor(tmp_path, "Raises", "DoublingFlavor")
+    assert caught.value.plugin == "Raises"
+
+
+def test_a_wrapper_that_is_none_is_named_with_whom_it_wraps(tmp_path: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        _flavor(tmp_path, "SmallFlavor", "TwiceWrapper")
+    assert "TwiceWrapper" in caught.value.plugin
+
+
+def test_of_two_plugins_with_the_same_code_the_one_that_was_asked_is_named(tmp_path: Path) -> None:
+    hooks = _hooks("Raises", "SameCode")
+    vm = models.vm(tmp_path, plugins=("Raises",))
+    with pytest.raises(PluginError) as caught:
+        hooks.flavor(vm.pod, vm.config, vm.image)
+    assert caught.value.plugin == "Raises"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "raised"), [("Exits", "SystemExit"), ("Interrupts", "KeyboardInterrupt")]
+)
+def test_what_would_end_the_manager_is_an_error_that_names_the_plugin(
+    tmp_path: Path, plugin: str, raised: str
+) -> None:
+    with ThreadPoolExecutor(1) as worker:
+        error = worker.submit(_flavor, tmp_path, plugin).exception()
+    assert isinstance(error, PluginError)
+    assert (error.plugin, error.problem.split()[1]) == (plugin, raised)
+
+
+def test_what_looks_like_a_cancelled_call_is_an_error_too(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="'Interrupts'.*raised CancelledError"):
+        _hooks("Interrupts").cloud_init(models.vm(tmp_path, plugins=("Interrupts",)), ())
+
+
+def test_shutting_down_goes_on_past_a_plugin_that_exits(caplog: pytest.LogCaptureFixture) -> None:
+    _hooks("Exits").shutdown()
+    assert "plugin did not shut down" in caplog.messages
+
+
+def test_a_document_that_is_no_xml_names_its_renderer(tmp_path: Path) -> None:
+    names = ("Renders", "Spoils")
+    with pytest.raises(
+        PluginError, match="'Spoils'.*virtlet_render_domain.*no XML .line 1, column 8"
+    ) as caught:
+        domain_document(_hooks(*names), models.machine(tmp_path, plugins=names))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("editor", ["Number", "Space"])
+def test_a_document_that_cannot_be_written_names_its_editor(tmp_path: Path, editor: str) -> None:
+    names = ("Renders", "Number", "Space")
+    profile = ("Renders", editor)
+    with pytest.raises(PluginError, match=f"'{editor}'.*virtlet_customize_domain") as caught:
+        domain_document(_hooks(*names), models.machine(tmp_path, plugins=profile))
+    assert "hunter2" not in str(caught.value)

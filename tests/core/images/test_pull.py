@@ -1,0 +1,365 @@
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.image_source import FakeImageSource
+from virtlet.core.images.pull import Images, Progress, Retry
+from virtlet.core.images.store import ImageStore
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+from virtlet.model.image import Credentials
+
+from .disks import qemu_img_that, raw_disk
+from .test_store import files
+
+QUICK = Retry(attempts=3, first_delay=0.001, longest_delay=0.002)
+DIGEST = "sha256:" + "a1" * 32
+
+
+@pytest.fixture
+def server() -> FakeImageSource:
+    server = FakeImageSource()
+    server.contents["x"] = raw_disk("x")
+    server.validators["x"] = '"v1"'
+    return server
+
+
+@pytest.fixture
+def images(store: ImageStore) -> Images:
+    return Images(store, QUICK)
+
+
+def test_a_pulled_image_is_found_by_the_name_a_pod_has(
+    images: Images, server: FakeImageSource
+) -> None:
+    image = images.pull("x:latest", server.route())
+    assert image.names == ("x",)
+    for name in ("x:latest", "x", f"x@{image.id}", image.id):
+        assert images.find(name, server.route()) == image
+    assert images.find("y", server.route()) is None
+
+
+def test_a_digest_is_verified(images: Images, server: FakeImageSource) -> None:
+    with pytest.raises(FailedPrecondition, match="as asked for"):
+        images.pull(f"x@{DIGEST}", server.route())
+    assert files(images.store) == []
+    image = images.pull("x", server.route())
+    assert images.pull(f"x@{image.id}", server.route()).id == image.id
+
+
+def test_a_digest_that_a_plugin_makes_up_is_refused(
+    images: Images, server: FakeImageSource
+) -> None:
+    with pytest.raises(InvalidArgument, match="no sha256"):
+        images.pull("x@md5:1", server.route())
+    assert server.fetches == []
+
+
+def test_a_break_is_gone_on_from(images: Images, server: FakeImageSource) -> None:
+    server.breaks = [3000, 20_000, 0]
+    image = images.pull("x", server.route())
+    assert image.path.read_bytes() == server.contents["x"]
+    assert len(server.fetches) == 4
+    assert server.sent == image.size
+
+
+def test_what_cannot_be_resumed_is_fetched_from_the_start(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.validators.clear()
+    server.breaks = [3000]
+    image = images.pull("x", server.route())
+    assert image.path.read_bytes() == server.contents["x"]
+    assert server.sent == image.size + 3000
+
+
+def test_a_change_on_the_server_in_between_starts_it_over(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.breaks = [3000]
+
+    def change() -> None:
+        if len(server.fetches) == 1 and server.sent == 3000:
+            server.contents["x"] = raw_disk("new")
+            server.validators["x"] = '"v2"'
+
+    server.before_write = change
+    assert images.pull("x", server.route()).path.read_bytes() == raw_disk("new")
+
+
+def test_after_a_few_tries_without_a_byte_it_gives_up(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.breaks = [3000, 0, 0, 0, 0, 0]
+    with pytest.raises(Unavailable, match="broke"):
+        images.pull("x", server.route())
+    assert len(server.fetches) == 3
+
+
+def test_the_next_pull_goes_on_where_a_failed_one_ended(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.breaks = [3000, 0, 0]
+    with pytest.raises(Unavailable):
+        images.pull("x", server.route())
+    image = images.pull("x", server.route())
+    assert server.sent == image.size
+
+
+def test_an_image_that_could_not_be_checked_is_not_fetched_again(
+    images: Images, server: FakeImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        qemu_img_that("kill -ABRT $$", tmp_path / "bin", patch)
+        with pytest.raises(Unavailable, match="cannot be checked now"):
+            images.pull("x", server.route())
+    image = images.pull("x", server.route())
+    assert server.sent == image.size
+
+
+def test_a_failed_download_that_nobody_takes_up_goes(
+    store: ImageStore, server: FakeImageSource
+) -> None:
+    images = Images(store, Retry(attempts=1, keep_parts=0.0))
+    server.breaks = [3000]
+    with pytest.raises(Unavailable):
+        images.pull("x", server.route())
+    assert [name[:5] for name in files(store)] == ["part_"]
+    with pytest.raises(NotFound):
+        images.pull("y", server.route())
+    assert files(store) == []
+
+
+def test_closing_leaves_no_parts(images: Images, server: FakeImageSource) -> None:
+    server.breaks = [3000, 0, 0]
+    with pytest.raises(Unavailable):
+        images.pull("x", server.route())
+    images.close()
+    assert files(images.store) == []
+
+
+@pytest.mark.parametrize(
+    "error", [NotFound("n"), PermissionDenied("p"), InvalidArgument("i"), ResourceExhausted("r")]
+)
+def test_what_a_retry_cannot_mend_is_not_retried(
+    images: Images, server: FakeImageSource, error: Exception
+) -> None:
+    server.error = error
+    with pytest.raises(type(error)):
+        images.pull("x", server.route())
+    assert len(server.fetches) == 1
+    assert files(images.store) == []
+
+
+def test_what_is_no_image_leaves_nothing(images: Images, server: FakeImageSource) -> None:
+    server.contents["x"] = b"<html>"
+    with pytest.raises(InvalidArgument, match="image x: it is a web page"):
+        images.pull("x", server.route())
+    assert files(images.store) == []
+
+
+def test_an_image_over_the_limit_leaves_nothing(images: Images, server: FakeImageSource) -> None:
+    server.contents["x"] = raw_disk("x", (1 << 20) + 512)
+    with pytest.raises(ResourceExhausted, match="larger than the limit"):
+        images.pull("x", server.route())
+    assert server.sent == 0
+    assert files(images.store) == []
+
+
+def test_an_unchanged_image_is_not_fetched_again(images: Images, server: FakeImageSource) -> None:
+    first = images.pull("x", server.route())
+    second = images.pull("x", server.route())
+    assert second.id == first.id
+    assert server.sent == first.size
+
+
+def test_a_changed_image_takes_the_name_over(images: Images, server: FakeImageSource) -> None:
+    first = images.pull("x", server.route())
+    server.contents["x"], server.validators["x"] = raw_disk("new"), '"v2"'
+    second = images.pull("x", server.route())
+    assert images.store.list() == (second,)
+    assert not first.path.exists()
+
+
+def test_pulls_of_one_image_at_a_time_download_once(
+    images: Images, server: FakeImageSource
+) -> None:
+    gate = threading.Barrier(8)
+
+    def pull() -> str:
+        gate.wait()
+        return images.pull("x", server.route()).id
+
+    server.before_write = lambda: time.sleep(0.002)
+    with ThreadPoolExecutor(8) as pool:
+        ids = {future.result() for future in [pool.submit(pull) for _ in range(8)]}
+    assert len(ids) == 1
+    assert server.sent == len(server.contents["x"])
+
+
+def test_other_credentials_or_handlers_do_not_share_a_download(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.validators.clear()
+    gate = threading.Barrier(3)
+
+    def pull(scope: str, user: str) -> str:
+        gate.wait()
+        return images.pull("x", server.route(scope), Credentials(user)).id
+
+    server.before_write = lambda: time.sleep(0.002)
+    with ThreadPoolExecutor(3) as pool:
+        pulls = [pool.submit(pull, *who) for who in (("a", "u"), ("b", "u"), ("a", "v"))]
+        assert len({pull.result() for pull in pulls}) == 1
+    assert len(server.fetches) == 3
+    assert {c.username for c in server.credentials} == {"u", "v"}
+
+
+def test_a_failed_pull_fails_those_who_joined_it(images: Images, server: FakeImageSource) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        go.wait()
+        server.error = PermissionDenied("no")
+
+    server.before_write = hold
+    server.breaks = [0]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(images.pull, "x", server.route())
+        started.wait()
+        second = pool.submit(images.pull, "x", server.route())
+        threading.Timer(0.3, go.set).start()
+        for pull in (first, second):
+            with pytest.raises(PermissionDenied):
+                pull.result()
+    assert len(server.fetches) == 2
+
+
+def test_a_cancelled_pull_ends_soon_and_can_be_taken_up(
+    images: Images, server: FakeImageSource
+) -> None:
+    wanted = True
+
+    def cancel() -> None:
+        nonlocal wanted
+        wanted = server.sent < 5000
+
+    server.before_write = cancel
+    with pytest.raises(Unavailable, match="cancelled"):
+        images.pull("x", server.route(), wanted=lambda: wanted)
+    assert server.sent == 5000
+    server.before_write = lambda: None
+    images.pull("x", server.route())
+    assert server.sent == len(server.contents["x"])
+
+
+def test_a_cancelled_pull_goes_on_for_those_who_joined_it(
+    images: Images, server: FakeImageSource
+) -> None:
+    first_waits = True
+    joined = threading.Event()
+
+    def leave_once_joined() -> None:
+        nonlocal first_waits
+        joined.wait()
+        first_waits = False
+
+    def second_waits() -> bool:
+        joined.set()
+        return True
+
+    server.before_write = leave_once_joined
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(images.pull, "x", server.route(), wanted=lambda: first_waits)
+        while not server.fetches:
+            time.sleep(0.01)
+        image = pool.submit(images.pull, "x", server.route(), wanted=second_waits).result()
+    assert images.find("x", server.route()) == image
+    assert server.sent == image.size
+    assert len(server.fetches) == 1
+
+
+def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -> None:
+    server.contents["y"] = raw_disk("y")
+    images.pull("y", server.route())
+    go = threading.Event()
+
+    def hold() -> None:
+        go.wait(10)
+
+    server.before_write = hold
+    with ThreadPoolExecutor(1) as pool:
+        pull = pool.submit(images.pull, "x", server.route())
+        while not images.progress():
+            time.sleep(0.001)
+        started = time.perf_counter()
+        for _ in range(100):
+            assert len(images.store.list()) == 1
+            assert images.find("y", server.route())
+            assert images.find("x", server.route()) is None
+        elapsed = time.perf_counter() - started
+        go.set()
+        pull.result()
+    assert elapsed < 0.5
+
+
+def test_progress_tells_how_far_pulls_are(images: Images, server: FakeImageSource) -> None:
+    seen: list[tuple[Progress, ...]] = []
+    server.before_write = lambda: seen.append(images.progress())
+    size = images.pull("x", server.route()).size
+    assert seen[0] == (Progress("x", 0, size),)
+    assert seen[2] == (Progress("x", 2000, size),)
+    assert images.progress() == ()
+
+
+def test_removal_is_by_any_name_and_idempotent(images: Images, server: FakeImageSource) -> None:
+    images.pull("x", server.route())
+    images.remove("x:latest", server.route())
+    assert images.store.list() == ()
+    images.remove("x:latest", server.route())
+    images.remove(DIGEST, server.route())
+
+
+def test_a_malformed_name_is_an_error_everywhere(images: Images, server: FakeImageSource) -> None:
+    calls: list[Callable[[str], object]] = [
+        lambda name: images.find(name, server.route()),
+        lambda name: images.remove(name, server.route()),
+        lambda name: images.pull(name, server.route()),
+    ]
+    for call in calls:
+        for name in ("malformed", "a%b", ""):
+            with pytest.raises(InvalidArgument):
+                call(name)
+
+
+def test_an_id_can_be_pulled_only_while_it_is_there(
+    images: Images, server: FakeImageSource
+) -> None:
+    image = images.pull("x", server.route())
+    assert images.pull(image.id, server.route()) == image
+    with pytest.raises(NotFound, match="by its name"):
+        images.pull(DIGEST, server.route())
+
+
+def test_secrets_stay_out_of_logs(
+    images: Images, server: FakeImageSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.breaks = [3000]
+    images.pull("x", server.route(), Credentials("user", "hunter2", registry_token="hunter3"))
+    told = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert "image pulled" in told
+    assert "hunter" not in told
+    assert "fake://" not in told

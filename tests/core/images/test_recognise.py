@@ -1,0 +1,251 @@
+import gzip
+import json
+import lzma
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from virtlet.core.images.limits import ImageLimits
+from virtlet.core.images.qcow2 import parse_header
+from virtlet.core.images.recognise import Content, recognise
+from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+
+from .disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
+
+LIMITS = ImageLimits(size=1 << 30, virtual_size=1 << 30)
+
+
+def look(path: Path) -> Content:
+    return recognise(path, "busybox", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "compat=0.10",
+        "cluster_size=512",
+        "extended_l2=on",
+        "compression_type=zstd",
+        "lazy_refcounts=on",
+    ],
+)
+def test_every_common_kind_of_qcow2_is_taken(tmp_path: Path, options: str) -> None:
+    path = write_qcow2(tmp_path / "disk", "1M", options)
+    assert look(path) == Content("qcow2", path.stat().st_size, 1 << 20)
+
+
+def test_a_raw_disk_with_a_boot_sector_is_taken(tmp_path: Path) -> None:
+    assert look(write_raw(tmp_path / "disk")) == Content("raw", 65536, 65536)
+
+
+@pytest.mark.parametrize("offset", [512, 4096])
+def test_a_raw_disk_with_a_gpt_alone_is_taken(tmp_path: Path, offset: int) -> None:
+    content = bytearray(65536)
+    content[offset : offset + 8] = b"EFI PART"
+    path = tmp_path / "disk"
+    path.write_bytes(content)
+    assert look(path).format == "raw"
+
+
+def test_a_raw_disk_that_holds_a_qcow2_further_on_is_raw(tmp_path: Path) -> None:
+    inner = write_qcow2(tmp_path / "inner").read_bytes()
+    path = tmp_path / "disk"
+    path.write_bytes(raw_disk() + inner + b"\0" * (-len(inner) % 512))
+    assert look(path).format == "raw"
+
+
+def test_a_backing_file_is_refused(tmp_path: Path) -> None:
+    base = write_raw(tmp_path / "base")
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "raw", tmp_path / "disk")
+    with pytest.raises(InvalidArgument, match="backing file"):
+        look(tmp_path / "disk")
+
+
+def test_an_external_data_file_is_refused(tmp_path: Path) -> None:
+    write_qcow2(tmp_path / "disk", "1M", f"data_file={tmp_path}/data")
+    with pytest.raises(InvalidArgument, match="external file"):
+        look(tmp_path / "disk")
+
+
+def test_an_encrypted_disk_is_refused(tmp_path: Path) -> None:
+    qemu_img(
+        *("create", "-f", "qcow2", "--object", "secret,id=s,data=geheim"),
+        *("-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"),
+        *(tmp_path / "disk", "1M"),
+    )
+    with pytest.raises(InvalidArgument, match="encrypted"):
+        look(tmp_path / "disk")
+
+
+def test_a_virtual_size_over_the_limit_is_refused(tmp_path: Path) -> None:
+    write_qcow2(tmp_path / "disk", "2G")
+    with pytest.raises(ResourceExhausted, match="over the limit"):
+        look(tmp_path / "disk")
+
+
+def test_a_qcow2_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", "x", 1 << 20)
+    with (tmp_path / "raw").open("r+b") as file:
+        file.seek(512)
+        file.write(b"x" * ((1 << 20) - 512))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", tmp_path / "disk")
+    with (tmp_path / "disk").open("r+b") as file:
+        file.truncate(700_000)
+    with pytest.raises(InvalidArgument, match="damaged or cut off"):
+        look(tmp_path / "disk")
+
+
+@pytest.mark.parametrize("kind", ["vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels"])
+def test_other_image_formats_are_named_and_refused(tmp_path: Path, kind: str) -> None:
+    qemu_img("create", "-f", kind, tmp_path / "disk", "16M")
+    with pytest.raises(InvalidArgument, match="convert"):
+        look(tmp_path / "disk")
+
+
+def test_a_fixed_vhd_is_told_by_its_end(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", size=1 << 20)
+    options = ["-o", "subformat=fixed,force_size=on"]
+    qemu_img("convert", "-f", "raw", "-O", "vpc", *options, raw, tmp_path / "disk")
+    with pytest.raises(InvalidArgument, match="VHD"):
+        look(tmp_path / "disk")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+        (b"\xef\xbb\xbf\n <HTML>", "a web page"),
+        (b'<?xml version="1.0"?><Error/>', "an XML document"),
+        (b'{"errors": []}', "a JSON document"),
+        (b"#!/bin/sh\n", "a script"),
+        (gzip.compress(raw_disk()), "gzip"),
+        (lzma.compress(raw_disk()), "xz"),
+        (b"\x7fELF" + bytes(60), "an ELF program"),
+        (b"LUKS\xba\xbe" + bytes(506), "LUKS"),
+        (b"PK\x03\x04" + bytes(508), "a zip archive"),
+        (bytes(257) + b"ustar" + bytes(250), "a tar archive"),
+        (bytes(0x8001) + b"CD001" + bytes(506), "a CD image"),
+        (b"words\n" * 1024, "neither qcow2 nor a raw disk"),
+        (bytes(4096), "neither qcow2 nor a raw disk"),
+        (raw_disk()[:-1], "no whole number"),
+        (b"QFI\xfb", "ends within"),
+        (b"QFI\xfb\0\0\0\x09" + bytes(100), "version 9"),
+    ],
+)
+def test_what_is_no_disk_is_named_and_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=f"image busybox: .*{what}"):
+        look(path)
+
+
+def test_the_tests_own_kernel_is_no_disk(tmp_path: Path) -> None:
+    kernel = bytearray(raw_disk())
+    kernel[0x202:0x206] = b"HdrS"
+    path = tmp_path / "disk"
+    path.write_bytes(kernel)
+    with pytest.raises(InvalidArgument, match="a Linux kernel"):
+        look(path)
+
+
+def test_a_hybrid_cd_starts_from_a_disk_and_is_taken(tmp_path: Path) -> None:
+    content = bytearray(raw_disk())
+    content[0x8001:0x8006] = b"CD001"
+    path = tmp_path / "disk"
+    path.write_bytes(content)
+    assert look(path).format == "raw"
+
+
+def test_the_header_is_read_as_qemu_img_reads_it(tmp_path: Path) -> None:
+    path = write_qcow2(tmp_path / "disk", "3M")
+    info = json.loads(
+        subprocess.run(
+            ["qemu-img", "info", "--output=json", str(path)], check=True, capture_output=True
+        ).stdout
+    )
+    header = parse_header("x", path.read_bytes()[:104])
+    assert header.virtual_size == info["virtual-size"]
+
+
+@pytest.mark.parametrize(
+    ("bit", "what"), [(1, "corrupt"), (2, "external file"), (5, "not known"), (63, "not known")]
+)
+def test_features_that_are_not_allowed_are_seen_before_qemu_img_is(
+    tmp_path: Path, bit: int, what: str
+) -> None:
+    path = write_qcow2(tmp_path / "disk")
+    with path.open("r+b") as file:
+        file.seek(72)
+        file.write(struct.pack(">Q", 1 << bit))
+    with pytest.raises(InvalidArgument, match=what):
+        look(path)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    flips=st.lists(st.tuples(st.integers(4, 111), st.integers(0, 255)), max_size=6),
+    length=st.integers(0, 200_000),
+)
+def test_a_mangled_qcow2_is_taken_or_refused_and_nothing_else(
+    tmp_path: Path, flips: list[tuple[int, int]], length: int
+) -> None:
+    pristine = tmp_path / "pristine"
+    if not pristine.exists():
+        write_qcow2(pristine)
+    content = bytearray(pristine.read_bytes()[: max(length, 4)])
+    for position, value in flips:
+        if position < len(content):
+            content[position] = value
+    path = tmp_path / "disk"
+    path.write_bytes(content)
+    problem = ""
+    try:
+        found = look(path)
+    except (InvalidArgument, ResourceExhausted) as error:
+        problem = str(error)
+    else:
+        assert found.virtual_size <= LIMITS.virtual_size
+    assert str(tmp_path) not in problem
+
+
+def test_qemu_img_runs_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_qcow2(tmp_path / "disk")
+    said = tmp_path / "said"
+    qemu_img_that(
+        f"echo $1 $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX >> {said}",
+        tmp_path / "bin",
+        monkeypatch,
+    )
+    look(path)
+    assert said.read_text() == "info 1048576 30 1\ncheck 1048576 30 1\n"
+
+
+@pytest.mark.parametrize("command", ["info", "check"])
+@pytest.mark.parametrize("end", ["kill -ABRT $$", "kill -XCPU $$", "exit 134"])
+def test_a_qemu_img_that_breaks_off_is_asked_once_more_and_tells_nothing_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, end: str
+) -> None:
+    path = write_qcow2(tmp_path / "disk")
+    once = tmp_path / "once"
+    qemu_img_that(f"test $1 != {command} || ! mkdir {once} || {end}", tmp_path / "bin", monkeypatch)
+    assert look(path).format == "qcow2"
+    assert once.exists()
+    qemu_img_that(f"test $1 != {command} || {end}", tmp_path / "bin", monkeypatch)
+    with pytest.raises(Unavailable, match="image busybox: .*qemu-img ended with status"):
+        look(path)
+
+
+def test_a_qemu_img_that_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_raw(tmp_path / "disk")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FailedPrecondition, match="qemu-img is not installed"):
+        look(path)

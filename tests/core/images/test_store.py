@@ -1,0 +1,333 @@
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from virtlet.core.images.store import ImageStore
+from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+
+from .conftest import EMULATOR_GID, put, stage
+from .disks import raw_disk, write_qcow2
+
+DIGEST = "sha256:" + "a1" * 32
+
+
+def files(store: ImageStore) -> list[str]:
+    """Everything in the images directory, by relative path."""
+    root = store.usage().mountpoint
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if not p.is_dir())
+
+
+class TestPublish:
+    def test_an_image_is_found_by_every_kind_of_reference(self, store: ImageStore) -> None:
+        image_id = put(store, "example.com/a/b")
+        image = store.get("example.com/a/b")
+        assert image is not None
+        assert image.id == image_id
+        assert image.path.read_bytes() == raw_disk()
+        assert (image.format, image.size, image.virtual_size) == ("raw", 65536, 65536)
+        assert image.names == ("example.com/a/b",)
+        assert image.digests == (f"example.com/a/b@{image_id}",)
+        for reference in (image_id, image_id.removeprefix("sha256:"), image.digests[0]):
+            assert store.get(reference) == image
+        assert store.list() == (image,)
+
+    def test_what_is_not_there_is_none(self, store: ImageStore) -> None:
+        image_id = put(store, "a")
+        assert store.get("b") is None
+        assert store.get(DIGEST) is None
+        assert store.get(f"a@{DIGEST}") is None
+        assert store.get(f"b@{image_id}") is None
+
+    def test_files_are_laid_out_as_the_original_does(self, store: ImageStore) -> None:
+        digest = put(store, "example.com/a/b").removeprefix("sha256:")
+        assert files(store) == [
+            f"data/{digest}",
+            f"data/{digest}.json",
+            "links/example.com%a%b",
+        ]
+        link = store.usage().mountpoint / "links" / "example.com%a%b"
+        assert link.is_symlink()
+        assert link.read_bytes() == raw_disk()
+
+    def test_the_emulator_can_read_images_and_nothing_else(self, store: ImageStore) -> None:
+        image_id = put(store, "a")
+        image = store.get(image_id)
+        assert image is not None
+        stat = image.path.stat()
+        assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, EMULATOR_GID, 0o440)
+        for directory in (image.path.parent, image.path.parent.parent):
+            assert directory.stat().st_mode & 0o7777 == 0o711
+        # It starts there, because pytest's directories on the way are the tester's alone.
+        reads = 'cat "$0" >/dev/null && ! test -w "$0" && ! ls . 2>/dev/null && ! cat "$0.json"'
+        subprocess.run(
+            ["sh", "-c", reads, image.path.name],
+            cwd=image.path.parent,
+            user=EMULATOR_GID,
+            group=EMULATOR_GID,
+            extra_groups=[],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def test_the_same_content_is_kept_once_under_all_its_names(self, store: ImageStore) -> None:
+        assert put(store, "a") == put(store, "b")
+        (image,) = store.list()
+        assert image.names == ("a", "b")
+        assert len([name for name in files(store) if name.startswith("data/")]) == 2
+
+    def test_a_name_moves_to_new_content_and_the_old_goes(self, store: ImageStore) -> None:
+        old, new = put(store, "a", "old"), put(store, "a", "new")
+        assert [image.id for image in store.list()] == [new]
+        assert store.get(old) is None
+        assert not any(old.removeprefix("sha256:") in name for name in files(store))
+
+    def test_a_pull_by_digest_leaves_the_name_alone(self, store: ImageStore) -> None:
+        first = put(store, "a", "first")
+        second = stage(store, raw_disk("second"))
+        pinned = store.publish(second, f"a@{second.digest}")
+        assert (pinned.names, pinned.digests) == ((), (f"a@{pinned.id}",))
+        named = store.get("a")
+        assert named is not None
+        assert named.id == first
+        assert store.get(f"a@{pinned.id}") == pinned
+
+    def test_another_digest_than_asked_for_is_refused(self, store: ImageStore) -> None:
+        staging = stage(store, raw_disk())
+        with pytest.raises(FailedPrecondition, match="not sha256:a1a1"):
+            store.publish(staging, f"a@{DIGEST}")
+        staging.discard()
+        assert files(store) == []
+
+    def test_what_is_no_image_is_refused(self, store: ImageStore) -> None:
+        staging = stage(store, b"<html>not found</html>")
+        with pytest.raises(InvalidArgument, match="web page"):
+            store.publish(staging, "a")
+        staging.discard()
+        assert files(store) == []
+
+    def test_annotations_of_the_fetching_plugin_are_kept(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        image = store.publish(stage(store, raw_disk()), "a", "", {"mediaType": "x"})
+        assert open_store().annotations(image.id) == {"mediaType": "x"}
+
+    def test_a_reader_never_sees_a_half_published_name(self, store: ImageStore) -> None:
+        put(store, "a", "0")
+        stop = threading.Event()
+        torn: list[str] = []
+
+        def read() -> None:
+            while not stop.is_set():
+                image = store.get("a")
+                if image is None or image.names != ("a",) or len(store.list()) != 1:
+                    torn.append(str(image))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for turn in range(15):
+            put(store, "a", str(turn % 2))
+        stop.set()
+        reader.join()
+        assert torn == []
+
+
+class TestRemove:
+    def test_it_takes_all_names_and_the_file(self, store: ImageStore) -> None:
+        put(store, "a")
+        put(store, "b")
+        assert store.remove("a")
+        assert store.list() == ()
+        assert files(store) == []
+
+    def test_it_may_be_repeated(self, store: ImageStore) -> None:
+        image_id = put(store, "a")
+        assert store.remove(image_id)
+        assert not store.remove(image_id)
+        assert not store.remove("a")
+
+    def test_what_a_vm_uses_stays_until_the_vm_is_gone(
+        self, store: ImageStore, used: set[str]
+    ) -> None:
+        image_id = put(store, "a")
+        image = store.get("a")
+        assert image is not None
+        used.add(image_id)
+        assert store.remove("a")
+        assert store.list() == ()
+        assert store.get(image_id) is None
+        store.sweep()
+        assert image.path.exists()
+        used.clear()
+        store.sweep()
+        assert files(store) == []
+
+    def test_an_image_in_use_comes_back_with_its_name(
+        self, store: ImageStore, used: set[str]
+    ) -> None:
+        image_id = put(store, "a")
+        used.add(image_id)
+        store.remove("a")
+        assert put(store, "a") == image_id
+        assert [image.id for image in store.list()] == [image_id]
+
+    def test_a_held_image_stays(self, store: ImageStore, used: set[str]) -> None:
+        image_id = put(store, "a")
+        with store.held("a") as image, store.held(image_id):
+            store.remove("a")
+            assert image.path.exists()
+            used.add(image_id)
+        store.sweep()
+        assert image.path.exists()
+        used.clear()
+        store.sweep()
+        assert not image.path.exists()
+
+    def test_an_image_can_be_held_only_while_it_is_there(self, store: ImageStore) -> None:
+        with pytest.raises(NotFound, match="pull it first"), store.held("a"):
+            pass
+
+    def test_an_image_removed_while_it_was_found_unchanged_is_pulled_again(
+        self, store: ImageStore
+    ) -> None:
+        store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
+        staging = store.new_staging("a", store.known("a", "source"))
+        staging.finish(staging.size)
+        store.remove("a")
+        with pytest.raises(Unavailable, match="pull again"):
+            store.publish(staging, "a", "source")
+
+
+class TestKnown:
+    def test_a_source_is_known_with_its_validator(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        image = store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
+        for opened in (store, open_store()):
+            known = opened.known("a", "source")
+            assert known is not None
+            assert (known.digest, known.size, known.validator) == (image.id, image.size, '"v1"')
+
+    def test_another_source_or_name_is_not_known(self, store: ImageStore) -> None:
+        store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
+        assert store.known("a", "other") is None
+        assert store.known("b", "source") is None
+
+    def test_what_cannot_be_compared_is_not_known(self, store: ImageStore) -> None:
+        store.publish(stage(store, raw_disk()), "a", "source")
+        assert store.known("a", "source") is None
+
+
+class TestRestart:
+    def test_everything_is_there_again(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        put(store, "a", "1")
+        put(store, "b", "1")
+        put(store, "c/d:e", "2")
+        again = open_store()
+        again.collect()
+        assert again.list() == store.list()
+
+    @pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b'{"version": 99}', b'"x"'])
+    def test_a_lost_or_damaged_record_is_made_again(
+        self, store: ImageStore, open_store: Callable[[], ImageStore], damage: bytes | None
+    ) -> None:
+        image_id = put(store, "a")
+        before = store.get("a")
+        assert before is not None
+        record = before.path.with_suffix(".json")
+        record.unlink() if damage is None else record.write_bytes(damage)
+        after = open_store().get("a")
+        assert after is not None
+        assert (after.id, after.format, after.virtual_size) == (image_id, "raw", 65536)
+        assert record.exists()
+
+    def test_a_store_of_the_original_is_taken_over(
+        self, tmp_path: Path, open_store: Callable[[], ImageStore]
+    ) -> None:
+        made = write_qcow2(tmp_path / "disk")
+        data, links = tmp_path / "images" / "data", tmp_path / "images" / "links"
+        data.mkdir(parents=True)
+        links.mkdir()
+        made.rename(data / ("a1" * 32))
+        (links / "example.com%x").symlink_to(f"../data/{'a1' * 32}")
+        store = open_store()
+        store.collect()
+        image = store.get("example.com/x")
+        assert image is not None
+        assert image.format == "qcow2"
+        assert image.path.stat().st_mode & 0o777 == 0o440
+
+    def test_parts_and_unreferenced_files_go(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        put(store, "a")
+        root = store.usage().mountpoint
+        kept = files(store)
+        (root / "part_123").write_bytes(b"x")
+        (root / "data" / ("a1" * 32)).write_bytes(raw_disk("unreferenced"))
+        (root / "data" / ("b2" * 32)).write_bytes(b"damaged")
+        (root / "data" / f"{'c3' * 32}.json").write_bytes(b"{}")
+        (root / "data" / f".{'d4' * 32}.json.new").write_bytes(b"{}")
+        (root / "links" / "gone").symlink_to(f"../data/{'e5' * 32}")
+        open_store().collect()
+        assert files(store) == kept
+
+    def test_what_a_vm_uses_stays_even_without_name_and_record(
+        self, store: ImageStore, used: set[str], open_store: Callable[[], ImageStore]
+    ) -> None:
+        image_id = put(store, "a")
+        image = store.get("a")
+        assert image is not None
+        used.add(image_id)
+        store.remove("a")
+        again = open_store()
+        again.collect()
+        assert image.path.exists()
+        assert again.list() == ()
+        used.clear()
+        again.sweep()
+        assert files(again) == []
+
+    def test_foreign_files_are_left_alone(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        root = store.usage().mountpoint
+        foreign = [root / "NOTES", root / "data" / "notes.json", root / "links" / "README"]
+        for path in foreign:
+            path.write_bytes(b"x")
+        (root / "links" / "elsewhere").symlink_to("/etc/hostname")
+        open_store().collect()
+        assert all(path.exists() for path in foreign)
+        assert (root / "links" / "elsewhere").is_symlink()
+
+    def test_a_file_of_another_size_than_recorded_is_looked_at_again(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        put(store, "a")
+        image = store.get("a")
+        assert image is not None
+        with image.path.open("r+b") as file:
+            file.truncate(image.size - 1)
+        again = open_store()
+        again.collect()
+        assert again.get("a") is None
+        assert files(again) == []
+
+
+class TestUsage:
+    def test_it_counts_what_images_and_parts_take(self, store: ImageStore) -> None:
+        before = store.usage()
+        assert before.inodes_used == 3
+        put(store, "a")
+        staging = stage(store, raw_disk("b"))
+        during = store.usage()
+        assert during.used_bytes >= before.used_bytes + 2 * 65536
+        assert during.inodes_used == before.inodes_used + 4
+        staging.discard()
+        assert store.usage().used_bytes < during.used_bytes
+        assert during.mountpoint.is_dir()
+        assert during.timestamp > before.timestamp

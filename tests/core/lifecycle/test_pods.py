@@ -1,0 +1,127 @@
+"""Pods up and down, with plugins that fail."""
+
+import threading
+
+import pytest
+
+from tests.core.lifecycle.conftest import Managers
+from tests.fakes.manager import Manager, Node
+from virtlet.core.store.records import PodPhase
+from virtlet.errors import AlreadyExists, PluginError, Unavailable, UndoIncomplete
+from virtlet.model.event import EventKind
+
+
+def test_a_pod_whose_network_fails_leaves_nothing(manager: Manager, node: Node) -> None:
+    node.faults.once["setup_network"] = Unavailable("no network today")
+    with pytest.raises(Unavailable, match="no network today"):
+        manager.run()
+    assert node.left == []
+    assert not manager.store.pods
+    assert manager.told.events == []
+
+
+def test_a_plugin_that_raises_midway_is_named_and_undone(manager: Manager, node: Node) -> None:
+    node.faults.once["setup_network"] = KeyError("secret")
+    with pytest.raises(PluginError, match="plugin 'fake', hook virtlet_setup_network") as caught:
+        manager.run()
+    assert "secret" not in str(caught.value)
+    assert node.left == []
+
+
+def test_a_pod_that_can_neither_come_up_nor_be_undone_is_shown_not_ready_until_it_is_removed(
+    manager: Manager, node: Node
+) -> None:
+    node.faults.once["setup_network"] = Unavailable("no network today")
+    node.faults.always["teardown_network"] = Unavailable("nor tomorrow")
+    with pytest.raises(Unavailable, match="no network today") as caught:
+        manager.run()
+    assert "nor tomorrow" in caught.value.__notes__[0]
+    (pod,) = manager.store.pods.values()
+    assert pod.visible
+    assert pod.phase is PodPhase.NOT_READY
+    with pytest.raises(UndoIncomplete, match="nor tomorrow"):
+        manager.remove_pod(pod.pod.id)
+    node.faults.always.clear()
+    manager.remove_pod(pod.pod.id)
+    assert node.left == []
+
+
+def test_a_retry_of_a_pod_that_never_came_up_cleans_up_first_and_starts_again(
+    manager: Manager, node: Node
+) -> None:
+    node.faults.once["setup_network"] = Unavailable("no network today")
+    node.faults.once["teardown_network"] = Unavailable("not undone either")
+    with pytest.raises(Unavailable, match="no network today"):
+        manager.run()
+    pod_id = manager.run()
+    assert set(manager.store.pods) == {pod_id}
+    assert node.networks == {pod_id}
+
+
+def test_a_stopped_pod_is_not_run_again_under_its_name(manager: Manager) -> None:
+    manager.stop_pod(manager.run())
+    with pytest.raises(AlreadyExists, match="was stopped"):
+        manager.run()
+    assert manager.run(attempt=1)
+
+
+def test_retries_of_one_pod_at_a_time_make_one_pod(manager: Manager, node: Node) -> None:
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda: made.append(manager.run())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 8
+    assert len(set(made)) == 1
+    assert node.networks == set(made)
+
+
+def test_a_stop_whose_teardown_fails_says_so_and_the_next_one_finishes_it(
+    manager: Manager, node: Node
+) -> None:
+    pod_id = manager.run()
+    node.faults.once["teardown_network"] = Unavailable("later")
+    with pytest.raises(UndoIncomplete, match="network by plugin 'fake': later"):
+        manager.stop_pod(pod_id)
+    assert manager.pod(pod_id).phase is PodPhase.NOT_READY
+    assert node.networks == {pod_id}
+    manager.stop_pod(pod_id)
+    assert node.networks == set()
+
+
+def test_a_removed_pod_takes_its_running_vm_with_it_in_order(manager: Manager, node: Node) -> None:
+    pod_id = manager.run()
+    vm_id = manager.create(pod_id)
+    manager.start(vm_id)
+    manager.remove_pod(pod_id)
+    assert node.left == []
+    kinds = [event.kind for event in manager.told.events if event.subject in (pod_id, vm_id)]
+    assert kinds == [
+        EventKind.POD_CREATED,
+        EventKind.VM_CREATED,
+        EventKind.VM_STARTED,
+        EventKind.POD_STOPPED,
+        EventKind.VM_STOPPED,
+        EventKind.VM_REMOVED,
+        EventKind.POD_REMOVED,
+    ]
+
+
+def test_a_pod_that_could_not_be_written_as_ready_is_undone(manager: Manager, node: Node) -> None:
+    manager.at["pod-ready:before-commit"] = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        manager.run()
+    assert node.left == []
+    assert not manager.store.pods
+
+
+def test_a_pod_left_half_removed_is_removed_at_the_next_start(
+    managers: Managers, node: Node
+) -> None:
+    pod_id = managers.now.run()
+    node.faults.once["teardown_network"] = Unavailable("later")
+    with pytest.raises(UndoIncomplete):
+        managers.now.remove_pod(pod_id)
+    assert managers.restart().pod(pod_id).phase is PodPhase.NOT_READY
+    assert node.networks == set()

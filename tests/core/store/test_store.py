@@ -1,0 +1,165 @@
+"""What is stored survives, and what cannot be read is refused."""
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from tests.fakes import models
+from virtlet.core.store.codec import decode
+from virtlet.core.store.database import Database
+from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, VmRecord
+from virtlet.core.store.store import Store
+from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
+from virtlet.model.network import Interface, Network
+from virtlet.model.resources import Resources
+from virtlet.model.vm import Mount, VmExit
+
+
+def _pod_record(tmp_path: Path) -> PodRecord:
+    nic = Interface("eth0", "02:00:00:00:00:01", 1500, ("10.0.0.2/24",))
+    network = Network(tmp_path / "netns", (nic,), details="{}")
+    return PodRecord(models.pod(tmp_path, labels={"a": "b"}), PodPhase.READY, network)
+
+
+def test_pods_and_vms_are_read_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "virtlet.db"
+    store = Store(path)
+    vm = models.vm(tmp_path, mounts=(Mount("/a", "/b"),), envs=(("K", "V"),))
+    store.put_pod(_pod_record(tmp_path))
+    store.put_vm(VmRecord(vm, VmPhase.EXITED, exit=VmExit(0, "Completed", "", 7)))
+    again = Store(path)
+    assert again.pods == store.pods
+    assert again.vms == store.vms
+    assert again.instance == store.instance
+
+
+def test_a_vm_on_whose_resize_a_manager_died_is_read_back_and_one_of_before_that_too(
+    tmp_path: Path,
+) -> None:
+    """A record of an earlier release says nothing of resizes."""
+    path = tmp_path / "virtlet.db"
+    resizing = Resizing(Resources(cpu_quota=7), {"/sys/fs/cgroup/a/cpu.max": "max 100000"})
+    record = VmRecord(models.vm(tmp_path), VmPhase.RUNNING, resizing=resizing)
+    store = Store(path)
+    store.put_vm(record)
+    store.close()
+    assert Store(path).vms == {record.vm.id: record}
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE vms SET record = json_remove(record, '$.resizing')")
+    assert Store(path).vms == {record.vm.id: evolve(record, resizing=None)}
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        Disk(Path("/a"), serial="x"),
+        Share(Path("/a"), "/b", "tag"),
+        GuestFiles(Path("/a"), "/b", 0o600),
+        Unneeded("/b", "why"),
+    ],
+)
+def test_every_kind_of_volume_is_a_record(tmp_path: Path, volume: Volume) -> None:
+    store = Store(tmp_path / "virtlet.db")
+    seq = store.intend("owner", "disk", "plugin", "volume-0")
+    assert store.effects("owner")[0].record is None
+    store.record(seq, volume, Volume)
+    text = store.effects("owner")[0].record
+    assert text is not None
+    assert decode(text, Volume) == volume  # type: ignore[arg-type]
+
+
+def test_a_snapshot_does_not_change_under_its_reader(tmp_path: Path) -> None:
+    store = Store(tmp_path / "virtlet.db")
+    before = store.pods
+    store.put_pod(_pod_record(tmp_path))
+    assert len(before) == 0
+    assert len(store.pods) == 1
+
+
+def test_a_change_of_a_vm_that_is_gone_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "virtlet.db")
+    assert store.change_vm("nobody", lambda r: evolve(r, stopping=True)) is None
+
+
+def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "virtlet.db")
+    assert os.stat(tmp_path / "virtlet.db").st_mode & 0o077 == 0
+
+
+def test_a_database_of_a_newer_release_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "virtlet.db"
+    Store(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match="schema version 99.*newer Virtlet"):
+        Store(path)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "virtlet.db"
+    path.write_text("not a database, " * 100)
+    with pytest.raises(FailedPrecondition, match="cannot be used as the database"):
+        Store(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    target = tmp_path / "disk"
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", target], check=True)
+    yield target
+    subprocess.run(["umount", target], check=True)
+
+
+def test_a_full_disk_is_told_changes_nothing_and_writing_goes_on_once_there_is_space(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    store = Store(small_disk / "virtlet.db")
+    store.put_pod(_pod_record(tmp_path))
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    before = store.pods
+    other = evolve(_pod_record(tmp_path), phase=PodPhase.NOT_READY)
+    with pytest.raises(ResourceExhausted, match=r"virtlet\.db: the disk is full"):
+        for _ in range(100):
+            store.put_pod(other)
+            before = store.pods
+    assert store.pods == before
+    filler.unlink()
+    store.put_pod(_pod_record(tmp_path))
+    assert store.effects("nobody") == []
+    store.close()
+
+
+def test_a_commit_that_fails_does_not_keep_later_ones_from_succeeding(tmp_path: Path) -> None:
+    database = Database(tmp_path / "virtlet.db")
+    with database.transaction() as tx:
+        tx.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+        tx.execute(
+            "CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)"
+        )
+    # Takes effect outside transactions only, so by a statement between two of them.
+    with pytest.raises(Unavailable), database.transaction() as tx:
+        tx.execute("ROLLBACK")
+        tx.execute("PRAGMA foreign_keys = ON")
+        tx.execute("BEGIN")
+        tx.execute("INSERT INTO children VALUES (1)")
+    with database.transaction() as tx:
+        assert tx.execute("SELECT count(*) FROM children").fetchone() == (0,)
+    database.close()
+
+
+def test_a_path_that_cannot_hold_a_database_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedPrecondition, match="--database-path"):
+        Store(tmp_path / "file" / "virtlet.db")

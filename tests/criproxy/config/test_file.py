@@ -1,0 +1,109 @@
+"""The configuration file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from criproxy.config.file import build, read_file
+from criproxy.config.model import Config, ConfigError, Dial, Limits, RuntimeConfig
+
+FULL = """
+listen: /run/criproxy/criproxy.sock
+http: 127.0.0.1:10009
+stream_listen: "[::1]:10011"
+state_dir: null
+socket_mode: "0600"
+grace: 5m
+runtimes:
+  - name: containerd
+    socket: unix:///run/containerd/containerd.sock
+  - name: virtlet.cloud
+    socket: /run/virtlet.sock
+    handlers: [virtlet, kvm]
+    grace: forever
+    stream_url: http://127.0.0.1:10010/
+    dial: {timeout: 2s, first_wait: 50ms, longest_wait: 1}
+    limits: {read_seconds: 3s, call_seconds: 2h, calls: 100, message_bytes: 1000}
+"""
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "criproxy.yaml"
+    path.write_text(text)
+    return build(read_file(str(path)))
+
+
+def test_every_key_is_understood(tmp_path: Path) -> None:
+    assert load(tmp_path, FULL) == Config(
+        listen="/run/criproxy/criproxy.sock",
+        http=("127.0.0.1", 10009),
+        stream_listen=("::1", 10011),
+        state_dir=None,
+        socket_mode=0o600,
+        grace=300.0,
+        runtimes=(
+            RuntimeConfig(name="containerd", socket="/run/containerd/containerd.sock"),
+            RuntimeConfig(
+                name="virtlet.cloud",
+                socket="/run/virtlet.sock",
+                handlers=("virtlet", "kvm"),
+                grace=math.inf,
+                stream_url="http://127.0.0.1:10010",
+                dial=Dial(timeout=2.0, first_wait=0.05, longest_wait=1.0),
+                limits=Limits(read_seconds=3.0, call_seconds=7200.0, calls=100, message_bytes=1000),
+            ),
+        ),
+    )
+
+
+def test_a_mode_may_be_a_yaml_number(tmp_path: Path) -> None:
+    text = FULL.replace('"0600"', "0o600").replace("0o600", "0600")
+    assert load(tmp_path, text).socket_mode == 0o600
+
+
+RUNTIMES = "runtimes: [{name: a, socket: /a}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no socket to listen on"),
+        ("listen: /l", "no runtimes"),
+        (f"listen: l\n{RUNTIMES}", "listen: 'l' is not an absolute socket path"),
+        ("- a list", "top level: write keys and values"),
+        ("a: [unclosed", "is not YAML"),
+        ("lisen: /l", "unknown key 'lisen'; known are listen,"),
+        ("runtimes: {a: /a}", "runtimes: write a list"),
+        ("runtimes: [/a]", r"runtimes\[0\]: write keys and values"),
+        ("runtimes: [{name: a}]", r"'runtimes\[0\].socket' is missing"),
+        ("runtimes: [{name: a, socket: /a, handlers: x}]", "list of RuntimeClass handlers"),
+        ("runtimes: [{name: a, socket: /a, grace: soon}]", "'soon' is not a duration"),
+        ("runtimes: [{name: a, socket: /a, grace: -1}]", "-1 is not a duration"),
+        ("runtimes: [{name: a, socket: /a, dial: {timeot: 1}}]", "unknown key .*timeot"),
+        ("runtimes: [{name: a, socket: /a, dial: {first_wait: 0}}]", "0 is too short; write 10ms"),
+        ("runtimes: [{name: a, socket: /a, limits: {read_seconds: 0}}]", "0 is too short"),
+        ("runtimes: [{name: a, socket: /a, limits: {calls: 0}}]", "not a whole number above 0"),
+        ("runtimes: [{name: a, socket: /a, stream_url: x}]", "is not an URL"),
+        ("runtimes: [{name: a, socket: /a, stream_url: 'http://x'}]", "is not HOST:PORT"),
+        ("http: 10009", "is not HOST:PORT"),
+        ("http: 'x:99999'", "is not HOST:PORT"),
+        ("state_dir: here", "state_dir: 'here' is not an absolute path"),
+        ("socket_mode: '999'", "is not a file mode"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_file(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none\.yaml"):
+        read_file(str(tmp_path / "none.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        read_file(str(tmp_path / "binary.yaml"))

@@ -1,0 +1,1 @@
+"""Runtimes and the proxy as tests need them."""

@@ -1,0 +1,71 @@
+"""The criproxy command as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.criproxy.fakes.proxy import wait_for
+
+
+class ProxyProcess:
+    """A running `criproxy`.
+
+    Args:
+        listen: its socket.
+        args: further arguments.
+    """
+
+    def __init__(self, listen: Path, *args: str) -> None:
+        self.listen = listen
+        self.log = listen.with_suffix(".log")
+        self._args = args
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ProxyProcess:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> ProxyProcess:
+        """Start it and wait until it listens."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "criproxy", "--listen", str(self.listen), *self._args],
+                stderr=log,
+                stdout=log,
+            )
+        marker = f"listening on {self.listen}"
+        starts = self.log.read_text().count(marker)
+        try:
+            wait_for(lambda: self.log.read_text().count(marker) > starts, 20)
+        except AssertionError:
+            self.stop()
+            raise
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def rss(self) -> int:
+        """Resident memory in bytes."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 10) -> int:
+        """Send a signal and wait; returns the exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(seconds)
+
+    def stop(self) -> None:
+        """End it if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self.end(signal.SIGKILL)

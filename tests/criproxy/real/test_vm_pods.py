@@ -1,0 +1,301 @@
+"""A VM pod of Virtlet and an ordinary pod of containerd side by side through one proxy."""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from attrs import frozen
+
+from tests.criproxy.fakes.command import ProxyProcess
+from tests.criproxy.fakes.proxy import VM, Client, wait_for
+from tests.criproxy.real import websocket
+from tests.criproxy.real.changes import Changes
+from tests.criproxy.real.coming_and_going import ComingAndGoing
+from tests.criproxy.real.containerd import Containerd
+from tests.criproxy.real.events import LIFE, listening
+from tests.criproxy.real.images import BUSYBOX
+from tests.criproxy.real.load import Load
+from tests.criproxy.real.node import Node
+from tests.criproxy.real.sides import Pod, Side
+from tests.e2e.conftest import TINY, make_manifest
+from tests.e2e.conftest import Pod as VmPod
+from virtlet.cli.client import CallFailed
+from virtlet.cli.client import Client as PodClient
+from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
+
+pytestmark = pytest.mark.e2e
+_BOOT_SECONDS = 120.0
+
+
+@frozen
+class MixedNode:
+    """Containerd, Virtlet, the proxy, and a pod of each, both started through the proxy."""
+
+    virtlet: Playground
+    proxy: ProxyProcess
+    vm: VmPod
+    ordinary: Pod
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[MixedNode]:
+    """The node; its VM has booted."""
+    with Node() as node, Playground({"tiny": TINY}) as virtlet:
+        containerd = Containerd(node, "a", 1).start()
+        containerd.load_images()
+        connect = f"containerd:{containerd.socket},{VM}:{virtlet.socket}"
+        primary = Side(
+            name="containerd",
+            socket=containerd.socket,
+            target="",
+            image=BUSYBOX,
+            cgroup_parent=f"{node.cgroup}/a",
+            logs=containerd.dir / "logs",
+            pid=node.pid,
+            kill=containerd.kill,
+            start=containerd.start,
+        )
+        listen = node.dir / "p.sock"
+        state = str(node.dir / "s")
+        with (
+            ProxyProcess(listen, "--connect", connect, "--state-dir", state) as proxy,
+            Client(listen) as client,
+            PodClient(listen) as pods,
+        ):
+            ordinary = Pod(client, primary).start()
+            vm = VmPod(virtlet, pods, make_manifest(virtlet)).up()
+            vm.wait_for_answer()
+            yield MixedNode(virtlet, proxy, vm, ordinary)
+            vm.down()
+            ordinary.remove()
+            assert virtlet.settled_leftovers() == []
+            assert proxy.end(signal.SIGTERM) == 0
+            assert "Traceback" not in proxy.log.read_text()
+
+
+@pytest.fixture
+def client(mixed: MixedNode, connect: Callable[[Path | str], Client]) -> Client:
+    """A client of the proxy."""
+    return connect(mixed.proxy.listen)
+
+
+def test_both_are_listed_with_the_names_their_users_gave(mixed: MixedNode, client: Client) -> None:
+    assert client.pods() == {mixed.vm.id, mixed.ordinary.id}
+    image = client.containers()[mixed.vm.vm].image
+    assert (image.user_specified_image or image.image).removesuffix(":latest") == f"{VM}/tiny"
+    tags = {t for i in client.image.ListImages(cri.ListImagesRequest()).images for t in i.repo_tags}
+    assert BUSYBOX in tags
+    assert any(tag.startswith(f"{VM}/tiny") for tag in tags)
+
+
+def test_the_node_is_ready_and_says_so_for_each(client: Client) -> None:
+    conditions = client.runtime.Status(cri.StatusRequest()).status.conditions
+    assert all(condition.status for condition in conditions)
+    owners = {condition.reason.partition(":")[0] for condition in conditions}
+    assert owners == {"containerd", VM}
+
+
+def test_both_log_and_answer(mixed: MixedNode) -> None:
+    mixed.vm.wait_for_console("hello from the user-data")
+    assert mixed.ordinary.exec("echo", "busybox").stdout == b"busybox\n"
+    assert "hello" in mixed.ordinary.log
+
+
+def test_commands_run_in_the_guest(mixed: MixedNode, client: Client) -> None:
+    request = cri.ExecSyncRequest(
+        container_id=mixed.vm.vm, cmd=["echo", "from the guest"], timeout=60
+    )
+    answer = client.runtime.ExecSync(request, timeout=_BOOT_SECONDS)
+    assert answer.stdout == b"from the guest\n"
+    stream_request = cri.ExecRequest(
+        container_id=mixed.vm.vm, cmd=["sh", "-c", "echo streamed; exit 4"], stdout=True
+    )
+    url = client.runtime.Exec(stream_request, timeout=_BOOT_SECONDS).url
+    stream = websocket.Stream(_network_of(mixed), url)
+    received = stream.to_end()
+    stream.close()
+    assert received[websocket.STDOUT] == b"streamed\n"
+    assert b'"4"' in received[websocket.ERROR]
+
+
+def _network_of(mixed: MixedNode) -> int:
+    """A process in the network where the manager's streaming server listens."""
+    assert mixed.virtlet.process is not None
+    return mixed.virtlet.process.pid
+
+
+def test_attach_reaches_the_guests_console(mixed: MixedNode, client: Client) -> None:
+    request = cri.AttachRequest(container_id=mixed.vm.vm, stdin=True, stdout=True, tty=True)
+    stream = websocket.Stream(_network_of(mixed), client.runtime.Attach(request).url)
+    stream.send(websocket.STDIN, b"\n")
+    stream.until(websocket.STDOUT, b"login")
+    stream.close()
+
+
+def test_port_forward_reaches_the_guest(mixed: MixedNode, client: Client) -> None:
+    request = cri.PortForwardRequest(pod_sandbox_id=mixed.vm.id, port=[80])
+    url = client.runtime.PortForward(request).url
+    # The kubelet's streaming library takes the ports of a WebSocket from the query.
+    stream = websocket.Stream(_network_of(mixed), url + "?port=80")
+    stream.send(0, b"GET / HTTP/1.0\r\n\r\n")
+    answer = stream.until(0, b"HTTP/1.")
+    stream.close()
+    assert answer.startswith(struct.pack("<H", 80))
+
+
+def test_statistics_come_from_both(mixed: MixedNode, client: Client) -> None:
+    stats = client.runtime.ListContainerStats(cri.ListContainerStatsRequest()).stats
+    used = {s.attributes.id: s.cpu.usage_core_nano_seconds.value for s in stats}
+    assert set(used) == {mixed.vm.vm, mixed.ordinary.container}
+    assert all(value > 0 for value in used.values())
+    one = client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=mixed.vm.vm))
+    assert one.stats.memory.working_set_bytes.value > 0
+
+
+def test_a_vm_that_cannot_start_leaves_the_ordinary_pod_alone(
+    mixed: MixedNode, client: Client
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        client.create(mixed.vm.id, image=f"{VM}/no-such-image", name="none")
+    assert caught.value.code() != grpc.StatusCode.UNAVAILABLE
+    assert mixed.ordinary.exec("true").exit_code == 0
+
+
+def test_every_step_of_a_vms_life_is_told(mixed: MixedNode, client: Client) -> None:
+    with listening(mixed.proxy.listen) as heard:
+        pod = VmPod(mixed.virtlet, mixed.vm.client, make_manifest(mixed.virtlet)).run().create()
+        try:
+            client.runtime.StartContainer(
+                cri.StartContainerRequest(container_id=pod.vm), timeout=60
+            )
+            stop = cri.StopContainerRequest(container_id=pod.vm, timeout=0)
+            client.runtime.StopContainer(stop, timeout=60)
+            client.runtime.RemoveContainer(
+                cri.RemoveContainerRequest(container_id=pod.vm), timeout=60
+            )
+            wait_for(lambda: cri.CONTAINER_DELETED_EVENT in heard.of(pod.vm), 20)
+        finally:
+            pod.down()
+        assert heard.of(pod.vm) == list(LIFE)
+
+
+def test_a_killed_proxy_comes_back_under_load_and_finds_the_vm_and_its_console(
+    mixed: MixedNode,
+) -> None:
+    with (
+        Load(mixed.proxy.listen, _pods(mixed), alone=False).running() as load,
+        _changes(mixed).running() as changes,
+    ):
+        for _ in range(2):
+            load.more()
+            changes.more()
+            mixed.proxy.end(signal.SIGKILL)
+            mixed.proxy.start()
+        load.more()
+        changes.more()
+    assert load.wrong == changes.wrong == []
+    assert all(error.startswith("StatusCode.UNAVAILABLE") for error in load.errors)
+    assert changes.codes <= {grpc.StatusCode.UNAVAILABLE}
+    assert mixed.vm.status.state == cri.CONTAINER_RUNNING
+    mixed.vm.wait_for_answer()
+
+
+def test_containerd_killed_under_load_leaves_the_vm_alone_and_comes_back(
+    mixed: MixedNode, client: Client
+) -> None:
+    side = mixed.ordinary.side
+    with (
+        Load(mixed.proxy.listen, _pods(mixed), alone=False).running() as load,
+        _changes(mixed).running() as changes,
+    ):
+        load.more()
+        changes.more()
+        side.kill()
+        wait_for(lambda: bool(changes.codes), 20)
+        load.more()
+        request = cri.ContainerStatusRequest(container_id=mixed.vm.vm)
+        answer = client.runtime.ContainerStatus(request)
+        assert answer.status.state == cri.CONTAINER_RUNNING
+        mixed.vm.wait_for_answer()
+        side.start()
+        changes.more()
+        load.more()
+    assert load.wrong == changes.wrong == []
+    assert load.errors == []
+    # UNKNOWN is containerd's own word for what the kill left half done.
+    assert changes.codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN}
+    assert mixed.ordinary.status().state == cri.CONTAINER_RUNNING
+
+
+def _pods(mixed: MixedNode) -> dict[str, str]:
+    return {mixed.vm.id: mixed.vm.vm, mixed.ordinary.id: mixed.ordinary.container}
+
+
+def _changes(mixed: MixedNode) -> Changes:
+    return Changes(mixed.proxy.listen, mixed.ordinary, mixed.vm.vm)
+
+
+def test_a_manager_killed_while_its_pods_change_loses_none_and_disturbs_no_ordinary_one(
+    mixed: MixedNode,
+) -> None:
+    vms = ComingAndGoing(mixed.proxy.listen, lambda: make_manifest(mixed.virtlet))
+    with (
+        Changes(mixed.proxy.listen, mixed.ordinary).running() as ordinary,
+        vms.running(),
+    ):
+        for _ in range(3):
+            vms.more()
+            ordinary.more()
+            vms.codes.clear()
+            mixed.virtlet.kill()
+            wait_for(lambda: bool(vms.codes), 20)
+            ordinary.more()
+            mixed.virtlet.start()
+        vms.more()
+        ordinary.more()
+    assert vms.wrong == []
+    assert ordinary.wrong == []
+    assert ordinary.codes == set()
+    assert vms.codes <= {grpc.StatusCode.UNAVAILABLE}
+    assert mixed.vm.status.state == cri.CONTAINER_RUNNING
+    mixed.vm.wait_for_answer()
+
+
+def test_a_killed_manager_keeps_its_vm_listed_and_obeys_again(
+    mixed: MixedNode, client: Client
+) -> None:
+    with listening(mixed.proxy.listen) as heard:
+        _kill_the_manager(mixed)
+        request = cri.StopContainerRequest(container_id=mixed.vm.vm, timeout=0)
+        client.runtime.StopContainer(request, timeout=60)
+        wait_for(lambda: cri.CONTAINER_STOPPED_EVENT in heard.of(mixed.vm.vm), 20)
+
+
+def _kill_the_manager(mixed: MixedNode) -> None:
+    with Load(mixed.proxy.listen, _pods(mixed)).running() as load:
+        load.more()
+        mixed.virtlet.kill()
+
+        def refused() -> bool:
+            try:
+                mixed.vm.client.status(mixed.vm.vm)
+            except CallFailed as error:
+                return VM in str(error)
+            return False
+
+        wait_for(refused, 10)
+        load.more()
+        assert mixed.ordinary.exec("echo", "here").stdout == b"here\n"
+        mixed.virtlet.start()
+        wait_for(lambda: not refused(), 30)
+        load.more()
+    assert load.wrong == []
+    assert load.errors == []
+    assert mixed.vm.status.state == cri.CONTAINER_RUNNING
+    mixed.vm.wait_for_answer()

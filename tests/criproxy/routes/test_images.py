@@ -1,0 +1,222 @@
+"""Calls about images."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.criproxy.fakes.proxy import VM, Client, said
+from tests.criproxy.fakes.runtime import FakeRuntime
+from virtlet.cri import api_pb2 as cri
+
+TARGET = "kubernetes.io/target-runtime"
+
+
+def pull(client: Client, image: cri.ImageSpec, **more: Any) -> str:
+    answer = client.image.PullImage(cri.PullImageRequest(image=image, **more))
+    return str(answer.image_ref)
+
+
+def status(client: Client, image: str, **more: Any) -> Any:
+    spec = cri.ImageSpec(image=image, **more)
+    return client.image.ImageStatus(cri.ImageStatusRequest(image=spec))
+
+
+def test_a_name_goes_to_the_primary_as_it_is(client: Client, containerd: FakeRuntime) -> None:
+    pull(client, cri.ImageSpec(image="busybox:1"))
+    assert containerd.called("PullImage")[0].image.image == "busybox:1"
+
+
+def test_a_runtimes_prefix_is_taken_off_on_the_way_in_and_put_on_on_the_way_out(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    image = virtlet.add_image("example.com/cirros:1")
+    image.repo_digests.append("example.com/cirros@sha256:" + "1" * 64)
+    answer = status(client, f"{VM}/example.com/cirros:1").image
+    assert virtlet.called("ImageStatus")[0].image.image == "example.com/cirros:1"
+    assert list(answer.repo_tags) == [f"{VM}/example.com/cirros:1"]
+    assert list(answer.repo_digests) == [f"{VM}/example.com/cirros@sha256:" + "1" * 64]
+    assert answer.id == image.id
+    assert not containerd.called("ImageStatus")
+
+
+def test_the_name_as_the_user_wrote_it_counts_when_the_image_is_given_by_id(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    image = virtlet.add_image("cirros")
+    assert status(client, image.id, user_specified_image=f"{VM}/cirros").image.id == image.id
+    assert virtlet.called("ImageStatus")[0].image.user_specified_image == "cirros"
+
+
+def test_the_pods_annotation_says_where_to_pull(client: Client, virtlet: FakeRuntime) -> None:
+    pod = cri.PodSandboxConfig(annotations={TARGET: VM})
+    pull(client, cri.ImageSpec(image="cirros"), sandbox_config=pod)
+    pull(client, cri.ImageSpec(image="cirros", annotations={TARGET: VM}))
+    assert len(virtlet.called("PullImage")) == 2
+
+
+def test_the_handler_says_where_to_pull(client: Client, virtlet: FakeRuntime) -> None:
+    pull(client, cri.ImageSpec(image="cirros", runtime_handler="virtlet"))
+    assert virtlet.called("PullImage")
+
+
+def test_a_pod_that_runs_already_says_where_to_pull(client: Client, virtlet: FakeRuntime) -> None:
+    client.run_pod("vm", handler="virtlet")
+    pod = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="vm", uid="uid-vm"))
+    pull(client, cri.ImageSpec(image="cirros"), sandbox_config=pod)
+    assert virtlet.called("PullImage")
+
+
+def test_contradicting_hints_are_refused_with_each_named(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    pod = cri.PodSandboxConfig(annotations={TARGET: "containerd"})
+    with pytest.raises(grpc.RpcError) as caught:
+        pull(client, cri.ImageSpec(image=f"{VM}/cirros"), sandbox_config=pod)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert f"its name '{VM}/cirros' says {VM}" in said(caught)
+    assert "its pod's annotations says containerd" in said(caught)
+    assert not containerd.called("PullImage")
+    assert not virtlet.called("PullImage")
+
+
+def test_an_id_goes_to_the_runtime_that_has_it(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    here, there = containerd.add_image("busybox"), virtlet.add_image("cirros")
+    assert list(status(client, here.id).image.repo_tags) == ["busybox"]
+    assert list(status(client, there.id).image.repo_tags) == [f"{VM}/cirros"]
+    assert status(client, there.id.removeprefix("sha256:")).image.id == ""
+
+
+def test_an_id_that_nobody_has_is_absent(client: Client) -> None:
+    assert not status(client, "sha256:" + "0" * 64).HasField("image")
+
+
+def test_an_id_that_two_have_is_removed_from_both(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    image_id = "sha256:" + "a" * 64
+    containerd.add_image("one", image_id)
+    virtlet.add_image("two", image_id)
+    client.image.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image_id)))
+    assert not containerd.images
+    assert not virtlet.images
+
+
+def test_a_pulled_reference_can_be_asked_for_and_run(client: Client, virtlet: FakeRuntime) -> None:
+    ref = pull(client, cri.ImageSpec(image=f"{VM}/cirros"))
+    assert status(client, ref).image.id == ref
+    pod = client.run_pod(target=VM)
+    container = client.create(pod, image=ref)
+    assert virtlet.containers[container].image.image == ref
+
+
+def test_a_reference_that_is_a_name_comes_out_with_the_prefix(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    virtlet.instead["PullImage"] = lambda request, context: cri.PullImageResponse(
+        image_ref="example.com/cirros@sha256:" + "2" * 64
+    )
+    ref = pull(client, cri.ImageSpec(image=f"{VM}/example.com/cirros"))
+    assert ref == f"{VM}/example.com/cirros@sha256:" + "2" * 64
+
+
+def test_a_filtered_list_asks_only_the_runtime_whose_name_it_is(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    containerd.add_image("cirros")
+    virtlet.add_image("cirros")
+
+    def listed(name: str) -> list[str]:
+        request = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=name)))
+        return [tag for i in client.image.ListImages(request).images for tag in i.repo_tags]
+
+    assert listed("cirros") == ["cirros"]
+    assert listed(f"{VM}/cirros") == [f"{VM}/cirros"]
+    assert listed("") == ["cirros", f"{VM}/cirros"]
+
+
+def test_container_images_come_out_with_the_prefix_wherever_they_are_told(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    pod = client.run_pod(target=VM)
+    container = client.create(pod, image=f"{VM}/cirros")
+    assert virtlet.containers[container].image.image == "cirros"
+    listed = client.containers()[container]
+    assert (listed.image.image, listed.image_ref) == (f"{VM}/cirros", f"{VM}/cirros")
+    one = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container))
+    assert one.status.image.image == f"{VM}/cirros"
+    of_pod = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod))
+    assert of_pod.containers_statuses[0].image.image == f"{VM}/cirros"
+
+
+def test_image_volumes_lose_their_prefix_too(client: Client, virtlet: FakeRuntime) -> None:
+    pod = client.run_pod(target=VM)
+    config = cri.ContainerConfig(
+        image=cri.ImageSpec(image="x"),
+        mounts=[cri.Mount(container_path="/d", image=cri.ImageSpec(image=f"{VM}/data"))],
+    )
+    client.runtime.CreateContainer(cri.CreateContainerRequest(pod_sandbox_id=pod, config=config))
+    assert virtlet.called("CreateContainer")[0].config.mounts[0].image.image == "data"
+
+
+def test_a_list_asked_for_before_the_pod_was_made_does_not_hide_whose_the_pod_is(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def slow(request: Any, context: Any) -> Any:
+        before = virtlet._ListPodSandbox(request, context)
+        asked.set()
+        release.wait(5)
+        return before
+
+    virtlet.instead["ListPodSandbox"] = slow
+    listing = client.runtime.ListPodSandbox.future(cri.ListPodSandboxRequest())
+    assert asked.wait(5)
+    client.run_pod("x", handler="virtlet")
+    release.set()
+    listing.result(timeout=5)
+    # Ids in clients' lists are learnt a little later.
+    time.sleep(0.2)
+    pod = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="x", uid="uid-x"))
+    pull(client, cri.ImageSpec(image="cirros"), sandbox_config=pod)
+    assert virtlet.called("PullImage")
+    assert not containerd.called("PullImage")
+
+
+def test_a_digest_that_only_one_runtime_has_leads_there(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    digest = "sha256:" + "a" * 64
+    theirs = virtlet.add_image("cirros")
+    theirs.repo_digests.append(f"example.com/cirros@{digest}")
+    client.image.ListImages(cri.ListImagesRequest())
+    # Ids and digests in clients' lists are learnt a little later.
+    time.sleep(0.2)
+    name = f"cirros@{digest}"
+    status(client, name)
+    wanted = cri.ImageFilter(image=cri.ImageSpec(image=name))
+    client.image.ListImages(cri.ListImagesRequest(filter=wanted))
+    for runtime, asked in ((virtlet, 1), (containerd, 0)):
+        assert len([r for r in runtime.called("ImageStatus") if r.image.image == name]) == asked
+        assert len([r for r in runtime.called("ListImages") if r.filter == wanted]) == asked
+
+
+def test_a_digest_that_both_have_or_nobody_has_is_the_primarys(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "ab"]
+    for runtime in (containerd, virtlet):
+        runtime.add_image("cirros").repo_digests.append(f"cirros@{digests[0]}")
+    client.image.ListImages(cri.ListImagesRequest())
+    time.sleep(0.2)
+    for digest in digests:
+        status(client, f"cirros@{digest}")
+    assert len(containerd.called("ImageStatus")) == 2
+    assert not virtlet.called("ImageStatus")

@@ -1,0 +1,200 @@
+"""Lists, statistics and metrics of all runtimes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from criproxy.methods import BY_NAME
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
+from tests.criproxy.fakes.runtime import COMMON_METRIC, FakeRuntime
+from virtlet.cri import api_pb2 as cri
+
+
+def test_a_list_has_everyones_items(client: Client) -> None:
+    ordinary, vm = client.run_pod("a"), client.run_pod("b", target=VM)
+    assert client.pods() == {ordinary, vm}
+
+
+def test_filters_are_applied_by_the_runtimes(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    stopped = [client.run_pod("a"), client.run_pod("b", target=VM)]
+    client.run_pod("c")
+    client.run_pod("d", target=VM)
+    for pod in stopped:
+        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+    wanted = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_NOTREADY))
+    answer = client.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=wanted))
+    assert {p.id for p in answer.items} == set(stopped)
+    for runtime in (containerd, virtlet):
+        assert cri.ListPodSandboxRequest(filter=wanted) in runtime.called("ListPodSandbox")
+
+
+def test_a_filter_by_id_asks_only_the_owner(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    pod = client.run_pod(target=VM)
+    container = client.create(pod)
+    containerd.calls.clear()
+    wanted = cri.ContainerFilter(pod_sandbox_id=pod)
+    answer = client.runtime.ListContainers(cri.ListContainersRequest(filter=wanted))
+    assert [c.id for c in answer.containers] == [container]
+    assert cri.ListContainersRequest(filter=wanted) not in containerd.called("ListContainers")
+
+
+def test_a_filter_by_ids_of_two_runtimes_matches_nothing(client: Client) -> None:
+    pod, other = client.run_pod("a"), client.run_pod("b", target=VM)
+    wanted = cri.ContainerFilter(pod_sandbox_id=pod, id=client.create(other))
+    answer = client.runtime.ListContainers(cri.ListContainersRequest(filter=wanted))
+    assert not answer.containers
+
+
+def test_runtimes_are_asked_side_by_side(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    both = threading.Barrier(2)
+
+    def meet(runtime: FakeRuntime) -> Callable[[Any, Any], Any]:
+        def answer(request: Any, context: Any) -> Any:
+            # Passes only when the other is asked before this one has answered.
+            both.wait(2)
+            return runtime._ImageFsInfo(request, context)
+
+        return answer
+
+    for runtime in (containerd, virtlet):
+        runtime.instead["ImageFsInfo"] = meet(runtime)
+    answer = client.image.ImageFsInfo(cri.ImageFsInfoRequest())
+    mountpoints = [f.fs_id.mountpoint for f in answer.image_filesystems]
+    assert mountpoints == ["/containerd", f"/{VM}"]
+
+
+def test_another_runtimes_container_filesystem_never_comes_first(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    theirs = cri.FilesystemUsage(fs_id=cri.FilesystemIdentifier(mountpoint="/volumes"))
+    virtlet.instead["ImageFsInfo"] = lambda request, context: cri.ImageFsInfoResponse(
+        container_filesystems=[theirs]
+    )
+    answer = client.image.ImageFsInfo(cri.ImageFsInfoRequest())
+    mountpoints = [f.fs_id.mountpoint for f in answer.container_filesystems]
+    assert mountpoints == ["/containerd", "/volumes"]
+    assert [f.fs_id.mountpoint for f in answer.image_filesystems] == ["/containerd"]
+
+
+def test_statistics_of_all_are_listed(client: Client) -> None:
+    ids = {client.create(client.run_pod("a")), client.create(client.run_pod("b", target=VM))}
+    answer = client.runtime.ListContainerStats(cri.ListContainerStatsRequest())
+    assert {s.attributes.id for s in answer.stats} == ids
+
+
+def test_metric_descriptors_are_united(client: Client) -> None:
+    answer = client.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest())
+    names = [d.name for d in answer.descriptors]
+    assert names == [COMMON_METRIC, "only_containerd", "only_virtlet_cloud"]
+
+
+def test_what_another_runtime_does_not_serve_is_left_out(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    virtlet.missing.add("ListMetricDescriptors")
+    answer = client.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest())
+    assert len(answer.descriptors) == 2
+
+
+def test_what_the_primary_does_not_serve_is_unimplemented(
+    client: Client, containerd: FakeRuntime
+) -> None:
+    containerd.missing.add("ListMetricDescriptors")
+    with pytest.raises(grpc.RpcError) as caught:
+        client.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest())
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert said(caught) == "containerd has no ListMetricDescriptors"
+
+
+def test_an_error_of_another_runtime_fails_the_list_and_names_it(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    virtlet.instead["ListImages"] = lambda request, context: context.abort(
+        grpc.StatusCode.INTERNAL, "disk broken"
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        client.image.ListImages(cri.ListImagesRequest())
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert said(caught) == f"CRI runtime {VM}: disk broken"
+
+
+def test_an_error_ends_the_waiting_for_the_others(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    release = threading.Event()
+    virtlet.instead["ListImages"] = lambda request, context: context.abort(
+        grpc.StatusCode.INTERNAL, "disk broken"
+    )
+
+    def hang(request: Any, context: Any) -> Any:
+        release.wait(5)
+        return cri.ListImagesResponse()
+
+    containerd.instead["ListImages"] = hang
+    start = time.monotonic()
+    with pytest.raises(grpc.RpcError):
+        client.image.ListImages(cri.ListImagesRequest())
+    release.set()
+    assert time.monotonic() - start < 1.5
+
+
+def test_with_one_runtime_a_list_is_its_own(
+    start_proxy: Callable[..., RunningProxy],
+    connect: Callable[[Path | str], Client],
+    containerd: FakeRuntime,
+) -> None:
+    proxy = start_proxy({"containerd": containerd.path})
+    client = connect(proxy.config.listen)
+    pod = client.run_pod()
+    raw = client.raw("/runtime.v1.RuntimeService/ListPodSandbox")
+    direct = connect(containerd.path).raw("/runtime.v1.RuntimeService/ListPodSandbox")
+    assert pod.encode() in raw(b"")
+    assert raw(b"") == direct(b"")
+
+
+@pytest.mark.parametrize(
+    ("service", "name"),
+    [
+        ("runtime", "ListPodSandbox"),
+        ("runtime", "ListContainers"),
+        ("runtime", "ListContainerStats"),
+        ("image", "ListImages"),
+    ],
+)
+def test_items_keep_each_runtimes_order_the_primarys_first(
+    client: Client,
+    connect: Callable[[Path | str], Client],
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    service: str,
+    name: str,
+) -> None:
+    for number in range(5):
+        # Ids are the same inside and outside; other names are not.
+        image = "sha256:" + f"{number}" * 64
+        for target in (VM, ""):
+            client.create(client.run_pod(f"{target}{number}", target=target), image=image)
+        for runtime in (virtlet, containerd):
+            runtime.add_image(image)
+
+    def listed(path: Path | str) -> Any:
+        method = BY_NAME[name]
+        return getattr(getattr(connect(path), service), name)(method.request())
+
+    expected = listed(containerd.path)
+    expected.MergeFrom(listed(virtlet.path))
+    merged = getattr(getattr(client, service), name)(BY_NAME[name].request())
+    assert merged == expected

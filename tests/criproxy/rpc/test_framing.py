@@ -1,0 +1,77 @@
+"""Messages cut out of bytes."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from criproxy.rpc.framing import MessageReader, frame
+from criproxy.rpc.status import Code, RpcError
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(0, 2500), max_size=12))
+def test_messages_come_out_as_they_went_in_however_they_are_cut(
+    payloads: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(frame(p) for p in payloads)
+    reader = MessageReader(1000)
+    out = []
+    ends = sorted({min(c, len(data)) for c in cuts} | {len(data)})
+    start = 0
+    for end in ends:
+        reader.feed(data[start:end])
+        start = end
+        while (message := reader.next()) is not None:
+            out.append(message.payload(None, 1000))
+    assert out == payloads
+    assert reader.pending == 0
+
+
+def test_a_message_longer_than_the_limit_is_refused_by_its_head() -> None:
+    reader = MessageReader(10)
+    reader.feed(b"\x00\x00\x00\x00\x0b")
+    with pytest.raises(RpcError) as caught:
+        reader.next()
+    assert caught.value.code == Code.RESOURCE_EXHAUSTED
+
+
+def test_unknown_flags_are_refused() -> None:
+    reader = MessageReader(10)
+    reader.feed(b"\x07\x00\x00\x00\x00")
+    with pytest.raises(RpcError) as caught:
+        reader.next()
+    assert caught.value.code == Code.INTERNAL
+
+
+def compressed(data: bytes) -> MessageReader:
+    reader = MessageReader(1 << 20)
+    reader.feed(b"\x01" + len(data).to_bytes(4, "big") + data)
+    return reader
+
+
+def test_both_compressions_are_unpacked() -> None:
+    for encoding, data in ((b"gzip", gzip.compress(b"x" * 500)), (b"deflate", zlib.compress(b"y"))):
+        message = compressed(data).next()
+        assert message is not None
+        assert message.payload(encoding, 500) in (b"x" * 500, b"y")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "code"),
+    [
+        (gzip.compress(b"x" * 501, mtime=0), b"gzip", Code.RESOURCE_EXHAUSTED),
+        (b"no gzip", b"gzip", Code.INVALID_ARGUMENT),
+        (b"", b"snappy", Code.UNIMPLEMENTED),
+        (b"", None, Code.UNIMPLEMENTED),
+    ],
+)
+def test_what_does_not_unpack_is_refused(data: bytes, encoding: bytes | None, code: Code) -> None:
+    message = compressed(data).next()
+    assert message is not None
+    with pytest.raises(RpcError) as caught:
+        message.payload(encoding, 500)
+    assert caught.value.code == code

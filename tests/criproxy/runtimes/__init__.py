@@ -1,0 +1,1 @@
+"""Tests of runtimes that come and go."""

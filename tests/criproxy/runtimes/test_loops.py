@@ -1,0 +1,75 @@
+"""Proxies that stand in front of each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
+from tests.criproxy.fakes.runtime import FakeRuntime
+from virtlet.cri import api_pb2 as cri
+
+Start = Callable[..., RunningProxy]
+Connect = Callable[[Path | str], Client]
+
+
+def test_a_circle_over_other_runtimes_than_the_primary_is_found_and_left_out(
+    start_proxy: Start,
+    connect: Connect,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    run_dir: Path,
+) -> None:
+    first = start_proxy({"containerd": containerd.path, "two": run_dir / "2.sock"}, name="1.sock")
+    second = start_proxy({VM: virtlet.path, "one": run_dir / "1.sock"}, name="2.sock")
+    ends = first.runtime("two"), second.runtime("one")
+    wait_for(lambda: any("loop" in end.reason for end in ends))
+    # One of the two ways may stay: the other's pods are reached by it.
+    wait_for(lambda: [end.answering for end in ends].count(True) <= 1)
+    for proxy, runtime in ((first, containerd), (second, virtlet)):
+        client = connect(proxy.config.listen)
+        pod = client.run_pod()
+        assert pod in runtime.sandboxes
+        listed = [p.id for p in client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items]
+        assert pod in listed
+        assert len(listed) == len(set(listed))
+    time.sleep(0.5)
+    assert [end.answering for end in ends].count(True) <= 1
+
+
+def test_a_chain_of_proxies_is_no_circle(
+    start_proxy: Start,
+    connect: Connect,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    run_dir: Path,
+) -> None:
+    start_proxy({"containerd": containerd.path, VM: virtlet.path}, name="1.sock")
+    second = start_proxy({"first": run_dir / "1.sock"}, name="2.sock")
+    client = connect(second.config.listen)
+    assert second.runtime("first").answering
+    pods = {client.run_pod("a"), client.run_pod("b", handler="virtlet")}
+    assert client.pods() == pods
+
+
+def test_a_socket_that_comes_to_lead_back_takes_its_former_items_with_it(
+    start_proxy: Start,
+    connect: Connect,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    run_dir: Path,
+) -> None:
+    first = start_proxy({"containerd": containerd.path, "two": run_dir / "2.sock"}, name="1.sock")
+    other = FakeRuntime(run_dir / "2.sock", "two").start()
+    other_id = connect(run_dir / "2.sock").run_pod("theirs")
+    first.wait_until("two", answering=True)
+    client = connect(first.config.listen)
+    assert client.pods() == {other_id}
+    other.stop()
+    first.wait_until("two", answering=False)
+    second = start_proxy({VM: virtlet.path, "one": run_dir / "1.sock"}, name="2.sock")
+    wait_for(
+        lambda: "loop" in first.runtime("two").reason or "loop" in second.runtime("one").reason
+    )
+    wait_for(lambda: client.pods() == set())

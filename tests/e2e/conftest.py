@@ -1,0 +1,186 @@
+"""A node with a manager, and pods on it: all of it real."""
+
+import itertools
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+
+from virtlet.cli.client import Client
+from virtlet.cli.manifest import PodManifest, read_manifest
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
+from virtlet.cri import api_pb2 as cri
+from virtlet.host import netns
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "build" / "tiny.qcow2"
+MANIFEST = ROOT / "examples" / "pods" / "tiny.yaml"
+BOOT_TIMEOUT = 90.0
+"""Seconds; a loaded machine without KVM is slow."""
+
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here boots VMs."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@frozen
+class Pod:
+    """A pod on its way; every step is one CRI call."""
+
+    node: Playground
+    client: Client
+    manifest: PodManifest
+    id: str = ""
+    vm: str = ""
+
+    def run(self) -> "Pod":
+        """RunPodSandbox."""
+        return evolve(self, id=self.client.run_pod(self.manifest.pod, self.manifest.handler))
+
+    def create(self, attempt: int = 0, name: str = "guest") -> "Pod":
+        """CreateContainer, with the image pulled before."""
+        image = self.manifest.container.image.image
+        self.client.pull(image, handler=self.manifest.handler)
+        return evolve(self, vm=self.client.create(self.id, self.config(attempt, name), self.pod))
+
+    def config(self, attempt: int = 0, name: str = "guest") -> cri.ContainerConfig:
+        """The container's configuration for an attempt."""
+        config = cri.ContainerConfig()
+        config.CopyFrom(self.manifest.container)
+        config.metadata.name = name
+        config.metadata.attempt = attempt
+        config.log_path = f"{name}/{attempt}.log"
+        return config
+
+    def up(self, attempt: int = 0) -> "Pod":
+        """The whole way, until the emulator runs."""
+        pod = (self if self.id else self.run()).create(attempt)
+        self.client.start(pod.vm)
+        return pod
+
+    def down(self) -> None:
+        """The whole way back."""
+        self.client.stop_pod(self.id)
+        self.client.remove_pod(self.id)
+
+    @property
+    def pod(self) -> cri.PodSandboxConfig:
+        """The sandbox's configuration."""
+        return self.manifest.pod
+
+    @property
+    def address(self) -> str:
+        """The pod's address."""
+        return self.client.pod_status(self.id).network.ip
+
+    @property
+    def status(self) -> cri.ContainerStatus:
+        """The VM's status."""
+        return self.client.status(self.vm)
+
+    @property
+    def emulator(self) -> int:
+        """Process id of the VM's emulator."""
+        (file,) = (self.node.data_dir / "libvirt/run/qemu").glob(f"virtlet-{self.vm[:12]}*.pid")
+        return int(file.read_text())
+
+    def console(self) -> str:
+        """What the guest printed so far, out of the pod's log."""
+        return payload(Path(self.status.log_path)).decode(errors="replace")
+
+    def wait_for_console(self, text: str, timeout: float = BOOT_TIMEOUT) -> None:
+        """Wait until the guest has printed something."""
+        wait_until(lambda: text in self.console(), timeout, f"{text!r} on the console")
+
+    def get(self) -> str:
+        """What the guest's HTTP server says, asked from the node."""
+
+        def fetch() -> str:
+            with urllib.request.urlopen(f"http://{self.address}/", timeout=3) as reply:
+                content: bytes = reply.read()
+                return content.decode()
+
+        return netns.inside(self.node.netns, fetch)
+
+    def wait_for_answer(self) -> str:
+        """Wait until the guest answers on its pod address."""
+        answers: list[str] = []
+
+        def answered() -> bool:
+            try:
+                answers.append(self.get())
+            except OSError:
+                return False
+            return True
+
+        wait_until(answered, BOOT_TIMEOUT, f"answer of the guest at {self.address}")
+        return answers[0]
+
+
+def payload(log: Path) -> bytes:
+    """What a CRI log holds, without its headers."""
+    try:
+        lines = log.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return b""
+    parts = (line.split(b" ", 3) for line in lines)
+    return b"".join(text + (b"\n" if tag == b"F" else b"") for _, _, tag, text in parts)
+
+
+def make_manifest(node: Playground, name: str = "", handler: str = "") -> PodManifest:
+    """The tiny guest's manifest under a name of its own."""
+    manifest = read_manifest(MANIFEST, node.log_root)
+    name = name or f"pod{next(_numbers)}"
+    manifest.pod.metadata.name = name
+    manifest.pod.metadata.uid = f"uid-{name}"
+    manifest.pod.hostname = name
+    manifest.pod.log_directory = str(node.log_root / name)
+    return evolve(manifest, handler=handler)
+
+
+PodFactory = Callable[..., Pod]
+
+
+@pytest.fixture(scope="session")
+def example_plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of examples/plugin-*, installed into a directory for PYTHONPATH."""
+    target = tmp_path_factory.mktemp("plugins")
+    packages = [str(path) for path in sorted((ROOT / "examples").glob("plugin-*"))]
+    assert packages
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*argv, "--target", str(target), *packages], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Playground]:
+    """A node that many tests share; they clean up their own pods."""
+    with Playground({"tiny": TINY}) as playground:
+        yield playground
+
+
+@pytest.fixture
+def new_pod(node: Playground) -> Iterator[PodFactory]:
+    """Makes pods on the shared node; they are removed after the test."""
+    with node.client() as client:
+        made: list[str] = []
+
+        def make(name: str = "", handler: str = "") -> Pod:
+            pod = Pod(node, client, make_manifest(node, name, handler))
+            made.append(pod.manifest.pod.metadata.name)
+            return pod
+
+        yield make
+        for pod in client.pods():
+            if pod.metadata.name in made:
+                client.remove_pod(pod.id)

@@ -1,0 +1,184 @@
+"""Streams: container events, and lists in portions."""
+
+import threading
+import time
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.e2e.conftest import PodFactory
+from virtlet.cli.client import Client
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
+from virtlet.core.cri.unserved import UNSERVED
+from virtlet.core.metrics.sampler import AT_MOST_EVERY
+from virtlet.cri import api_pb2 as cri
+
+CREATED, STARTED, STOPPED, DELETED = (
+    cri.CONTAINER_CREATED_EVENT,
+    cri.CONTAINER_STARTED_EVENT,
+    cri.CONTAINER_STOPPED_EVENT,
+    cri.CONTAINER_DELETED_EVENT,
+)
+
+
+class Subscriber:
+    """Collects container events on a thread."""
+
+    def __init__(self, node: Playground) -> None:
+        self.client = node.client()
+        self.events: list[cri.ContainerEventResponse] = []
+        self.stream = self.client.runtime.GetContainerEvents(cri.GetEventsRequest())
+        self.thread = threading.Thread(target=self._collect, daemon=True)
+        self.thread.start()
+
+    def _collect(self) -> None:
+        try:
+            for event in self.stream:
+                self.events.append(event)
+        except grpc.RpcError:
+            pass
+
+    def of(self, *ids: str) -> list[tuple[str, int]]:
+        """(id, kind) of the events of some pods and VMs."""
+        return [
+            (e.container_id, e.container_event_type) for e in self.events if e.container_id in ids
+        ]
+
+    def close(self) -> None:
+        self.stream.cancel()
+        self.thread.join(5)
+
+
+def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    subscribers = [Subscriber(node), Subscriber(node)]
+    # A subscription is there once the server has the request.
+    threading.Event().wait(0.3)
+    pod = new_pod().up()
+    pod.client.stop(pod.vm, 0)
+    pod.down()
+    expected = [
+        (pod.id, CREATED),
+        (pod.id, STARTED),
+        (pod.vm, CREATED),
+        (pod.vm, STARTED),
+        (pod.vm, STOPPED),
+        (pod.id, STOPPED),
+        (pod.vm, DELETED),
+        (pod.id, DELETED),
+    ]
+    for subscriber in subscribers:
+        wait_until(lambda s=subscriber: len(s.of(pod.id, pod.vm)) >= 8, 5, "all events")  # type: ignore[misc]
+        assert subscriber.of(pod.id, pod.vm) == expected
+        for event in subscriber.events:
+            if event.container_id in (pod.id, pod.vm):
+                assert event.pod_sandbox_status.metadata.name == pod.pod.metadata.name
+        gone = subscriber.events[-1].pod_sandbox_status
+        assert gone.state == cri.SANDBOX_NOTREADY
+        started = next(
+            e
+            for e in subscriber.events
+            if e.container_id == pod.vm and e.container_event_type == STARTED
+        )
+        assert started.pod_sandbox_status.id == pod.id
+        assert started.containers_statuses[0].state == cri.CONTAINER_RUNNING
+        assert started.created_at > 0
+        subscriber.close()
+
+
+STREAMED = {
+    "StreamPodSandboxes": ("pod_sandboxes", "ListPodSandbox", "items"),
+    "StreamContainers": ("containers", "ListContainers", "containers"),
+    "StreamContainerStats": ("container_stats", "ListContainerStats", "stats"),
+    "StreamPodSandboxStats": ("pod_sandbox_stats", "ListPodSandboxStats", "stats"),
+    "StreamPodSandboxMetrics": ("pod_sandbox_metrics", "ListPodSandboxMetrics", "pod_metrics"),
+    "StreamImages": ("images", "ListImages", "images"),
+}
+"""Streamed list and its field, with the unary one and its field."""
+
+
+def test_every_list_that_the_definition_streams_is_compared() -> None:
+    methods = [
+        method.name
+        for service in cri.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming
+    ]
+    assert set(methods) == {*STREAMED, "GetContainerEvents"}
+
+
+def test_the_streamed_lists_hold_what_the_unary_lists_hold(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    new_pod().run().create()
+    pod = new_pod().up()
+    time.sleep(AT_MOST_EVERY)  # until the new ones are worth a look
+    for name, (field, unary, unary_field) in STREAMED.items():
+        # Figures are sampled now and then, so the samples of before or of after are right.
+        before = _listed(pod.client, unary, unary_field)
+        streamed = [item for reply in _call(pod.client, name, 10) for item in getattr(reply, field)]
+        after = _listed(pod.client, unary, unary_field)
+        assert streamed in (before, after), name
+        assert streamed, name
+
+
+def test_a_streamed_list_heeds_its_filter(node: Playground, new_pod: PodFactory) -> None:
+    pods = [new_pod().up() for _ in range(2)]
+    wanted = cri.StreamContainerStatsRequest(
+        filter=cri.ContainerStatsFilter(pod_sandbox_id=pods[1].id)
+    )
+    replies = pods[0].client.runtime.StreamContainerStats(wanted, timeout=10)
+    items = [item.attributes.id for reply in replies for item in reply.container_stats]
+    assert items == [pods[1].vm]
+
+
+def _call(client: Client, name: str, timeout: float) -> Any:
+    for service, stub in (("RuntimeService", client.runtime), ("ImageService", client.images)):
+        methods = cri.DESCRIPTOR.services_by_name[service].methods_by_name
+        if name in methods:
+            request = getattr(cri, methods[name].input_type.name)()
+            return getattr(stub, name)(request, timeout=timeout)
+    raise AssertionError(f"the definition has no call {name}")
+
+
+def _listed(client: Client, name: str, field: str) -> list[Any]:
+    return list(getattr(_call(client, name, 10), field))
+
+
+def test_a_manager_stops_at_once_while_somebody_listens_to_events(node: Playground) -> None:
+    with node.client() as client, grpc.insecure_channel(f"unix:{node.socket}") as channel:
+        stream = client.runtime.GetContainerEvents(cri.GetEventsRequest())
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        # A subscription is there once the server has the request.
+        threading.Event().wait(0.3)
+        started = time.monotonic()
+        status = node.stop()
+        took = time.monotonic() - started
+        node.start()
+        with pytest.raises(grpc.RpcError, match="the manager is stopping") as caught:
+            next(stream)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert status == 0
+    assert took < 2
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_an_unserved_call_says_so_with_its_reason(node: Playground, name: str) -> None:
+    service, method = name.split(".")
+    described = cri.DESCRIPTOR.services_by_name[service].methods_by_name[method]
+    request = getattr(cri, described.input_type.name)()
+    with node.client() as client:
+        stub = getattr(client.images if service == "ImageService" else client.runtime, method)
+        with pytest.raises(grpc.RpcError) as caught:
+            answer = stub(request, timeout=10)
+            if described.server_streaming:
+                next(answer)
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert error.details() == UNSERVED[name]

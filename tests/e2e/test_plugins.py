@@ -1,0 +1,234 @@
+"""Plugins of others on one node with the built-in ones: each step replaced, per handler."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
+from virtlet.cli.client import CallFailed
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
+from virtlet.cri import api_pb2 as cri
+
+EXAMPLES = {
+    "copy": "example_disk",
+    "local": "example_image",
+    "routed": "example_network",
+    "watchdog": "example_domain",
+    "labelled": "example_launch",
+    "audited": "example_events",
+}
+"""Handler to the example plugin that serves it."""
+
+BROKEN = {
+    "raises": "Raises",
+    "wrong": "WrongType",
+    "clash": "Clash",
+    "misspelt": "Misspelt",
+    "old": "OtherApi",
+    "optionless": "FailsToStart",
+    "unset": "FailsToConfigure",
+    "exits": "Exits",
+    "spoilt": "Spoilt",
+    "noxml": "NoXml",
+}
+"""Handler, and plugin name, to the class of a plugin that breaks its contract."""
+
+SECRET = "hunter2"
+"""Stands in user-data and in what the broken plugins say."""
+
+
+def _pretend_installed(directory: Path) -> None:
+    """Entry points for the broken plugins, as an installed package has them."""
+    info = directory / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    lines = [f"{name} = tests.fakes.broken_plugins:{kind}" for name, kind in BROKEN.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[virtlet]", *lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def plugin_node(
+    example_plugins: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Playground]:
+    """A node with all example plugins and all broken ones, a handler for each."""
+    broken = tmp_path_factory.mktemp("broken")
+    _pretend_installed(broken)
+    handlers = {handler: {"plugins": [name]} for handler, name in EXAMPLES.items()}
+    handlers |= {name: {"plugins": [name]} for name in BROKEN}
+    path = f"{example_plugins}:{broken}:{ROOT}"
+    with Playground(
+        {"tiny": TINY},
+        subnet="10.126.0.0/16",
+        settings={"handlers": handlers},
+        environment={"PYTHONPATH": path},
+    ) as playground:
+        images = playground.data_dir / "local-images"
+        images.mkdir()
+        shutil.copy(TINY, images / "tiny.qcow2")
+        yield playground
+
+
+@pytest.fixture
+def pods(plugin_node: Playground) -> Iterator[Playground]:
+    """The node, without pods afterwards."""
+    yield plugin_node
+    with plugin_node.client() as client:
+        for pod in client.pods():
+            client.remove_pod(pod.id)
+    assert plugin_node.settled_leftovers() == []
+
+
+def _pod(node: Playground, handler: str) -> Pod:
+    manifest = make_manifest(node, handler=handler)
+    if handler == "local":
+        manifest.container.image.image = "local/tiny"
+    if handler == "raises":
+        script = f"#!/bin/sh\n: {SECRET}\n"
+        manifest.pod.annotations["VirtletCloudInitUserDataScript"] = script
+    return Pod(node, node.client(), manifest)
+
+
+@pytest.mark.parametrize("handler", [h for h in EXAMPLES if h != "audited"])
+def test_a_machine_boots_with_the_replacement_beside_one_with_the_built_in_plugin(
+    pods: Playground, handler: str
+) -> None:
+    ours, theirs = _pod(pods, "").up(), _pod(pods, handler).up()
+    for pod in (ours, theirs):
+        assert pod.manifest.pod.metadata.name in pod.wait_for_answer()
+    _check(handler, ours, theirs)
+
+
+def _check(handler: str, ours: Pod, theirs: Pod) -> None:
+    """What the replacement does differently."""
+    if handler == "copy":
+        assert (_volumes(theirs) / "root.raw").exists()
+        assert not (_volumes(theirs) / "root.qcow2").exists()
+        assert (_volumes(ours) / "root.qcow2").exists()
+    elif handler == "local":
+        assert theirs.status.image_ref.startswith("local/tiny@sha256:")
+    elif handler == "routed":
+        assert theirs.address.startswith("10.78.")
+        assert ours.address.startswith("10.126.")
+    elif handler == "watchdog":
+        assert "i6300esb" in _command(theirs)
+        assert "i6300esb" not in _command(ours)
+    elif handler == "labelled":
+        assert len(_command(theirs).split("\0")) > len(_command(ours).split("\0"))
+
+
+def _volumes(pod: Pod) -> Path:
+    return pod.node.data_dir / "volumes" / pod.vm
+
+
+def _command(pod: Pod) -> str:
+    """The emulator's command line."""
+    return Path(f"/proc/{pod.emulator}/cmdline").read_text()
+
+
+def test_an_observer_hears_of_its_handlers_pods_alone(pods: Playground) -> None:
+    silent, heard = _pod(pods, "").up(), _pod(pods, "audited").up()
+    heard.down()
+    audit = pods.data_dir / "audit.jsonl"
+    # Observers are told beside the call that they hear of, maybe a moment after its return.
+    wait_until(lambda: "pod-removed" in audit.read_text(), 10, "the observer's last event")
+    lines = audit.read_text().splitlines()
+    events = [(e["what"], e["subject"]) for e in map(json.loads, lines)]
+    assert events == [
+        ("pod-created", heard.id),
+        ("image-pulled", heard.client.containers(silent.id)[0].image_id),
+        ("vm-created", heard.vm),
+        ("vm-started", heard.vm),
+        ("pod-stopped", heard.id),
+        ("vm-stopped", heard.vm),
+        ("vm-removed", heard.vm),
+        ("pod-removed", heard.id),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "parts"),
+    [
+        ("raises", ["'raises'", "virtlet_root_disk", "KeyError", "`plugins`"]),
+        ("wrong", ["'wrong'", "virtlet_root_disk", "returned a str instead of Disk"]),
+        ("clash", ["clash", "cloudinit", "virtlet_cloud_init", "local-hostname"]),
+        ("spoilt", ["'spoilt'", "virtlet_launch", "arguments[0] is a int instead of str"]),
+        ("noxml", ["'noxml'", "virtlet_customize_domain", "cannot be written as XML"]),
+    ],
+)
+def test_a_plugin_that_breaks_its_contract_is_named_and_the_others_go_on(
+    pods: Playground, handler: str, parts: list[str]
+) -> None:
+    pod = _pod(pods, handler).run()
+    before = pods.leftovers()
+    with pytest.raises(CallFailed) as caught:
+        pod.up()
+    for part in parts:
+        assert part in caught.value.details
+    assert SECRET not in caught.value.details
+    assert SECRET not in pods.log_file.read_text()
+    for made in pod.client.containers(pod.id):
+        pod.client.remove(made.id)
+    assert pods.settled_leftovers(before) == []
+    other = _pod(pods, "").up()
+    assert other.status.state == cri.CONTAINER_RUNNING
+
+
+@pytest.mark.parametrize(
+    ("handler", "reason"),
+    [
+        ("misspelt", "virtlet_rot_disk"),
+        ("old", "built for version 99"),
+        ("optionless", "virtlet_options: raised ValueError"),
+        ("unset", "virtlet_configure: raised ValueError"),
+    ],
+)
+def test_a_refused_plugin_breaks_its_handler_alone_and_says_why(
+    pods: Playground, handler: str, reason: str
+) -> None:
+    with pytest.raises(CallFailed, match=reason) as caught:
+        _pod(pods, handler).run()
+    assert caught.value.code.name == "FAILED_PRECONDITION"
+    with pods.client() as client:
+        status = client.call("Status", cri.StatusRequest(verbose=True))
+        assert handler not in {h.name for h in status.runtime_handlers}
+        assert reason in json.loads(status.info["info"])["brokenHandlers"][handler]
+
+
+def test_a_plugin_that_exits_ends_nothing_but_its_own_call(pods: Playground) -> None:
+    served_by = pods.process
+    with pytest.raises(CallFailed, match="'exits', hook virtlet_admit: raised SystemExit"):
+        _pod(pods, "exits").run()
+    assert _pod(pods, "").up().status.state == cri.CONTAINER_RUNNING
+    assert pods.process is served_by is not None
+    assert served_by.poll() is None
+
+
+def test_what_is_refused_at_the_start_is_a_line_each(pods: Playground) -> None:
+    text = pods.log_file.read_text()
+    for handler in ("misspelt", "old", "optionless", "unset"):
+        assert any(f"plugin '{handler}' refused: " in line for line in text.splitlines())
+    assert "Traceback" not in text
+    assert SECRET not in text
+
+
+def test_what_served_a_pod_undoes_it_whatever_the_configuration_says_later(
+    pods: Playground,
+) -> None:
+    pod = evolve(_pod(pods, "copy")).up()
+    text = pods.config_file.read_text()
+    try:
+        pods.stop()
+        pods.config_file.write_text(text.replace("- example_disk", "- example_events"))
+        pods.start()
+        assert pod.status.state == cri.CONTAINER_RUNNING
+        pod.down()
+        assert pods.settled_leftovers() == []
+    finally:
+        pods.stop()
+        pods.config_file.write_text(text)
+        pods.start()

@@ -1,0 +1,246 @@
+"""A VM pod from manifest to nothing left."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.e2e.conftest import Pod, PodFactory
+from tests.fakes.pod_cgroup import pod_cgroup
+from virtlet.cli.client import CallFailed
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
+from virtlet.cri import api_pb2 as cri
+from virtlet.host import cgroups
+
+
+def _exited(pod: Pod) -> bool:
+    return pod.status.state == cri.CONTAINER_EXITED
+
+
+def test_a_manifest_becomes_a_machine_that_answers_and_goes_away_without_a_trace(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    before = node.leftovers()
+    pod = new_pod().up()
+    pod.wait_for_console("login:")
+    assert pod.manifest.pod.metadata.name in pod.wait_for_answer()
+    assert "hello from the user-data of examples/pods/tiny.yaml" in pod.console()
+
+    status = pod.status
+    assert status.state == cri.CONTAINER_RUNNING
+    assert status.started_at >= status.created_at > 0
+    assert status.image_ref.startswith("tiny@sha256:") or status.image_ref.startswith("sha256:")
+    assert status.image_id.startswith("sha256:")
+    assert status.resources.linux.memory_limit_in_bytes == 192 << 20
+
+    pod.client.stop(pod.vm, 30)
+    status = pod.status
+    assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 0, "Completed")
+    assert status.finished_at >= status.started_at
+    pod.down()
+    assert node.settled_leftovers(before) == []
+    assert pod.id not in {p.id for p in pod.client.pods()}
+
+
+def test_a_guest_that_powers_off_is_completed_and_a_new_attempt_has_a_disk_of_its_own(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    pod = new_pod().up()
+    pod.wait_for_console("login:")
+    first = pod.vm
+    address = pod.address
+    pod.client.stop(pod.vm, 30)
+    assert pod.status.reason == "Completed"
+
+    second = pod.up(attempt=1)
+    assert second.vm != first
+    assert second.id == pod.id
+    assert second.address == address
+    second.wait_for_console("login:")
+    volumes = node.data_dir / "volumes"
+    assert (volumes / first / "root.qcow2").exists()
+    assert (volumes / second.vm / "root.qcow2").exists()
+    pod.client.remove(first)
+    assert not (volumes / first).exists()
+    assert second.wait_for_answer()
+    pod.down()
+
+
+def test_a_guest_that_does_not_heed_the_power_button_is_ended_after_its_grace(
+    new_pod: PodFactory,
+) -> None:
+    pod = new_pod().up()  # the firmware does not hear the button
+    started = time.monotonic()
+    pod.client.stop(pod.vm, 1)
+    assert 0.9 <= time.monotonic() - started < 6
+    status = pod.status
+    assert (status.state, status.exit_code) == (cri.CONTAINER_EXITED, 137)
+    assert status.reason == "Error"
+
+
+def test_a_retried_call_never_makes_a_second_pod_or_machine(new_pod: PodFactory) -> None:
+    pod = new_pod().run()
+    assert pod.run().id == pod.id
+    pod = pod.create()
+    assert pod.create().vm == pod.vm
+    pod.client.start(pod.vm)
+    pod.client.start(pod.vm)
+    assert len(pod.client.containers(pod.id)) == 1
+
+
+def test_the_calls_that_end_things_succeed_again_and_on_what_is_unknown(
+    new_pod: PodFactory,
+) -> None:
+    pod = new_pod().up()
+    for _ in range(2):
+        pod.client.stop(pod.vm, 0)
+    for _ in range(2):
+        pod.client.remove(pod.vm)
+    for _ in range(2):
+        pod.client.stop_pod(pod.id)
+    for _ in range(2):
+        pod.client.remove_pod(pod.id)
+    pod.client.stop("0" * 32, 0)
+    pod.client.remove("0" * 32)
+    pod.client.stop_pod("0" * 32)
+    pod.client.remove_pod("0" * 32)
+
+
+def test_a_second_running_container_in_a_pod_is_refused_with_a_clear_message(
+    new_pod: PodFactory,
+) -> None:
+    pod = new_pod().up()
+    with pytest.raises(CallFailed, match="a VM pod runs one container") as caught:
+        pod.client.create(pod.id, pod.config(name="sidecar"), pod.pod)
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert pod.status.state == cri.CONTAINER_RUNNING
+
+
+def test_stopping_a_pod_stops_its_machine_and_frees_its_address(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    pod = new_pod().up()
+    address = pod.address
+    pod.client.stop_pod(pod.id)
+    assert _exited(pod)
+    assert pod.client.pod_status(pod.id).state == cri.SANDBOX_NOTREADY
+    assert not (node.directory / "ipam" / "playground" / address).exists()
+    with pytest.raises(CallFailed, match="is stopped"):
+        pod.client.create(pod.id, pod.config(attempt=1), pod.pod)
+
+
+def test_lists_honour_every_filter(new_pod: PodFactory) -> None:
+    pod = new_pod("filtered")
+    pod.pod.labels["colour"] = "red"
+    pod.manifest.container.labels["colour"] = "red"
+    pod = pod.run().create()
+    call = pod.client.call
+
+    def sandboxes(**fields: object) -> set[str]:
+        wanted = cri.PodSandboxFilter(**fields)  # type: ignore[arg-type]
+        reply = call("ListPodSandbox", cri.ListPodSandboxRequest(filter=wanted))
+        return {item.id for item in reply.items}
+
+    def containers(**fields: object) -> set[str]:
+        wanted = cri.ContainerFilter(**fields)  # type: ignore[arg-type]
+        reply = call("ListContainers", cri.ListContainersRequest(filter=wanted))
+        return {item.id for item in reply.containers}
+
+    assert sandboxes(id=pod.id) == {pod.id}
+    assert sandboxes(label_selector={"colour": "red"}) == {pod.id}
+    assert sandboxes(label_selector={"colour": "blue"}) == set()
+    not_ready = cri.PodSandboxStateValue(state=cri.SANDBOX_NOTREADY)
+    assert pod.id not in sandboxes(state=not_ready)
+    assert containers(id=pod.vm) == {pod.vm}
+    assert containers(pod_sandbox_id=pod.id) == {pod.vm}
+    assert containers(label_selector={"colour": "red"}) == {pod.vm}
+    running = cri.ContainerStateValue(state=cri.CONTAINER_RUNNING)
+    assert pod.vm not in containers(state=running)
+
+
+def test_a_reopened_log_goes_on_in_a_new_file_without_losing_a_byte(new_pod: PodFactory) -> None:
+    pod = new_pod().up()
+    log = pod.node.log_root / pod.manifest.pod.metadata.name / "guest" / "0.log"
+    wait_until(log.exists, 10, "the log")
+    pod.wait_for_console("Linux version")
+    rotated = log.with_suffix(".rotated")
+    log.rename(rotated)
+    request = cri.ReopenContainerLogRequest(container_id=pod.vm)
+    pod.client.call("ReopenContainerLog", request)
+    pod.wait_for_console("login:")
+    assert "Linux version" in rotated.read_text(errors="replace")
+    assert "Linux version" not in log.read_text(errors="replace")
+
+
+def test_the_emulator_lives_in_a_group_below_the_pods_with_the_pods_limits(
+    new_pod: PodFactory,
+) -> None:
+    """In every hierarchy of version 1 that the pod has a group in, or in the one of version 2."""
+    with pod_cgroup() as parent:
+        groups = [h.mount / parent.strip("/") for h in cgroups.hierarchies()]
+        groups = [group for group in groups if group.is_dir()]
+        if not groups:
+            pytest.skip("no control group of this node is writable")
+        pod = new_pod()
+        pod.pod.linux.cgroup_parent = parent
+        pod = pod.up()
+        for group in groups:
+            assert any(name.startswith("qemu-system") for name in _commands(group / pod.vm))
+        files = ("cpu.max", "cpu.cfs_quota_us")
+        quotas = [path for group in groups for path in (group / pod.vm / f for f in files)]
+        assert {p.read_text().split()[0] for p in quotas if p.exists()} <= {"100000"}
+        pod.client.remove_pod(pod.id)
+        assert not any((group / pod.vm).exists() for group in groups)
+
+
+def _commands(group: Path) -> list[str]:
+    """Names of the programs that run in a control group."""
+    pids = (group / "cgroup.procs").read_text().split()
+    return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
+
+
+def test_a_guest_that_powers_itself_off_is_completed(new_pod: PodFactory) -> None:
+    pod = new_pod().up()
+    pod.wait_for_console("login:")
+    command = cri.ExecSyncRequest(container_id=pod.vm, cmd=["poweroff"], timeout=30)
+    with contextlib.suppress(CallFailed):  # the agent goes away with the guest
+        pod.client.call("ExecSync", command)
+    wait_until(lambda: _exited(pod), 30, "the end of the VM")
+    status = pod.status
+    assert (status.exit_code, status.reason) == (0, "Completed")
+    assert status.finished_at >= status.started_at
+
+
+def test_a_pods_sysctls_are_set_in_the_guest_and_not_on_the_node(new_pod: PodFactory) -> None:
+    pod = new_pod()
+    del pod.pod.annotations["VirtletCloudInitUserDataScript"]
+    pod.pod.linux.sysctls["net.ipv4.ip_local_port_range"] = "20000 30000"
+    pod = pod.up()
+    pod.wait_for_console("user-data finished with exit status 0")
+    command = ["cat", "/proc/sys/net/ipv4/ip_local_port_range"]
+    request = cri.ExecSyncRequest(container_id=pod.vm, cmd=command, timeout=30)
+    assert pod.client.call("ExecSync", request).stdout.split() == [b"20000", b"30000"]
+    ours = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert ours != ["20000", "30000"]
+
+
+def test_sysctls_that_would_not_reach_the_guest_are_refused(new_pod: PodFactory) -> None:
+    pod = new_pod()
+    pod.pod.linux.sysctls["net.ipv4.ip_forward"] = "1"
+    with pytest.raises(CallFailed, match="sysctls are set by cloud-init") as caught:
+        pod.run()
+    assert caught.value.code.name == "INVALID_ARGUMENT"
+
+
+def test_no_secret_of_a_pod_is_in_a_log_of_the_node(node: Playground, new_pod: PodFactory) -> None:
+    pod = new_pod()
+    pod.pod.annotations["VirtletCloudInitUserDataScript"] = "#!/bin/sh\n: hunter2-user-data\n"
+    pod.manifest.container.envs.add(key="PASSWORD", value=b"hunter2-environment")
+    pod = pod.up()
+    pod.client.stop(pod.vm, 0)
+    texts = [node.log_file.read_text()]
+    texts += [path.read_text() for path in (node.data_dir / "libvirt" / "log").rglob("*.log")]
+    assert all("hunter2" not in text for text in texts)

@@ -1,0 +1,1 @@
+"""Stand-ins: to inject faults, and for what cannot run here."""

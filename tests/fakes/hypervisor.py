@@ -1,0 +1,146 @@
+"""A hypervisor in memory, whose faults the test chooses."""
+
+from collections.abc import Callable, Mapping
+
+from attrs import asdict, define, evolve, field
+
+from virtlet.errors import FailedPrecondition, NotFound
+from virtlet.host import cpus
+from virtlet.model.hypervisor import (
+    DomainCallback,
+    DomainState,
+    HypervisorHealth,
+    HypervisorInfo,
+    Observation,
+    Resize,
+)
+from virtlet.model.stats import DomainStats
+from virtlet.model.vm import Machine, VmExit
+
+
+@define
+class Faults:
+    """What goes wrong: the name of a deed to the error, once or always."""
+
+    always: dict[str, BaseException] = field(factory=dict)
+    once: dict[str, BaseException] = field(factory=dict)
+    passed: list[str] = field(factory=list)
+    """Every deed, in order."""
+
+    def strike(self, deed: str) -> None:
+        """Raise what the test wants at this deed."""
+        self.passed.append(deed)
+        error = self.once.pop(deed, None) or self.always.get(deed)
+        if error is not None:
+            raise error
+
+
+@define
+class FakeHypervisor:
+    """Keeps domains; `start` may do its deed and fail all the same ("started")."""
+
+    faults: Faults
+    domains: dict[str, DomainState] = field(factory=dict)
+    exits: dict[str, VmExit] = field(factory=dict)
+    heeds_the_button: bool = True
+    on_start: Callable[[str], None] | None = None
+    """Called when a domain has been started, before `start` returns."""
+    callback: DomainCallback | None = None
+
+    away: str = ""
+    """Why it does not answer; "" when it does."""
+    machines: dict[str, Machine] = field(factory=dict)
+    """As they were defined last."""
+    sizes: dict[str, Resize] = field(factory=dict)
+    """What running VMs have."""
+
+    def open(self) -> None:
+        self.faults.strike("open")
+
+    def close(self) -> None:
+        """Nothing to disconnect from."""
+
+    def subscribe(self, callback: DomainCallback) -> None:
+        self.callback = callback
+
+    def info(self) -> HypervisorInfo:
+        return HypervisorInfo("fake", "1", "qemu")
+
+    def health(self) -> HypervisorHealth:
+        self.faults.strike("health")
+        return HypervisorHealth(not self.away, "Away" if self.away else "", self.away)
+
+    def define(self, machine: Machine, document: str) -> None:
+        self.faults.strike("define")
+        self.domains[machine.vm.id] = DomainState.DEFINED
+        self.machines[machine.vm.id] = machine
+
+    def remove(self, vm_id: str) -> None:
+        self.faults.strike("remove")
+        self.domains.pop(vm_id, None)
+
+    def start(self, vm_id: str) -> None:
+        self.faults.strike("start")
+        if vm_id not in self.domains:
+            raise NotFound(vm_id)
+        self.domains[vm_id] = DomainState.RUNNING
+        if vm_id in self.machines:
+            self.sizes[vm_id] = _size(self.machines[vm_id])
+        if self.on_start:
+            self.on_start(vm_id)
+        self.faults.strike("started")
+
+    def shutdown(self, vm_id: str) -> None:
+        self.faults.strike("shutdown")
+        if self.heeds_the_button and self.domains.get(vm_id) is DomainState.RUNNING:
+            self.end(vm_id, VmExit(0, "Completed"))
+
+    def stop(self, vm_id: str) -> None:
+        self.faults.strike("stop")
+        if self.domains.get(vm_id) is DomainState.RUNNING:
+            self.domains[vm_id] = DomainState.STOPPED
+
+    def observe(self, vm_id: str) -> Observation | None:
+        self.faults.strike("observe")
+        return self.list().get(vm_id)
+
+    def list(self) -> Mapping[str, Observation]:
+        return {
+            vm_id: Observation(vm_id, state, self.exits.get(vm_id))
+            for vm_id, state in self.domains.items()
+        }
+
+    def stats(self) -> Mapping[str, DomainStats]:
+        return {}
+
+    def resize(self, vm_id: str, change: Resize) -> Resize:
+        self.faults.strike("resize")
+        if self.domains.get(vm_id) is not DomainState.RUNNING:
+            raise FailedPrecondition(f"{vm_id} does not run")
+        now = self.sizes[vm_id]
+        named = [name for name, value in asdict(change).items() if value is not None]
+        self.sizes[vm_id] = evolve(now, **{name: getattr(change, name) for name in named})
+        self.faults.strike("resized")
+        return Resize(**{name: getattr(now, name) for name in named})
+
+    @property
+    def running(self) -> set[str]:
+        """Ids of the VMs whose emulator is alive."""
+        return {vm for vm, state in self.domains.items() if state is DomainState.RUNNING}
+
+    def end(self, vm_id: str, how: VmExit) -> None:
+        """A guest ends, and the hypervisor tells of it."""
+        self.domains[vm_id] = DomainState.STOPPED
+        self.exits[vm_id] = how
+        if self.callback:
+            self.callback(Observation(vm_id, DomainState.STOPPED, how))
+
+
+def _size(machine: Machine) -> Resize:
+    """What a machine starts with."""
+    cpuset = machine.vm.config.resources.cpuset_cpus
+    return Resize(
+        vcpus=machine.flavor.vcpus,
+        memory=machine.flavor.memory,
+        cpus=cpus.cpuset(cpuset) if cpuset else cpus.everywhere(),
+    )

@@ -1,0 +1,249 @@
+"""The lifecycle on a node in memory: one plugin does everything, and fails when it is told to."""
+
+import os
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from attrs import define, field
+
+from tests.core.images.disks import raw_disk
+from tests.fakes.hypervisor import FakeHypervisor, Faults
+from tests.fakes.model import make_node
+from virtlet import hookimpl
+from virtlet.core.console.logs import ConsoleLogs
+from virtlet.core.consoles import VmConsoles
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import discover
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.pull import Images
+from virtlet.core.images.store import ImageStore
+from virtlet.core.lifecycle import effects, exits, images, pods, recovery, vms
+from virtlet.core.lifecycle.context import Context, Listener
+from virtlet.core.lifecycle.hypervisors import Hypervisors
+from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.store.records import PodRecord, VmRecord
+from virtlet.core.store.store import Store
+from virtlet.model.disk import Disk
+from virtlet.model.event import Event
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.pod import Pod, PodConfig, PodMetadata
+from virtlet.model.vm import Machine, Vm, VmConfig, VmMetadata
+
+IMAGE = "tiny"
+DISK = raw_disk("guest")
+
+
+class Killed(BaseException):
+    """The manager dies here: nothing of ours runs any more, and nothing is undone."""
+
+
+@define
+class Node:
+    """What outlives a manager: domains, networks and disks."""
+
+    root: Path
+    faults: Faults = field(factory=Faults)
+    networks: set[str] = field(factory=set)
+    disks: set[tuple[str, str]] = field(factory=set)
+    netns: Path | None = None
+    """The namespace that new networks say they have."""
+    flavor: Callable[[VmConfig], Flavor] = lambda vm: Flavor(guest_agent=False)
+    """The machine that a VM gets."""
+    hypervisor: FakeHypervisor = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.hypervisor = FakeHypervisor(self.faults)
+
+    @property
+    def left(self) -> list[str]:
+        """What pods have left."""
+        places = (self.root / "pods", self.root / "volumes", self.root / "run" / "vm")
+        files = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
+        return [*files, *self.networks, *map(str, self.disks), *self.hypervisor.domains]
+
+
+class Plugin:
+    """Every step of the way, in memory."""
+
+    VIRTLET_HOOK_API = 1
+
+    node: Node
+
+    @hookimpl
+    def virtlet_hypervisor(self) -> Hypervisor:
+        return self.node.hypervisor
+
+    @hookimpl
+    def virtlet_resolve_image(self, name: str) -> ImageSource:
+        return ImageSource(name, f"fake:{name}")
+
+    @hookimpl
+    def virtlet_fetch_image(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage:
+        staging.begin("", 0, len(DISK))
+        staging.write(DISK)
+        return FetchedImage(len(DISK))
+
+    @hookimpl
+    def virtlet_setup_network(self, pod: Pod) -> Network:
+        self.node.networks.add(pod.id)
+        self.node.faults.strike("setup_network")
+        return Network(self.node.netns)
+
+    @hookimpl
+    def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
+        self.node.faults.strike("teardown_network")
+        self.node.networks.discard(pod.id)
+
+    @hookimpl
+    def virtlet_flavor(self, pod: object, vm: VmConfig, image: object) -> Flavor:
+        return self.node.flavor(vm)
+
+    @hookimpl
+    def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
+        self.node.disks.add((vm.id, "root"))
+        self.node.faults.strike("root_disk")
+        return Disk(vm.directory / "root")
+
+    @hookimpl
+    def virtlet_release_disk(self, vm: Vm, role: str, volume: object) -> None:
+        self.node.faults.strike("release_disk")
+        self.node.disks.discard((vm.id, role))
+
+    @hookimpl
+    def virtlet_render_domain(self, machine: Machine) -> str:
+        return "<domain/>"
+
+
+class NoLaunches:
+    """The fake hypervisor starts nothing that would fetch a launch."""
+
+    def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
+        pass
+
+    def disarm(self, vm_id: str) -> None:
+        pass
+
+
+class Told:
+    """Collects events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def listen(self, listener: Listener) -> None:
+        raise AssertionError("nobody listens here")
+
+    def tell(self, event: Event, handler: str, removed: PodRecord | None = None) -> None:
+        self.events.append(event)
+
+
+class Manager:
+    """A manager's parts on a node, without a server; the calls are those of the lifecycle."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.points: list[str] = []
+        self.at: dict[str, BaseException] = {}
+        """Place in the journal to what is raised there, once."""
+        here = make_node(node.root)
+        registry = discover([EntryPoint("fake", "tests.fakes.manager:Plugin", "virtlet")])
+        plugin = registry.manager.get_plugin("fake")
+        assert isinstance(plugin, Plugin)
+        plugin.node = node
+        hooks = Hooks(registry)
+        profiles = Profiles({"": {"plugins": ["fake"]}}, registry)
+        self.store = Store(node.root / "db")
+        self.console_logs = ConsoleLogs()
+        self.console_logs.start()
+        self.told = Told()
+        image_store = ImageStore(
+            Layout(node.root / "images", os.getgid()),
+            in_use=lambda: {record.vm.image.id for record in self.store.vms.values()},
+        )
+        self.context = Context(
+            node=here,
+            store=self.store,
+            hooks=hooks,
+            profiles=profiles,
+            hypervisors=Hypervisors(hooks, profiles),
+            images=Images(image_store),
+            launches=NoLaunches(),
+            consoles=VmConsoles(self.console_logs, here.run_dir, -1, -1, disabled=False),
+            events=self.told,
+        )
+        self.context.journal = Journal(
+            self.store, lambda row: effects.restore(self.context, row), self._reach
+        )
+        self.context.hypervisors.open(lambda seen: exits.on_change(self.context, seen))
+
+    def _reach(self, point: str) -> None:
+        self.points.append(point)
+        if point in self.at:
+            raise self.at.pop(point)
+
+    def close(self) -> None:
+        """Let go of what a dead process would let go of."""
+        self.context.closing.set()
+        self.context.images.close()
+        self.console_logs.stop()
+        self.store.close()
+
+    def restarted(self) -> "Manager":
+        """The next manager on the node, after it has recovered."""
+        self.close()
+        successor = Manager(self.node)
+        recovery.remove_orphaned_directories(successor.store, successor.context.node)
+        recovery.recover(successor.context)
+        return successor
+
+    # What a kubelet asks for
+
+    def run(self, name: str = "web", attempt: int = 0) -> str:
+        """RunPodSandbox."""
+        metadata = PodMetadata(name, f"uid-{name}", "default", attempt)
+        logs = str(self.node.root / "logs" / name)
+        return pods.run_pod(self.context, PodConfig(metadata, log_directory=logs), "")
+
+    def create(self, pod_id: str, attempt: int = 0) -> str:
+        """PullImage and CreateContainer."""
+        images.pull(self.context, IMAGE, Credentials())
+        config = VmConfig(VmMetadata("guest", attempt), IMAGE, log_path=f"guest/{attempt}.log")
+        return vms.create_vm(self.context, pod_id, config)
+
+    def start(self, vm_id: str) -> None:
+        """StartContainer."""
+        vms.start_vm(self.context, vm_id)
+
+    def stop(self, vm_id: str, grace: float = 0) -> None:
+        """StopContainer."""
+        vms.stop_vm(self.context, vm_id, grace)
+
+    def remove(self, vm_id: str) -> None:
+        """RemoveContainer."""
+        vms.remove_vm(self.context, vm_id)
+
+    def stop_pod(self, pod_id: str) -> None:
+        """StopPodSandbox."""
+        pods.stop_pod(self.context, pod_id)
+
+    def remove_pod(self, pod_id: str) -> None:
+        """RemovePodSandbox."""
+        pods.remove_pod(self.context, pod_id)
+
+    # What it knows
+
+    def pod(self, pod_id: str) -> PodRecord:
+        """The record of a pod."""
+        return self.store.pods[pod_id]
+
+    def vm(self, vm_id: str) -> VmRecord:
+        """The record of a VM."""
+        return self.store.vms[vm_id]

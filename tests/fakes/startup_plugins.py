@@ -1,0 +1,103 @@
+"""Plugins that fail when the manager starts."""
+
+from typing import Any
+
+from tests.fakes.models import untyped
+from tests.fakes.plugins import Current
+from virtlet import hookimpl
+from virtlet.core.config.options import LISTEN
+from virtlet.errors import InvalidArgument
+from virtlet.model.option import TEXT, Option, integer
+
+
+class ExitsWhenMade:
+    """Wants the process to end."""
+
+    def __init__(self) -> None:
+        raise SystemExit(3)
+
+
+class ByValue(Current):
+    """Is equal to its like."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByValue)
+
+
+class RaisesWhenSeen:
+    """Does not want to be looked at."""
+
+    @property
+    def VIRTLET_HOOK_API(self) -> int:  # noqa: N802 (the API's name)
+        raise RuntimeError("hunter2")
+
+
+class RaisesAtOptions(Current):
+    """Cannot say what it is set with."""
+
+    @hookimpl
+    def virtlet_options(self) -> Any:
+        raise ValueError("hunter2")
+
+
+class ExitsAtOptions(Current):
+    """Wants the process to end."""
+
+    @hookimpl
+    def virtlet_options(self) -> Any:
+        raise SystemExit(3)
+
+
+class RaisesAtConfigure(Current):
+    """Does not take its settings."""
+
+    @hookimpl
+    def virtlet_configure(self, config: object, node: object) -> None:
+        raise ValueError("hunter2")
+
+
+class RefusesSettings(Current):
+    """Says what is wrong with its settings."""
+
+    @hookimpl
+    def virtlet_configure(self, config: object, node: object) -> None:
+        raise InvalidArgument("colour: red is sold out")
+
+
+class WrapsConfigure(Current):
+    """Meddles with the settings of others."""
+
+    @hookimpl(wrapper=True)
+    def virtlet_configure(self, config: object, node: object) -> Any:
+        raise ValueError("hunter2")
+        yield
+
+
+class Configured(Current):
+    """Remembers that it was configured."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    @hookimpl
+    def virtlet_configure(self, config: object, node: object) -> None:
+        self.heard += 1
+
+
+def options_of(option: Any) -> type:
+    """A plugin class that declares an option."""
+
+    class Declares(Current):
+        @hookimpl
+        def virtlet_options(self) -> Any:
+            return (option,)
+
+    return Declares
+
+
+CoreTwin = options_of(LISTEN)
+FlagTwin = options_of(Option("mine", "--config", "MINE", TEXT, "", "of the test"))
+BadName = options_of(Option("my-own", "--my-own", "MINE", TEXT, "", "of the test"))
+BadDefault = options_of(Option("mine", "--mine", "MINE", integer(1, 2), "3", "of the test"))
+BadPlace = options_of(Option("mine", "--mine", "MINE", TEXT, "{nowhere}", "of the test"))
+NoKind = options_of(Option("mine", "--mine", "MINE", untyped("text"), "", "of the test"))

@@ -1,0 +1,117 @@
+"""Plugins whose answers are spoilt inside, who raise what ends processes, and wrappers of these."""
+
+import asyncio
+import os
+from typing import Any
+
+from attrs import evolve
+
+from tests.fakes.models import untyped
+from tests.fakes.plugins import Current, Raises
+from virtlet import hookimpl
+from virtlet.model.cloudinit import CloudInitPart
+from virtlet.model.flavor import Flavor
+from virtlet.model.launch import LaunchFd, LaunchPart
+
+
+class Spoils(Current):
+    """Answers of the right type, with something wrong inside each."""
+
+    @hookimpl
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        return Flavor(vcpus=untyped("hunter2"))
+
+    @hookimpl
+    def virtlet_status(self) -> Any:
+        return [1]
+
+    @hookimpl
+    def virtlet_render_domain(self, machine: object) -> Any:
+        return "<domain>&hunter2;</domain>"
+
+    @hookimpl
+    def virtlet_cloud_init(self, vm: object, volumes: object) -> Any:
+        return CloudInitPart(meta_data=untyped(["x"]))
+
+    @hookimpl
+    def virtlet_launch(self, machine: object) -> Any:
+        return LaunchPart(arguments=untyped((1,)), fds=(LaunchFd("pipe", os.pipe()[0]),))
+
+
+class Renders(Current):
+    """Writes a domain document."""
+
+    @hookimpl(trylast=True)
+    def virtlet_render_domain(self, machine: object) -> str:
+        return "<domain><name>n</name></domain>"
+
+
+class Number(Current):
+    """Puts a number where XML has text alone."""
+
+    @hookimpl
+    def virtlet_customize_domain(self, machine: object, domain: Any) -> None:
+        domain.set("hunter2", 5)
+
+
+class Space(Current):
+    """Puts an attribute into the document that no parser reads."""
+
+    @hookimpl
+    def virtlet_customize_domain(self, machine: object, domain: Any) -> None:
+        domain.set("two words", "x")
+
+
+class SpoilingWrapper(Current):
+    """Spoils what others answer."""
+
+    @hookimpl(wrapper=True)
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        flavor: Flavor = yield
+        return evolve(flavor, vcpus=untyped("two"))
+
+
+class RaisingWrapper(Current):
+    """Raises when others have answered."""
+
+    @hookimpl(wrapper=True)
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        yield
+        raise RuntimeError("hunter2")
+
+
+class TwiceWrapper(Current):
+    """Is no wrapper at all: it yields twice."""
+
+    @hookimpl(wrapper=True)
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        yield
+        yield
+
+
+class SameCode(Raises):
+    """Shares its code with another plugin."""
+
+
+class Exits(Current):
+    """Wants the process to end."""
+
+    @hookimpl
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        raise SystemExit(3)
+
+    @hookimpl
+    def virtlet_shutdown(self) -> None:
+        raise SystemExit(3)
+
+
+class Interrupts(Current):
+    """Raises what no plugin has to."""
+
+    @hookimpl
+    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+        raise KeyboardInterrupt
+
+    @hookimpl
+    def virtlet_cloud_init(self, vm: object, volumes: object) -> Any:
+        raise asyncio.CancelledError

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.model import make_config, make_node
+from virtlet.plugins.cloudinit.plugin import Plugin
+
+EMULATOR = 64055
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Plugin:
+    made = Plugin()
+    made.virtlet_configure(make_config(), make_node(tmp_path, EMULATOR, EMULATOR))
+    return made

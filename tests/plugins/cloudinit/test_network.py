@@ -1,0 +1,175 @@
+from ipaddress import ip_interface
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtlet.model.network import Interface, Network, Route
+from virtlet.model.pod import DnsConfig
+from virtlet.plugins.cloudinit.document import dump
+from virtlet.plugins.cloudinit.network import network_config
+from virtlet.plugins.cloudinit.openstack import meta_data_json, network_data_json
+
+MAC = "52:54:00:12:34:56"
+DUAL = Network(
+    netns=None,
+    interfaces=(
+        Interface(
+            "eth0",
+            MAC,
+            1450,
+            ("10.1.2.3/24", "fd00::3/64"),
+            (Route("0.0.0.0/0", "10.1.2.1"), Route("::/0", "fe80::1", metric=50)),
+        ),
+        Interface("net1", "52:54:00:12:34:57", 0),
+    ),
+    dns=DnsConfig(("10.96.0.10",), ("default.svc.cluster.local", "cluster.local"), ("ndots:5",)),
+)
+
+
+def test_the_document_says_what_the_pod_s_network_is() -> None:
+    static = {"dhcp4": False, "dhcp6": False, "accept-ra": False}
+    assert network_config(DUAL) == {
+        "version": 2,
+        "ethernets": {
+            "eth0": {
+                "match": {"macaddress": MAC},
+                "set-name": "eth0",
+                **static,
+                "mtu": 1450,
+                "addresses": ["10.1.2.3/24", "fd00::3/64"],
+                "routes": [
+                    {"to": "0.0.0.0/0", "via": "10.1.2.1"},
+                    {"to": "::/0", "via": "fe80::1", "metric": 50},
+                ],
+                "nameservers": {
+                    "addresses": ["10.96.0.10"],
+                    "search": ["default.svc.cluster.local", "cluster.local"],
+                },
+            },
+            "net1": {"match": {"macaddress": "52:54:00:12:34:57"}, "set-name": "net1", **static},
+        },
+    }
+
+
+def test_no_interface_is_no_document() -> None:
+    assert network_config(Network(netns=None)) is None
+
+
+def routes_of(addresses: tuple[str, ...], *routes: Route) -> list[dict[str, object]]:
+    config = network_config(Network(None, (Interface("eth0", MAC, 0, addresses, routes),)))
+    assert config is not None
+    found: list[dict[str, object]] = config["ethernets"]["eth0"].get("routes", [])
+    return found
+
+
+def test_a_gateway_outside_the_subnet_is_on_the_link() -> None:
+    """Calico's; it also gives a route to the gateway, which `on-link` makes needless."""
+    assert routes_of(
+        ("192.168.3.7/32",), Route("169.254.1.1/32"), Route("0.0.0.0/0", "169.254.1.1")
+    ) == [{"to": "0.0.0.0/0", "via": "169.254.1.1", "on-link": True}]
+
+
+def test_a_route_that_the_address_implies_is_left_out() -> None:
+    assert routes_of(("10.1.2.3/24",), Route("10.1.2.0/24"), Route("10.1.2.128/25")) == []
+
+
+def test_another_destination_on_the_link_says_so() -> None:
+    assert routes_of(("10.1.2.3/24",), Route("10.9.0.0/16")) == [
+        {"to": "10.9.0.0/16", "scope": "link"}
+    ]
+
+
+ADDRESSES = st.ip_addresses(v=4).map(lambda a: f"{a}/24") | st.ip_addresses(v=6).map(
+    lambda a: f"{a}/64"
+)
+MACS = st.lists(st.integers(0, 255), min_size=6, max_size=6).map(
+    lambda parts: ":".join(f"{part:02x}" for part in parts)
+)
+
+
+@given(MACS, st.lists(ADDRESSES, max_size=3), st.ip_addresses(), st.integers(0, 9000))
+def test_any_network_survives_a_yaml_reader(
+    mac: str, addresses: list[str], gateway: object, mtu: int
+) -> None:
+    """An unquoted MAC of digits would be read as a number in base 60."""
+    routes = (Route("0.0.0.0/0", str(gateway)), Route("10.0.0.0/8"))
+    network = Network(None, (Interface("eth0", mac, mtu, tuple(addresses), routes),))
+    config = network_config(network)
+    assert yaml.safe_load(dump(config)) == config
+    assert config is not None
+    assert config["ethernets"]["eth0"]["match"]["macaddress"] == mac
+    data = network_data_json(network)
+    assert yaml.safe_load(dump(data)) == data
+    assert len(data["networks"]) == len(addresses)
+
+
+def test_a_config_drive_has_openstack_s_form() -> None:
+    assert network_data_json(DUAL) == {
+        "links": [
+            {
+                "id": "eth0",
+                "name": "eth0",
+                "type": "phy",
+                "ethernet_mac_address": MAC,
+                "mtu": 1450,
+            },
+            {
+                "id": "net1",
+                "name": "net1",
+                "type": "phy",
+                "ethernet_mac_address": "52:54:00:12:34:57",
+                "mtu": None,
+            },
+        ],
+        "networks": [
+            {
+                "id": "eth0-0",
+                "network_id": "eth0-0",
+                "type": "ipv4",
+                "link": "eth0",
+                "ip_address": "10.1.2.3",
+                "netmask": "255.255.255.0",
+                "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.1.2.1"}],
+            },
+            {
+                "id": "eth0-1",
+                "network_id": "eth0-1",
+                "type": "ipv6",
+                "link": "eth0",
+                "ip_address": "fd00::3",
+                "netmask": "ffff:ffff:ffff:ffff::",
+                "routes": [{"network": "::", "netmask": "::", "gateway": "fe80::1"}],
+            },
+        ],
+        "services": [{"type": "dns", "address": "10.96.0.10"}],
+    }
+
+
+def test_a_second_address_of_a_family_does_not_repeat_the_routes() -> None:
+    interface = Interface(
+        "eth0", MAC, 0, ("10.1.2.3/24", "10.1.3.3/24"), (Route("0.0.0.0/0", "10.1.2.1"),)
+    )
+    networks = network_data_json(Network(None, (interface,)))["networks"]
+    assert [len(entry["routes"]) for entry in networks] == [1, 0]
+    assert ip_interface("10.1.3.3/24").ip.compressed == networks[1]["ip_address"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [(["a", "b"], {"key-0": "a", "key-1": "b"}), ({"me": "a"}, {"me": "a"}), ("a", None)],
+)
+def test_a_config_drive_repeats_meta_data_under_openstack_s_names(
+    keys: object, expected: object
+) -> None:
+    given_data = {"instance-id": "web-1.shop", "local-hostname": "web-1", "public-keys": keys}
+    document = meta_data_json(given_data)
+    assert document.items() >= given_data.items()
+    assert (document["uuid"], document["hostname"]) == ("web-1.shop", "web-1")
+    assert document.get("public_keys") == expected
+
+
+def test_what_the_pod_says_in_openstack_s_names_stays() -> None:
+    document = meta_data_json({"instance-id": "a", "uuid": "b", "hostname": "c"})
+    assert (document["uuid"], document["hostname"]) == ("b", "c")

@@ -1,0 +1,175 @@
+"""Documents of machines, compared with golden ones and put before libvirt's own schema."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from attrs import evolve
+
+from tests.fakes.model import make_config, make_node, make_pod
+from tests.plugins.domain_xml.machines import FIRMWARE, all_machines, plain
+from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.model.disk import Disk
+from virtlet.model.vm import Machine
+from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
+from virtlet.plugins.domain_xml.options import OPTIONS
+from virtlet.plugins.domain_xml.plugin import Plugin
+from virtlet.plugins.domain_xml.render import Renderer, domain_name
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def render(machine: Machine, cpu_model: str = "") -> ElementTree.Element:
+    renderer = Renderer(64055, 106, cpu_model, uefi=lambda: FIRMWARE)
+    return ElementTree.fromstring(renderer.render(machine))
+
+
+@pytest.mark.parametrize("name", all_machines())
+def test_documents_are_as_agreed(name: str, refresh_golden: bool) -> None:
+    """Any change to a document shows in the diff of its golden file."""
+    text = Renderer(64055, 106, "", uefi=lambda: FIRMWARE).render(all_machines()[name])
+    golden = GOLDEN / f"domain-{name}.xml"
+    if refresh_golden:
+        golden.write_text(text)
+    assert text == golden.read_text(), "if this is meant: pytest --refresh-golden"
+
+
+@pytest.mark.parametrize("name", all_machines())
+def test_documents_fit_libvirts_schema(name: str) -> None:
+    """Those for KVM too, which cannot be started everywhere."""
+    golden = GOLDEN / f"domain-{name}.xml"
+    done = subprocess.run(
+        ["virt-xml-validate", str(golden), "domain"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_from_outside_never_becomes_markup() -> None:
+    """Names, paths and variables are data."""
+    evil = '"><emulator>/bin/sh</emulator>&'
+    machine = plain()
+    machine = evolve(
+        machine,
+        root=Disk(Path(f"/{evil}")),
+        environment={"A": evil},
+        vm=evolve(machine.vm, pod=make_pod(name=evil)),
+    )
+    document = render(machine)
+    assert [e.text for e in document.iter("emulator")] == [str(machine.emulator)]
+    source = document.find("devices/disk/source")
+    assert source is not None
+    assert source.get("file") == f"/{evil}"
+
+
+@pytest.mark.parametrize(
+    ("pod", "name"),
+    [
+        ("web-1", "virtlet-bbbbbbbbbbbb-web-1"),
+        ("a.b_c/d e", "virtlet-bbbbbbbbbbbb-a-b-c-d-e"),
+        ("ü", "virtlet-bbbbbbbbbbbb"),
+        ("x" * 300, "virtlet-bbbbbbbbbbbb-" + "x" * 40),
+    ],
+)
+def test_names_are_fit_for_file_names(pod: str, name: str) -> None:
+    """And short: the driver makes paths of them."""
+    machine = plain()
+    machine = evolve(machine, vm=evolve(machine.vm, pod=make_pod(name=pod)))
+    assert domain_name(machine) == name
+    assert render(machine).findtext("name") == name
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "flavor", "node", "mode", "model"),
+    [
+        ("kvm", "", "", "host-model", None),
+        ("qemu", "", "", None, None),
+        ("kvm", "host-passthrough", "", "host-passthrough", None),
+        ("qemu", "host-model", "", "maximum", None),
+        ("qemu", "", "Nehalem", "custom", "Nehalem"),
+        ("kvm", "Westmere", "Nehalem", "custom", "Westmere"),
+    ],
+)
+def test_the_cpu_is_the_flavors_then_the_nodes_then_what_fits(
+    accelerator: str, flavor: str, node: str, mode: str | None, model: str | None
+) -> None:
+    """Emulation has no host CPU to pass on, and gets its own best one instead."""
+    machine = plain()
+    machine = evolve(
+        machine, accelerator=accelerator, flavor=evolve(machine.flavor, cpu_model=flavor)
+    )
+    cpu = render(machine, node).find("cpu")
+    assert (cpu.get("mode") if cpu is not None else None) == mode
+    assert (cpu.findtext("model") if cpu is not None else None) == model
+
+
+@pytest.mark.parametrize("text", ["<cpu", "<memory/>", "<cpu/><cpu/>"])
+def test_a_cpu_setting_that_is_none_is_refused(text: str) -> None:
+    """It could otherwise smuggle in other elements."""
+    machine = plain()
+    machine = evolve(machine, flavor=evolve(machine.flavor, cpu_xml=text))
+    with pytest.raises(InvalidArgument, match="CPU setting"):
+        render(machine)
+
+
+@pytest.mark.parametrize(("bus", "most"), [("virtio", 20), ("scsi", 26)])
+def test_each_bus_takes_so_many_disks(bus: str, most: int) -> None:
+    """Names and places on the bus are all different, and the one too many is refused."""
+
+    def machine(disks: int) -> Machine:
+        volumes = tuple(Disk(Path(f"/v{i}"), format="raw") for i in range(disks - 1))
+        base = plain()
+        return evolve(base, volumes=volumes, flavor=evolve(base.flavor, disk_bus=bus))
+
+    document = render(machine(most))
+    disks = document.findall("devices/disk")
+    assert len({t.get("dev") for d in disks for t in d.iter("target")}) == most + 1
+    places = [
+        (t.get("bus"), *sorted(a.attrib.items()))
+        for d in disks
+        for t in d.iter("target")
+        for a in d.iter("address")
+    ]
+    assert len(set(places)) == len(places)
+    with pytest.raises(InvalidArgument, match=f"{most + 1} disks"):
+        render(machine(most + 1))
+
+
+def test_without_uefi_firmware_the_error_says_what_to_install(tmp_path: Path) -> None:
+    """Or what to leave out."""
+    with pytest.raises(FailedPrecondition, match="ovmf"):
+        find_uefi((Firmware(tmp_path / "code", tmp_path / "vars"),))
+
+
+def test_the_first_firmware_that_is_whole_is_taken(tmp_path: Path) -> None:
+    """Code without a template for its variables is of no use."""
+    half = Firmware(tmp_path / "half", tmp_path / "nowhere")
+    whole = Firmware(tmp_path / "code", tmp_path / "vars")
+    for path in (half.code, whole.code, whole.variables):
+        path.touch()
+    assert find_uefi((half, whole)) == whole
+
+
+def test_hook_virtlet_render_domain(tmp_path: Path) -> None:
+    """The plugin renders any machine, with the node's settings."""
+    plugin = Plugin()
+    node = make_node(tmp_path, uid=7, gid=8)
+    plugin.virtlet_configure(make_config(OPTIONS, cpuModel="Nehalem"), node)
+    text = plugin.virtlet_render_domain(plain())
+    assert text is not None
+    document = ElementTree.fromstring(text)
+    assert document.findtext("seclabel/label") == "+7:+8"
+    assert document.findtext("cpu/model") == "Nehalem"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: evolve(m, flavor=evolve(m.flavor, memory=0)),
+        lambda m: evolve(m, flavor=evolve(m.flavor, machine="warp")),
+    ],
+)
+def test_odd_flavors_still_make_well_formed_documents(edit: Callable[[Machine], Machine]) -> None:
+    """Whether they can run is libvirt's to say."""
+    assert render(edit(plain())).tag == "domain"

@@ -1,0 +1,126 @@
+"""From a name to an image in the store, with all parts real."""
+
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pluggy
+import pytest
+
+from tests.fakes.image_server import ImageServer, Resource
+from virtlet import PROJECT, hookimpl, hookspecs
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.pull import Images, Retry
+from virtlet.core.images.route import Route
+from virtlet.core.images.store import ImageStore
+from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.plugins.image_http.plugin import Plugin
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> bytes:
+    """A qcow2 image of some size."""
+    raw, qcow2 = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(bytes(range(256)) * 8192)
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(qcow2)]
+    subprocess.run(convert, check=True)
+    return qcow2.read_bytes()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    store = ImageStore(Layout(tmp_path / "images", 0), in_use=set)
+    return Images(store, Retry(attempts=3, first_delay=0.01))
+
+
+@pytest.fixture
+def route(server: ImageServer) -> Route:
+    def resolve(name: str) -> ImageSource:
+        name, _, digest = name.partition("@")
+        return ImageSource(name, f"{server.url}/{name}", digest)
+
+    def fetch(*arguments: object) -> object:
+        return Plugin().virtlet_fetch_image(*arguments)  # type: ignore[arg-type]
+
+    return Route("", resolve, fetch)  # type: ignore[arg-type]
+
+
+def test_a_download_that_breaks_again_and_again_arrives_with_each_byte_sent_once(
+    server: ImageServer, images: Images, route: Route, disk: bytes
+) -> None:
+    server.resources["/x"] = Resource(disk, '"v1"', breaks=[300_000, 1_000_000, 70_000])
+    image = images.pull("x", route)
+    assert image.path.read_bytes() == disk
+    assert (image.format, image.virtual_size) == ("qcow2", 2 << 20)
+    assert server.sent == len(disk)
+    assert images.pull(f"x@{image.id}", route).id == image.id
+
+
+def test_many_pulls_at_a_time_download_once_and_a_later_one_nothing(
+    server: ImageServer, images: Images, route: Route, disk: bytes
+) -> None:
+    server.resources["/x"] = Resource(disk, '"v1"', on_request=lambda: time.sleep(0.2))
+    with ThreadPoolExecutor(8) as pool:
+        pulls = [pool.submit(images.pull, "x", route) for _ in range(8)]
+        assert len({pull.result().id for pull in pulls}) == 1
+    images.pull("x", route)
+    assert server.sent == len(disk)
+
+
+def test_a_digest_decides(server: ImageServer, images: Images, route: Route, disk: bytes) -> None:
+    server.resources["/x"] = Resource(disk, '"v1"')
+    with pytest.raises(FailedPrecondition, match="as asked for"):
+        images.pull("x@sha256:" + "a1" * 32, route)
+    assert images.store.list() == ()
+
+
+def test_a_server_that_always_breaks_is_given_up(
+    server: ImageServer, images: Images, route: Route, disk: bytes
+) -> None:
+    server.resources["/x"] = Resource(disk, '"v1"', breaks=[0] * 10)
+    with pytest.raises(Unavailable):
+        images.pull("x", route)
+    assert len(server.requests) == 3
+
+
+def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:
+    server.resources["/x"] = Resource(b"<!DOCTYPE html><title>Sign in</title>")
+    with pytest.raises(InvalidArgument, match="web page"):
+        images.pull("x", route)
+    assert not list(images.store.usage().mountpoint.glob("part_*"))
+
+
+def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
+    server: ImageServer, images: Images, disk: bytes
+) -> None:
+    class Other:
+        @hookimpl
+        def virtlet_fetch_image(
+            self, source: ImageSource, credentials: Credentials, staging: Staging
+        ) -> FetchedImage | None:
+            if source.url != "mine:x":
+                return None
+            staging.begin("", 0, len(disk))
+            staging.write(disk)
+            return FetchedImage(len(disk))
+
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(Other())
+    manager.register(Plugin())
+    manager.check_pending()
+    server.resources["/x"] = Resource(disk, '"v1"')
+
+    def fetch(source: ImageSource, credentials: Credentials, staging: Staging) -> FetchedImage:
+        fetched = manager.hook.virtlet_fetch_image(
+            source=source, credentials=credentials, staging=staging
+        )
+        assert isinstance(fetched, FetchedImage)
+        return fetched
+
+    for name, url in (("mine", "mine:x"), ("theirs", f"{server.url}/x")):
+        route = Route("", lambda name, url=url: ImageSource(name, url), fetch)  # type: ignore[misc]
+        assert images.pull(name, route).path.read_bytes() == disk
+    assert len(server.requests) == 1

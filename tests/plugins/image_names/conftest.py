@@ -1,0 +1,64 @@
+"""The plugin with translation files of the test's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from virtlet.model.image import ImageSource
+from virtlet.model.node import Node
+from virtlet.model.option import Config
+from virtlet.plugins.image_names.options import (
+    DOWNLOAD_PROTOCOL,
+    REGEXP_TRANSLATION,
+    TRANSLATIONS_DIR,
+)
+from virtlet.plugins.image_names.plugin import Plugin
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The translation directory."""
+    path = tmp_path / "translations"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def write(directory: Path) -> Write:
+    """Writes a translation file."""
+
+    def write_it(name: str, content: str) -> Path:
+        path = directory / name
+        path.write_text(content)
+        return path
+
+    return write_it
+
+
+def configured(directory: Path, *, regexps: bool = True, protocol: str = "https") -> Plugin:
+    """The plugin as the manager would have it."""
+    plugin = Plugin()
+    values = {
+        TRANSLATIONS_DIR.field: directory,
+        REGEXP_TRANSLATION.field: regexps,
+        DOWNLOAD_PROTOCOL.field: protocol,
+    }
+    node = Node(directory, directory, "test", Path("/bin/true"), 0, 0, directory / "launch.sock")
+    plugin.virtlet_configure(Config(values), node)
+    return plugin
+
+
+@pytest.fixture
+def plugin(directory: Path) -> Plugin:
+    """The plugin with default settings."""
+    return configured(directory)
+
+
+def resolved(plugin: Plugin, name: str) -> ImageSource:
+    """The source of a name that the plugin must know."""
+    source = plugin.virtlet_resolve_image(name)
+    assert source is not None
+    return source

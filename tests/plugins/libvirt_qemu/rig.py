@@ -1,0 +1,206 @@
+"""What a VM needs to run around a hypervisor: wrapper, launch server, files, document."""
+
+import itertools
+import os
+import pwd
+import queue
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import evolve
+
+from tests.fakes.boot_sector import write_boot_disk
+from tests.fakes.model import make_config, make_image, make_pod, make_vm
+from virtlet.core.launch.server import LaunchServer
+from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.model.disk import Disk
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import DomainState, Hypervisor, Observation
+from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchPart
+from virtlet.model.node import Node
+from virtlet.model.vm import Console, Machine
+from virtlet.plugins.domain_xml.options import OPTIONS as XML_OPTIONS
+from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
+from virtlet.plugins.libvirt_qemu.options import OPTIONS
+from virtlet.plugins.libvirt_qemu.plugin import Plugin
+
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+PATIENCE = 20.0
+"""Seconds to wait for what takes one on an idle machine."""
+_names = itertools.count()
+
+
+def emulator_user() -> tuple[int, int]:
+    """User and group that libvirt's packages made for QEMU."""
+    entry = pwd.getpwnam("libvirt-qemu")
+    return entry.pw_uid, entry.pw_gid
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A short directory that the emulator's user can pass through, as pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="vt-", dir="/var/tmp"))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def make_open_node(root: Path, instance: str = "test") -> Node:
+    """A node whose wrapper is installed."""
+    uid, gid = emulator_user()
+    run_dir = root / "run"
+    run_dir.mkdir(mode=0o711, exist_ok=True)
+    return Node(
+        data_dir=root,
+        run_dir=run_dir,
+        instance=instance,
+        emulator=install_wrapper(root, QEMU, uid, gid),
+        emulator_uid=uid,
+        emulator_gid=gid,
+        launch_socket=root / "launch.sock",
+    )
+
+
+class Rig:
+    """A hypervisor and what the core puts around it.
+
+    Args:
+        node: where.
+        uri: which libvirt.
+    """
+
+    def __init__(self, node: Node, uri: str) -> None:
+        self.node = node
+        self.heard: queue.Queue[Observation] = queue.Queue()
+        config = make_config((*OPTIONS, *XML_OPTIONS), libvirtURI=uri, disableKVM="true")
+        self._renderer = DomainXml()
+        self._renderer.virtlet_configure(config, node)
+        self.plugin = Plugin()
+        self.plugin.virtlet_configure(config, node)
+        hypervisor = self.plugin.virtlet_hypervisor()
+        assert hypervisor is not None
+        self.hypervisor: Hypervisor = hypervisor
+        self.hypervisor.subscribe(self.heard.put)
+        self.launches = LaunchServer(node.launch_socket, node.emulator_uid, node.emulator_gid)
+
+    def open(self) -> None:
+        self.hypervisor.open()
+        self.launches.start()
+
+    def close(self) -> None:
+        self.hypervisor.close()
+        self.launches.stop()
+
+    def machine(self, vm_id: str = "") -> Machine:
+        """A machine with the boot sector guest on its disk."""
+        vm_id = vm_id or uuid.uuid4().hex
+        runtime = self.node.run_dir / f"{next(_names)}"
+        directory = self.node.data_dir / "volumes" / vm_id
+        self._make_directory(directory)
+        self._make_directory(runtime)
+        root = directory / "root.img"
+        write_boot_disk(root)
+        self.give_away(root)
+        console = Console(runtime / "console")
+        for suffix, make in ((".in", os.mkfifo), (".out", Path.touch)):
+            path = console.pipe.with_name(console.pipe.name + suffix)
+            make(path)
+            self.give_away(path)
+        vm = evolve(make_vm(directory, make_pod(), image=make_image(directory / "image")), id=vm_id)
+        return Machine(
+            vm=vm,
+            flavor=Flavor(memory=64 << 20, disk_bus="virtio"),
+            root=Disk(root, format="raw"),
+            volumes=(),
+            seed=None,
+            console=console,
+            accelerator=self.hypervisor.info().accelerator,
+            emulator=self.node.emulator,
+            environment={
+                ENV_SOCKET: str(self.node.launch_socket),
+                ENV_VM: vm_id,
+                ENV_TOKEN: f"token-of-{vm_id}",
+            },
+            guest_agent=runtime / "agent.sock",
+        )
+
+    def document(self, machine: Machine) -> str:
+        text = self._renderer.virtlet_render_domain(machine)
+        assert text is not None
+        return text
+
+    def define(self, machine: Machine | None = None) -> Machine:
+        machine = machine or self.machine()
+        self.hypervisor.define(machine, self.document(machine))
+        return machine
+
+    def start(self, machine: Machine, part: LaunchPart | None = None) -> None:
+        token = machine.environment[ENV_TOKEN]
+        self.launches.arm(machine.vm.id, token, [("test", part)] if part else [])
+        try:
+            self.hypervisor.start(machine.vm.id)
+        finally:
+            self.launches.disarm(machine.vm.id)
+
+    @contextmanager
+    def running(self, part: LaunchPart | None = None) -> Iterator[Machine]:
+        """A running VM that has printed its greeting; removed afterwards."""
+        machine = self.define()
+        try:
+            self.start(machine, part)
+            self.wait_for_console(machine, b"ready")
+            yield machine
+        finally:
+            self.hypervisor.remove(machine.vm.id)
+
+    def type(self, machine: Machine, text: bytes) -> None:
+        """Type on the console."""
+        with machine.console.pipe.with_name("console.in").open("wb", buffering=0) as keyboard:
+            keyboard.write(text)
+
+    def console(self, machine: Machine) -> bytes:
+        return machine.console.pipe.with_name("console.out").read_bytes()
+
+    def wait_for_console(self, machine: Machine, text: bytes) -> None:
+        wait_until(lambda: text in self.console(machine), f"{text!r} on the console")
+
+    def wait_to_hear(self, machine: Machine, state: DomainState) -> Observation:
+        """The next observation of the VM's in that state."""
+        deadline = time.monotonic() + PATIENCE
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                seen = self.heard.get(timeout=left)
+            except queue.Empty:
+                break
+            if seen.vm_id == machine.vm.id and seen.state is state:
+                return seen
+        raise AssertionError(f"nothing heard of {machine.vm.id} being {state}")
+
+    def pid(self, machine: Machine) -> int:
+        pid = self.hypervisor.stats()[machine.vm.id].pid
+        assert pid is not None
+        return pid
+
+    def _make_directory(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o711, exist_ok=True)
+        path.mkdir(mode=0o700)
+        self.give_away(path)
+
+    def give_away(self, path: Path) -> None:
+        os.chown(path, self.node.emulator_uid, self.node.emulator_gid)
+
+
+def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+    """Wait for something that takes a moment."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout} s in vain: {what}")
+        time.sleep(0.02)

@@ -1,0 +1,97 @@
+"""The documents of the built-in renderer start, whatever the machine is made of."""
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from tests.fakes.boot_sector import write_boot_disk
+from tests.plugins.libvirt_qemu.rig import Rig
+from virtlet.model.disk import Disk, Share
+from virtlet.model.vm import Machine
+
+
+def _boots(rig: Rig, machine: Machine) -> None:
+    try:
+        rig.define(machine)
+        rig.start(machine)
+        rig.wait_for_console(machine, b"ready")
+    finally:
+        rig.hypervisor.remove(machine.vm.id)
+
+
+def _seed(machine: Machine) -> Disk:
+    path = machine.vm.directory / "seed.iso"
+    path.write_bytes(bytes(1 << 16))
+    path.chmod(0o444)
+    return Disk(path, format="raw", readonly=True, device="cdrom")
+
+
+@pytest.mark.parametrize("kind", ["q35", "pc"])
+@pytest.mark.parametrize("bus", ["scsi", "virtio"])
+def test_machine_types_and_buses(rig: Rig, kind: str, bus: str) -> None:
+    """With a CD-ROM drive on whatever bus the machine has for it."""
+    machine = rig.machine()
+    flavor = evolve(machine.flavor, machine=kind, disk_bus=bus, vcpus=2)
+    _boots(rig, evolve(machine, flavor=flavor, seed=_seed(machine)))
+
+
+@pytest.mark.parametrize(("bus", "most"), [("scsi", 26), ("virtio", 20)])
+def test_as_many_disks_as_allowed(rig: Rig, bus: str, most: int, tmp_path: Path) -> None:
+    """The root disk is still the one that boots."""
+    machine = rig.machine()
+    volumes = []
+    for number in range(most - 1):
+        path = machine.vm.directory / f"volume-{number}.raw"
+        path.write_bytes(bytes(1 << 20))
+        rig.give_away(path)
+        volumes.append(Disk(path, format="raw", serial=f"volume-{number}"))
+    flavor = evolve(machine.flavor, disk_bus=bus)
+    _boots(rig, evolve(machine, flavor=flavor, volumes=tuple(volumes), seed=_seed(machine)))
+
+
+@pytest.mark.parametrize("driver", ["9p", "virtiofs"])
+def test_shared_directories(rig: Rig, driver: str) -> None:
+    """Read-only and writable ones."""
+    machine = rig.machine()
+    shares = []
+    for tag in ("one", "two"):
+        path = machine.vm.directory / tag
+        path.mkdir()
+        rig.give_away(path)
+        shares.append(Share(path, f"/mnt/{tag}", tag=tag, readonly=tag == "one", driver=driver))
+    _boots(rig, evolve(machine, volumes=tuple(shares)))
+
+
+@pytest.mark.parametrize("model", ["host-model", "host-passthrough", "Nehalem"])
+def test_cpu_models(rig: Rig, model: str) -> None:
+    """Also without KVM, where there is no host CPU to pass on."""
+    machine = rig.machine()
+    _boots(rig, evolve(machine, flavor=evolve(machine.flavor, cpu_model=model)))
+
+
+def test_a_read_only_image_stays_its_owners(rig: Rig) -> None:
+    """libvirt changes nothing of files that VMs share."""
+    machine = rig.machine()
+    image = rig.node.data_dir / "shared.img"
+    write_boot_disk(image)
+    image.chmod(0o444)
+    _boots(rig, evolve(machine, root=evolve(machine.root, path=image, readonly=True)))
+    info = image.stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (0, 0, 0o444)
+
+
+def test_a_fixed_system_uuid(rig: Rig) -> None:
+    """QEMU gets the one the pod asks for after the domain's, which stays the VM's id."""
+    machine = rig.machine()
+    fixed = "4c4c4544-0042-3010-8031-c4c04f503432"
+    machine = evolve(machine, flavor=evolve(machine.flavor, system_uuid=fixed))
+    try:
+        rig.define(machine)
+        rig.start(machine)
+        words = Path(f"/proc/{rig.pid(machine)}/cmdline").read_text().split("\0")
+        domains_own = words[words.index("-uuid") + 1]
+        assert domains_own.replace("-", "") == machine.vm.id
+        assert words.index(f"type=1,uuid={fixed}") > words.index("-uuid")
+    finally:
+        rig.hypervisor.remove(machine.vm.id)

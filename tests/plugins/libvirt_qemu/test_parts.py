@@ -1,0 +1,237 @@
+"""The small parts of the hypervisor: URIs, marks, records, words, events."""
+
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+import libvirt
+import pytest
+
+from tests.fakes.model import make_node
+from virtlet.errors import InvalidArgument
+from virtlet.model.hypervisor import DomainState
+from virtlet.model.vm import VmExit
+from virtlet.plugins.libvirt_qemu import states
+from virtlet.plugins.libvirt_qemu.domain_log import ended_by_signal, why
+from virtlet.plugins.libvirt_qemu.mark import marked
+from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
+from virtlet.plugins.libvirt_qemu.runs import Runs
+
+VM = "0123456789abcdef0123456789abcdef"
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("uri", "opened", "logs"),
+    [
+        ("qemu:///embed", "qemu:///embed?root=/data/libvirt", "/data/libvirt/log/qemu"),
+        ("qemu:///embed?root=/a/b", "qemu:///embed?root=/a/b", "/a/b/log/qemu"),
+        ("qemu:///system", "qemu:///system", "/var/log/libvirt/qemu"),
+        (
+            "qemu+unix:///system?socket=/a/run/sock",
+            "qemu+unix:///system?socket=/a/run/sock",
+            "/var/log/libvirt/qemu",
+        ),
+    ],
+)
+def test_uris_that_are_served(uri: str, opened: str, logs: str) -> None:
+    """The embedded driver's root is below the data directory unless said."""
+    place = locate(uri, Path("/data"))
+    assert place.uri == opened
+    assert place.logs == Path(logs)
+    assert place.embedded == ("embed" in uri)
+
+
+def test_a_daemons_state_is_beside_its_socket() -> None:
+    """Also for one that was started by hand elsewhere."""
+    assert locate("qemu:///system", Path("/d")).state == Path("/run/libvirt/qemu")
+    uri = "qemu+unix:///system?socket=/a/run/sock"
+    assert locate(uri, Path("/d")).state == Path("/a/run/qemu")
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "xen:///system", "qemu:///session", "qemu:///embed?root=a", "qemu://[system"]
+)
+def test_uris_that_are_not_served(uri: str) -> None:
+    """The message names the setting and those that are."""
+    with pytest.raises(InvalidArgument, match="libvirtURI"):
+        locate(uri, Path("/data"))
+
+
+def test_the_embedded_driver_leaves_files_and_cgroups_alone(tmp_path: Path) -> None:
+    """And runs emulators as the emulator's user."""
+    text = configuration(make_node(tmp_path, uid=12, gid=34))
+    assert 'user = "+12"' in text
+    assert 'group = "+34"' in text
+    assert "dynamic_ownership = 0" in text
+    assert "cgroup_controllers = [ ]" in text
+
+
+def test_a_mark_replaces_an_older_one_and_keeps_the_rest() -> None:
+    """A renderer may have metadata of its own."""
+    document = (
+        f'<domain><name>n</name><uuid>{UUID}</uuid><metadata><x:y xmlns:x="urn:x"/></metadata>'
+        "</domain>"
+    )
+    once, name = marked(document, VM, "one")
+    twice, _ = marked(once, VM, "two")
+    metadata = ElementTree.fromstring(twice).find("metadata")
+    assert metadata is not None
+    assert [element.attrib for element in metadata] == [{}, {"instance": "two", "id": VM}]
+    assert name == "n"
+
+
+def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
+    """By anyone who looks, also after a restart."""
+    runs, ended = Runs(tmp_path / "runs"), VmExit(0, "Completed", "off", 7)
+    assert not runs.begun(VM)
+    assert runs.end(VM, ended) == ended
+    assert runs.ended(VM) is None, "what never began cannot end"
+    runs.begin(VM)
+    assert runs.begun(VM)
+    assert runs.ended(VM) is None
+    assert runs.end(VM, ended) == ended
+    assert Runs(tmp_path / "runs").ended(VM) == ended
+    runs.forget(VM)
+    runs.forget(VM)
+    assert not runs.begun(VM)
+
+
+def test_the_first_word_on_an_end_stands(tmp_path: Path) -> None:
+    """What saw it best comes first."""
+    runs = Runs(tmp_path)
+    runs.begin(VM)
+    first = runs.end(VM, VmExit(1, "Error", "panic", 1))
+    assert runs.end(VM, VmExit(137, "Error", "died", 2)) == first
+
+
+def test_a_damaged_record_is_an_end_nobody_saw(tmp_path: Path) -> None:
+    """It never stops the manager from looking."""
+    (tmp_path / VM).write_text("{half")
+    runs = Runs(tmp_path)
+    assert runs.begun(VM)
+    assert runs.ended(VM) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "log", "words", "absent"),
+    [
+        (
+            "internal error: QEMU unexpectedly closed the monitor (vm='v'): "
+            "2026-01-02T03:04:05.123456Z qemu-system-x86_64: -x: invalid option",
+            None,
+            "closed the monitor (vm='v'): qemu-system-x86_64: -x: invalid option",
+            "2026",
+        ),
+        (
+            "internal error: process exited while connecting to monitor",
+            "2026-01-02 03:04:05.123+0000: starting up libvirt version: 11\n"
+            "LC_ALL=C \\\nVIRTLET_LAUNCH_TOKEN=secret \\\n/bin/vmwrapper \\\n-msg timestamp=on\n"
+            "vmwrapper: cannot reach the manager\n"
+            "2026-01-02 03:04:06.123+0000: shutting down, reason=failed\n",
+            "monitor: vmwrapper: cannot reach the manager",
+            "secret",
+        ),
+        (
+            "internal error: process exited",
+            "old words\n2026-01-02 03:04:05.123+0000: starting up libvirt version: 11\n",
+            "internal error: process exited",
+            "old words",
+        ),
+        ("short", None, "short", ":"),
+        ("x" * 5000, "y" * 5000, "x", "z"),
+    ],
+)
+def test_what_a_failed_start_tells(
+    tmp_path: Path, message: str, log: str | None, words: str, absent: str
+) -> None:
+    """The emulator's last words, never its command line."""
+    path = tmp_path / "domain.log"
+    if log is not None:
+        path.write_text(log)
+    text = why(message, path)
+    assert words in text
+    assert absent not in text
+    assert len(text) <= 600
+
+
+@pytest.mark.parametrize(
+    ("state", "ours"),
+    [
+        (libvirt.VIR_DOMAIN_RUNNING, DomainState.RUNNING),
+        (libvirt.VIR_DOMAIN_BLOCKED, DomainState.RUNNING),
+        (libvirt.VIR_DOMAIN_SHUTDOWN, DomainState.RUNNING),
+        (libvirt.VIR_DOMAIN_PAUSED, DomainState.PAUSED),
+        (libvirt.VIR_DOMAIN_PMSUSPENDED, DomainState.PAUSED),
+        (libvirt.VIR_DOMAIN_CRASHED, DomainState.PAUSED),
+        (libvirt.VIR_DOMAIN_SHUTOFF, None),
+    ],
+)
+def test_what_has_an_emulator_is_live(state: int, ours: DomainState | None) -> None:
+    """Also while the guest is off already and the emulator writes out the rest."""
+    assert states.live_state(state, 0) is ours
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (None, False),
+        ("2026-01-01 10:00:00.000+0000: starting up libvirt version: 11.3.0\n", False),
+        ("qemu-system-x86_64: terminating on signal 15 from pid 77 (sh)\n", True),
+        ("qemu-system-x86_64: terminating on signal 15\n", True),
+        ("qemu-system-x86_64: terminating on signal 15 from pid 77 (/usr/sbin/libvirtd)\n", False),
+        (
+            "2026-01-01T10:00:00.000000Z qemu-system-x86_64: terminating on signal 15 from pid 7\n"
+            "2026-01-01 10:00:01.000+0000: shutting down, reason=crashed\n",
+            True,
+        ),
+        (
+            "qemu-system-x86_64: terminating on signal 15 from pid 77 (sh)\n"
+            "2026-01-01 10:00:02.000+0000: starting up libvirt version: 11.3.0\n",
+            False,
+        ),
+    ],
+)
+def test_the_log_tells_of_a_signal(tmp_path: Path, log: str | None, told: bool) -> None:
+    """The last run's, not that of one before."""
+    path = tmp_path / "domain.log"
+    if log is not None:
+        path.write_text(log)
+    assert ended_by_signal(path) is told
+
+
+def test_the_embedded_drivers_own_signal_is_none(tmp_path: Path) -> None:
+    """The driver is in the manager's process."""
+    path = tmp_path / "domain.log"
+    path.write_text(f"qemu-system-x86_64: terminating on signal 15 from pid {os.getpid()} (x)\n")
+    assert not ended_by_signal(path)
+
+
+def test_a_starting_domain_is_not_paused() -> None:
+    """Its CPUs stand still for a moment, which nobody asked for."""
+    reason = libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
+    assert states.live_state(libvirt.VIR_DOMAIN_PAUSED, reason) is DomainState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("detail", "logged", "signalled", "memory", "code", "reason"),
+    [
+        # libvirt itself ends an emulator by a signal once the guest has powered off.
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, True, False, False, 0, "Completed"),
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, True, True, False, 143, "Error"),
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, True, True, False, 137, "Error"),
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, True, False, False, 1, "Error"),
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, False, False, False, 137, "Error"),
+        # libvirt heard that the emulator is gone before it heard why.
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, True, False, False, 143, "Error"),
+        (libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, False, False, True, 137, "OOMKilled"),
+        (99, True, False, False, 255, "Error"),
+    ],
+)
+def test_how_an_end_is_told(
+    detail: int, logged: bool, signalled: bool, memory: bool, code: int, reason: str
+) -> None:
+    """In the container world's exit codes and words."""
+    ended = states.exit_by_event(detail, lambda: logged, signalled=signalled, out_of_memory=memory)
+    assert (ended.exit_code, ended.reason) == (code, reason)
+    assert ended.message

@@ -1,0 +1,76 @@
+"""Pods that no network can be made for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtlet.errors import InvalidArgument
+from virtlet.model.network import Interface, Network
+from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
+from virtlet.plugins.network_cni.bridging import Nic
+from virtlet.plugins.network_cni.dhcp import configuration
+from virtlet.plugins.network_cni.guest_view import dns
+from virtlet.plugins.network_cni.plugin import Plugin
+from virtlet.plugins.network_cni.runtime_config import arguments
+
+GOOD = PodConfig(
+    PodMetadata("web-0", "0c4f3e", "default"),
+    hostname="web-0.x",
+    dns=DnsConfig(("10.0.0.10", "fd00::10"), ("a.b.", "_tcp.x", "."), ("ndots:5",)),
+    port_mappings=(PortMapping(80, 0),),
+)
+
+
+def pod(config: PodConfig) -> Pod:
+    return Pod("ab" * 16, config, Profile(), Path("/nonexistent"), 0)
+
+
+def test_good_pod() -> None:
+    """What Kubernetes allows is let through."""
+    Plugin().virtlet_admit(pod(GOOD), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hostname": "a b"}, "hostname 'a b' is no host name"),
+        ({"hostname": "a\nport=53"}, "is no host name"),
+        ({"metadata": PodMetadata("a;IP=1.2.3.4", "u", "n")}, "pod metadata: name"),
+        ({"metadata": PodMetadata("a", "u\0", "n")}, "pod metadata: uid"),
+        ({"dns": DnsConfig(("dns",))}, "DNS server 'dns' is no address"),
+        ({"dns": DnsConfig((), ("a,b",))}, "DNS search domain 'a,b' is no domain"),
+        ({"port_mappings": (PortMapping(70000, 1),)}, "port mapping 1 to 70000: no such port"),
+    ],
+)
+def test_wrong_pod(change: dict[str, Any], message: str) -> None:
+    """What is wrong is named, before anything is done."""
+    with pytest.raises(InvalidArgument) as caught:
+        Plugin().virtlet_admit(pod(evolve(GOOD, **change)), None)
+    assert message in str(caught.value)
+
+
+@given(hostname=st.text(max_size=20), domain=st.text(max_size=20), name=st.text(max_size=20))
+def test_admitted_text_stays_where_it_belongs(hostname: str, domain: str, name: str) -> None:
+    """No admitted text makes a line of the server's configuration, or an argument, of its own."""
+    config = PodConfig(PodMetadata(name, "u", "n"), hostname=hostname, dns=DnsConfig((), (domain,)))
+    try:
+        Plugin().virtlet_admit(pod(config), None)
+    except InvalidArgument:
+        return
+    interface = Interface("eth0", "02:00:00:00:00:01", 1500, ("10.0.0.2/8",))
+    nic = Nic(0, "eth0", interface.mac, 1500, (), (), ("10.0.0.2",), (), "169.254.77.1")
+    network = Network(None, (interface,), dns(config.dns, DnsConfig()))
+    lines = configuration(hostname or name, network, [nic]).splitlines()
+    plain = Network(None, (interface,), DnsConfig((), ("y.test",)))
+    expected = configuration("x", plain, [nic]).splitlines()
+    assert {keyword(line) for line in lines} <= {keyword(line) for line in expected}
+    assert len(lines) <= len(expected)
+    assert not set(";=\0") & set("".join(arguments(pod(config)).values()))
+
+
+def keyword(line: str) -> str:
+    return line.split("=")[0]

@@ -1,0 +1,95 @@
+"""The guest's NICs on a real emulator's command line."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import models
+from tests.plugins.network_cni.conftest import TestNode
+from virtlet.errors import FailedPrecondition, PodBroken
+from virtlet.host import netns
+from virtlet.model.disk import Disk
+from virtlet.model.flavor import Flavor
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Interface, Network
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Console, Machine, Vm
+from virtlet.plugins.network_cni.plugin import Plugin
+
+
+def machine(
+    directory: Path, network: Network, kind: str = "q35", pod: Pod | None = None
+) -> Machine:
+    made = models.vm(directory)
+    vm = Vm(made.id, pod or made.pod, made.config, made.image, network, made.directory, 1)
+    root = Disk(directory / "root", "qcow2")
+    console = Console(directory / "console.sock")
+    flavor = Flavor(machine=kind)
+    return Machine(vm, flavor, root, (), None, console, "qemu", Path("/bin/false"))
+
+
+def emulator_says(part: LaunchPart, kind: str, question: str) -> str:
+    """Start QEMU with what the plugin contributes, as vmwrapper would, and ask its monitor."""
+    numbers = {f"{{fd:{fd.name}}}": str(fd.fd) for fd in part.fds}
+    arguments = [
+        re.sub(r"\{fd:\w+\}", lambda match: numbers[match.group()], argument)
+        for argument in part.arguments
+    ]
+    done = subprocess.run(
+        [
+            *("qemu-system-x86_64", "-machine", kind, "-accel", "tcg", "-S", "-nodefaults"),
+            *("-display", "none", "-monitor", "stdio", *arguments),
+        ],
+        input=f"{question}\nquit\n",
+        capture_output=True,
+        text=True,
+        pass_fds=[fd.fd for fd in part.fds],
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["q35", "pc"])
+def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
+    """QEMU starts with the taps' descriptors, and the NIC has MAC and slot as asked."""
+    node.configure(node.bridge(mtu=1400))
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    part = plugin.virtlet_launch(machine(node.root, network, kind))
+    assert part is not None
+    with pytest.raises(FailedPrecondition, match="cannot open tap vtap0: another process holds it"):
+        plugin.virtlet_launch(machine(node.root, network, kind))
+    told = emulator_says(part, kind, "info network\ninfo pci")
+    assert f"model=virtio-net-pci,macaddr={network.interfaces[0].mac}" in told
+    assert "Bus  0, device  16, function 0:" in told
+    for fd in part.fds:
+        os.close(fd.fd)
+    again = plugin.virtlet_launch(machine(node.root, network, kind))
+    assert again is not None
+    os.close(again.fds[0].fd)
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_networks_of_others(tmp_path: Path) -> None:
+    """A network that another plugin made is left to it."""
+    network = Network(None, (Interface("eth0", "02:00:00:00:00:01", 1500),))
+    assert Plugin().virtlet_launch(machine(tmp_path, network)) is None
+
+
+def test_namespace_is_gone(node: TestNode) -> None:
+    """A pod without its namespace is of no use any more."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    assert network.netns is not None
+    netns.delete(network.netns)
+    with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it anew"):
+        plugin.virtlet_launch(machine(node.root, network))
+    plugin.virtlet_teardown_network(pod, network)

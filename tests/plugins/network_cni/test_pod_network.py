@@ -1,0 +1,171 @@
+"""Pod networks by real CNI plugins, with a guest behind the tap."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.plugins.network_cni.conftest import TestNode
+from virtlet.host import links
+from virtlet.model.network import Route
+from virtlet.model.pod import DnsConfig, PortMapping
+
+
+def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
+    """The guest takes the veth's MAC, address, route, MTU and the pod's DNS, and has a network."""
+    node.configure(node.bridge(ipMasq=True, mtu=1400))
+    plugin = node.plugin()
+    dns = DnsConfig(("10.96.0.10",), ("default.svc.cluster.local", "cluster.local"))
+    pod = node.pod(hostname="12", dns=dns)
+    network = plugin.virtlet_setup_network(pod)
+    (interface,) = network.interfaces
+    assert (interface.name, interface.mtu) == ("eth0", 1400)
+    assert interface.addresses == ("10.99.0.2/24",)
+    assert interface.routes == (Route("0.0.0.0/0", "10.99.0.1"),)
+    with node.guest(network) as guest:
+        lease = guest.dhcp()
+        assert lease is not None
+        assert (lease["ip"], lease["mask"]) == ("10.99.0.2", "24")
+        assert (lease["router"], lease["staticroutes"]) == ("10.99.0.1", "0.0.0.0/0 10.99.0.1")
+        assert (lease["mtu"], lease["hostname"]) == ("1400", "12")
+        assert lease["dns"] == "10.96.0.10"
+        assert lease["search"] == "default.svc.cluster.local cluster.local"
+        assert guest.reaches("10.99.0.1")
+        (link,) = guest.show("address", "show", "dev", "eth0")
+        assert link["address"] == interface.mac
+        ping = ("busybox", "ping", "-c", "1", "-W", "2", "10.99.0.2")
+        assert subprocess.run(ping, capture_output=True).returncode == 0
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
+    """Neither does a server outside answer the guest, nor the pod's server anybody outside."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    log = node.root / "rogue.log"
+    rogue = subprocess.Popen(
+        [
+            *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"),
+            *("--bind-interfaces", "--interface=cni0", "--dhcp-range=10.99.0.100,10.99.0.200"),
+            *("--dhcp-authoritative", "--leasefile-ro", "--no-ping", "--log-dhcp"),
+            *(f"--log-facility={log}", f"--pid-file={node.root / 'rogue.pid'}"),
+        ]
+    )
+    try:
+        with node.guest(network) as guest:
+            lease = guest.dhcp()
+            assert lease is not None
+            assert (lease["ip"], lease["serverid"]) == ("10.99.0.2", "169.254.77.1")
+            assert "DHCPDISCOVER" not in log.read_text()
+    finally:
+        rogue.terminate()
+        rogue.wait()
+    # A client on the pod's network that claims the guest's MAC gets no answer either.
+    links.change(
+        [
+            "link add outside type veth peer name port",
+            f"link set outside address {network.interfaces[0].mac} up",
+            "link set port master cni0 up",
+        ]
+    )
+    ask = ("busybox", "udhcpc", "-i", "outside", "-n", "-q", "-f", "-s", "/bin/true")
+    asked = subprocess.run((*ask, "-t", "2", "-T", "1"), capture_output=True, text=True)
+    assert "no lease" in asked.stderr
+    links.change(["address add 169.254.77.9/24 dev outside"])
+    arping = ("busybox", "arping", "-c", "1", "-w", "1", "-I", "outside", "169.254.77.1")
+    assert subprocess.run(arping, capture_output=True).returncode != 0
+    links.change(["link delete outside"])
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_node_bridge_in_hairpin_mode(node: TestNode) -> None:
+    """The guest's own broadcasts, sent back by the node's bridge, do not cut it off."""
+    node.configure(node.bridge(hairpinMode=True))
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    with node.guest(network) as guest:
+        assert guest.dhcp()
+        assert guest.reaches("10.99.0.1")
+        guest.run("busybox", "arping", "-U", "-c", "1", "-I", "eth0", "10.99.0.2")
+        ping = ("busybox", "ping", "-c", "1", "-W", "2", "10.99.0.2")
+        assert subprocess.run(ping, capture_output=True).returncode == 0
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_port_mapping_and_bandwidth(node: TestNode) -> None:
+    """Plugins that declare a capability get its values: a host port leads to the guest."""
+    node.configure(
+        node.bridge(ipMasq=True),
+        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+        {"type": "firewall"},
+    )
+    plugin = node.plugin()
+    pod = node.pod(
+        port_mappings=(PortMapping(80, 8080), PortMapping(90, 0)),
+        annotations={"kubernetes.io/ingress-bandwidth": "10M"},
+    )
+    network = plugin.virtlet_setup_network(pod)
+    shaped = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True).stdout
+    assert shaped.count("rate 10Mbit") == 1
+    with node.guest(network) as guest:
+        assert guest.dhcp()
+        (node.root / "index.html").write_text("hello from the guest")
+        with guest.running("busybox", "httpd", "-f", "-p", "80", "-h", str(node.root)):
+            fetch = ("busybox", "wget", "-qO-", "http://10.99.0.1:8080/")
+            fetched = subprocess.run(fetch, capture_output=True, text=True, timeout=10)
+            assert fetched.stdout == "hello from the guest"
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_dns_of_the_pod_reaches_the_plugins_that_ask_for_it(node: TestNode) -> None:
+    """By CNI's convention `dns`; the kubelet's servers, searches and options, for ADD and DEL."""
+    node.configure(node.bridge(), node.fake(capabilities={"dns": True}), node.fake())
+    plugin = node.plugin()
+    dns = DnsConfig(("10.96.0.10", "fd96::10"), ("svc.cluster.local",), ("ndots:5", "edns0"))
+    pod = node.pod(dns=dns)
+    plugin.virtlet_teardown_network(pod, plugin.virtlet_setup_network(pod))
+    told = {
+        "servers": ["10.96.0.10", "fd96::10"],
+        "searches": ["svc.cluster.local"],
+        "options": ["ndots:5", "edns0"],
+    }
+    calls = [(call["command"], call["config"].get("runtimeConfig")) for call in node.calls()]
+    assert calls == [
+        ("ADD", {"dns": told}),
+        ("ADD", None),
+        ("DEL", None),
+        ("DEL", {"dns": told}),
+    ]
+    assert node.leftovers() == []
+
+
+def test_many_at_a_time(node: TestNode) -> None:
+    """Eight pods at a time get eight addresses, and leave nothing."""
+    node.configure(
+        node.bridge(ipMasq=True), {"type": "portmap", "capabilities": {"portMappings": True}}
+    )
+    plugin = node.plugin()
+    pods = [node.pod(port_mappings=(PortMapping(80, 8000 + n),)) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        networks = list(pool.map(plugin.virtlet_setup_network, pods))
+        assert len({network.addresses for network in networks}) == 8
+        list(pool.map(plugin.virtlet_teardown_network, pods, networks))
+    assert node.leftovers() == []
+
+
+def test_host_port_that_nobody_publishes(node: TestNode, caplog: pytest.LogCaptureFixture) -> None:
+    """A pod's host port is told of in the log when no plugin of the network is for it."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod(port_mappings=(PortMapping(80, 8080),))
+    network = plugin.virtlet_setup_network(pod)
+    assert "pod default/web asks for portMappings: test has no such plugin" in caplog.text
+    plugin.virtlet_teardown_network(pod, network)

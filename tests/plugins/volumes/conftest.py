@@ -1,0 +1,48 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.model import POD_UID, make_config, make_node
+from virtlet.plugins.volumes.options import KUBELET_ROOT_DIR, RAW_DEVICES
+from virtlet.plugins.volumes.plugin import Plugin
+
+EMULATOR = 64055
+
+
+@pytest.fixture
+def kubelet_root(tmp_path: Path) -> Path:
+    return tmp_path / "pods"
+
+
+@pytest.fixture
+def pod_dir(kubelet_root: Path) -> Path:
+    """The kubelet's directory of the pod."""
+    directory = kubelet_root / POD_UID
+    directory.mkdir(parents=True)
+    return directory
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, kubelet_root: Path) -> Plugin:
+    return configured(tmp_path, kubelet_root)
+
+
+def configured(root: Path, kubelet_root: Path, raw_devices: str = "loop*") -> Plugin:
+    made = Plugin()
+    config = make_config(
+        made.virtlet_options(), kubeletRootDir=str(kubelet_root), rawDevices=raw_devices
+    )
+    assert config[KUBELET_ROOT_DIR] == kubelet_root
+    assert config[RAW_DEVICES] == tuple(raw_devices.split(","))
+    made.virtlet_configure(config, make_node(root, EMULATOR, EMULATOR))
+    return made
+
+
+@pytest.fixture
+def block_node(tmp_path: Path) -> Path:
+    """The node of a block device; nothing ever opens it."""
+    path = tmp_path / "block-node"
+    os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(7, 0))
+    return path

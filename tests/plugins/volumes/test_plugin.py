@@ -1,0 +1,232 @@
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.model import make_pod, make_vm
+from tests.plugins.volumes.conftest import EMULATOR, configured
+from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
+from virtlet.model.vm import Device, Mount, VolumeRequest
+from virtlet.plugins.volumes.plugin import Plugin
+
+
+def serve(
+    plugin: Plugin,
+    source: Mount | Device,
+    annotations: dict[str, str] | None = None,
+    directory: Path = Path("/nonexistent"),
+) -> Volume | None:
+    vm = make_vm(directory, make_pod(annotations))
+    return plugin.virtlet_volume(vm, VolumeRequest("volume-3", source))
+
+
+@pytest.fixture
+def nodev(tmp_path: Path) -> Iterator[Path]:
+    """A file system on which device nodes mean nothing."""
+    path = tmp_path / "nodev"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev,size=64k", "none", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_what_a_kubelet_always_mounts_is_served(plugin: Plugin, pod_dir: Path) -> None:
+    token = pod_dir / "volumes/kubernetes.io~projected/kube-api-access-x7k2p"
+    hosts, log = pod_dir / "etc-hosts", pod_dir / "containers/vm/1a2b3c4d"
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert serve(plugin, Mount(account, str(token), readonly=True)) == GuestFiles(
+        token, account, 0o600
+    )
+    assert serve(plugin, Mount("/etc/hosts", str(hosts))) == GuestFiles(hosts, "/etc/hosts", 0o644)
+    unneeded = serve(plugin, Mount("/dev/termination-log", str(log)))
+    assert isinstance(unneeded, Unneeded)
+    assert unneeded.guest_path == "/dev/termination-log"
+    assert "termination message" in unneeded.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("configmap", 0o644), ("downward-api", 0o644), ("secret", 0o600)]
+)
+def test_configuration_becomes_files(plugin: Plugin, pod_dir: Path, kind: str, mode: int) -> None:
+    path = pod_dir / f"volumes/kubernetes.io~{kind}/settings"
+    assert serve(plugin, Mount("/etc/app", str(path))) == GuestFiles(path, "/etc/app", mode)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_directory_is_shared(plugin: Plugin, pod_dir: Path, readonly: bool) -> None:
+    cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
+    cache.mkdir(parents=True)
+    assert serve(plugin, Mount("/cache", str(cache), readonly=readonly)) == Share(
+        cache, "/cache", tag="volume-3", readonly=readonly, driver="9p"
+    )
+
+
+def test_a_directory_of_the_node_is_shared(plugin: Plugin, tmp_path: Path) -> None:
+    assert serve(plugin, Mount("/data", str(tmp_path))) == Share(
+        tmp_path, "/data", tag="volume-3", readonly=False, driver="9p"
+    )
+
+
+def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    file = tmp_path / "localtime"
+    file.write_bytes(b"x")
+    assert serve(plugin, Mount("/etc/localtime", str(file), readonly=True)) == GuestFiles(
+        file, "/etc/localtime", 0o644
+    )
+    with pytest.raises(InvalidArgument, match=r"/etc/localtime: .* never reaches the node: mount"):
+        serve(plugin, Mount("/etc/localtime", str(file)))
+
+
+def test_sockets_pipes_and_terminals_are_refused_by_their_kind(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    for path, kind in (
+        (tmp_path / "pipe", "named pipe"),
+        (tmp_path / "socket", "socket"),
+        (Path("/dev/null"), "character device"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"mount /x: {path} is a {kind}"):
+            serve(plugin, Mount("/x", str(path), readonly=True))
+
+
+def test_a_path_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="mount /x: .* on the node: No such file"):
+        serve(plugin, Mount("/x", str(tmp_path / "missing")))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Mount("x", "/srv"), Mount("/x", "srv"), Mount("/x", ""), Device("x", "/d"), Device("/x", "d")],
+)
+def test_relative_paths_are_refused(plugin: Plugin, source: Mount | Device) -> None:
+    with pytest.raises(InvalidArgument, match="is not absolute"):
+        serve(plugin, source)
+
+
+def test_flexvolumes_are_refused_with_what_to_use(plugin: Plugin, pod_dir: Path) -> None:
+    path = pod_dir / "volumes/virtlet~flexvolume_driver/disk"
+    with pytest.raises(Unimplemented, match=r"mount /disk: FlexVolumes .* PersistentVolumeClaim"):
+        serve(plugin, Mount("/disk", str(path)))
+
+
+def test_a_block_volume_is_a_disk_and_the_kubelet_s_link_is_followed(
+    plugin: Plugin, tmp_path: Path, pod_dir: Path, block_node: Path
+) -> None:
+    link = pod_dir / "volumeDevices/kubernetes.io~local-volume/pv-1"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(block_node)
+    assert serve(plugin, Device("/dev/data", str(link), "mrw"), directory=tmp_path) == Disk(
+        tmp_path / "volume-3",
+        format="raw",
+        readonly=False,
+        block=True,
+        serial="volume-3",
+        guest_path="/dev/data",
+    )
+
+
+@pytest.mark.parametrize(
+    ("permissions", "readonly"), [("mr", True), ("r", True), ("rwm", False), ("", False)]
+)
+def test_a_device_is_read_only_where_its_permissions_say_so(
+    plugin: Plugin, tmp_path: Path, block_node: Path, permissions: str, readonly: bool
+) -> None:
+    disk = serve(plugin, Device("/dev/data", str(block_node), permissions), directory=tmp_path)
+    assert isinstance(disk, Disk)
+    assert disk.readonly is readonly
+    assert stat.S_IMODE(disk.path.stat().st_mode) == (0o400 if readonly else 0o600)
+
+
+def test_the_emulator_opens_a_device_by_a_node_of_its_own_which_goes_with_the_vm(
+    plugin: Plugin, tmp_path: Path, block_node: Path
+) -> None:
+    before = block_node.stat()
+    disk = serve(plugin, Device("/dev/data", str(block_node)), directory=tmp_path)
+    assert isinstance(disk, Disk)
+    node = disk.path.stat()
+    assert (node.st_uid, node.st_gid, node.st_rdev) == (EMULATOR, EMULATOR, before.st_rdev)
+    assert (before.st_uid, before.st_mode) == (block_node.stat().st_uid, block_node.stat().st_mode)
+    for _ in range(2):
+        plugin.virtlet_release_disk(make_vm(tmp_path), "volume-3", disk)
+        assert not disk.path.exists()
+    assert block_node.is_block_device()
+
+
+def test_a_directory_that_cannot_hold_devices_is_refused(
+    plugin: Plugin, block_node: Path, nodev: Path
+) -> None:
+    with pytest.raises(FailedPrecondition, match="nodev, so the emulator cannot open"):
+        serve(plugin, Device("/dev/data", str(block_node)), directory=nodev)
+    assert not list(nodev.iterdir())
+
+
+def test_a_device_that_is_no_block_device_is_refused(plugin: Plugin) -> None:
+    with pytest.raises(InvalidArgument, match=r"device /dev/x: /dev/null is no block device"):
+        serve(plugin, Device("/dev/x", "/dev/null"))
+
+
+def test_a_device_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match=r"device /dev/x: .* No such file"):
+        serve(plugin, Device("/dev/x", str(tmp_path / "missing")))
+
+
+def test_a_persistent_root_disk_is_refused(plugin: Plugin, block_node: Path) -> None:
+    with pytest.raises(Unimplemented, match=r"device path /: root disks that outlive"):
+        serve(plugin, Device("/", str(block_node)))
+
+
+def test_a_block_device_by_path_needs_the_node_s_leave(plugin: Plugin, block_node: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"does not give away .*block-node: add it to raw"):
+        serve(plugin, Mount("/dev/data", str(block_node)))
+
+
+def test_a_block_device_that_the_node_gives_away_is_a_disk(
+    tmp_path: Path, kubelet_root: Path
+) -> None:
+    names = sorted(os.listdir("/sys/block"))
+    found = [name for name in names if Path("/dev", name).is_block_device()]
+    if not found:
+        pytest.skip("this host has no block device in /dev")
+    plugin = configured(tmp_path, kubelet_root, f"nothing*,{found[0][:2]}*")
+    mount = Mount("/dev/data", f"/dev/{found[0]}", readonly=True)
+    disk = serve(plugin, mount, directory=tmp_path)
+    assert isinstance(disk, Disk)
+    assert (disk.readonly, disk.block) == (True, True)
+    assert disk.path.stat().st_rdev == Path("/dev", found[0]).stat().st_rdev
+
+
+def test_a_share_is_given_to_the_emulator_where_the_pod_asks(plugin: Plugin, pod_dir: Path) -> None:
+    cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
+    (cache / "deep").mkdir(parents=True)
+    (cache / "deep/file").write_text("x")
+    outside = pod_dir / "outside"
+    outside.write_text("x")
+    (cache / "link").symlink_to(outside)
+    mount = Mount("/cache", str(cache))
+
+    serve(plugin, mount)
+    assert cache.stat().st_uid == os.getuid()
+    serve(plugin, mount, {"VirtletChown9pfsMounts": "true"})
+    for path in (cache, cache / "deep", cache / "deep/file", cache / "link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (EMULATOR, EMULATOR)
+    assert outside.stat().st_uid == os.getuid()
+
+
+def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
+    plugin: Plugin, pod_dir: Path, tmp_path: Path
+) -> None:
+    cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
+    cache.mkdir(parents=True)
+    for mount in (Mount("/cache", str(cache), readonly=True), Mount("/data", str(tmp_path))):
+        serve(plugin, mount, {"VirtletChown9pfsMounts": "true"})
+        assert Path(mount.host_path).stat().st_uid == os.getuid()

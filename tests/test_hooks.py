@@ -1,0 +1,293 @@
+"""Every hook once, through the one facade, answered by a plugin of somebody else's."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import pluggy
+import pytest
+
+from tests.fakes import models
+from tests.fakes.hypervisor import FakeHypervisor, Faults
+from virtlet import PROJECT, hookimpl, hookspecs
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import Registry
+from virtlet.core.lifecycle.domain import domain_document
+from virtlet.errors import InvalidArgument, PluginError
+from virtlet.model.cloudinit import CloudInit, CloudInitPart
+from virtlet.model.disk import Disk, Share, Volume
+from virtlet.model.event import Event, EventKind
+from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.node import Node
+from virtlet.model.option import TEXT, Annotation, Config, Option
+from virtlet.model.pod import Pod, Profile
+from virtlet.model.vm import Console, Machine, Mount, Vm, VmConfig, VolumeRequest
+
+COLOUR = Option("colour", "--colour", "VIRTLET_COLOUR", TEXT, "red", "of the test")
+SHADE = Annotation("VirtletShade", TEXT, "dark", "of the test")
+DOMAIN = "<domain><name>n</name><uuid>u</uuid><devices><emulator>e</emulator></devices></domain>"
+
+
+class Session:
+    """A command that has ended."""
+
+    def run(self, streams: GuestStreams, timeout: float | None) -> int:
+        return 7
+
+
+class Plugin:
+    """Answers every hook, and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.edit: Callable[[Element], None] = lambda domain: domain.set("edited", "yes")
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        return [COLOUR]
+
+    @hookimpl
+    def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
+        return [SHADE]
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        self.heard += [config[COLOUR], node.state_dir("mine")]
+
+    @hookimpl
+    def virtlet_shutdown(self) -> None:
+        self.heard.append("shutdown")
+
+    @hookimpl
+    def virtlet_status(self) -> Sequence[str]:
+        return ["the cable is out"]
+
+    @hookimpl
+    def virtlet_hypervisor(self) -> Hypervisor:
+        return FakeHypervisor(Faults())
+
+    @hookimpl
+    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+        return ImageSource(name, f"mine://{name}") if name.startswith("mine/") else None
+
+    @hookimpl
+    def virtlet_fetch_image(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage:
+        return FetchedImage(7, {"from": source.url, "user": credentials.username})
+
+    @hookimpl
+    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+        if vm is not None:
+            raise InvalidArgument(f"{pod.name} may not have a VM")
+
+    @hookimpl
+    def virtlet_setup_network(self, pod: Pod) -> Network:
+        return Network(None, details=pod.id)
+
+    @hookimpl
+    def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
+        self.heard += [pod.id, network]
+
+    @hookimpl
+    def virtlet_flavor(self, pod: Pod, vm: VmConfig, image: Image) -> Flavor:
+        return Flavor(vcpus=3)
+
+    @hookimpl
+    def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
+        return Disk(vm.directory / "root", size_of(flavor))
+
+    @hookimpl
+    def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
+        return Share(Path(request.source.host_path), request.source.guest_path, request.role)
+
+    @hookimpl
+    def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart:
+        return CloudInitPart(meta_data={"volumes": len(volumes)})
+
+    @hookimpl
+    def virtlet_seed(self, vm: Vm, cloud_init: CloudInit) -> Disk:
+        return Disk(vm.directory / str(cloud_init.meta_data["label"]))
+
+    @hookimpl
+    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
+        self.heard += [role, volume]
+
+    @hookimpl
+    def virtlet_render_domain(self, machine: Machine) -> str:
+        return DOMAIN
+
+    @hookimpl
+    def virtlet_customize_domain(self, machine: Machine, domain: Element) -> None:
+        self.edit(domain)
+
+    @hookimpl
+    def virtlet_launch(self, machine: Machine) -> LaunchPart:
+        return LaunchPart(arguments=("-name", machine.vm.id))
+
+    @hookimpl
+    def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> ExecSession:
+        self.heard.append(command.argv)
+        return Session()
+
+    @hookimpl
+    def virtlet_event(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+def size_of(flavor: Flavor) -> str:
+    """Something of the flavor, to see that it came through."""
+    return f"raw{flavor.vcpus}"
+
+
+@pytest.fixture
+def plugin() -> Plugin:
+    return Plugin()
+
+
+@pytest.fixture
+def hooks(plugin: Plugin) -> Hooks:
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin, "mine")
+    return Hooks(Registry(manager, (), ("mine",), {}))
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> Vm:
+    return models.vm(tmp_path, plugins=("mine",))
+
+
+@pytest.fixture
+def machine(vm: Vm, tmp_path: Path) -> Machine:
+    console = Console(tmp_path / "console")
+    return Machine(vm, Flavor(), Disk(tmp_path), (), None, console, "qemu", tmp_path / "e")
+
+
+PROFILE = Profile("", ("mine",))
+
+
+def test_hook_options(hooks: Hooks) -> None:
+    assert hooks.options() == [("mine", COLOUR)]
+
+
+def test_hook_annotations(hooks: Hooks) -> None:
+    assert hooks.annotations(PROFILE) == [("mine", SHADE)]
+
+
+def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
+    node = Node(tmp_path, tmp_path, "i", tmp_path, 0, 0, tmp_path)
+    hooks.configure(Config({"colour": "blue"}), node)
+    assert plugin.heard == ["blue", tmp_path / "plugins" / "mine"]
+
+
+def test_hook_shutdown(hooks: Hooks, plugin: Plugin) -> None:
+    hooks.shutdown()
+    assert plugin.heard == ["shutdown"]
+
+
+def test_hook_status(hooks: Hooks) -> None:
+    assert hooks.status(PROFILE) == ["the cable is out"]
+
+
+def test_hook_hypervisor(hooks: Hooks) -> None:
+    name, hypervisor = hooks.hypervisor(PROFILE)
+    assert (name, hypervisor.info().name) == ("mine", "fake")
+
+
+def test_hook_resolve_image(hooks: Hooks) -> None:
+    assert hooks.resolve_image(PROFILE, "mine/x").url == "mine://mine/x"
+
+
+def test_hook_fetch_image(hooks: Hooks) -> None:
+    source = ImageSource("x", "mine://x")
+    staging: Any = None
+    fetched = hooks.fetch_image(PROFILE, source, Credentials("me"), staging)
+    assert fetched == FetchedImage(7, {"from": "mine://x", "user": "me"})
+
+
+def test_hook_admit(hooks: Hooks, vm: Vm) -> None:
+    hooks.admit(vm.pod, None)
+    with pytest.raises(InvalidArgument, match="default/web may not have a VM"):
+        hooks.admit(vm.pod, vm.config)
+
+
+def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:
+    assert hooks.asked_for("virtlet_setup_network", PROFILE) == ("mine",)
+    assert hooks.setup_network("mine", vm.pod) == Network(None, details=vm.pod.id)
+
+
+def test_hook_teardown_network(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.teardown_network("mine", vm.pod, None)
+    assert plugin.heard == [vm.pod.id, None]
+
+
+def test_hook_flavor(hooks: Hooks, vm: Vm) -> None:
+    assert hooks.flavor(vm.pod, vm.config, vm.image) == Flavor(vcpus=3)
+
+
+def test_hook_root_disk(hooks: Hooks, vm: Vm) -> None:
+    assert hooks.root_disk("mine", vm, Flavor(vcpus=5)) == Disk(vm.directory / "root", "raw5")
+
+
+def test_hook_volume(hooks: Hooks, vm: Vm) -> None:
+    request = VolumeRequest("volume-0", Mount("/data", "/srv"))
+    assert hooks.volume("mine", vm, request) == Share(Path("/srv"), "/data", "volume-0")
+
+
+def test_hook_cloud_init(hooks: Hooks, vm: Vm) -> None:
+    assert hooks.cloud_init(vm, ()) == [("mine", CloudInitPart(meta_data={"volumes": 0}))]
+
+
+def test_hook_seed(hooks: Hooks, vm: Vm) -> None:
+    disk = hooks.seed("mine", vm, CloudInit(meta_data={"label": "cidata"}))
+    assert disk == Disk(vm.directory / "cidata")
+
+
+def test_hook_release_disk(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.release_disk("mine", vm, "seed", None)
+    assert plugin.heard == ["seed", None]
+
+
+def test_hook_render_domain(hooks: Hooks, machine: Machine) -> None:
+    assert hooks.render_domain(machine) == DOMAIN
+
+
+def test_hook_customize_domain(hooks: Hooks, machine: Machine) -> None:
+    assert '<domain edited="yes">' in domain_document(hooks, machine)
+
+
+@pytest.mark.parametrize("path", ["name", "uuid", "devices/emulator"])
+def test_a_customizer_may_not_touch_what_the_core_finds_the_vm_by(
+    hooks: Hooks, plugin: Plugin, machine: Machine, path: str
+) -> None:
+    def edit(domain: Element) -> None:
+        element = domain.find(path)
+        assert element is not None
+        element.text = "mine"
+
+    plugin.edit = edit
+    with pytest.raises(PluginError, match=f"'mine'.*changed <{path}>"):
+        domain_document(hooks, machine)
+
+
+def test_hook_launch(hooks: Hooks, machine: Machine) -> None:
+    assert hooks.launch(machine) == [("mine", LaunchPart(arguments=("-name", machine.vm.id)))]
+
+
+def test_hook_guest_exec(hooks: Hooks, plugin: Plugin, machine: Machine) -> None:
+    streams: Any = None
+    assert hooks.guest_exec(machine, GuestCommand(("true",))).run(streams, None) == 7
+    assert plugin.heard == [("true",)]
+
+
+def test_hook_event(hooks: Hooks, plugin: Plugin) -> None:
+    event = Event(EventKind.VM_STARTED, "vm", "pod", 5)
+    hooks.event(PROFILE, event)
+    assert plugin.heard == [event]

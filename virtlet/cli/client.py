@@ -1,0 +1,197 @@
+"""A CRI client for people and tests: what the kubelet does, one call at a time."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import grpc
+
+from virtlet.cli.errors import CommandFailed
+from virtlet.cri import api_pb2 as cri
+from virtlet.cri import api_pb2_grpc
+
+DEFAULT_SOCKET = "/run/virtlet.sock"
+SOCKET_ENVIRONMENT = "VIRTLET_CRI_SOCKET_PATH"
+TIMEOUT = 120.0
+"""Seconds for one call; the kubelet's own default is 2 minutes."""
+
+
+class CallFailed(CommandFailed):
+    """A call was answered with an error; the text names the call, the status and the reason."""
+
+    def __init__(self, method: str, error: grpc.RpcError) -> None:
+        self.code: grpc.StatusCode = error.code()
+        self.details: str = error.details() or ""
+        super().__init__(f"{method}: {self.code.name}: {self.details}")
+
+
+class NoRuntime(CommandFailed):
+    """Nobody listens on the socket; the text says what to do."""
+
+
+class Client:
+    """A connection to a CRI socket.
+
+    Args:
+        socket: the runtime's unix socket.
+        timeout: seconds for one call.
+    """
+
+    def __init__(self, socket: str | Path, timeout: float = TIMEOUT) -> None:
+        self.socket = Path(socket)
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(
+            f"unix:{self.socket}", options=[("grpc.max_receive_message_length", 16 << 20)]
+        )
+        self.runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.images: Any = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def call(self, method: str, request: Any, timeout: float | None = None) -> Any:
+        """Make a unary call by its name.
+
+        Raises:
+            CallFailed: the runtime answered with an error, or went away.
+            NoRuntime: there is no socket.
+        """
+        stub = getattr(self.runtime, method, None) or getattr(self.images, method)
+        try:
+            return stub(request, timeout=timeout or self._timeout)
+        except grpc.RpcError as error:
+            if not self.socket.exists():
+                raise NoRuntime(
+                    f"no runtime listens on {self.socket}: start it (`virtlet serve`), or name its "
+                    f"socket with --socket or {SOCKET_ENVIRONMENT}"
+                ) from None
+            raise CallFailed(method, error) from None
+
+    def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
+        """RunPodSandbox; returns the pod's id."""
+        request = cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        reply: cri.RunPodSandboxResponse = self.call("RunPodSandbox", request)
+        return reply.pod_sandbox_id
+
+    def pull(
+        self, image: str, config: cri.PodSandboxConfig | None = None, handler: str = ""
+    ) -> str:
+        """PullImage; returns the image's id."""
+        spec = cri.ImageSpec(image=image, runtime_handler=handler)
+        request = cri.PullImageRequest(image=spec, sandbox_config=config)
+        reply: cri.PullImageResponse = self.call("PullImage", request, timeout=3600.0)
+        return reply.image_ref
+
+    def create(
+        self, pod_id: str, container: cri.ContainerConfig, config: cri.PodSandboxConfig
+    ) -> str:
+        """CreateContainer; returns the container's id."""
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=pod_id, config=container, sandbox_config=config
+        )
+        reply: cri.CreateContainerResponse = self.call("CreateContainer", request)
+        return reply.container_id
+
+    def start(self, container_id: str) -> None:
+        """StartContainer."""
+        self.call("StartContainer", cri.StartContainerRequest(container_id=container_id))
+
+    def stop(self, container_id: str, grace: int) -> None:
+        """StopContainer with a grace period in seconds."""
+        request = cri.StopContainerRequest(container_id=container_id, timeout=grace)
+        self.call("StopContainer", request, timeout=grace + self._timeout)
+
+    def remove(self, container_id: str) -> None:
+        """RemoveContainer."""
+        self.call("RemoveContainer", cri.RemoveContainerRequest(container_id=container_id))
+
+    def stop_pod(self, pod_id: str) -> None:
+        """StopPodSandbox."""
+        self.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+
+    def remove_pod(self, pod_id: str) -> None:
+        """RemovePodSandbox."""
+        self.call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+    def pods(self) -> list[cri.PodSandbox]:
+        """ListPodSandbox, all of them."""
+        return list(self.call("ListPodSandbox", cri.ListPodSandboxRequest()).items)
+
+    def containers(self, pod_id: str = "") -> list[cri.Container]:
+        """ListContainers, of one pod or all."""
+        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod_id))
+        return list(self.call("ListContainers", request).containers)
+
+    def pod_status(self, pod_id: str) -> cri.PodSandboxStatus:
+        """PodSandboxStatus."""
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id)
+        reply: cri.PodSandboxStatusResponse = self.call("PodSandboxStatus", request)
+        return reply.status
+
+    def status(self, container_id: str) -> cri.ContainerStatus:
+        """ContainerStatus."""
+        request = cri.ContainerStatusRequest(container_id=container_id)
+        reply: cri.ContainerStatusResponse = self.call("ContainerStatus", request)
+        return reply.status
+
+
+def default_socket() -> str:
+    """The socket the environment names, or Virtlet's own."""
+    return os.environ.get(SOCKET_ENVIRONMENT, DEFAULT_SOCKET)
+
+
+def follow_log(
+    path: Path, *, follow: bool, ended: Callable[[], bool] | None = None
+) -> Iterator[bytes]:
+    """Payload of a CRI log, as it comes, over rotations.
+
+    Args:
+        path: the log; it may appear later.
+        follow: go on until `ended()` and the log's end.
+        ended: says whether nothing more will be written.
+    """
+    rest = b""
+    file: BinaryIO | None = None
+    try:
+        while True:
+            done = not follow or (ended is not None and ended())
+            if file is None:
+                with contextlib.suppress(FileNotFoundError):
+                    file = path.open("rb")
+            # Asked first: once another file is there, nobody writes on in this one.
+            rotated = file is not None and _is_another(path, file)
+            *lines, rest = (rest + (file.read() if file else b"")).split(b"\n")
+            for line in lines:
+                _, _, tag, payload = line.split(b" ", 3)
+                yield payload + (b"\n" if tag == b"F" else b"")
+            if rotated:
+                assert file is not None
+                file.close()
+                file = None
+            elif done:
+                return
+            else:
+                time.sleep(0.05)
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _is_another(path: Path, file: BinaryIO) -> bool:
+    """Whether the file now at a path is not the open one."""
+    try:
+        return not os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

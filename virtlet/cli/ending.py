@@ -1,0 +1,72 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command, but not before it took away what it made."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_unbroken = False
+_noted: list[int] = []
+
+
+class Ended(BaseException):
+    """A signal asked the command to end."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise `Ended` in the block at the first of the signals; later ones are not heeded.
+
+    Nor are those after the block, so that nothing breaks off the clean-up: `timeout` and `make`
+    send a signal each. A signal that is ignored, as by nohup, stays so.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _heed_no_more(heeded)
+        if number == signal.SIGHUP:
+            _write_nowhere()
+        if not _unbroken:
+            raise Ended(number)
+        _noted.append(number)
+
+    for number in heeded:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        _heed_no_more(heeded)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """A signal during the block ends the command after it, when what it makes is known."""
+    global _unbroken
+    _unbroken = True
+    try:
+        yield
+    finally:
+        _unbroken = False
+        if _noted:
+            raise Ended(_noted.pop())
+
+
+def _heed_no_more(numbers: list[signal.Signals]) -> None:
+    for number in numbers:
+        # Not SIG_IGN, which a manager that is started for the clean-up would inherit.
+        signal.signal(number, lambda number, frame: None)
+
+
+def _write_nowhere() -> None:
+    """The terminal is gone, and writing to it fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
+    os.close(nowhere)

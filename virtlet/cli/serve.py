@@ -1,0 +1,69 @@
+"""`virtlet serve`: the manager."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from virtlet.core.config.options import CORE_OPTIONS
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
+from virtlet.model.option import BOOLEAN, Option
+
+
+class _ServeCommand(click.Command):
+    """Learns the plugins' options only when it is really called, or its help is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The fixed parameters and one flag per option of the core and the plugins."""
+        if "registry" not in ctx.meta:
+            ctx.meta["registry"] = discover()
+            declared = [*CORE_OPTIONS, *(o for _, o in Hooks(ctx.meta["registry"]).options())]
+            ctx.meta["flags"] = [_flag(option) for option in declared]
+        return [*super().get_params(ctx), *ctx.meta["flags"]]
+
+
+def _flag(option: Option[Any]) -> click.Option:
+    shown = option.default or '""'
+    help_text = f"{option.help}  [{option.env}; default: {shown}]"
+    if option.kind is BOOLEAN:
+        # A bare flag means true; `--flag=false` overrides a file that says true.
+        return click.Option(
+            [option.flag, option.field], help=help_text, is_flag=False, flag_value="true"
+        )
+    return click.Option([option.flag, option.field], help=help_text, metavar=option.kind.name)
+
+
+@click.command("serve", cls=_ServeCommand)
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="YAML file of settings by field name, with a `handlers` section.",
+)
+def serve(file: Path | None, **flags: str | None) -> None:
+    """Run the manager until SIGTERM; VMs go on running after it.
+
+    Settings are taken from defaults, then the file, then the environment, then flags.
+    """
+    from virtlet.core import daemon
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    registry = click.get_current_context().meta["registry"]
+    daemon.serve(registry, daemon.settings(registry, file, os.environ, given))
+    _leave()
+
+
+def _leave() -> None:
+    """End the process, also while a call is under way that did not end in its grace.
+
+    The interpreter would wait for its thread: for a guest's whole grace period, say. What it was
+    doing is in the journal, as after a crash.
+    """
+    others = {*threading.enumerate()} - {threading.main_thread()}
+    if any(not thread.daemon for thread in others):
+        sys.stderr.flush()
+        os._exit(0)

@@ -1,0 +1,121 @@
+"""A pod's way up and down, step by step, with the time each step takes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from attrs import frozen
+from rich.console import Console as Terminal
+
+from virtlet.cli.client import Client
+from virtlet.cli.manifest import PodManifest
+from virtlet.cri import api_pb2 as cri
+
+
+@frozen
+class RunningPod:
+    """What came up."""
+
+    pod_id: str
+    container_id: str
+    address: str
+    log_path: str
+
+
+class Reporter(Protocol):
+    """Shows steps."""
+
+    def step(self, title: str) -> AbstractContextManager[None]:
+        """Show a step while it lasts, and its duration when it is done."""
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+
+
+class TerminalReporter:
+    """Shows steps: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, terminal: Terminal | None = None) -> None:
+        self._terminal = terminal or Terminal(highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Show a step while it lasts, and its duration when it is done."""
+        started = time.monotonic()
+        try:
+            if self._terminal.is_terminal:
+                with self._terminal.status(title):
+                    yield
+            else:
+                yield
+        except BaseException:
+            self._terminal.print(f"[red]✗[/red] {title}", highlight=False)
+            raise
+        took = time.monotonic() - started
+        self._terminal.print(f"[green]✓[/green] {title:<58} {took:7.2f} s", highlight=False)
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self._terminal.print(text, markup=False, highlight=False)
+
+
+def bring_up(client: Client, manifest: PodManifest, report: Reporter) -> RunningPod:
+    """Run a pod as a kubelet does: sandbox, image, container, start."""
+    name = f"{manifest.pod.metadata.namespace}/{manifest.pod.metadata.name}"
+    image = manifest.container.image.image
+    with report.step(f"RunPodSandbox    {name}"):
+        pod_id = client.run_pod(manifest.pod, manifest.handler)
+    with report.step(f"PullImage        {image}"):
+        if not _image_is_there(client, image, manifest.handler):
+            client.pull(image, manifest.pod, manifest.handler)
+    with report.step(f"CreateContainer  {manifest.container.metadata.name}"):
+        container_id = client.create(pod_id, _next_attempt(client, pod_id, manifest), manifest.pod)
+    with report.step("StartContainer"):
+        client.start(container_id)
+    address = client.pod_status(pod_id).network.ip
+    return RunningPod(pod_id, container_id, address, client.status(container_id).log_path)
+
+
+def take_down(client: Client, pod_id: str, grace: int, report: Reporter) -> None:
+    """Stop and remove a pod as a kubelet does."""
+    for container in client.containers(pod_id):
+        with report.step(f"StopContainer    grace {grace} s"):
+            client.stop(container.id, grace)
+    with report.step("StopPodSandbox"):
+        client.stop_pod(pod_id)
+    for container in client.containers(pod_id):
+        with report.step("RemoveContainer"):
+            client.remove(container.id)
+    with report.step("RemovePodSandbox"):
+        client.remove_pod(pod_id)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Poll until something is true.
+
+    Raises:
+        TimeoutError: it was not within `timeout` seconds; the text says what.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.1)
+
+
+def _image_is_there(client: Client, image: str, handler: str) -> bool:
+    spec = cri.ImageSpec(image=image, runtime_handler=handler)
+    reply: cri.ImageStatusResponse = client.call("ImageStatus", cri.ImageStatusRequest(image=spec))
+    return bool(reply.image.id)
+
+
+def _next_attempt(client: Client, pod_id: str, manifest: PodManifest) -> cri.ContainerConfig:
+    """The container with the attempt after those that have ended, as a kubelet restarts it."""
+    config = cri.ContainerConfig()
+    config.CopyFrom(manifest.container)
+    for container in client.containers(pod_id):
+        if container.state == cri.CONTAINER_EXITED:
+            config.metadata.attempt = max(config.metadata.attempt, container.metadata.attempt + 1)
+    config.log_path = f"{config.metadata.name}/{config.metadata.attempt}.log"
+    return config

@@ -1,0 +1,1 @@
+"""The manager: CRI services, lifecycle, store, console, launch and metrics."""

@@ -1,0 +1,110 @@
+"""Merging the layers: default < file < environment < command line."""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from virtlet.core.config.options import DATA_DIR
+from virtlet.errors import InvalidArgument
+from virtlet.model.option import Config, Option
+from virtlet.model.plain import UnquotedError, load_yaml
+
+log = logging.getLogger(__name__)
+
+SECTIONS = ("handlers",)
+"""Mappings of the file that are no options."""
+
+
+def load(
+    options: Iterable[Option[Any]],
+    *,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+    refused: Collection[str] = (),
+) -> Config:
+    """Read every option.
+
+    Args:
+        options: all declared options.
+        file: YAML configuration file, or None.
+        environment: environment variables.
+        flags: option field to the text given on the command line.
+        refused: plugins that are installed and were refused. An unknown setting of the file may be
+            one of theirs: then it is told of and passed over.
+
+    Raises:
+        InvalidArgument: the file, or one value, is wrong; says which and where it came from.
+    """
+    declared = {option.field: option for option in options}
+    content = _read(file) if file else {}
+    known = {*declared, *SECTIONS}
+    for key in content:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            if not refused:
+                raise InvalidArgument(f"{file}: unknown setting {key!r}{hint}")
+            names = ", ".join(sorted(refused))
+            log.warning(
+                "%s: setting %r is passed over: unknown, or of a refused plugin (%s)%s",
+                *(file, key, names, hint),
+            )
+
+    def value(option: Option[Any], places: Mapping[str, str]) -> Any:
+        if option.field in flags:
+            return _parse(option, flags[option.field], f"flag {option.flag}")
+        if option.env in environment:
+            return _parse(option, environment[option.env], f"environment {option.env}")
+        if option.field in content:
+            return _parse(option, _text(content[option.field]), f"{file}: {option.field}")
+        return _parse(option, option.default.format(**places), f"default of {option.field}")
+
+    data_dir = value(DATA_DIR, {})
+    default_root = str(data_dir) == DATA_DIR.default
+    places = {
+        "data_dir": str(data_dir),
+        "socket_dir": "/run" if default_root else str(data_dir),
+    }
+    values = {name: value(option, places) for name, option in declared.items()}
+    sections = {name: content[name] for name in SECTIONS if content.get(name) is not None}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise InvalidArgument(f"{file}: {name} must be a mapping")
+    return Config(MappingProxyType(values), MappingProxyType(sections))
+
+
+def _parse(option: Option[Any], text: str, where: str) -> Any:
+    try:
+        if "\0" in text:
+            raise ValueError("holds a NUL character")
+        return option.kind.parse(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{where}: {error} (wanted: {option.kind.name})") from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = load_yaml(file.read_text())
+    except OSError as error:
+        raise InvalidArgument(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"{file}: is no UTF-8 text") from None
+    except UnquotedError as error:
+        raise InvalidArgument(f"{file}: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"{file}: must hold a mapping of settings")
+    return content

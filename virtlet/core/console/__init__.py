@@ -1,0 +1,1 @@
+"""Serial consoles: what guests print goes to CRI logs, and people attach to them."""

@@ -1,0 +1,264 @@
+"""The console logs of all VMs: one thread writes what their guests print to CRI logs."""
+
+import logging
+import math
+import select
+import time
+
+from virtlet.core.console.files import ConsoleFiles, LogStatus
+from virtlet.core.console.followed import RETRY, Finish, Followed
+from virtlet.core.console.follower import Follower
+from virtlet.core.console.rawfile import make_console
+from virtlet.core.console.refusals import refusal, refuse_what_is_no_log
+from virtlet.core.console.watch import Watch
+from virtlet.core.console.worker import ANSWER_LIMIT, Worker
+from virtlet.errors import AlreadyExists, NotFound, Unavailable
+
+TICK = 0.05
+"""Seconds between two looks at a file that is being written; all VMs share the beat."""
+FINISH_LIMIT = 10.0
+"""Seconds that `finish` waits for a log that is being written; one that cannot be is not waited
+for."""
+KEEP = 16 * 1024 * 1024
+"""Most bytes that are kept per VM while its log cannot be written; the oldest go first."""
+
+TURN = 16
+"""Batches that one finished VM may write before the others have their turn."""
+
+logger = logging.getLogger(__name__)
+
+
+class ConsoleLogs:
+    """Follows the raw console files of VMs into their logs.
+
+    Methods may be called on any thread. What is in a raw file survives whatever happens to us,
+    so a log that cannot be written now is a matter of `status` and of retries, not of an error.
+
+    Args:
+        keep: most bytes that are kept per VM while its log cannot be written; more than two
+            batches.
+    """
+
+    def __init__(self, keep: int = KEEP) -> None:
+        self._keep = keep
+        self._entries: dict[str, Followed] = {}
+        self._worker = Worker("the console log writer", self._loop)
+        self._watch: Watch | None = None
+
+    def start(self) -> None:
+        """Start the thread. Raises OSError when the system has no inotify instance left."""
+        self._watch = Watch()
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Stop where we are; the guests print on, and `add` goes on from here after a restart."""
+        self._worker.stop()
+
+    def prepare(self, files: ConsoleFiles, *, uid: int = -1, gid: int = -1) -> None:
+        """Make the console of an emulator that is about to start, and follow it.
+
+        What an earlier start of the same VM printed is written to the log first. `remove` is
+        the inverse; repeating it is safe as long as no emulator has been started.
+
+        Args:
+            files: whose; the directory exists.
+            uid: the emulator's user; -1 where the hypervisor changes the owner itself.
+            gid: the emulator's group, likewise.
+
+        Raises:
+            FailedPrecondition: what is at the log's path, or above it, can be no log.
+            ResourceExhausted: the disk is full.
+            Unavailable: the files cannot be made.
+        """
+        self._worker.call(lambda: self._prepare(files, uid, gid))
+
+    def add(self, files: ConsoleFiles) -> None:
+        """Follow a console from where its log ends; the raw file may appear later. Idempotent.
+
+        Raises:
+            AlreadyExists: the VM is followed with other files.
+        """
+        self._worker.call(lambda: self._add(files))
+
+    def reopen(self, vm_id: str) -> None:
+        """Write on to the file now at the log's path, made if missing; for ReopenContainerLog.
+
+        Raises:
+            NotFound: the VM is not followed.
+            ResourceExhausted: the disk is full.
+            Unavailable: the log cannot be opened. In both cases the old file is written on.
+        """
+        self._worker.call(lambda: self._reopen(vm_id))
+
+    def finish(self, files: ConsoleFiles, limit: float = FINISH_LIMIT) -> LogStatus:
+        """Complete the log of a VM that prints no more and stop following it. Idempotent.
+
+        Returns:
+            A status that is not complete when the log cannot be written, at once, or was still
+            being written after `limit` seconds. Writing it goes on, or is retried, until it is.
+
+        Raises:
+            Unavailable: the writer is not running, or its disk has stalled.
+        """
+        finish = self._worker.call(lambda: self._finish(files, limit))
+        try:
+            return finish.done.result(limit + ANSWER_LIMIT)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the console log of VM {files.vm_id} is not complete; is its disk stalled?"
+            ) from error
+
+    def remove(self, files: ConsoleFiles) -> None:
+        """Stop following a VM and delete its console, but not its log. Idempotent."""
+        self._worker.call(lambda: self._remove(files))
+
+    def status(self) -> tuple[LogStatus, ...]:
+        """How the logs stand that are followed; never waits."""
+        return tuple(entry.status() for entry in list(self._entries.values()))
+
+    def _prepare(self, files: ConsoleFiles, uid: int, gid: int) -> None:
+        refuse_what_is_no_log(files)
+        entry = self._drop(files.vm_id)
+        follower = Follower(files)
+        if entry is not None:
+            entry.follower.close()
+            entry.answer()
+        try:
+            if files.raw.exists():
+                follower.open()
+                follower.finish()
+            make_console(files, uid=uid, gid=gid)
+        except OSError as error:
+            raise refusal(f"cannot make the console of VM {files.vm_id}", error) from error
+        finally:
+            follower.close()
+        self._add(files)
+
+    def _add(self, files: ConsoleFiles) -> None:
+        known = self._entries.get(files.vm_id)
+        if known is not None and known.files != files:
+            raise AlreadyExists(
+                f"the console of VM {files.vm_id} is followed already, to {known.files.log}"
+            )
+        entry = self._entries.setdefault(files.vm_id, Followed(Follower(files), self._keep))
+        entry.ended = False
+        self._advance(entry)
+
+    def _reopen(self, vm_id: str) -> None:
+        entry = self._entries.get(vm_id)
+        if entry is None:
+            raise NotFound(f"no console log of VM {vm_id} is being written")
+        if not entry.opened:
+            self._advance(entry)  # opening does what reopening does, and more
+            if not entry.opened:
+                raise Unavailable(f"cannot reopen the log of VM {vm_id}: {entry.problem}")
+            return
+        try:
+            entry.follower.reopen()
+        except OSError as error:
+            raise refusal(f"cannot reopen the log of VM {vm_id}", error) from error
+
+    def _finish(self, files: ConsoleFiles, limit: float) -> Finish:
+        finish = Finish(time.monotonic() + limit)
+        entry = self._entries.get(files.vm_id)
+        if entry is None:
+            if not files.raw.exists():
+                finish.done.set_result(LogStatus(files.vm_id, 0))
+                return finish
+            entry = self._entries[files.vm_id] = Followed(Follower(files), self._keep)
+        entry.ended = True
+        entry.finishes.append(finish)
+        self._advance(entry)
+        return finish
+
+    def _remove(self, files: ConsoleFiles) -> None:
+        entry = self._drop(files.vm_id)
+        if entry is not None:
+            entry.tell_unwritten()
+            entry.follower.close()
+            entry.answer()
+        for path in (files.state, files.raw, files.keyboard):
+            path.unlink(missing_ok=True)
+
+    def _drop(self, vm_id: str) -> Followed | None:
+        assert self._watch is not None
+        self._watch.forget(vm_id)
+        return self._entries.pop(vm_id, None)
+
+    def _loop(self) -> None:
+        assert self._watch is not None
+        poll = select.poll()
+        poll.register(self._watch, select.POLLIN)
+        poll.register(self._worker, select.POLLIN)
+        while self._worker.serve_calls():
+            for vm_id in self._watch.fired():
+                if vm_id in self._entries:
+                    self._entries[vm_id].wake_at = 0.0
+            now = time.monotonic()
+            for entry in list(self._entries.values()):
+                if entry.wake_at <= now:
+                    self._advance(entry)
+            poll.poll(self._milliseconds_to_wait())
+        for entry in self._entries.values():
+            entry.follower.close()
+            entry.answer()
+        self._entries.clear()
+        self._watch.close()
+
+    def _milliseconds_to_wait(self) -> float | None:
+        wake_at = min((entry.wake_at for entry in self._entries.values()), default=math.inf)
+        if wake_at == math.inf:
+            return None
+        return max(0.0, math.ceil((wake_at - time.monotonic()) * 1000))
+
+    def _advance(self, entry: Followed) -> None:
+        """Write a batch of one VM, and say when to look at it again. Never raises."""
+        try:
+            if not entry.opened:
+                entry.follower.open()
+                entry.opened = True
+            if entry.ended:
+                entry.wake_at = self._complete(entry)
+            else:
+                entry.wake_at = self._write(entry)
+        except OSError as error:
+            entry.failed(error)
+        except Exception as error:
+            logger.exception("console log of VM %s: unexpected error", entry.files.vm_id)
+            entry.failed(error)
+        else:
+            entry.succeeded()
+
+    def _complete(self, entry: Followed) -> float:
+        """Write some batches of a VM that prints no more; returns when to go on."""
+        if any(not entry.follower.step(flush=True) for _ in range(TURN)):
+            entry.follower.finish()
+            entry.complete = True
+            self._drop(entry.files.vm_id)
+        return 0.0
+
+    def _write(self, entry: Followed) -> float:
+        """Write a batch; returns when to look again."""
+        follower = entry.follower
+        before = follower.seen
+        more = follower.step()
+        if more:
+            return 0.0
+        if follower.seen != before:
+            return (time.monotonic() // TICK + 1) * TICK
+        return min(self._arm(entry), follower.due or math.inf)
+
+    def _arm(self, entry: Followed) -> float:
+        """Have the watch tell of the next output of a quiet guest; returns when to look anyway."""
+        assert self._watch is not None
+        raw, files = entry.follower.raw, entry.files
+        entry.watch_note = ""
+        try:
+            if raw is None:
+                self._watch.arm_directory(files.vm_id, files.raw.parent)
+                return 0.0 if files.raw.exists() else math.inf
+            self._watch.arm_file(files.vm_id, raw.descriptor)
+            return 0.0 if raw.size() != entry.follower.seen else math.inf
+        except OSError as error:
+            entry.watch_note = f"looked at every {RETRY:g} s, as no watch can be set: {error}"
+            return time.monotonic() + RETRY

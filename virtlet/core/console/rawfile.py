@@ -1,0 +1,133 @@
+"""The raw file: what the guest printed, as the emulator wrote it.
+
+The emulator writes at the end; we read, and give the blocks behind us back to the filesystem
+by punching holes. The file keeps its apparent size. It is never truncated: the emulator
+remembers its own offset, and a truncation could take bytes that nobody has read.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from pathlib import Path
+
+from virtlet.core.console.files import ConsoleFiles
+
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
+_BLOCK = 4096
+_STEP = 256 * 1024
+"""Bytes read since the last hole before the next is punched."""
+_FAR = 1024 * 1024 * 1024
+"""Bytes behind the end of the file where nothing will be written soon."""
+MARGIN = 256 * 1024
+"""Bytes behind the reader that stay, for those who watch the console live."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def make_console(files: ConsoleFiles, *, uid: int = -1, gid: int = -1) -> None:
+    """Make the FIFO and a new raw file for an emulator that is about to start.
+
+    The raw file replaces an older one by rename, so that its inode differs and the offset that
+    was reached in the old one is not taken for one in the new.
+
+    Args:
+        files: whose; the directory exists and is not writable for the emulator.
+        uid: the emulator's user; -1 where libvirt changes the owner itself.
+        gid: the emulator's group, likewise.
+    """
+    files.keyboard.unlink(missing_ok=True)
+    os.mkfifo(files.keyboard, 0o600)
+    os.chown(files.keyboard, uid, gid)
+    fresh = files.raw.with_name(f".{files.raw.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(descriptor)
+    fresh.replace(files.raw)
+
+
+class RawFile:
+    """A raw file, open for reading and for punching holes.
+
+    Raises:
+        OSError: it cannot be opened, or is not an ordinary file with one name. It belongs to
+            the emulator's user, so a link to a file of somebody else's is possible.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self.descriptor = os.open(path, flags)
+        self._released = 0
+        self.note = ""
+        """Why the file cannot be kept small, if so."""
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            self.close()
+            raise OSError(errno.EINVAL, "not an ordinary file with one name", str(path))
+        self.inode = status.st_ino
+
+    def size(self) -> int:
+        """Bytes that were ever written."""
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read up to `count` bytes."""
+        return os.pread(self.descriptor, count, offset)
+
+    def first_data(self, offset: int) -> int:
+        """The first offset from this one on that is not in a hole; the size if there is none."""
+        try:
+            return os.lseek(self.descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return max(offset, self.size())
+
+    def first_hole(self, offset: int) -> tuple[int, int]:
+        """Start and length of the first hole between an offset and data; the size and 0 if none."""
+        size = self.size()
+        if offset >= size:
+            return size, 0
+        start = os.lseek(self.descriptor, offset, os.SEEK_HOLE)
+        return (start, self.first_data(start) - start) if start < size else (size, 0)
+
+    def can_punch(self) -> bool:
+        """Whether blocks can be given back here; tried where no data is."""
+        return self._punch(self.size() + _FAR, _BLOCK)
+
+    def give_up(self, start: int, end: int) -> None:
+        """Give back the blocks of bytes that nobody has read."""
+        start = -(-start // _BLOCK) * _BLOCK
+        end = end // _BLOCK * _BLOCK
+        if end > start:
+            self._punch(start, end - start)
+
+    def release(self, offset: int, *, everything: bool = False) -> None:
+        """Give back the blocks before an offset, in large steps and but for a margin.
+
+        Args:
+            offset: all before it has been read for good.
+            everything: give back all that can be, now.
+        """
+        end = (offset - (0 if everything else MARGIN)) // _BLOCK * _BLOCK
+        if self.note or end - self._released < (_BLOCK if everything else _STEP):
+            return
+        if self._punch(self._released, end - self._released):
+            self._released = end
+
+    def _punch(self, start: int, length: int) -> bool:
+        if not _libc.fallocate64(self.descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length):
+            return True
+        reason = os.strerror(ctypes.get_errno())
+        self.note = f"the raw console file grows, as holes cannot be punched here: {reason}"
+        return False
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)

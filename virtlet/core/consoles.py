@@ -1,0 +1,63 @@
+"""The consoles of VMs, as the lifecycle uses them: VM in, log files out."""
+
+import logging
+from pathlib import Path
+
+from virtlet.core.console.files import ConsoleFiles
+from virtlet.core.console.logs import ConsoleLogs
+from virtlet.model.vm import Vm
+
+log = logging.getLogger(__name__)
+
+
+class VmConsoles:
+    """Knows where each VM's console and pod log are.
+
+    Args:
+        logs: writes them.
+        run_dir: the manager's run directory.
+        uid: the emulator's user.
+        gid: the emulator's group.
+        disabled: drop what guests print instead of writing it to pod logs.
+    """
+
+    def __init__(
+        self, logs: ConsoleLogs, run_dir: Path, uid: int, gid: int, *, disabled: bool
+    ) -> None:
+        self._logs = logs
+        self._run_dir = run_dir
+        self._uid = uid
+        self._gid = gid
+        self._disabled = disabled
+
+    def prepare(self, vm: Vm) -> None:
+        """Make the console for an emulator that is about to start, and follow it."""
+        self._logs.prepare(self.files(vm), uid=self._uid, gid=self._gid)
+
+    def follow(self, vm: Vm) -> None:
+        """Go on following the console of a VM that was started in an earlier life of ours."""
+        self._logs.add(self.files(vm))
+
+    def reopen(self, vm: Vm) -> None:
+        """Open the pod log anew, because somebody has moved it away."""
+        self._logs.reopen(vm.id)
+
+    def finish(self, vm: Vm) -> None:
+        """Write the rest, now that the VM prints no more; idempotent."""
+        status = self._logs.finish(self.files(vm))
+        if not status.complete:
+            log.error("console not complete", extra={"vm": vm.id, "problem": status.problem})
+
+    def remove(self, vm: Vm) -> None:
+        """Stop following and delete the console, but not the pod log; idempotent."""
+        self._logs.remove(self.files(vm))
+
+    def files(self, vm: Vm) -> ConsoleFiles:
+        """Where a VM's console and its log are."""
+        directory, path = vm.pod.config.log_directory, vm.config.log_path
+        wanted = bool(directory and path) and not self._disabled
+        return ConsoleFiles(
+            vm.id,
+            self._run_dir / "vm" / vm.id[:12] / "console",
+            Path(directory) / path if wanted else None,
+        )

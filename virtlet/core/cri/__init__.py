@@ -1,0 +1,1 @@
+"""CRI v1 as the manager serves it: one file per small family of calls."""

@@ -1,0 +1,130 @@
+"""The Container calls: VMs, to the kubelet."""
+
+from collections.abc import Sequence
+
+from virtlet.core.cri import checks, replies, requests
+from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.kept import Kept
+from virtlet.core.cri.listing import Listing
+from virtlet.core.cri.streams import streamed
+from virtlet.core.lifecycle import vms
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound
+
+
+class Containers:
+    """Serves VMs."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        store = context.store
+        self._listing = Listing(
+            lambda: store.vms,
+            lambda: store.version,
+            replies.vm_item,
+            lambda record: record.visible,
+            lambda items: cri.ListContainersResponse(containers=items),
+        )
+        self._statuses = Kept(lambda: store.version)
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        return [
+            Call("RuntimeService.ListContainers", Kind.READ, self.list),
+            streamed(
+                "RuntimeService.StreamContainers",
+                Kind.READ,
+                self._items,
+                lambda items: cri.StreamContainersResponse(containers=items),
+            ),
+            Call("RuntimeService.CreateContainer", Kind.WORK, self.create),
+            Call("RuntimeService.StartContainer", Kind.WORK, self.start),
+            Call("RuntimeService.StopContainer", Kind.WORK, self.stop),
+            Call("RuntimeService.RemoveContainer", Kind.WORK, self.remove),
+            Call("RuntimeService.ContainerStatus", Kind.READ, self.status),
+            Call("RuntimeService.ReopenContainerLog", Kind.WORK, self.reopen_log),
+        ]
+
+    def create(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
+        """CreateContainer."""
+        if not request.HasField("config"):
+            raise InvalidArgument("the request has no config")
+        pod_id = requests.required_id(request.pod_sandbox_id, "pod sandbox")
+        config = requests.vm_config(request.config)
+        pod = self._context.store.pods.get(pod_id)
+        if pod is not None:
+            checks.log_file(pod.pod.config.log_directory, config.log_path)
+        vm_id = vms.create_vm(self._context, pod_id, config)
+        return cri.CreateContainerResponse(container_id=vm_id)
+
+    def start(self, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
+        """StartContainer."""
+        vms.start_vm(self._context, _id(request.container_id))
+        return cri.StartContainerResponse()
+
+    def stop(self, request: cri.StopContainerRequest) -> cri.StopContainerResponse:
+        """StopContainer; `timeout` is in seconds."""
+        if request.timeout < 0:
+            raise InvalidArgument(f"timeout {request.timeout} is negative")
+        vms.stop_vm(self._context, _id(request.container_id), float(request.timeout))
+        return cri.StopContainerResponse()
+
+    def remove(self, request: cri.RemoveContainerRequest) -> cri.RemoveContainerResponse:
+        """RemoveContainer."""
+        vms.remove_vm(self._context, _id(request.container_id))
+        return cri.RemoveContainerResponse()
+
+    def list(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse | bytes:
+        """ListContainers."""
+        if not request.filter.ByteSize():
+            return self._listing.whole()
+        return cri.ListContainersResponse(containers=self._items(request))
+
+    def _items(
+        self, request: cri.ListContainersRequest | cri.StreamContainersRequest
+    ) -> Sequence[cri.Container]:
+        return self._listing.items(lambda record: _wanted(record, request.filter))
+
+    def status(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse | bytes:
+        """ContainerStatus."""
+        vm_id = _id(request.container_id)
+
+        def make() -> cri.ContainerStatusResponse:
+            return cri.ContainerStatusResponse(status=replies.vm_status(self._known(vm_id)))
+
+        if not request.verbose:
+            return self._statuses.reply(vm_id, make)
+        reply = make()
+        reply.info.update(replies.vm_info(self._known(vm_id)))
+        return reply
+
+    def reopen_log(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
+        """ReopenContainerLog."""
+        record = self._known(_id(request.container_id))
+        if record.phase is not VmPhase.RUNNING:
+            raise FailedPrecondition(f"VM {record.vm.name} is not running: its log is complete")
+        self._context.consoles.reopen(record.vm)
+        return cri.ReopenContainerLogResponse()
+
+    def _known(self, vm_id: str) -> VmRecord:
+        record = self._context.store.vms.get(vm_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no container {vm_id}")
+        return record
+
+
+def _id(value: str) -> str:
+    return requests.required_id(value, "container")
+
+
+def _wanted(record: VmRecord, wanted: cri.ContainerFilter) -> bool:
+    vm = record.vm
+    if wanted.id and wanted.id != vm.id:
+        return False
+    if wanted.pod_sandbox_id and wanted.pod_sandbox_id != vm.pod.id:
+        return False
+    if wanted.HasField("state") and wanted.state.state != replies.vm_state(record):
+        return False
+    return replies.labelled(vm.config.labels, wanted.label_selector)

@@ -1,0 +1,102 @@
+"""The image calls."""
+
+from virtlet.core.cri import replies, requests
+from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.core.cri.streams import streamed
+from virtlet.core.images.usage import FilesystemUsage, measure
+from virtlet.core.lifecycle import images
+from virtlet.core.lifecycle.context import Context
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import InvalidArgument
+from virtlet.model.image import Image
+
+
+class Images:
+    """Serves the image store."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        listed = Call("ImageService.ListImages", Kind.LOOK, self.list)
+        return [
+            listed,
+            streamed(
+                "ImageService.StreamImages",
+                Kind.LOOK,
+                lambda request: self.list(request).images,
+                lambda items: cri.StreamImagesResponse(images=items),
+            ),
+            Call("ImageService.ImageStatus", Kind.LOOK, self.status),
+            Call("ImageService.PullImage", Kind.WORK, self.pull, attended=True),
+            Call("ImageService.RemoveImage", Kind.WORK, self.remove),
+            Call("ImageService.ImageFsInfo", Kind.LOOK, self.fs_info),
+        ]
+
+    def list(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
+        """ListImages."""
+        wanted = request.filter.image.image
+        if wanted:
+            image = images.find(self._context, wanted, request.filter.image.runtime_handler)
+            return cri.ListImagesResponse(images=[replies.image_item(image)] if image else [])
+        return cri.ListImagesResponse(
+            images=[replies.image_item(image) for image in self._context.images.store.list()]
+        )
+
+    def status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
+        """ImageStatus: empty when the image is not there."""
+        image = images.find(self._context, _reference(request.image), request.image.runtime_handler)
+        if image is None:
+            return cri.ImageStatusResponse()
+        return cri.ImageStatusResponse(
+            image=replies.image_item(image),
+            info=self._info(image) if request.verbose else {},
+        )
+
+    def _info(self, image: Image) -> dict[str, str]:
+        store = self._context.images
+        pulls = [
+            {"name": pull.name, "bytes": pull.size, "total": pull.total}
+            for pull in store.progress()
+        ]
+        return replies.image_info(image, store.store.annotations(image.id), pulls)
+
+    def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
+        """PullImage; broken off when the client goes away and nobody else waits for the image."""
+        image = images.pull(
+            self._context,
+            _reference(request.image),
+            requests.credentials(request.auth),
+            request.image.runtime_handler,
+            caller.waits,
+        )
+        return cri.PullImageResponse(image_ref=image.id)
+
+    def remove(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:
+        """RemoveImage: nothing to do for an unknown one."""
+        images.remove(self._context, _reference(request.image), request.image.runtime_handler)
+        return cri.RemoveImageResponse()
+
+    def fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:
+        """ImageFsInfo: the images, and the disks of VMs."""
+        volumes = measure(self._context.node.data_dir / "volumes")
+        return cri.ImageFsInfoResponse(
+            image_filesystems=[_usage(self._context.images.store.usage())],
+            container_filesystems=[_usage(volumes)],
+        )
+
+
+def _reference(spec: cri.ImageSpec) -> str:
+    if not spec.image:
+        raise InvalidArgument("the request names no image")
+    return spec.image
+
+
+def _usage(usage: FilesystemUsage) -> cri.FilesystemUsage:
+    return cri.FilesystemUsage(
+        timestamp=replies.now(),
+        fs_id=cri.FilesystemIdentifier(mountpoint=str(usage.mountpoint)),
+        used_bytes=cri.UInt64Value(value=usage.used_bytes),
+        inodes_used=cri.UInt64Value(value=usage.inodes_used),
+    )

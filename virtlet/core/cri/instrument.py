@@ -1,0 +1,153 @@
+"""The one wrapper around every call: reading the request, logging, timing, error to status."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import InvalidArgument, VirtletError
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+"""Takes a request's bytes and a `grpc.aio.ServicerContext`, which cannot be subscripted at run
+time."""
+
+_MESSAGE_LIMIT = 2500
+"""Bytes of an error that reach the client: gRPC carries them in headers of 8 KiB, and three
+characters for every byte that is no ASCII."""
+
+
+def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
+    """The asynchronous handler of a call.
+
+    Args:
+        call: what is served.
+        executors: where LOOK and WORK calls run.
+    """
+    method = call.name.partition(".")[2]
+    read = _reader(call)
+
+    async def handle(received: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        started = time.perf_counter()
+        code, message = grpc.StatusCode.OK, ""
+        try:
+            request = read(received)
+            if call.kind is Kind.READ:
+                return call.serve(request)
+            loop = asyncio.get_running_loop()
+            gone = threading.Event()
+            caller = Caller(lambda: not gone.is_set(), context.time_remaining)
+            arguments = (request, caller) if call.attended else (request,)
+            work = loop.run_in_executor(executors[call.kind], call.serve, *arguments)
+            # Shielded: a client that goes away does not stop work that is half done.
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                gone.set()
+                work.add_done_callback(lambda done: _log_unheard(method, done))
+                raise
+        except VirtletError as error:
+            code, message = grpc.StatusCode[error.status], describe(error)
+        except asyncio.CancelledError:
+            code, message = grpc.StatusCode.CANCELLED, "the client went away"
+            raise
+        except (Exception, SystemExit) as error:
+            log.exception("call failed unexpectedly", extra={"call": method})
+            code = grpc.StatusCode.INTERNAL
+            message = f"{type(error).__name__} inside the manager; its log has the details"
+        finally:
+            duration = time.perf_counter() - started
+            _log(call, method, code, message, duration)
+        return await context.abort(code, _cut(message))
+
+    return handle
+
+
+def instrument_stream(call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    """The asynchronous handler of a call that answers with a stream."""
+    method = call.name.partition(".")[2]
+    read = _reader(call)
+
+    async def handle(
+        received: bytes, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[Any]:
+        started = time.perf_counter()
+        code, message = grpc.StatusCode.OK, ""
+        try:
+            async for reply in call.serve(read(received)):
+                yield reply
+        except VirtletError as error:
+            code, message = grpc.StatusCode[error.status], describe(error)
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except (Exception, SystemExit) as error:
+            log.exception("stream failed unexpectedly", extra={"call": method})
+            code = grpc.StatusCode.INTERNAL
+            message = f"{type(error).__name__} inside the manager; its log has the details"
+        finally:
+            _log(call, method, code, message, time.perf_counter() - started)
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, _cut(message))
+
+    return handle
+
+
+def describe(error: BaseException) -> str:
+    """An error's message with what was noted on its way."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def _reader(call: Call) -> Callable[[bytes], Any]:
+    """Turns what was received into the call's request message.
+
+    It is done here and not by gRPC, which would answer UNKNOWN, and log a traceback.
+    """
+    service, _, method = call.name.partition(".")
+    definition = cri.DESCRIPTOR.services_by_name[service].methods_by_name[method]
+    parse = GetMessageClass(definition.input_type).FromString
+
+    def read(received: bytes) -> Any:
+        try:
+            return parse(received)
+        except DecodeError as error:
+            raise InvalidArgument(f"the request cannot be read: {error}") from None
+
+    return read
+
+
+def _log_unheard(method: str, done: "asyncio.Future[Any]") -> None:
+    """Say how work ended whose client has gone; nobody else will."""
+    error = None if done.cancelled() else done.exception()
+    if error is not None:
+        known = isinstance(error, VirtletError)
+        what = describe(error) if known else type(error).__name__
+        log.warning(
+            "call failed after its client went away",
+            extra={"call": method, "problem": what},
+            exc_info=None if known else error,
+        )
+
+
+def _cut(message: str) -> str:
+    return message.encode()[:_MESSAGE_LIMIT].decode(errors="ignore")
+
+
+def _log(call: Call, method: str, code: grpc.StatusCode, message: str, duration: float) -> None:
+    extra = {"call": method, "code": code.name, "ms": round(duration * 1000, 2)}
+    if message:
+        extra["problem"] = message
+    if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+        log.log(logging.INFO if call.kind is Kind.WORK else logging.DEBUG, "call", extra=extra)
+    else:
+        log.warning("call refused", extra=extra)

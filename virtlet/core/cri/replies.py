@@ -1,0 +1,243 @@
+"""Our records as CRI messages."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
+from virtlet.cri import api_pb2 as cri
+from virtlet.model.image import Image
+from virtlet.model.pod import PodMetadata
+from virtlet.model.resources import Resources
+from virtlet.model.vm import VmMetadata
+
+_VM_STATES = {
+    VmPhase.CREATING: cri.CONTAINER_CREATED,
+    VmPhase.CREATED: cri.CONTAINER_CREATED,
+    VmPhase.STARTING: cri.CONTAINER_CREATED,
+    VmPhase.RUNNING: cri.CONTAINER_RUNNING,
+    VmPhase.EXITED: cri.CONTAINER_EXITED,
+    # Its disks are going, it cannot run again.
+    VmPhase.REMOVING: cri.CONTAINER_EXITED,
+}
+
+
+def pod_state(record: PodRecord) -> cri.PodSandboxState:
+    """READY, or not."""
+    ready = record.phase is PodPhase.READY
+    return cri.SANDBOX_READY if ready else cri.SANDBOX_NOTREADY
+
+
+def vm_state(record: VmRecord) -> cri.ContainerState:
+    """A VM's state in CRI's words; a paused VM runs."""
+    return _VM_STATES[record.phase]
+
+
+def pod_item(record: PodRecord) -> cri.PodSandbox:
+    """A pod in a list."""
+    pod = record.pod
+    return cri.PodSandbox(
+        id=pod.id,
+        metadata=_pod_metadata(pod.config.metadata),
+        state=pod_state(record),
+        created_at=pod.created_at,
+        labels=pod.config.labels,
+        annotations=pod.config.annotations,
+        runtime_handler=pod.profile.handler,
+    )
+
+
+def pod_status(record: PodRecord) -> cri.PodSandboxStatus:
+    """All there is to say of a pod."""
+    pod = record.pod
+    addresses = record.network.addresses if record.network and pod_is_up(record) else ()
+    return cri.PodSandboxStatus(
+        id=pod.id,
+        metadata=_pod_metadata(pod.config.metadata),
+        state=pod_state(record),
+        created_at=pod.created_at,
+        network=cri.PodSandboxNetworkStatus(
+            ip=addresses[0] if addresses else "",
+            additional_ips=[cri.PodIP(ip=ip) for ip in addresses[1:]],
+        ),
+        linux=cri.LinuxPodSandboxStatus(
+            namespaces=cri.Namespace(
+                options=cri.NamespaceOption(
+                    network=cri.NamespaceMode.POD,
+                    pid=cri.NamespaceMode.POD,
+                    ipc=cri.NamespaceMode.POD,
+                )
+            )
+        ),
+        labels=pod.config.labels,
+        annotations=pod.config.annotations,
+        runtime_handler=pod.profile.handler,
+    )
+
+
+def pod_is_up(record: PodRecord) -> bool:
+    """Whether the pod's network is there."""
+    return record.phase is PodPhase.READY
+
+
+def pod_info(record: PodRecord) -> dict[str, str]:
+    """What `verbose` adds to a pod's status."""
+    network = record.network
+    info = {
+        "phase": record.phase.value,
+        "plugins": list(record.pod.profile.plugins),
+        "netns": str(network.netns) if network and network.netns else "",
+        "interfaces": [
+            {
+                "name": nic.name,
+                "mac": nic.mac,
+                "mtu": nic.mtu,
+                "addresses": list(nic.addresses),
+                "tap": nic.tap,
+            }
+            for nic in (network.interfaces if network else ())
+        ],
+    }
+    return {"info": json.dumps(info)}
+
+
+def vm_item(record: VmRecord) -> cri.Container:
+    """A VM in a list."""
+    vm = record.vm
+    return cri.Container(
+        id=vm.id,
+        pod_sandbox_id=vm.pod.id,
+        metadata=_vm_metadata(vm.config.metadata),
+        image=_image_spec(record),
+        image_ref=_image_ref(vm.image),
+        state=vm_state(record),
+        created_at=vm.created_at,
+        labels=vm.config.labels,
+        annotations=vm.config.annotations,
+        image_id=vm.image.id,
+    )
+
+
+def vm_status(record: VmRecord) -> cri.ContainerStatus:
+    """All there is to say of a VM."""
+    vm, ended = record.vm, record.exit
+    log = ""
+    if vm.pod.config.log_directory and vm.config.log_path:
+        log = f"{vm.pod.config.log_directory.rstrip('/')}/{vm.config.log_path}"
+    reason, message = (ended.reason, ended.message) if ended else ("", "")
+    if record.paused:
+        reason, message = "Paused", "the guest's CPUs are stopped"
+    return cri.ContainerStatus(
+        id=vm.id,
+        metadata=_vm_metadata(vm.config.metadata),
+        state=vm_state(record),
+        created_at=vm.created_at,
+        started_at=record.started_at,
+        finished_at=ended.finished_at if ended else 0,
+        exit_code=ended.exit_code if ended else 0,
+        image=_image_spec(record),
+        image_ref=_image_ref(vm.image),
+        reason=reason,
+        message=message,
+        labels=vm.config.labels,
+        annotations=vm.config.annotations,
+        mounts=[
+            cri.Mount(
+                container_path=mount.guest_path,
+                host_path=mount.host_path,
+                readonly=mount.readonly,
+                propagation=mount.propagation,  # type: ignore[arg-type]
+            )
+            for mount in vm.config.mounts
+        ],
+        log_path=log,
+        resources=cri.ContainerResources(linux=_resources(record.resources or vm.config.resources)),
+        image_id=vm.image.id,
+    )
+
+
+def vm_info(record: VmRecord) -> dict[str, str]:
+    """What `verbose` adds to a VM's status; no document, no environment."""
+    machine = record.machine
+    info: dict[str, object] = {"phase": record.phase.value, "hypervisor": record.hypervisor}
+    if machine:
+        info |= {
+            "vcpus": machine.flavor.vcpus,
+            "memory": machine.flavor.memory,
+            "accelerator": machine.accelerator,
+            "rootDisk": str(machine.root.path),
+            "console": str(machine.console.pipe),
+        }
+    return {"info": json.dumps(info)}
+
+
+def image_item(image: Image) -> cri.Image:
+    """An image in a list or status."""
+    return cri.Image(
+        id=image.id,
+        repo_tags=image.names,
+        repo_digests=image.digests,
+        size=image.size,
+        spec=cri.ImageSpec(image=image.id),
+    )
+
+
+def image_info(
+    image: Image, annotations: Mapping[str, str], pulls: Sequence[Mapping[str, object]]
+) -> dict[str, str]:
+    """What `verbose` adds to an image's status; with it, how far the pulls under way are."""
+    info = {
+        "format": image.format,
+        "virtualSize": image.virtual_size,
+        "path": str(image.path),
+        "pulledAt": image.pulled_at,
+        "annotations": dict(annotations),
+        "pullsUnderWay": list(pulls),
+    }
+    return {"info": json.dumps(info)}
+
+
+def labelled(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether something carries all labels of a selector."""
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def now() -> int:
+    """Nanoseconds since the epoch."""
+    return time.time_ns()
+
+
+def _pod_metadata(meta: PodMetadata) -> cri.PodSandboxMetadata:
+    return cri.PodSandboxMetadata(
+        name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=meta.attempt
+    )
+
+
+def _vm_metadata(meta: VmMetadata) -> cri.ContainerMetadata:
+    return cri.ContainerMetadata(name=meta.name, attempt=meta.attempt)
+
+
+def _image_spec(record: VmRecord) -> cri.ImageSpec:
+    config = record.vm.config
+    return cri.ImageSpec(image=config.image, user_specified_image=config.user_image)
+
+
+def _image_ref(image: Image) -> str:
+    return image.digests[0] if image.digests else image.id
+
+
+def _resources(value: Resources) -> cri.LinuxContainerResources:
+    """What a VM may use, of what holds for VMs: swap and `unified` are for processes' cgroups."""
+    return cri.LinuxContainerResources(
+        cpu_period=value.cpu_period,
+        cpu_quota=value.cpu_quota,
+        cpu_shares=value.cpu_shares,
+        memory_limit_in_bytes=value.memory_limit,
+        oom_score_adj=value.oom_score_adj,
+        cpuset_cpus=value.cpuset_cpus,
+        cpuset_mems=value.cpuset_mems,
+        hugepage_limits=[
+            cri.HugepageLimit(page_size=size, limit=limit)
+            for size, limit in value.hugepage_limits.items()
+        ],
+    )

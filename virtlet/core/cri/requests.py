@@ -1,0 +1,205 @@
+"""CRI messages to our model, with every check that needs no state.
+
+Source of the fields' meaning: the CRI v1 definition in proto/.
+"""
+
+from virtlet.core.cri import checks
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import InvalidArgument
+from virtlet.host import cpus
+from virtlet.model.image import Credentials
+from virtlet.model.plain import quote
+from virtlet.model.pod import DnsConfig, PodConfig, PodMetadata, PortMapping
+from virtlet.model.resources import Resources
+from virtlet.model.vm import Device, Mount, VmConfig, VmMetadata
+
+
+def required_id(value: str, what: str) -> str:
+    """An id that a request must carry.
+
+    Raises:
+        InvalidArgument: it is empty.
+    """
+    if not value:
+        raise InvalidArgument(f"the request names no {what}")
+    return value
+
+
+def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
+    """A pod as the kubelet asks for it.
+
+    Raises:
+        InvalidArgument: a required field is missing or a value cannot be.
+    """
+    meta = message.metadata
+    _check_security(message.linux.security_context)
+    return PodConfig(
+        metadata=PodMetadata(
+            checks.name(meta.name, "metadata.name"),
+            checks.name(meta.uid, "metadata.uid"),
+            checks.name(meta.namespace, "metadata.namespace"),
+            meta.attempt,
+        ),
+        hostname=checks.host_name(message.hostname, "hostname"),
+        log_directory=checks.log_directory(message.log_directory),
+        dns=DnsConfig(
+            tuple(message.dns_config.servers),
+            tuple(message.dns_config.searches),
+            tuple(message.dns_config.options),
+        ),
+        port_mappings=tuple(
+            _port_mapping(mapping, f"port_mappings[{n}]")
+            for n, mapping in enumerate(message.port_mappings)
+        ),
+        labels=dict(message.labels),
+        annotations=dict(message.annotations),
+        cgroup_parent=checks.cgroup_parent(message.linux.cgroup_parent),
+        sysctls=dict(message.linux.sysctls),
+        overhead=resources(message.linux.overhead, "linux.overhead"),
+        resources=resources(message.linux.resources, "linux.resources"),
+    )
+
+
+def vm_config(message: cri.ContainerConfig) -> VmConfig:
+    """A container as the kubelet asks for it.
+
+    Raises:
+        InvalidArgument: a required field is missing or a value cannot be.
+    """
+    image = message.image.image_ref or message.image.image
+    if not image:
+        raise InvalidArgument("config.image.image is empty: the container needs an image")
+    if message.linux.security_context.privileged:
+        raise InvalidArgument(
+            "a privileged container cannot be a VM: the guest is isolated from the node; take "
+            "`privileged` out of the pod"
+        )
+    _check_namespaces(message.linux.security_context.namespace_options)
+    if message.CDI_devices:
+        raise InvalidArgument("CDI devices are for containers; a VM cannot be given them")
+    return VmConfig(
+        metadata=VmMetadata(
+            checks.name(message.metadata.name, "metadata.name"), message.metadata.attempt
+        ),
+        image=image,
+        user_image=message.image.user_specified_image,
+        command=tuple(message.command),
+        args=tuple(message.args),
+        working_dir=message.working_dir,
+        envs=tuple(
+            (checks.environment_name(env.key), checks.environment_value(env.value, env.key))
+            for env in message.envs
+        ),
+        mounts=tuple(map(_mount, message.mounts)),
+        devices=tuple(map(_device, message.devices)),
+        labels=dict(message.labels),
+        annotations=dict(message.annotations),
+        log_path=checks.log_path(message.log_path),
+        stdin=message.stdin,
+        stdin_once=message.stdin_once,
+        tty=message.tty,
+        resources=resources(message.linux.resources, "linux.resources"),
+    )
+
+
+def resources(message: cri.LinuxContainerResources, field: str) -> Resources:
+    """Resources in our terms.
+
+    Args:
+        message: what is asked for.
+        field: where in the request it stands, for messages.
+
+    Raises:
+        InvalidArgument: a value is one that no VM on any node can have.
+    """
+    for name, lowest in (
+        ("cpu_shares", 0),
+        ("memory_limit_in_bytes", 0),
+        # The kubelet's -1 is for any amount of swap.
+        ("memory_swap_limit_in_bytes", -1),
+    ):
+        value = getattr(message, name)
+        if value < lowest:
+            raise InvalidArgument(
+                f"{field}.{name} is negative: {value}; leave it out for no such limit"
+            )
+    if not -1000 <= message.oom_score_adj <= 1000:
+        raise InvalidArgument(
+            f"{field}.oom_score_adj {message.oom_score_adj} must be from -1000 to 1000"
+        )
+    cpus.check_time(message.cpu_quota, message.cpu_period, field)
+    return Resources(
+        cpu_period=message.cpu_period,
+        # The kubelet writes -1 for "no quota".
+        cpu_quota=max(message.cpu_quota, 0),
+        cpu_shares=message.cpu_shares,
+        memory_limit=message.memory_limit_in_bytes,
+        memory_swap_limit=max(message.memory_swap_limit_in_bytes, 0),
+        oom_score_adj=message.oom_score_adj,
+        cpuset_cpus=checks.listed(message.cpuset_cpus, f"{field}.cpuset_cpus", cpus.parse_list),
+        cpuset_mems=checks.listed(message.cpuset_mems, f"{field}.cpuset_mems", cpus.parse_list),
+        hugepage_limits={limit.page_size: limit.limit for limit in message.hugepage_limits},
+        unified=dict(message.unified),
+    )
+
+
+def credentials(message: cri.AuthConfig) -> Credentials:
+    """Registry credentials in our terms."""
+    return Credentials(
+        message.username,
+        message.password,
+        message.auth,
+        message.server_address,
+        message.identity_token,
+        message.registry_token,
+    )
+
+
+def _check_security(context: cri.LinuxSandboxSecurityContext) -> None:
+    _check_namespaces(context.namespace_options)
+    if context.privileged:
+        raise InvalidArgument("a privileged pod cannot be a VM: take `privileged` out of it")
+
+
+def _check_namespaces(options: cri.NamespaceOption) -> None:
+    for name in ("network", "pid", "ipc"):
+        if getattr(options, name) == cri.NamespaceMode.NODE:
+            raise InvalidArgument(
+                f"a VM has a kernel of its own and cannot share the node's {name} namespace: take "
+                f"host{'Network' if name == 'network' else name.upper()} out of the pod"
+            )
+    if options.pid == cri.NamespaceMode.TARGET:
+        raise InvalidArgument(
+            "a VM has a kernel of its own and cannot see another container's processes: take "
+            "targetContainerName out of the container"
+        )
+
+
+def _port_mapping(message: cri.PortMapping, field: str) -> PortMapping:
+    if message.protocol not in cri.Protocol.values():
+        names = ", ".join(cri.Protocol.keys())
+        raise InvalidArgument(f"{field}.protocol {message.protocol} must be one of {names}")
+    return PortMapping(
+        checks.port(message.container_port, f"{field}.container_port", lowest=1),
+        checks.port(message.host_port, f"{field}.host_port", lowest=0),
+        cri.Protocol.Name(message.protocol),
+        checks.address(message.host_ip, f"{field}.host_ip"),
+    )
+
+
+def _mount(message: cri.Mount) -> Mount:
+    target = checks.absolute_path(message.container_path, "mounts: container_path")
+    if message.image.image:
+        raise InvalidArgument(
+            f"mount {quote(target)}: image volumes are for containers; use a disk image"
+        )
+    source = checks.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
+    return Mount(target, source, message.readonly, int(message.propagation))
+
+
+def _device(message: cri.Device) -> Device:
+    return Device(
+        checks.absolute_path(message.container_path, "devices: container_path"),
+        checks.absolute_path(message.host_path, "devices: host_path"),
+        message.permissions,
+    )

@@ -1,0 +1,117 @@
+"""Version, Status, RuntimeConfig and UpdateRuntimeConfig: what the runtime says of itself."""
+
+import ipaddress
+import json
+import logging
+
+import virtlet
+from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.lifecycle.context import Context
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import InvalidArgument, VirtletError
+
+log = logging.getLogger(__name__)
+
+KUBELET_API_VERSION = "0.1.0"
+"""What the kubelet expects in `version` (its `kubeRuntimeAPIVersion`)."""
+
+
+class Runtime:
+    """Serves the calls about the runtime itself.
+
+    Args:
+        context: the manager.
+        cgroup_driver: `systemd` or `cgroupfs`.
+    """
+
+    def __init__(self, context: Context, cgroup_driver: str) -> None:
+        self._context = context
+        self._driver = cri.SYSTEMD if cgroup_driver == "systemd" else cri.CGROUPFS
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        return [
+            Call("RuntimeService.Version", Kind.READ, self.version),
+            Call("RuntimeService.Status", Kind.STATUS, self.status),
+            Call("RuntimeService.RuntimeConfig", Kind.READ, self.config),
+            Call("RuntimeService.UpdateRuntimeConfig", Kind.READ, self.update_config),
+        ]
+
+    def version(self, request: cri.VersionRequest) -> cri.VersionResponse:
+        """Version."""
+        return cri.VersionResponse(
+            version=KUBELET_API_VERSION,
+            runtime_name=virtlet.PROJECT,
+            runtime_version=virtlet.__version__,
+            runtime_api_version="v1",
+        )
+
+    def status(self, request: cri.StatusRequest) -> cri.StatusResponse:
+        """Status: both conditions, told honestly."""
+        profiles = self._context.profiles
+        return cri.StatusResponse(
+            status=cri.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
+            runtime_handlers=[
+                cri.RuntimeHandler(name=p.handler, features=cri.RuntimeHandlerFeatures())
+                for p in profiles.all
+            ],
+            features=cri.RuntimeFeatures(),
+            info=self._info() if request.verbose else {},
+        )
+
+    def config(self, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:
+        """RuntimeConfig."""
+        linux = cri.LinuxRuntimeConfiguration(cgroup_driver=self._driver)
+        return cri.RuntimeConfigResponse(linux=linux)
+
+    def update_config(
+        self, request: cri.UpdateRuntimeConfigRequest
+    ) -> cri.UpdateRuntimeConfigResponse:
+        """UpdateRuntimeConfig: CNI's own configuration decides the addresses, so only checked."""
+        for cidr in filter(None, request.runtime_config.network_config.pod_cidr.split(",")):
+            try:
+                ipaddress.ip_network(cidr.strip(), strict=False)
+            except ValueError:
+                raise InvalidArgument(f"pod_cidr {cidr!r} is no network in CIDR form") from None
+        return cri.UpdateRuntimeConfigResponse()
+
+    def _runtime_ready(self) -> cri.RuntimeCondition:
+        health = self._context.hypervisors.default_health()
+        reason = "" if health.ready else health.reason or "HypervisorNotReady"
+        return _condition("RuntimeReady", reason, health.message)
+
+    def _network_ready(self) -> cri.RuntimeCondition:
+        try:
+            problems = self._context.hooks.status(self._context.profiles.get(""))
+        except VirtletError as error:
+            problems = [str(error)]
+        if problems:
+            return _condition("NetworkReady", "NetworkPluginNotReady", "; ".join(problems))
+        return _condition("NetworkReady")
+
+    def _info(self) -> dict[str, str]:
+        context = self._context
+        info = {
+            "instance": context.node.instance,
+            "dataDir": str(context.node.data_dir),
+            "hookApi": virtlet.HOOK_API,
+            "handlers": {p.handler: list(p.plugins) for p in context.profiles.all},
+            "brokenHandlers": dict(context.profiles.broken),
+            "hypervisors": {
+                plugin: {
+                    "name": hypervisor.info().name,
+                    "version": hypervisor.info().version,
+                    "accelerator": hypervisor.info().accelerator,
+                }
+                for plugin, hypervisor in context.hypervisors.all.items()
+                if context.hypervisors.health(plugin).ready
+            },
+            "pods": len(context.store.pods),
+            "vms": len(context.store.vms),
+        }
+        return {"info": json.dumps(info)}
+
+
+def _condition(kind: str, reason: str = "", message: str = "") -> cri.RuntimeCondition:
+    """A condition; without a reason it is met."""
+    return cri.RuntimeCondition(type=kind, status=not reason, reason=reason, message=message)

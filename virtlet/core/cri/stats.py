@@ -1,0 +1,190 @@
+"""The Stats calls: consumption in CRI's terms."""
+
+from virtlet.core.cri import replies, requests
+from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.streams import streamed
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.metrics.sample import NicSample, PodSample, VmSample
+from virtlet.core.metrics.sampler import Sampler, Samples
+from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import NotFound
+
+
+class Stats:
+    """Serves statistics of pods and VMs."""
+
+    def __init__(self, context: Context, sampler: Sampler) -> None:
+        self._context = context
+        self._sampler = sampler
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        containers = Call("RuntimeService.ListContainerStats", Kind.MEASURE, self.list_containers)
+        pods = Call("RuntimeService.ListPodSandboxStats", Kind.MEASURE, self.list_pods)
+        return [
+            containers,
+            pods,
+            Call("RuntimeService.ContainerStats", Kind.MEASURE, self.container),
+            Call("RuntimeService.PodSandboxStats", Kind.MEASURE, self.pod),
+            streamed(
+                "RuntimeService.StreamContainerStats",
+                Kind.MEASURE,
+                lambda request: self.list_containers(request).stats,
+                lambda items: cri.StreamContainerStatsResponse(container_stats=items),
+            ),
+            streamed(
+                "RuntimeService.StreamPodSandboxStats",
+                Kind.MEASURE,
+                lambda request: self.list_pods(request).stats,
+                lambda items: cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=items),
+            ),
+        ]
+
+    def container(self, request: cri.ContainerStatsRequest) -> cri.ContainerStatsResponse:
+        """ContainerStats."""
+        vm_id = requests.required_id(request.container_id, "container")
+        record = self._context.store.vms.get(vm_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no container {vm_id}")
+        return cri.ContainerStatsResponse(stats=_vm_stats(record, self._sampler.samples()))
+
+    def list_containers(
+        self, request: cri.ListContainerStatsRequest
+    ) -> cri.ListContainerStatsResponse:
+        """ListContainerStats: the running VMs."""
+        wanted, samples = request.filter, self._sampler.samples()
+        return cri.ListContainerStatsResponse(
+            stats=[
+                _vm_stats(record, samples)
+                for record in self._context.store.vms.values()
+                if record.phase is VmPhase.RUNNING
+                and wanted.id in ("", record.vm.id)
+                and wanted.pod_sandbox_id in ("", record.vm.pod.id)
+                and replies.labelled(record.vm.config.labels, wanted.label_selector)
+            ]
+        )
+
+    def pod(self, request: cri.PodSandboxStatsRequest) -> cri.PodSandboxStatsResponse:
+        """PodSandboxStats."""
+        pod_id = requests.required_id(request.pod_sandbox_id, "pod sandbox")
+        record = self._context.store.pods.get(pod_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no pod sandbox {pod_id}")
+        return cri.PodSandboxStatsResponse(stats=self._pod_stats(record, self._sampler.samples()))
+
+    def list_pods(self, request: cri.ListPodSandboxStatsRequest) -> cri.ListPodSandboxStatsResponse:
+        """ListPodSandboxStats: the ready pods."""
+        wanted, samples = request.filter, self._sampler.samples()
+        return cri.ListPodSandboxStatsResponse(
+            stats=[
+                self._pod_stats(record, samples)
+                for record in self._context.store.pods.values()
+                if replies.pod_is_up(record)
+                and wanted.id in ("", record.pod.id)
+                and replies.labelled(record.pod.config.labels, wanted.label_selector)
+            ]
+        )
+
+    def _pod_stats(self, record: PodRecord, samples: Samples) -> cri.PodSandboxStats:
+        pod = record.pod
+        running = [vm for vm in self._context.store.vms_of(pod.id) if vm.phase is VmPhase.RUNNING]
+        seen = [samples.vms[vm.vm.id] for vm in running if vm.vm.id in samples.vms]
+        # Of VMs that run and were never measured nothing is known: no figure is no zero.
+        known = len(seen) == len(running)
+        network = samples.pods.get(pod.id)
+        item = replies.pod_item(record)
+        return cri.PodSandboxStats(
+            attributes=cri.PodSandboxAttributes(
+                id=pod.id,
+                metadata=item.metadata,
+                labels=item.labels,
+                annotations=item.annotations,
+            ),
+            linux=cri.LinuxPodSandboxStats(
+                cpu=_cpu(seen[0]) if seen else None,
+                memory=_memory(seen[0]) if seen else None,
+                network=_network(network),
+                process=cri.ProcessUsage(
+                    timestamp=min(
+                        (s.at for s in seen), default=network.at if network else replies.now()
+                    ),
+                    process_count=_value(sum(s.processes for s in seen)),
+                )
+                if known
+                else None,
+                containers=[_vm_stats(vm, samples) for vm in running],
+            ),
+        )
+
+
+def _vm_stats(record: VmRecord, samples: Samples) -> cri.ContainerStats:
+    vm = record.vm
+    item = replies.vm_item(record)
+    attributes = cri.ContainerAttributes(
+        id=vm.id, metadata=item.metadata, labels=item.labels, annotations=item.annotations
+    )
+    sample = samples.vms.get(vm.id)
+    if sample is None and record.phase is VmPhase.RUNNING:
+        # Not measured yet: no figure is no zero.
+        return cri.ContainerStats(attributes=attributes)
+    sample = sample or VmSample(vm.id, replies.now())
+    return cri.ContainerStats(
+        attributes=attributes,
+        cpu=_cpu(sample),
+        memory=_memory(sample),
+        writable_layer=cri.FilesystemUsage(
+            timestamp=sample.at,
+            fs_id=cri.FilesystemIdentifier(mountpoint=str(vm.directory.parent)),
+            used_bytes=_value(sample.disk_bytes),
+            inodes_used=_value(sample.disk_inodes),
+        ),
+        swap=cri.SwapUsage(
+            timestamp=sample.at, swap_available_bytes=_value(0), swap_usage_bytes=_value(0)
+        ),
+    )
+
+
+def _cpu(sample: VmSample) -> cri.CpuUsage:
+    return cri.CpuUsage(
+        timestamp=sample.at,
+        usage_core_nano_seconds=_value(sample.cpu_time),
+        usage_nano_cores=_value(sample.nano_cores),
+    )
+
+
+def _memory(sample: VmSample) -> cri.MemoryUsage:
+    return cri.MemoryUsage(
+        timestamp=sample.at,
+        working_set_bytes=_value(sample.working_set),
+        available_bytes=_value(max(0, sample.limit - sample.working_set)),
+        usage_bytes=_value(sample.resident),
+        rss_bytes=_value(sample.resident),
+        page_faults=_value(sample.page_faults),
+        major_page_faults=_value(sample.major_page_faults),
+    )
+
+
+def _network(sample: PodSample | None) -> cri.NetworkUsage | None:
+    if sample is None:
+        return None
+    nics = [_nic(nic) for nic in sample.nics]
+    return cri.NetworkUsage(
+        timestamp=sample.at,
+        default_interface=nics[0] if nics else None,
+        interfaces=nics[1:],
+    )
+
+
+def _nic(nic: NicSample) -> cri.NetworkInterfaceUsage:
+    return cri.NetworkInterfaceUsage(
+        name=nic.name,
+        rx_bytes=_value(nic.rx_bytes),
+        rx_errors=_value(nic.rx_errors),
+        tx_bytes=_value(nic.tx_bytes),
+        tx_errors=_value(nic.tx_errors),
+    )
+
+
+def _value(value: int) -> cri.UInt64Value:
+    return cri.UInt64Value(value=value)

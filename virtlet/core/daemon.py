@@ -1,0 +1,179 @@
+"""The manager: its parts put together, started in order and stopped in reverse."""
+
+import asyncio
+import functools
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from virtlet.core import logs, memory, node, serving
+from virtlet.core.config import load
+from virtlet.core.config import options as core_options
+from virtlet.core.console.hub import ConsoleHub
+from virtlet.core.console.logs import ConsoleLogs
+from virtlet.core.consoles import VmConsoles
+from virtlet.core.events import EventTeller
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import Registry
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.limits import ImageLimits
+from virtlet.core.images.pull import Images
+from virtlet.core.images.store import ImageStore
+from virtlet.core.launch.server import LaunchServer
+from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.core.lifecycle import effects, exits, points, recovery
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.hypervisors import Hypervisors
+from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.metrics.sampler import Sampler
+from virtlet.core.serial import InOrder
+from virtlet.core.store.ownership import open_store
+from virtlet.errors import VirtletError
+from virtlet.model.hypervisor import Observation
+from virtlet.model.node import Node
+from virtlet.model.option import Config
+
+log = logging.getLogger(__name__)
+
+RETRIES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds until what a hypervisor reported is written again; the last counts from then on."""
+
+
+def settings(
+    registry: Registry, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]
+) -> Config:
+    """All layers of the configuration; see `load.load`."""
+    declared = [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
+    return load.load(
+        declared, file=file, environment=environment, flags=flags, refused=registry.refused
+    )
+
+
+def serve(registry: Registry, config: Config) -> None:
+    """Run the manager until SIGTERM or SIGINT; VMs go on running after it.
+
+    Raises:
+        VirtletError: it cannot start; the message says why.
+    """
+    logs.set_up(config[core_options.LOG_LEVEL])
+    memory.share_heaps()
+    with ExitStack() as undo:
+        context = _assemble(registry, config, undo)
+        sampler = Sampler(context)
+        sampler.start()
+        undo.callback(sampler.stop)
+        hub = ConsoleHub()
+        hub.start()
+        undo.callback(hub.stop)
+        asyncio.run(serving.serve_until_asked(context, config, sampler, hub))
+    log.info("stopped; VMs go on running")
+
+
+def _assemble(registry: Registry, config: Config, undo: ExitStack) -> Context:
+    """Start every part but the server; `undo` stops them, the last first."""
+    data_dir, run_dir = node.prepare(config)
+    undo.enter_context(node.lock(data_dir, "--data-dir"))
+    uid, gid = node.emulator_user(config)
+    store = open_store(config[core_options.DATABASE], data_dir)
+    undo.callback(store.close)
+    here = Node(
+        data_dir=data_dir,
+        run_dir=run_dir,
+        instance=store.instance,
+        emulator=install_wrapper(data_dir, config[core_options.EMULATOR], uid, gid),
+        emulator_uid=uid,
+        emulator_gid=gid,
+        launch_socket=config[core_options.FD_SERVER_SOCKET],
+    )
+
+    # First of all: by these directories plugins know, when they are configured, whose state and
+    # effects are orphaned.
+    recovery.remove_orphaned_directories(store, here)
+    hooks = Hooks(registry)
+    undo.callback(hooks.shutdown)
+    hooks.configure(config, here)
+    profiles = Profiles(config.sections.get("handlers", {}), registry)
+
+    launches = LaunchServer(here.launch_socket, uid, gid)
+    launches.start()
+    undo.callback(launches.stop)
+    console_logs = ConsoleLogs()
+    console_logs.start()
+    undo.callback(console_logs.stop)
+    consoles = VmConsoles(
+        console_logs, run_dir, uid, gid, disabled=config[core_options.DISABLE_LOGGING]
+    )
+    events = EventTeller(hooks, profiles)
+    events.start()
+    undo.callback(events.stop)
+    layout = Layout(config[core_options.IMAGE_DIR], gid)
+    # Before the store looks in: it has our emulator read what is there, and cleans up what our VMs
+    # do not use, and another manager's may.
+    undo.enter_context(node.lock(layout.directory, "--image-dir"))
+    images = ImageStore(
+        layout,
+        in_use=lambda: {record.vm.image.id for record in store.vms.values()},
+        limits=ImageLimits.of(config[core_options.IMAGE_LIMIT]),
+    )
+
+    hypervisors = Hypervisors(hooks, profiles)
+    context = Context(
+        node=here,
+        store=store,
+        hooks=hooks,
+        profiles=profiles,
+        hypervisors=hypervisors,
+        images=Images(images),
+        launches=launches,
+        consoles=consoles,
+        events=events,
+    )
+    undo.callback(context.images.close)
+    context.journal = Journal(
+        store, lambda row: effects.restore(context, row), points.from_environment(os.environ)
+    )
+    watchers = ThreadPoolExecutor(4, "domain-events")
+    undo.callback(watchers.shutdown, cancel_futures=True)
+    undo.callback(hypervisors.close)
+    undo.callback(context.closing.set)
+    hypervisors.open(_watch(context, watchers, context.closing))
+    recovery.recover(context)
+    return context
+
+
+def _watch(
+    context: Context, watchers: Executor, closing: threading.Event
+) -> Callable[[Observation], None]:
+    """Hands a hypervisor's report to a thread of ours, so that its own is never held up.
+
+    A VM's reports are taken in their order: a pause and its end must not swap. Other VMs do not
+    wait: an end is written when the VM's console is, and its disk may be slow. Nobody reports it
+    again, so what cannot be written is tried until it is, or until the next start looks by itself.
+    """
+    in_order = InOrder(watchers)
+
+    def note(seen: Observation) -> None:
+        for pause in itertools.chain(RETRIES, itertools.repeat(RETRIES[-1])):
+            try:
+                exits.on_change(context, seen)
+                return
+            except VirtletError as error:
+                log.error(
+                    "change of a VM not written yet",
+                    extra={"vm": seen.vm_id, "problem": str(error)},
+                )
+            except Exception:
+                log.exception("change of a VM not written yet", extra={"vm": seen.vm_id})
+            if closing.wait(pause):
+                return
+
+    def report(seen: Observation) -> None:
+        in_order.submit(seen.vm_id, functools.partial(note, seen))
+
+    return report

@@ -1,0 +1,1 @@
+"""Plugins: finding them, choosing them per handler, and calling their hooks."""

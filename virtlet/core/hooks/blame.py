@@ -1,0 +1,115 @@
+"""Saying whose fault it is, for hooks and for the objects that plugins hand over."""
+
+import functools
+import logging
+import threading
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from virtlet.core.hooks.shapes import Shape, shape
+from virtlet.errors import PluginError, VirtletError
+
+log = logging.getLogger(__name__)
+
+BREAKS = (Exception, SystemExit, KeyboardInterrupt, CancelledError)
+"""What a plugin may raise without ending the manager; see `is_foreign`."""
+
+_OUT = "take it out of the handler's `plugins`"
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether one of BREAKS is the plugin's own doing: not one of our errors, which say all that
+    is to be said, and not the operator's Ctrl-C, which reaches the main thread alone."""
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is not threading.main_thread()
+    return not isinstance(error, VirtletError)
+
+
+def raised(plugin: str, hook: str, what: str, error: BaseException) -> PluginError:
+    """The error to raise, from `error`, when a plugin raised something that is not ours.
+
+    Its text is left out: it may hold what must not be shown.
+    """
+    return PluginError(
+        plugin,
+        hook,
+        f"{what}raised {type(error).__name__}{_place(error)}",
+        f"the manager's log has the traceback; mend the plugin or {_OUT}",
+    )
+
+
+def returned(plugin: str, hook: str, problem: str) -> PluginError:
+    """The error to raise when a plugin broke its contract without raising anything."""
+    remedy = f"mend the plugin (docs/hooks.md has the types) or {_OUT}"
+    return PluginError(plugin, hook, problem, remedy)
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Log where a plugin raised what it is blamed for; the error's message tells the rest."""
+    try:
+        yield
+    except PluginError as error:
+        if error.__cause__ is not None:
+            extra = {"plugin": error.plugin, "hook": error.hook}
+            log.error("plugin raised", extra=extra, exc_info=error.__cause__)
+        raise
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+
+
+class Blamed:
+    """Stands for a plugin's object; every method of it raises VirtletError or nothing, and
+    returns what the protocol says.
+
+    Args:
+        plugin: whose it is.
+        hook: that returned it.
+        protocol: what it has to be.
+        target: the object.
+    """
+
+    def __init__(self, plugin: str, hook: str, protocol: type, target: object) -> None:
+        self._plugin = plugin
+        self._hook = hook
+        self._protocol = protocol
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                answer = method(*args, **kwargs)
+                wanted = _result(self._protocol, name)
+                flaw = wanted.inspect(answer) if wanted else None
+            except BREAKS as error:
+                if not is_foreign(error):
+                    raise
+                with logged():
+                    raise raised(self._plugin, self._hook, f"{name} ", error) from error
+            if flaw is not None:
+                problem = f"{name} returned {flaw.of(answer)}"
+                raise returned(self._plugin, self._hook, problem)
+            return answer
+
+        return call
+
+
+@functools.cache
+def _result(protocol: type, method: str) -> Shape | None:
+    """What a method has to return; None when nobody looks at it."""
+    function = getattr(protocol, method, None)
+    kind = get_type_hints(function).get("return") if function else None
+    return None if kind is None or kind is type(None) else shape(kind)

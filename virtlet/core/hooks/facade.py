@@ -1,0 +1,293 @@
+"""The one typed place where the core calls hooks."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from virtlet.core.hooks import startup
+from virtlet.core.hooks.blame import Blamed, logged, returned
+from virtlet.core.hooks.caller import Caller
+from virtlet.core.hooks.registry import Registry
+from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.model.cloudinit import CloudInit, CloudInitPart
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.event import Event
+from virtlet.model.execution import ExecSession, GuestCommand
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.node import Node
+from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.pod import Pod, Profile
+from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
+
+log = logging.getLogger(__name__)
+
+
+class Hooks:
+    """Every hook as a typed method.
+
+    First hooks with an effect are split in two, so that the core can write down whom it is about
+    to ask: `asked_for_…` names the plugins in order, and the method asks one of them.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._caller = Caller(registry)
+
+    # Start-up and shut-down
+
+    def options(self) -> list[tuple[str, Option[Any]]]:
+        """(plugin, option) of every declared option; see `startup.collect_options`."""
+        return startup.collect_options(self._registry, self._caller)
+
+    def annotations(self, profile: Profile | None = None) -> list[tuple[str, Annotation[Any]]]:
+        """(plugin, annotation) of every annotation the profile's (or all) plugins understand.
+
+        Raises:
+            PluginError: two plugins declare one name.
+        """
+        hook, active = "virtlet_annotations", profile.plugins if profile else self._everyone
+        found: list[tuple[str, Annotation[Any]]] = []
+        owners: dict[str, str] = {}
+        for plugin in self._caller.providers(hook, active):
+            declared: Sequence[Annotation[Any]] = self._call(hook, plugin, active) or ()
+            for annotation in declared:
+                first = owners.setdefault(annotation.name, plugin)
+                if first != plugin:
+                    problem = f"both declare {annotation.name}"
+                    raise returned(f"{first} and {plugin}", hook, problem)
+                found.append((plugin, annotation))
+        return found
+
+    def configure(self, config: Config, node: Node) -> None:
+        """Hand every plugin its settings; see `startup.configure`."""
+        startup.configure(self._registry, self._caller, config, node)
+
+    def shutdown(self) -> None:
+        """Let every plugin end its threads; errors are logged."""
+        for plugin in self._caller.providers("virtlet_shutdown", self._everyone):
+            try:
+                self._call("virtlet_shutdown", plugin, self._everyone)
+            except VirtletError as error:
+                log.error("plugin did not shut down", extra={"problem": str(error)})
+
+    def status(self, profile: Profile) -> list[str]:
+        """Why pods cannot get a network now; empty when they can."""
+        problems: list[str] = []
+        for plugin in self._caller.providers("virtlet_status", profile.plugins):
+            problems += self._call("virtlet_status", plugin, profile.plugins) or ()
+        return problems
+
+    def hypervisor(self, profile: Profile) -> tuple[str, Hypervisor]:
+        """(plugin, hypervisor) of a profile."""
+        hook = "virtlet_hypervisor"
+        for plugin in self._caller.asked(hook, profile.plugins):
+            answer = self._call(hook, plugin, profile.plugins)
+            if answer is not None:
+                return plugin, cast("Hypervisor", Blamed(plugin, hook, Hypervisor, answer))
+        raise self._nobody(hook, profile, "offers a hypervisor")
+
+    # Images
+
+    def resolve_image(self, profile: Profile, name: str) -> ImageSource:
+        """Where the content of an image name is."""
+        hook = "virtlet_resolve_image"
+        what = f"knows where image {name!r} is"
+        found: ImageSource = self._first(hook, profile, what, name=name)
+        return found
+
+    def fetch_image(
+        self, profile: Profile, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage:
+        """Download an image into the staging file."""
+        hook = "virtlet_fetch_image"
+        found: FetchedImage = self._first(
+            hook,
+            profile,
+            f"can fetch image {source.name!r}",
+            source=source,
+            credentials=credentials,
+            staging=staging,
+        )
+        return found
+
+    # Pods
+
+    def admit(self, pod: Pod, vm: VmConfig | None) -> None:
+        """Ask every plugin whether the pod or VM may be."""
+        active = pod.profile.plugins
+        for plugin in self._caller.providers("virtlet_admit", active):
+            self._call("virtlet_admit", plugin, active, pod=pod, vm=vm)
+
+    def asked_for(self, hook: str, profile: Profile) -> tuple[str, ...]:
+        """Plugins that a first hook asks, in order."""
+        return self._caller.asked(hook, profile.plugins)
+
+    def setup_network(self, plugin: str, pod: Pod) -> Network | None:
+        """Ask one plugin for the pod's network."""
+        hook = "virtlet_setup_network"
+        answer: Network | None = self._call(hook, plugin, pod.profile.plugins, pod=pod)
+        return answer
+
+    def teardown_network(self, plugin: str, pod: Pod, network: Network | None) -> None:
+        """Undo `setup_network` on the plugin that did it."""
+        hook = "virtlet_teardown_network"
+        self._call(hook, plugin, pod.profile.plugins, pod=pod, network=network)
+
+    # VMs
+
+    def flavor(self, pod: Pod, vm: VmConfig, image: Image) -> Flavor:
+        """The machine a VM gets."""
+        hook = "virtlet_flavor"
+        what = "chooses a flavor"
+        found: Flavor = self._first(hook, pod.profile, what, pod=pod, vm=vm, image=image)
+        return found
+
+    def root_disk(self, plugin: str, vm: Vm, flavor: Flavor) -> Disk | None:
+        """Ask one plugin for the root disk."""
+        hook, active = "virtlet_root_disk", vm.pod.profile.plugins
+        answer: Disk | None = self._call(hook, plugin, active, vm=vm, flavor=flavor)
+        return answer
+
+    def volume(self, plugin: str, vm: Vm, request: VolumeRequest) -> Volume | None:
+        """Ask one plugin to serve a mount or device."""
+        hook, active = "virtlet_volume", vm.pod.profile.plugins
+        answer: Volume | None = self._call(hook, plugin, active, vm=vm, request=request)
+        return answer
+
+    def cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> list[tuple[str, CloudInitPart]]:
+        """Every plugin's contribution to the seed."""
+        hook, active = "virtlet_cloud_init", vm.pod.profile.plugins
+        parts: list[tuple[str, CloudInitPart]] = []
+        for plugin in self._caller.providers(hook, active):
+            part = self._call(hook, plugin, active, vm=vm, volumes=volumes)
+            if part is not None:
+                parts.append((plugin, part))
+        return parts
+
+    def seed(self, plugin: str, vm: Vm, cloud_init: CloudInit) -> Disk | None:
+        """Ask one plugin for the seed disk."""
+        hook, active = "virtlet_seed", vm.pod.profile.plugins
+        answer: Disk | None = self._call(hook, plugin, active, vm=vm, cloud_init=cloud_init)
+        return answer
+
+    def release_disk(self, plugin: str, vm: Vm, role: str, volume: Volume | None) -> None:
+        """Undo `root_disk`, `volume` or `seed` on the plugin that did it."""
+        active = vm.pod.profile.plugins
+        self._call("virtlet_release_disk", plugin, active, vm=vm, role=role, volume=volume)
+
+    def render_domain(self, machine: Machine) -> str:
+        """The domain document; it is XML."""
+        hook, profile = "virtlet_render_domain", machine.vm.pod.profile
+        for plugin in self._caller.asked(hook, profile.plugins):
+            text: str | None = self._call(hook, plugin, profile.plugins, machine=machine)
+            if text is not None:
+                self._check_xml(hook, plugin, profile, "wrote a document that is no XML", text)
+                return text
+        raise self._nobody(hook, profile, "renders the domain document")
+
+    def domain_customizers(self, profile: Profile) -> tuple[str, ...]:
+        """Plugins that edit the domain document, in turn."""
+        return self._caller.providers("virtlet_customize_domain", profile.plugins)
+
+    def customize_domain(self, plugin: str, machine: Machine, domain: Element) -> None:
+        """Let one plugin edit the domain document; it can be written as XML afterwards."""
+        hook, profile = "virtlet_customize_domain", machine.vm.pod.profile
+        self._call(hook, plugin, profile.plugins, machine=machine, domain=domain)
+        problem = "left a document that cannot be written as XML"
+        self._check_xml(hook, plugin, profile, problem, domain)
+
+    def launch(self, machine: Machine) -> list[tuple[str, LaunchPart]]:
+        """Every plugin's contribution to the emulator's start; the descriptors are the caller's."""
+        hook, active = "virtlet_launch", machine.vm.pod.profile.plugins
+        parts: list[tuple[str, LaunchPart]] = []
+        try:
+            for plugin in self._caller.providers(hook, active):
+                with logged():
+                    part = self._caller.call(hook, plugin, active, machine=machine)
+                    if part is not None:
+                        # It may hold descriptors, whatever else is wrong with it.
+                        parts.append((plugin, part))
+                        self._caller.check(hook, plugin, active, part)
+        except VirtletError:
+            for _, part in parts:
+                _close(part)
+            raise
+        return parts
+
+    def guest_exec(self, machine: Machine, command: GuestCommand) -> ExecSession:
+        """A session for a command in a guest."""
+        hook, profile = "virtlet_guest_exec", machine.vm.pod.profile
+        for plugin in self._caller.asked(hook, profile.plugins):
+            session = self._call(hook, plugin, profile.plugins, machine=machine, command=command)
+            if session is not None:
+                return cast("ExecSession", Blamed(plugin, hook, ExecSession, session))
+        raise self._nobody(hook, profile, "runs commands in guests")
+
+    # Observers
+
+    def event(self, profile: Profile | None, event: Event) -> None:
+        """Tell every observer; an observer's error is logged and goes no further."""
+        active = profile.plugins if profile else self._everyone
+        for plugin in self._caller.providers("virtlet_event", active):
+            try:
+                self._call("virtlet_event", plugin, active, event=event)
+            except VirtletError as error:
+                log.error("observer failed", extra={"plugin": plugin, "problem": str(error)})
+
+    # How they are called
+
+    @property
+    def _everyone(self) -> tuple[str, ...]:
+        return self._registry.builtin + self._registry.extra
+
+    def _call(self, hook: str, plugin: str, active: tuple[str, ...], **arguments: Any) -> Any:
+        """What one plugin answers, of the hook's type all the way down; or None."""
+        with logged():
+            answer = self._caller.call(hook, plugin, active, **arguments)
+            self._caller.check(hook, plugin, active, answer)
+        return answer
+
+    def _first(self, hook: str, profile: Profile, what: str, **arguments: Any) -> Any:
+        for plugin in self._caller.asked(hook, profile.plugins):
+            answer = self._call(hook, plugin, profile.plugins, **arguments)
+            if answer is not None:
+                return answer
+        raise self._nobody(hook, profile, what)
+
+    def _check_xml(
+        self, hook: str, plugin: str, profile: Profile, problem: str, document: str | Element
+    ) -> None:
+        try:
+            if not isinstance(document, str):
+                document = ElementTree.tostring(document, encoding="unicode")
+            ElementTree.fromstring(document)
+        except Exception as error:
+            # The place alone: the error's own text may quote the document.
+            where = ""
+            if isinstance(error, ElementTree.ParseError):
+                where = f" (line {error.position[0]}, column {error.position[1]})"
+            who = self._caller.involved(hook, plugin, profile.plugins)
+            raise returned(who, hook, problem + where) from None
+
+    def _nobody(self, hook: str, profile: Profile, what: str) -> VirtletError:
+        return FailedPrecondition(
+            f"no plugin of handler {profile.handler!r} {what} ({hook}); asked: "
+            f"{', '.join(self._caller.asked(hook, profile.plugins)) or 'none has this hook'}"
+        )
+
+
+def _close(part: object) -> None:
+    """Close the descriptors of a part, as far as they are any: it may be a broken one."""
+    fds = part.fds if isinstance(part, LaunchPart) else ()
+    for descriptor in fds if isinstance(fds, tuple) else ():
+        if isinstance(descriptor, LaunchFd) and isinstance(descriptor.fd, int):
+            with contextlib.suppress(OSError):
+                os.close(descriptor.fd)

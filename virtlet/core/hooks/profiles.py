@@ -1,0 +1,94 @@
+"""Handler profiles: which plugins serve a runtime handler."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from virtlet.core.hooks.registry import Registry
+from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.model.pod import Profile
+
+_KEYS = {"plugins", "without", "flavor"}
+
+
+class Profiles:
+    """The handlers of the configuration's `handlers` section, the default one included.
+
+    A section looks like `NAME: {plugins: [more, …], without: [built-in, …], flavor: {…}}`; the
+    default handler's name is "". Built-in plugins are active unless a section leaves them out;
+    plugins of others are active only where a section names them, so that installing a package
+    changes no running handler.
+    """
+
+    def __init__(self, sections: Mapping[str, Any], registry: Registry) -> None:
+        self._usable: dict[str, Profile] = {}
+        self._broken: dict[str, str] = {}
+        for handler, section in {"": {}, **sections}.items():
+            self._add(handler, {} if section is None else section, registry)
+
+    def _add(self, handler: str, section: Any, registry: Registry) -> None:
+        where = f"configuration: handler {handler!r}"
+        if not isinstance(section, Mapping):
+            raise InvalidArgument(f"{where} must be a mapping with {', '.join(sorted(_KEYS))}")
+        unknown = set(map(str, section)) - _KEYS
+        if unknown:
+            raise InvalidArgument(
+                f"{where}: unknown key {min(unknown)!r}; known: {', '.join(sorted(_KEYS))}"
+            )
+        more, without = _names(where, section, "plugins"), _names(where, section, "without")
+        flavor = {} if section.get("flavor") is None else section["flavor"]
+        if not isinstance(flavor, Mapping):
+            raise InvalidArgument(f"{where}: flavor must be a mapping")
+        for name in more + without:
+            if name in registry.refused:
+                self._broken[handler] = f"its plugin {name!r} was refused: {registry.refused[name]}"
+                return
+            if name not in registry.builtin + registry.extra:
+                self._broken[handler] = (
+                    f"its plugin {name!r} is not installed; installed: "
+                    f"{', '.join(registry.builtin + registry.extra)}"
+                )
+                return
+        names = [n for n in registry.builtin + registry.extra if n in registry.builtin or n in more]
+        active = tuple(n for n in names if n not in without)
+        self._usable[handler] = Profile(handler, active, MappingProxyType(dict(flavor)))
+
+    @property
+    def all(self) -> tuple[Profile, ...]:
+        """The usable profiles, the default one first."""
+        return tuple(self._usable[h] for h in sorted(self._usable))
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Handler name to why it cannot be served."""
+        return MappingProxyType(self._broken)
+
+    def get(self, handler: str) -> Profile:
+        """The profile of a handler.
+
+        Raises:
+            InvalidArgument: the configuration does not know the handler.
+            FailedPrecondition: the handler's plugins are not usable.
+        """
+        if handler in self._broken:
+            raise FailedPrecondition(
+                f"handler {handler!r} cannot be served: {self._broken[handler]}"
+            )
+        try:
+            return self._usable[handler]
+        except KeyError:
+            near = get_close_matches(handler, self._usable, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near and near[0] else ""
+            raise InvalidArgument(
+                f"unknown runtime handler {handler!r}{hint}; known handlers: "
+                f"{', '.join(repr(h) for h in sorted(self._usable))}; add others under `handlers:` "
+                "in the configuration"
+            ) from None
+
+
+def _names(where: str, section: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = [] if section.get(key) is None else section[key]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InvalidArgument(f"{where}: {key} must be a list of plugin names")
+    return tuple(value)

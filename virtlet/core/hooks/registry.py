@@ -1,0 +1,132 @@
+"""Finding plugins by entry point and refusing the ones that cannot work."""
+
+import inspect
+import logging
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+from attrs import define, field
+
+from virtlet import HOOK_API, PROJECT, hookspecs
+from virtlet.core.hooks.blame import BREAKS
+
+log = logging.getLogger(__name__)
+
+BUILTIN_PACKAGE = "virtlet.plugins."
+"""Entry points into this package are the built-in plugins: active for every handler."""
+
+
+@define
+class Registry:
+    """The plugins of this node."""
+
+    manager: pluggy.PluginManager
+    builtin: tuple[str, ...] = ()
+    """Names of the built-in plugins."""
+    extra: tuple[str, ...] = ()
+    """Names of the usable plugins of others: active for the handlers that name them."""
+    refused: dict[str, str] = field(factory=dict)
+    """Name of an unusable plugin to the reason, with the remedy."""
+
+    def refuse(self, plugin: str, why: str) -> None:
+        """Do without a plugin of others from now on; the handlers that name it are not served."""
+        self.manager.unregister(name=plugin)
+        self.extra = tuple(name for name in self.extra if name != plugin)
+        self.note(plugin, why)
+
+    def note(self, plugin: str, why: str) -> None:
+        """Remember and log a refusal."""
+        self.refused[plugin] = why
+        # All in the message: this can come before the logs are set up, as a line on the terminal.
+        log.error("plugin %r refused: %s", plugin, why, extra={"plugin": plugin})
+
+
+def discover(entries: Iterable[EntryPoint] | None = None) -> Registry:
+    """Load and check all installed plugins.
+
+    A plugin that cannot work is left out, logged and remembered in `refused`; the others go on.
+
+    Args:
+        entries: entry points to load instead of the installed ones of group `virtlet`.
+    """
+    registry = Registry(pluggy.PluginManager(PROJECT))
+    registry.manager.add_hookspecs(hookspecs)
+    found = list(entries if entries is not None else entry_points(group=PROJECT))
+    # Registration order is part of the contract: built-ins first, then the others by name.
+    found.sort(key=lambda entry: (not entry.value.startswith(BUILTIN_PACKAGE), entry.name))
+    for entry in found:
+        problem = _register(registry.manager, entry)
+        if problem:
+            registry.note(entry.name, problem)
+        elif entry.value.startswith(BUILTIN_PACKAGE):
+            registry.builtin += (entry.name,)
+        else:
+            registry.extra += (entry.name,)
+    return registry
+
+
+def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
+    """Register one plugin; "" or why it is refused."""
+    if manager.has_plugin(entry.name):
+        return f"two installed packages offer a plugin named {entry.name!r}: uninstall one of them"
+    try:
+        plugin = entry.load()
+        if inspect.isclass(plugin):
+            plugin = plugin()
+    except BREAKS as error:
+        if _is_ctrl_c(error):
+            raise
+        what = f"{type(error).__name__}: {_flat(error)}"
+        return f"importing {entry.value} raised {what}; mend or uninstall it"
+    try:
+        return _unfit(plugin) or _enter(manager, entry, plugin)
+    except BREAKS as error:
+        manager.unregister(name=entry.name)
+        if _is_ctrl_c(error):
+            raise
+        return f"looking at {entry.value} raised {type(error).__name__}; mend or uninstall it"
+
+
+def _unfit(plugin: Any) -> str:
+    """Why a plugin cannot be registered, or ""."""
+    api = getattr(plugin, "VIRTLET_HOOK_API", None)
+    if api is None:
+        return (
+            "it does not say for which version of the plugin API it was built: add the line "
+            f"`VIRTLET_HOOK_API = {HOOK_API}` to it"
+        )
+    if api != HOOK_API:
+        return (
+            f"it was built for version {api} of the plugin API and this Virtlet has version "
+            f"{HOOK_API}: install a release of the plugin for version {HOOK_API}"
+        )
+    hashes: Any = type(plugin).__hash__
+    if hashes is not object.__hash__:
+        # Plugins are told apart by identity: two that are equal would be taken for one.
+        return (
+            f"{type(plugin).__name__} compares by value: write a class without __eq__ "
+            "(attrs: eq=False)"
+        )
+    return ""
+
+
+def _enter(manager: pluggy.PluginManager, entry: EntryPoint, plugin: Any) -> str:
+    try:
+        manager.register(plugin, entry.name)
+        manager.check_pending()
+    except ValueError:
+        return f"{entry.value} is registered under another name already: one entry point is enough"
+    except pluggy.PluginValidationError as error:
+        manager.unregister(name=entry.name)
+        return f"{_flat(error)}: see docs/hooks.md for the hooks and their arguments"
+    return ""
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _flat(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,101 @@
+"""The hooks of the start, which call every installed plugin, also those that no handler names.
+
+So a plugin of others that fails here is refused, with the handlers that name it; nothing else is
+touched by it, and its wrappers have no part in what other plugins do here. Without a built-in
+plugin the manager does not start.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from virtlet.core.config.load import SECTIONS
+from virtlet.core.config.options import CORE_OPTIONS
+from virtlet.core.hooks.blame import BREAKS, is_foreign, logged, returned
+from virtlet.core.hooks.caller import Caller
+from virtlet.core.hooks.registry import Registry
+from virtlet.errors import PluginError, VirtletError
+from virtlet.model.node import Node
+from virtlet.model.option import Config, Option
+
+OPTIONS, CONFIGURE = "virtlet_options", "virtlet_configure"
+
+_FLAG = re.compile(r"--[a-zA-Z0-9][a-zA-Z0-9-]*")
+_PLACES = {"data_dir": "/", "socket_dir": "/"}
+
+
+def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Option[Any]]]:
+    """(plugin, option) of every usable plugin's declared options.
+
+    Raises:
+        VirtletError: a built-in plugin's cannot be had.
+    """
+    taken = {name: "the core" for option in CORE_OPTIONS for name in _names(option)}
+    taken |= dict.fromkeys((*SECTIONS, "file", "--config", "--help"), "the core")
+    found: list[tuple[str, Option[Any]]] = []
+    for plugin in _all(registry, caller, OPTIONS):
+        try:
+            declared = caller.call(OPTIONS, plugin, (plugin,)) or ()
+            caller.check(OPTIONS, plugin, (plugin,), declared)
+            added: dict[str, str] = {}
+            for option in declared:
+                _inspect(plugin, option, {**taken, **added})
+                added |= dict.fromkeys(_names(option), plugin)
+        except VirtletError as error:
+            _refuse(registry, plugin, OPTIONS, error)
+        else:
+            taken |= added
+            found += [(plugin, option) for option in declared]
+    return found
+
+
+def configure(registry: Registry, caller: Caller, config: Config, node: Node) -> None:
+    """Hand every plugin its settings.
+
+    Raises:
+        VirtletError: a built-in plugin does not take them.
+    """
+    for plugin in _all(registry, caller, CONFIGURE):
+        try:
+            with logged():
+                caller.call(CONFIGURE, plugin, (plugin,), config=config, node=node)
+        except VirtletError as error:
+            _refuse(registry, plugin, CONFIGURE, error)
+
+
+def _all(registry: Registry, caller: Caller, hook: str) -> Iterator[str]:
+    """Everybody who has a hook, the built-in plugins first whatever marks the others carry."""
+    everyone = registry.builtin + registry.extra
+    having = caller.providers(hook, everyone)
+    return (plugin for plugin in everyone if plugin in having)
+
+
+def _refuse(registry: Registry, plugin: str, hook: str, error: VirtletError) -> None:
+    if plugin in registry.builtin:
+        raise error
+    problem = error.problem if isinstance(error, PluginError) else str(error)
+    registry.refuse(plugin, f"{hook}: {problem}; mend the plugin or uninstall it")
+
+
+def _names(option: Option[Any]) -> tuple[str, ...]:
+    return option.field, option.flag, option.env
+
+
+def _inspect(plugin: str, option: Option[Any], taken: dict[str, str]) -> None:
+    for name in _names(option):
+        if name in taken:
+            problem = f"declares {name}, which {taken[name]} declares too"
+            raise returned(plugin, OPTIONS, problem)
+    if not (option.field.isidentifier() and _FLAG.fullmatch(option.flag) and option.env):
+        problem = (
+            f"declares the option {option.field!r} with the flag {option.flag!r} and the "
+            f"variable {option.env!r}: wanted are names like myOption, --my-option and MY_OPTION"
+        )
+        raise returned(plugin, OPTIONS, problem)
+    try:
+        option.kind.parse(option.default.format(**_PLACES))
+    except BREAKS as error:
+        if not is_foreign(error):
+            raise
+        problem = f"declares the option {option.field} with a default that its kind does not take"
+        raise returned(plugin, OPTIONS, problem) from error

@@ -1,0 +1,1 @@
+"""The image store and everything that brings an image into it."""

@@ -1,0 +1,132 @@
+"""Where the store keeps what, and how files get there in one step.
+
+data/<sha256>        the image, read-only
+data/<sha256>.json   what is known of it
+links/<reference>    symbolic link to the image; / in the reference is written %
+part_*               a download, or a link on its way
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from virtlet.core.images.records import SUFFIX
+from virtlet.core.images.reference import Reference, link_name, parse_link
+from virtlet.core.images.staging import PART_PREFIX
+from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.host.files import make_private_directory, remove_file
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_READ_ONLY = 0o440
+
+
+class Layout:
+    """The store's directory.
+
+    Args:
+        directory: the images directory; made with all below it.
+        emulator_gid: group that may read images.
+
+    Raises:
+        FailedPrecondition: the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path, emulator_gid: int) -> None:
+        self.directory = directory
+        self._data = directory / "data"
+        self._links = directory / "links"
+        self._emulator_gid = emulator_gid
+        try:
+            # The emulator's user passes through on its way to a file that it is told of, no more.
+            make_private_directory(directory, mode=0o711)
+            make_private_directory(self._data, mode=0o711)
+            make_private_directory(self._links, mode=0o700)
+        except OSError as error:
+            raise FailedPrecondition(f"--image-dir {directory}: {error}") from None
+
+    def data(self, digest: str) -> Path:
+        """The file of an image."""
+        return self._data / digest.removeprefix("sha256:")
+
+    def record(self, digest: str) -> Path:
+        """The file of what is known of an image."""
+        return self.data(digest).with_suffix(SUFFIX)
+
+    def new_part(self) -> Path:
+        """A path for a new part; nothing is made."""
+        return self.directory / f"{PART_PREFIX}{secrets.token_hex(8)}"
+
+    def parts(self) -> Iterator[Path]:
+        """All parts there are."""
+        return self.directory.glob(f"{PART_PREFIX}*")
+
+    def digests(self) -> Iterator[str]:
+        """Digests of all files in the store, going by their names."""
+        for path in self._data.iterdir():
+            if _HEX.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                yield f"sha256:{path.name}"
+
+    def stray_records(self) -> Iterator[Path]:
+        """Records without a file, and half-written ones."""
+        for path in self._data.iterdir():
+            stem = path.name.removesuffix(".new").removesuffix(SUFFIX).lstrip(".")
+            half_written = path.name.endswith(".new")
+            ours = path.name != stem and _HEX.fullmatch(stem)
+            if ours and (half_written or not (self._data / stem).exists()):
+                yield path
+
+    def links(self) -> Iterator[tuple[Reference, str]]:
+        """References and the digests they lead to; links that are not ours are passed over."""
+        for path in self._links.iterdir():
+            if path.is_symlink():
+                target = path.readlink()
+                try:
+                    reference = parse_link(path.name)
+                except InvalidArgument:
+                    continue
+                if target.parent.name == "data" and _HEX.fullmatch(target.name):
+                    yield reference, f"sha256:{target.name}"
+
+    def place(self, part: Path, digest: str) -> None:
+        """Move a part, already on the disk, to where the emulator can read it and nobody write."""
+        self._protect(part)
+        part.replace(self.data(digest))
+        _sync(self._data)
+
+    def protect(self, digest: str) -> os.stat_result:
+        """Set right who may read an image; returns what is known of its file."""
+        path = self.data(digest)
+        stat = path.stat()
+        if (stat.st_gid, stat.st_mode & 0o7777) != (self._emulator_gid, _READ_ONLY):
+            self._protect(path)
+        return stat
+
+    def link(self, reference: Reference, digest: str) -> None:
+        """Make a reference lead to an image, in one step."""
+        path = self.new_part()
+        path.symlink_to(Path("..", "data", digest.removeprefix("sha256:")))
+        path.replace(self._links / link_name(reference))
+        _sync(self._links)
+
+    def unlink(self, reference: Reference) -> None:
+        """Take a reference away; idempotent."""
+        remove_file(self._links / link_name(reference))
+
+    def remove(self, digest: str) -> None:
+        """Take an image's file and record away; idempotent."""
+        remove_file(self.data(digest))
+        remove_file(self.record(digest))
+
+    def _protect(self, path: Path) -> None:
+        os.chown(path, -1, self._emulator_gid)
+        path.chmod(_READ_ONLY)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""Pulling: from a name to an image in the store."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+
+from attrs import frozen
+
+from virtlet.core.images.flights import Abandoned, Flights
+from virtlet.core.images.reference import Reference, is_digest, is_id, parse_reference
+from virtlet.core.images.route import Route
+from virtlet.core.images.staging import StagingFile
+from virtlet.core.images.store import ImageStore
+from virtlet.errors import InvalidArgument, NotFound, Unavailable
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource
+
+log = logging.getLogger(__name__)
+
+ANONYMOUS = Credentials()
+
+
+def always() -> bool:
+    """The answer of a caller that waits for as long as it takes."""
+    return True
+
+
+@frozen
+class Retry:
+    """How to go on after a break."""
+
+    attempts: int = 5
+    """Tries in a row that bring no byte, before giving up."""
+    most: int = 100
+    """Tries in all."""
+    first_delay: float = 0.5
+    """Seconds; doubled each time."""
+    longest_delay: float = 8.0
+    keep_parts: float = 1800.0
+    """Seconds that a broken download waits for the next pull of its source."""
+
+
+@frozen
+class Progress:
+    """How far a pull is."""
+
+    name: str
+    size: int
+    """Bytes there."""
+    total: int | None
+    """Bytes in all, where known."""
+
+
+@frozen
+class _Work:
+    """A download that can be shared: everything that decides what it brings."""
+
+    scope: str
+    source: ImageSource
+    credentials: Credentials
+
+
+class Images:
+    """The images of the node, by whatever name a request uses.
+
+    Args:
+        store: where they are kept.
+        retry: how to go on after a break.
+    """
+
+    def __init__(self, store: ImageStore, retry: Retry | None = None) -> None:
+        self.store = store
+        self._retry = retry or Retry()
+        self._flights: Flights[Image] = Flights()
+        self._lock = threading.Lock()
+        self._under_way: dict[Hashable, StagingFile] = {}
+        self._broken: dict[Hashable, StagingFile] = {}
+
+    def find(self, name: str, route: Route) -> Image | None:
+        """The image of an image spec: an id, or a name as a pod has it.
+
+        Raises:
+            InvalidArgument: the name is malformed.
+        """
+        if is_id(name):
+            return self.store.get(name)
+        try:
+            source = route.resolve(name)
+        except NotFound:
+            return None
+        return self.store.get(str(_reference(source)))
+
+    def remove(self, name: str, route: Route) -> None:
+        """Take an image out of the store; nothing happens when it is not there.
+
+        Raises:
+            InvalidArgument: the name is malformed.
+        """
+        image = self.find(name, route)
+        if image is not None:
+            self.store.remove(image.id)
+
+    def pull(
+        self,
+        name: str,
+        route: Route,
+        credentials: Credentials = ANONYMOUS,
+        wanted: Callable[[], bool] = always,
+    ) -> Image:
+        """Bring an image into the store.
+
+        A pull of the same source with the same credentials that is under way is joined: both
+        get its outcome, whatever it is. It goes on for as long as any of them waits.
+
+        Args:
+            name: an image name as a pod has it.
+            route: who finds and fetches it.
+            credentials: for the image's server.
+            wanted: whether the caller still waits; asked often, from any pull's thread.
+
+        Raises:
+            InvalidArgument: the name is malformed, or the content is no image that may be used.
+            NotFound, PermissionDenied: the server says so.
+            ResourceExhausted: the image is too large.
+            FailedPrecondition: the content has another digest than asked for.
+            Unavailable: the server cannot be reached, or the caller went away.
+        """
+        if is_id(name):
+            image = self.store.get(name)
+            if image is None:
+                raise NotFound(f"image {name}: an id says where nothing is; pull it by its name")
+            return image
+        source = route.resolve(name)
+        _reference(source)
+        work = _Work(route.scope, source, credentials)
+        try:
+            return self._flights.run(work, partial(self._bring, work, route), wanted)
+        except Abandoned:
+            raise Unavailable(
+                f"image {source.name}: the pull was cancelled by its caller"
+            ) from None
+
+    def progress(self) -> tuple[Progress, ...]:
+        """How far the pulls under way are."""
+        with self._lock:
+            stagings = list(self._under_way.values())
+        return tuple(Progress(s.name, s.size, s.total) for s in stagings)
+
+    def close(self) -> None:
+        """Let go of broken downloads."""
+        with self._lock:
+            broken, self._broken = self._broken, {}
+        for staging in broken.values():
+            staging.discard()
+
+    def _bring(self, work: _Work, route: Route, wanted: Callable[[], bool]) -> Image:
+        started = time.monotonic()
+        staging = self._take_staging(work)
+        staging.attend(wanted)
+        keep = False
+        try:
+            fetched = self._fetch(work, route, staging, wanted)
+            reference = str(_reference(work.source))
+            image = self.store.publish(staging, reference, _hash(work.source), fetched.annotations)
+        except Unavailable:
+            keep = bool(staging.size and staging.validator and not staging.complete)
+            raise
+        finally:
+            self._put_staging(work, staging, keep)
+        log.info(
+            "image pulled",
+            extra={
+                "image": work.source.name,
+                "id": image.id,
+                "size": image.size,
+                "seconds": round(time.monotonic() - started, 3),
+            },
+        )
+        return image
+
+    def _fetch(
+        self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
+    ) -> FetchedImage:
+        failures = tries = 0
+        furthest = staging.size
+        while True:
+            tries += 1
+            try:
+                fetched = route.fetch(work.source, work.credentials, staging)
+                staging.finish(fetched.size)
+                return fetched
+            except Unavailable as error:
+                failures = 1 if staging.size > furthest else failures + 1
+                furthest = max(furthest, staging.size)
+                enough = failures >= self._retry.attempts or tries >= self._retry.most
+                if enough or not wanted():
+                    raise
+                log.warning(
+                    "image download broken, going on",
+                    extra={
+                        "image": work.source.name,
+                        "size": staging.size,
+                        "total": staging.total,
+                        "problem": str(error),
+                    },
+                )
+            self._pause(failures, wanted)
+
+    def _pause(self, failures: int, wanted: Callable[[], bool]) -> None:
+        delay = min(self._retry.longest_delay, self._retry.first_delay * 2 ** (failures - 1))
+        end = time.monotonic() + delay
+        while wanted() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
+
+    def _take_staging(self, work: _Work) -> StagingFile:
+        now = time.monotonic()
+        with self._lock:
+            stale = [
+                key
+                for key, staging in self._broken.items()
+                if now - staging.touched > self._retry.keep_parts
+            ]
+            gone = [self._broken.pop(key) for key in stale if key != work]
+            staging = self._broken.pop(work, None)
+            if staging is None:
+                source = work.source
+                known = self.store.known(str(_reference(source)), _hash(source))
+                staging = self.store.new_staging(source.name, known)
+            self._under_way[work] = staging
+        for other in gone:
+            other.discard()
+        return staging
+
+    def _put_staging(self, work: _Work, staging: StagingFile, keep: bool) -> None:
+        with self._lock:
+            del self._under_way[work]
+            if keep:
+                self._broken[work] = staging
+        if not keep:
+            staging.discard()
+
+
+def _reference(source: ImageSource) -> Reference:
+    if source.digest and not is_digest(source.digest):
+        raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is no sha256:…")
+    return parse_reference("@".join(part for part in (source.name, source.digest) if part))
+
+
+def _hash(source: ImageSource) -> str:
+    return hashlib.sha256(source.url.encode()).hexdigest()

@@ -1,0 +1,28 @@
+"""Who finds and fetches images for a handler."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import frozen
+
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+
+
+class Fetch(Protocol):
+    """Writes the content of a source into a staging file, as `virtlet_fetch_image` does."""
+
+    def __call__(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage:
+        """Fetch, or raise."""
+        raise NotImplementedError
+
+
+@frozen
+class Route:
+    """A handler's way to its images: the hooks, bound to the handler's profile."""
+
+    scope: str
+    """Tells routes apart; pulls of one source share their work within one scope only."""
+    resolve: Callable[[str], ImageSource]
+    fetch: Fetch

@@ -1,0 +1,215 @@
+"""The staging file: a download on its way into the store."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from virtlet.core.images.limits import ImageLimits
+from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
+
+PART_PREFIX = "part_"
+_SPACE_CHECK = 16 << 20
+_LONGEST_VALIDATOR = 1024
+
+
+def _always() -> bool:
+    return True
+
+
+@frozen
+class Known:
+    """An image of the store, as it came from the same source before."""
+
+    digest: str
+    size: int
+    validator: str
+
+
+class StagingFile:
+    """Implements `virtlet.model.image.Staging`; hashes while it is written.
+
+    It lives as long as the manager at most: after a crash nothing but the digest could tell
+    whether its bytes reached the disk, so parts found at start-up are removed instead of resumed.
+
+    Args:
+        path: the part file; made when the first byte is to be written.
+        name: the image's name, for messages.
+        limits: bounds for its size.
+        known: the image as the store has it; the staging starts as a complete copy of that, so
+            that a plugin may find that nothing changed.
+    """
+
+    def __init__(
+        self, path: Path, name: str, limits: ImageLimits, known: Known | None = None
+    ) -> None:
+        self.path = path
+        self.touched = time.monotonic()
+        self.name = name
+        self._limits = limits
+        self._known = known
+        self._file: int | None = None
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._total: int | None = None
+        self._validator = ""
+        self._space_checked = 0
+        self._wanted: Callable[[], bool] = _always
+
+    # What a plugin sees
+
+    @property
+    def size(self) -> int:
+        """Bytes already there."""
+        return self._known.size if self._known else self._size
+
+    @property
+    def validator(self) -> str:
+        """What the bytes already there were begun with."""
+        return self._known.validator if self._known else self._validator
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bytes already there are a whole image of the store."""
+        return self._known is not None
+
+    def begin(self, validator: str, offset: int, total: int | None) -> None:
+        """Start over (offset 0) or go on (offset is the size).
+
+        Raises:
+            ResourceExhausted: `total` is over the image limit or the disk's free space.
+            VirtletError: the offset is neither.
+        """
+        self._check_wanted()
+        if offset != 0 and offset != self.size:
+            raise VirtletError(f"image {self.name}: staging cannot begin at byte {offset}")
+        if self._known and offset == 0:
+            self._known = None
+        if self._known:
+            if total is not None and total != self._known.size:
+                raise VirtletError(f"image {self.name}: it changed, and must begin at byte 0")
+            return
+        self._total = total
+        if offset == 0:
+            self._truncate()
+        if total is not None:
+            self._check_size(total)
+            self._check_space(total - self._size)
+        self._validator = validator if len(validator) <= _LONGEST_VALIDATOR else ""
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk.
+
+        Raises:
+            ResourceExhausted: the limit for one image or the disk's space is reached.
+            Unavailable: the pull was cancelled.
+        """
+        self._check_wanted()
+        if self._known or self._file is None:
+            raise VirtletError(f"image {self.name}: staging was written to before begin")
+        self._check_size(self._size + len(chunk))
+        if self._size - self._space_checked >= _SPACE_CHECK:
+            self._check_space(0)
+            self._space_checked = self._size
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                written = os.write(self._file, rest)
+                self._hash.update(rest[:written])
+                self._size += written
+                rest = rest[written:]
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._full() from None
+            raise VirtletError(f"image {self.name}: cannot be stored: {error.strerror}") from None
+
+    # What the core sees
+
+    @property
+    def total(self) -> int | None:
+        """Bytes in all, once the plugin knows."""
+        return self._known.size if self._known else self._total
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the bytes there."""
+        return self._known.digest if self._known else f"sha256:{self._hash.hexdigest()}"
+
+    def attend(self, wanted: Callable[[], bool]) -> None:
+        """Serve a pull, until `wanted` says that nobody waits for it any more."""
+        self._wanted = wanted
+        self.touched = time.monotonic()
+
+    def finish(self, size: int) -> None:
+        """Make sure that all is there, and on the disk.
+
+        Args:
+            size: bytes that the plugin says the image has.
+
+        Raises:
+            Unavailable: bytes are missing; fetching again may bring them.
+            FailedPrecondition: there is nothing at all.
+        """
+        self.touched = time.monotonic()
+        expected = size if self._total is None or self._known else max(size, self._total)
+        if self.size != expected:
+            raise Unavailable(
+                f"image {self.name}: the download ended after {self.size} of {expected} bytes"
+            )
+        if self.size == 0:
+            raise FailedPrecondition(f"image {self.name}: its source is empty")
+        if self._file is not None:
+            os.fsync(self._file)
+
+    def discard(self) -> None:
+        """Let go of the part file; idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def release(self) -> None:
+        """Let go of the descriptor alone: the store has taken the file over."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    # Checks
+
+    def _truncate(self) -> None:
+        if self._file is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = os.open(self.path, flags, 0o600)
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._space_checked = 0
+
+    def _check_wanted(self) -> None:
+        if not self._wanted():
+            raise Unavailable(f"image {self.name}: the pull was cancelled by its caller")
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.size:
+            raise ResourceExhausted(
+                f"image {self.name}: larger than the limit of {self._limits.size} bytes; "
+                "use a smaller image or raise imageSizeLimit"
+            )
+
+    def _check_space(self, needed: int) -> None:
+        stat = os.statvfs(self.path.parent)
+        if stat.f_bavail * stat.f_frsize - self._limits.spare < needed:
+            raise self._full()
+
+    def _full(self) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"image {self.name}: no space for it in {self.path.parent}; "
+            "remove images or give that file system more room"
+        )

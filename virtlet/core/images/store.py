@@ -1,0 +1,263 @@
+"""The image store: files by their SHA-256, names that lead to them."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from attrs import evolve
+
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.limits import ImageLimits
+from virtlet.core.images.recognise import recognise
+from virtlet.core.images.records import ImageRecord, Origin, read_record, write_record
+from virtlet.core.images.reference import parse_reference
+from virtlet.core.images.staging import Known, StagingFile
+from virtlet.core.images.usage import FilesystemUsage, measure
+from virtlet.core.images.view import View, make_view
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from virtlet.host.files import remove_file
+from virtlet.model.image import Image
+
+log = logging.getLogger(__name__)
+
+
+class ImageStore:
+    """Keeps images; reads never wait for a writer.
+
+    A file without a name is garbage and goes as soon as no VM uses it.
+
+    Args:
+        layout: the directory that it keeps them in; nobody else may work on it.
+        in_use: ids (`sha256:…`) of the images that VMs use; it must not call back into the store.
+        limits: bounds for one image.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        in_use: Callable[[], Collection[str]],
+        limits: ImageLimits | None = None,
+    ) -> None:
+        self.limits = limits or ImageLimits()
+        self._in_use = in_use
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
+        self._view = self._load()
+
+    # Reading
+
+    def list(self) -> tuple[Image, ...]:
+        """All images that have a name, the oldest first."""
+        images = self._view.images.values()
+        return tuple(sorted(images, key=lambda image: (image.pulled_at, image.id)))
+
+    def get(self, reference: str) -> Image | None:
+        """The image of a name, a `name@sha256:…`, or a whole id with or without `sha256:`.
+
+        Raises:
+            InvalidArgument: the text is no reference.
+        """
+        return self._view.find(parse_reference(reference))
+
+    def known(self, reference: str, source: str) -> Known | None:
+        """What the store has of a source, where that can be compared with it.
+
+        Args:
+            reference: the reference it was published under.
+            source: hash of its address.
+        """
+        parsed = parse_reference(reference)
+        view = self._view
+        digest = view.links.get(parsed, "")
+        record = view.records.get(digest)
+        origin = record.origins.get(str(parsed)) if record else None
+        if record is None or origin is None or origin.source != source or not origin.validator:
+            return None
+        return Known(digest, record.size, origin.validator)
+
+    def annotations(self, digest: str) -> Mapping[str, str]:
+        """What the plugin that fetched an image told of it."""
+        record = self._view.records.get(digest)
+        return record.annotations if record else {}
+
+    def usage(self) -> FilesystemUsage:
+        """What the images, parts included, take."""
+        return measure(self._layout.directory)
+
+    # Writing
+
+    def new_staging(self, name: str, known: Known | None = None) -> StagingFile:
+        """A staging file for a download."""
+        return StagingFile(self._layout.new_part(), name, self.limits, known)
+
+    def publish(
+        self,
+        staging: StagingFile,
+        reference: str,
+        source: str = "",
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
+        """Take a finished staging file into the store, under a name, in one step.
+
+        Args:
+            staging: finished; it is used up.
+            reference: a name, or a name with the digest that the content has.
+            source: hash of the address it came from.
+            annotations: what the fetching plugin tells of it.
+
+        Raises:
+            InvalidArgument, ResourceExhausted: it is no image that a VM may start from.
+            Unavailable: that could not be found out; the staging file is not used up.
+            FailedPrecondition: the content has another digest than the reference says.
+        """
+        parsed = parse_reference(reference)
+        digest = staging.digest
+        if parsed.digest and parsed.digest != digest:
+            raise FailedPrecondition(
+                f"image {parsed.name}: its content is {digest}, not {parsed.digest} as asked for"
+            )
+        record = self._view.records.get(digest)
+        if record is None and not staging.complete:
+            content = recognise(staging.path, parsed.name, self.limits)
+            record = ImageRecord(content.format, content.size, content.virtual_size, 0)
+        origin = Origin(source, staging.validator)
+        with self._lock:
+            view = self._view
+            if record is None or (staging.complete and digest not in view.records):
+                raise Unavailable(f"image {parsed.name}: removed while it was pulled; pull again")
+            origins = dict(view.records[digest].origins if digest in view.records else {})
+            origins[str(parsed)] = origin
+            record = evolve(
+                record,
+                pulled_at=time.time_ns(),
+                origins=origins,
+                annotations=annotations or record.annotations,
+            )
+            write_record(self._layout.record(digest), record)
+            if digest in view.records:
+                staging.discard()
+            else:
+                self._layout.place(staging.path, digest)
+                staging.release()
+            self._layout.link(parsed, digest)
+            links = {**view.links, parsed: digest}
+            self._view = make_view(self._layout, {**view.records, digest: record}, links)
+            self._sweep()
+            return self._view.images[digest]
+
+    def remove(self, reference: str) -> bool:
+        """Take all names from an image; its file goes too, once no VM uses it.
+
+        Returns:
+            Whether there was such an image.
+
+        Raises:
+            InvalidArgument: the text is no reference.
+        """
+        parsed = parse_reference(reference)
+        with self._lock:
+            view = self._view
+            image = view.find(parsed)
+            if image is None:
+                return False
+            gone = view.references(image.id)
+            links = {name: digest for name, digest in view.links.items() if name not in gone}
+            for name in gone:
+                self._layout.unlink(name)
+            self._view = make_view(self._layout, view.records, links)
+            self._sweep()
+        return True
+
+    @contextmanager
+    def held(self, reference: str) -> Iterator[Image]:
+        """Keep an image's file from going, until what uses it is on record.
+
+        Raises:
+            NotFound: there is no such image.
+        """
+        parsed = parse_reference(reference)
+        with self._lock:
+            image = self._view.find(parsed)
+            if image is None:
+                raise NotFound(f"image {reference}: not in the store; pull it first")
+            self._held[image.id] = self._held.get(image.id, 0) + 1
+        try:
+            yield image
+        finally:
+            with self._lock:
+                self._held[image.id] -= 1
+                if not self._held[image.id]:
+                    del self._held[image.id]
+
+    # Cleaning
+
+    def collect(self) -> None:
+        """Clean up after an earlier life: parts, dangling links, files that nobody needs.
+
+        To be called before the first pull.
+        """
+        with self._lock:
+            for part in self._layout.parts():
+                remove_file(part)
+            for stray in list(self._layout.stray_records()):
+                remove_file(stray)
+            self._sweep(also=set(self._layout.digests()) - self._view.records.keys())
+            for name, digest in list(self._layout.links()):
+                if digest not in self._view.records:
+                    self._layout.unlink(name)
+
+    def sweep(self) -> None:
+        """Remove files without a name that no VM uses any more; call it when a VM is gone."""
+        with self._lock:
+            self._sweep()
+
+    def _sweep(self, also: Collection[str] = ()) -> None:
+        view = self._view
+        nameless = (view.records.keys() - view.images.keys()) | set(also)
+        if not nameless:
+            return
+        # Asked for under the lock: a holder lets go only after its VM is on record.
+        unused = nameless - self._held.keys() - set(self._in_use())
+        if not unused:
+            return
+        for digest in unused:
+            self._layout.remove(digest)
+            log.info("image removed", extra={"image": digest})
+        records = {digest: r for digest, r in view.records.items() if digest not in unused}
+        self._view = make_view(self._layout, records, view.links)
+
+    # Starting
+
+    def _load(self) -> View:
+        records: dict[str, ImageRecord] = {}
+        for digest in self._layout.digests():
+            record = self._load_record(digest)
+            if record is not None:
+                records[digest] = record
+        links = {name: digest for name, digest in self._layout.links() if digest in records}
+        return make_view(self._layout, records, links)
+
+    def _load_record(self, digest: str) -> ImageRecord | None:
+        path = self._layout.data(digest)
+        stat = self._layout.protect(digest)
+        record = read_record(self._layout.record(digest))
+        if record is not None and record.size == stat.st_size:
+            return record
+        try:
+            content = recognise(path, digest, self.limits)
+        except (InvalidArgument, ResourceExhausted, Unavailable) as error:
+            log.error("image left out", extra={"image": digest, "problem": str(error)})
+            return None
+        made = ImageRecord(content.format, content.size, content.virtual_size, stat.st_mtime_ns)
+        write_record(self._layout.record(digest), made)
+        return made

@@ -1,0 +1,64 @@
+"""What reads are answered from: an unchanging picture of the store."""
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.records import ImageRecord
+from virtlet.core.images.reference import Reference
+from virtlet.model.image import Image
+
+
+@frozen
+class View:
+    """One state of the store; a change makes a new one."""
+
+    records: Mapping[str, ImageRecord]
+    """By digest; also of files without a name, which wait for a VM to let go of them."""
+    links: Mapping[Reference, str]
+    """Reference to digest."""
+    images: Mapping[str, Image] = field(factory=dict)
+    """By digest; those with a name."""
+
+    def find(self, reference: Reference) -> Image | None:
+        """The image that a reference means."""
+        if not reference.name:
+            return self.images.get(reference.digest)
+        if not reference.digest:
+            return self.images.get(self.links.get(reference, ""))
+        image = self.images.get(reference.digest)
+        return image if image and str(reference) in image.digests else None
+
+    def references(self, digest: str) -> list[Reference]:
+        """All references that lead to an image."""
+        return [reference for reference, target in self.links.items() if target == digest]
+
+
+def make_view(
+    layout: Layout, records: Mapping[str, ImageRecord], links: Mapping[Reference, str]
+) -> View:
+    """Draw the picture anew."""
+    names: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
+    for reference, digest in links.items():
+        # A name that was pulled by digest is known by that digest alone: it says nothing of
+        # what the bare name leads to.
+        digests.setdefault(digest, set()).add(f"{reference.name}@{digest}")
+        if not reference.digest:
+            names.setdefault(digest, set()).add(reference.name)
+    images = {
+        digest: Image(
+            id=digest,
+            path=layout.data(digest),
+            format=record.format,
+            size=record.size,
+            virtual_size=record.virtual_size,
+            names=tuple(sorted(names.get(digest, ()))),
+            digests=tuple(sorted(digests[digest])),
+            pulled_at=record.pulled_at,
+        )
+        for digest, record in records.items()
+        if digest in digests
+    }
+    return View(dict(records), dict(links), images)

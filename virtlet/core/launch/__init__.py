@@ -1,0 +1,1 @@
+"""Handing a launch over to the emulator, which goes through vmwrapper."""

@@ -1,0 +1,206 @@
+"""The launch server: hands arguments and open descriptors to vmwrapper."""
+
+import contextlib
+import hmac
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import define
+
+from virtlet.core.launch import cgroups, wire
+from virtlet.core.launch.merge import Launch, merge_launch
+from virtlet.errors import FailedPrecondition
+from virtlet.host.files import remove_file
+from virtlet.host.processes import set_oom_score_adj
+from virtlet.model.launch import LaunchPart
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 10.0
+"""Seconds a peer may take to ask, and to take the answer."""
+_MOST_PEERS = 64
+"""Peers served at a time. Any emulator may connect: none may tie up the manager."""
+_PAUSE = 0.1
+"""Seconds until the next try, where the node has no descriptor or thread left."""
+
+
+@define
+class _Armed:
+    """A launch that waits for its wrapper."""
+
+    token: str
+    launch: Launch
+
+
+class LaunchServer:
+    """Serves vmwrapper on a unix socket that only the emulator's user may connect to.
+
+    Args:
+        path: of the socket.
+        uid: the emulator's user.
+        gid: its group.
+    """
+
+    def __init__(self, path: Path, uid: int, gid: int) -> None:
+        self._path = path
+        self._uid = uid
+        self._gid = gid
+        self._lock = threading.Lock()
+        self._armed: dict[str, _Armed] = {}
+        self._peers = threading.BoundedSemaphore(_MOST_PEERS)
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            FailedPrecondition: the socket cannot be made.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            remove_file(self._path)
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+            os.chown(self._path, self._uid, self._gid)
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            raise FailedPrecondition(
+                f"cannot make the launch socket {self._path}: {error}; see fdServerSocketPath"
+            ) from None
+        self._socket = listener
+        self._thread = threading.Thread(target=self._accept, name="launch-server", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more, and drop every launch nobody fetched; idempotent."""
+        listener, self._socket = self._socket, None
+        if listener is None:
+            return
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        if self._thread is not None:
+            self._thread.join()
+        listener.close()
+        remove_file(self._path)
+        with self._lock:
+            armed, self._armed = self._armed, {}
+        for item in armed.values():
+            item.launch.close()
+
+    def arm(self, vm_id: str, token: str, parts: Sequence[tuple[str, LaunchPart]]) -> None:
+        """Hold a launch ready for the one wrapper that shows the token.
+
+        Args:
+            vm_id: whose launch.
+            token: the one-time proof; used up by the first wrapper that shows it.
+            parts: plugin name and its part. Their descriptors are the server's from now on, also
+                when this raises.
+
+        Raises:
+            PluginError: the parts do not fit together.
+        """
+        launch = merge_launch(parts)
+        with self._lock:
+            before = self._armed.pop(vm_id, None)
+            self._armed[vm_id] = _Armed(token, launch)
+        if before is not None:
+            before.launch.close()
+
+    def disarm(self, vm_id: str) -> None:
+        """Drop a launch nobody fetched, and close its descriptors; idempotent."""
+        with self._lock:
+            armed = self._armed.pop(vm_id, None)
+        if armed is not None:
+            armed.launch.close()
+
+    def _accept(self) -> None:
+        while (listener := self._socket) is not None:
+            try:
+                peer, _ = listener.accept()
+            except OSError as error:
+                if self._socket is not None:
+                    log.error("launches wait", extra={"problem": error.strerror})
+                    time.sleep(_PAUSE)
+                continue
+            if not self._peers.acquire(blocking=False):
+                peer.close()
+                continue
+            serve = threading.Thread(
+                target=self._serve, args=(peer,), name="launch-peer", daemon=True
+            )
+            try:
+                serve.start()
+            except RuntimeError as error:
+                peer.close()
+                self._peers.release()
+                log.error("launch not handed over", extra={"problem": str(error)})
+
+    def _serve(self, peer: socket.socket) -> None:
+        try:
+            with peer:
+                peer.settimeout(_TIMEOUT)
+                self._answer(peer)
+        except OSError as error:
+            log.warning("launch not handed over", extra={"problem": str(error)})
+        finally:
+            self._peers.release()
+
+    def _answer(self, peer: socket.socket) -> None:
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        vm_id, token = _request(peer)
+        if uid not in (self._uid, 0):
+            peer.sendall(wire.refusal(f"user {uid} is not the emulator's"))
+            return
+        armed = self._take(vm_id, token)
+        if armed is None:
+            log.warning("launch refused", extra={"vm": vm_id, "peer": pid})
+            peer.sendall(
+                wire.refusal("no launch waits for it, or the token is not (or no longer) valid")
+            )
+            return
+        launch = armed.launch
+        try:
+            cgroups.join(pid, launch.cgroups, vm_id)
+            if launch.oom_score_adj and not set_oom_score_adj(pid, launch.oom_score_adj):
+                log.info("oom_score_adj not set", extra={"vm": vm_id})
+            text = wire.answer(launch)
+            fds = [item.fd for item in launch.fds]
+            sent = socket.send_fds(peer, [text], fds) if fds else 0
+            peer.sendall(text[sent:])
+        finally:
+            launch.close()
+
+    def _take(self, vm_id: str, token: str) -> _Armed | None:
+        """Use up the token: nobody gets the launch a second time."""
+        with self._lock:
+            armed = self._armed.get(vm_id)
+            if armed is None or not hmac.compare_digest(armed.token.encode(), token.encode()):
+                return None
+            return self._armed.pop(vm_id)
+
+
+def _request(peer: socket.socket) -> tuple[str, str]:
+    """What a wrapper asks for.
+
+    Raises:
+        OSError: it asks nothing that makes sense.
+    """
+    text = b""
+    while chunk := peer.recv(wire.LONGEST_REQUEST):
+        text += chunk
+        try:
+            request = wire.parse_request(text)
+        except ValueError:
+            break
+        if request is not None:
+            return request
+    raise OSError("the peer's request makes no sense")

@@ -1,0 +1,118 @@
+"""Putting vmwrapper where the emulator's user can read and execute it."""
+
+import grp
+import importlib.resources
+import os
+import pwd
+import stat
+import sys
+from pathlib import Path
+
+from virtlet.errors import FailedPrecondition
+from virtlet.host.files import write_atomically
+
+_EMULATOR_LINE = 'EMULATOR = "/usr/bin/qemu-system-x86_64"\n'
+"""The line of vmwrapper's source that the emulator's path is put into."""
+
+
+def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
+    """Install vmwrapper for one emulator; does nothing when it is in place already.
+
+    libvirt keeps what it learned of an emulator until the file changes. So the file is written
+    only when it would differ, and names the real emulator's size and time, so that it differs
+    after an upgrade of QEMU.
+
+    Args:
+        data_dir: the manager's; the wrapper goes to its `bin`.
+        emulator: the real one.
+        uid: user that will execute it.
+        gid: its group.
+
+    Returns:
+        Path of the wrapper.
+
+    Raises:
+        FailedPrecondition: the user cannot execute it, the emulator or any Python interpreter.
+    """
+    groups = _groups(uid, gid)
+    try:
+        identity = emulator.stat()
+    except OSError as error:
+        raise FailedPrecondition(
+            f"emulator {emulator}: {error.strerror}: install QEMU, or set `emulator`"
+        ) from None
+    _check(emulator, uid, groups, "set `emulator` to one it can")
+    text = _text(_interpreter(uid, groups), emulator, identity)
+    wrapper = data_dir / "bin" / "vmwrapper"
+    wrapper.parent.mkdir(parents=True, exist_ok=True)
+    wrapper.parent.chmod(0o755)
+    if not wrapper.is_file() or wrapper.read_bytes() != text or _mode(wrapper) != 0o755:
+        write_atomically(wrapper, text, mode=0o755)
+    _check(wrapper, uid, groups, "choose another --data-dir, or open the directories to it")
+    return wrapper
+
+
+def _text(interpreter: Path, emulator: Path, identity: os.stat_result) -> bytes:
+    source = (importlib.resources.files("vmwrapper") / "__main__.py").read_text()
+    before, found, after = source.partition(_EMULATOR_LINE)
+    if not found:
+        raise FailedPrecondition(
+            "vmwrapper/__main__.py has no line for the emulator's path: install Virtlet anew"
+        )
+    # -I and -S: neither the user's environment nor installed packages get in, and it starts
+    # in half the time.
+    return (
+        f"#!{interpreter} -IS\n"
+        f"# Written by Virtlet. The emulator's size and time: {identity.st_size} "
+        f"{identity.st_mtime_ns}\n"
+        f"{before}EMULATOR = {str(emulator)!r}\n{after}"
+    ).encode()
+
+
+def _interpreter(uid: int, groups: frozenset[int]) -> Path:
+    for candidate in (Path("/usr/bin/python3"), Path(sys.executable)):
+        if candidate.exists() and _obstacle(candidate.resolve(), uid, groups) is None:
+            return candidate
+    raise FailedPrecondition(
+        f"the emulator's user (uid {uid}) can execute neither /usr/bin/python3 nor "
+        f"{sys.executable}: install Debian's python3, or run Virtlet with an interpreter outside "
+        "of root's home"
+    )
+
+
+def _check(path: Path, uid: int, groups: frozenset[int], remedy: str) -> None:
+    obstacle = _obstacle(path.resolve(), uid, groups)
+    if obstacle is not None:
+        raise FailedPrecondition(
+            f"the emulator's user (uid {uid}) cannot execute {path}: {obstacle} is closed to it; "
+            f"{remedy}"
+        )
+
+
+def _obstacle(path: Path, uid: int, groups: frozenset[int]) -> Path | None:
+    """The file or directory on the way that a user may not execute or pass through."""
+    if uid == 0:
+        return None
+    for step in (*reversed(path.parents), path):
+        info = step.stat()
+        if info.st_uid == uid:
+            bit = stat.S_IXUSR
+        elif info.st_gid in groups:
+            bit = stat.S_IXGRP
+        else:
+            bit = stat.S_IXOTH
+        if not info.st_mode & bit:
+            return step
+    return None
+
+
+def _groups(uid: int, gid: int) -> frozenset[int]:
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return frozenset({gid})
+    return frozenset({gid, *(entry.gr_gid for entry in grp.getgrall() if name in entry.gr_mem)})
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)

@@ -1,0 +1,144 @@
+"""How the end of a VM becomes known, whoever ends it."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from attrs import evolve
+
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.errors import VirtletError
+from virtlet.model.event import Event, EventKind
+from virtlet.model.hypervisor import DomainState, Observation
+from virtlet.model.vm import Vm, VmExit
+
+log = logging.getLogger(__name__)
+
+
+def forced_exit() -> VmExit:
+    """How a VM ends that did not heed the power button, or was not asked."""
+    return VmExit(137, "Error", "ended by force: the grace period was over", time.time_ns())
+
+
+def lost_exit() -> VmExit:
+    """How a VM ended whose emulator went away while nobody watched."""
+    return VmExit(
+        255,
+        "Lost",
+        "the emulator was gone when the manager looked again; how it ended is not known",
+        time.time_ns(),
+    )
+
+
+def on_change(context: Context, seen: Observation) -> None:
+    """Take note of a change that the hypervisor reports."""
+    if seen.state is DomainState.STOPPED:
+        mark_exited(context, seen.vm_id, seen.exit or lost_exit())
+    elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
+        paused = seen.state is DomainState.PAUSED
+        context.store.change_vm(
+            seen.vm_id,
+            lambda r: (
+                evolve(r, paused=paused)
+                if r.phase is VmPhase.RUNNING and r.paused != paused
+                else None
+            ),
+        )
+
+
+def look_again(context: Context, vm_id: str, *, console: bool = True) -> None:
+    """Compare a running VM with what the hypervisor sees; for `console` see `mark_exited`."""
+    record = context.store.vms.get(vm_id)
+    if record is None or record.phase is not VmPhase.RUNNING:
+        return
+    seen = context.hypervisors.named(record.hypervisor).observe(vm_id)
+    if seen is None or seen.state in (DomainState.DEFINED, DomainState.STOPPED):
+        ended = seen.exit if seen else None
+        mark_exited(context, vm_id, ended or lost_exit(), console=console)
+    else:
+        on_change(context, seen)
+
+
+def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = True) -> None:
+    """Write that a running VM has ended, once its console is in the log as far as it can be.
+
+    Args:
+        context: the manager.
+        vm_id: which VM.
+        ended: how it ended.
+        console: False when the caller completes the console itself, and does not wait for it.
+    """
+    record = context.store.vms.get(vm_id)
+    if record is None or record.phase is not VmPhase.RUNNING:
+        return
+    if console:
+        _complete_console(context, record.vm)
+
+    def end(current: VmRecord) -> VmRecord | None:
+        if current.phase is not VmPhase.RUNNING:
+            return None
+        at = ended.finished_at or time.time_ns()
+        done = evolve(ended, finished_at=max(at, current.started_at))
+        return evolve(current, phase=VmPhase.EXITED, exit=done, paused=False, resizing=None)
+
+    if _commit_end(context, "vm-exited", record.vm, end, ended.reason):
+        log.info("VM ended", extra={"vm": vm_id, "reason": ended.reason, "problem": ended.message})
+
+
+def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
+    """Write that a VM did not start: the next try is another attempt."""
+    ended = VmExit(128, "StartError", why, time.time_ns())
+
+    def end(current: VmRecord) -> VmRecord | None:
+        if current.phase not in (VmPhase.STARTING, VmPhase.RUNNING):
+            return None
+        return evolve(current, phase=VmPhase.EXITED, exit=ended, resizing=None)
+
+    _commit_end(context, "vm-failed", vm, end, ended.reason)
+    _complete_console(context, vm)
+
+
+def wait_for_exit(context: Context, vm_id: str, timeout: float) -> bool:
+    """Wait until a VM runs no more.
+
+    Args:
+        context: the manager.
+        vm_id: which VM.
+        timeout: seconds.
+
+    Returns:
+        Whether it has ended.
+    """
+
+    def ended() -> bool:
+        record = context.store.vms.get(vm_id)
+        return record is None or record.phase is not VmPhase.RUNNING
+
+    with context.changed:
+        return context.changed.wait_for(ended, timeout)
+
+
+def _commit_end(
+    context: Context,
+    what: str,
+    vm: Vm,
+    end: Callable[[VmRecord], VmRecord | None],
+    reason: str,
+) -> bool:
+    """Write and tell that a VM has ended, unless somebody else did; returns whether we did."""
+    with context.order:
+        if not context.journal.commit(what, lambda: context.store.change_vm(vm.id, end)):
+            return False
+        event = Event(EventKind.VM_STOPPED, vm.id, vm.pod.id, time.time_ns(), reason)
+        context.events.tell(event, vm.pod.profile.handler)
+    with context.changed:
+        context.changed.notify_all()
+    return True
+
+
+def _complete_console(context: Context, vm: Vm) -> None:
+    try:
+        context.consoles.finish(vm)
+    except VirtletError as error:
+        log.error("console not complete", extra={"vm": vm.id, "problem": str(error)})

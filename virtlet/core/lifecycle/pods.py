@@ -1,0 +1,145 @@
+"""Pods: up and down."""
+
+import time
+import uuid
+
+from attrs import evolve
+
+from virtlet.core.lifecycle import vms
+from virtlet.core.lifecycle.admission import check_annotations
+from virtlet.core.lifecycle.announce import commit_pod, commit_pod_removed, commit_pod_stopped
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.effects import PodDirectory, PodNetwork
+from virtlet.core.store.records import PodPhase, PodRecord
+from virtlet.errors import AlreadyExists, FailedPrecondition, Unavailable, UndoIncomplete
+from virtlet.model.event import EventKind
+from virtlet.model.network import Network
+from virtlet.model.pod import Pod, PodConfig
+
+
+def run_pod(context: Context, config: PodConfig, handler: str) -> str:
+    """Bring a pod up, or find the one an earlier, equal call made.
+
+    Returns:
+        The pod's id.
+
+    Raises:
+        FailedPrecondition: the handler has no hypervisor.
+        InvalidArgument: the handler, an annotation or a plugin's admission refuses it.
+        AlreadyExists: a pod with the same metadata exists and differs, or was stopped.
+        Unavailable: the handler's hypervisor is away, or an earlier, failed try cannot be undone
+            yet.
+    """
+    profile = context.profiles.get(handler)
+    with context.locks(config.metadata):
+        existing = context.store.pod_of(config.metadata)
+        if existing and existing.was_up:
+            return _same_pod(existing, config, handler)
+        if existing:
+            _abandon(context, existing)
+
+        pod_id = uuid.uuid4().hex
+        directory = context.node.data_dir / "pods" / pod_id
+        pod = Pod(pod_id, config, profile, directory, time.time_ns())
+        context.hypervisors.require(context.hypervisors.plugin_of(profile))
+        check_annotations(context.hooks, pod)
+        context.hooks.admit(pod, None)
+
+        record = PodRecord(pod, PodPhase.CREATING)
+        context.journal.commit("pod-creating", lambda: context.store.put_pod(record))
+        with context.journal.undone_on_error(
+            pod_id,
+            then=lambda: context.store.delete_pod(pod_id),
+            otherwise=lambda: show_leftover(context, record),
+        ):
+            context.journal.perform(PodDirectory(context, pod))
+            network = _set_up_network(context, pod)
+            ready = evolve(record, phase=PodPhase.READY, network=network)
+            commit_pod(
+                context,
+                "pod-ready",
+                lambda: context.store.put_pod(ready),
+                EventKind.POD_CREATED,
+                pod,
+            )
+    return pod_id
+
+
+def stop_pod(context: Context, pod_id: str) -> None:
+    """Stop a pod's VMs and take its network away; nothing to do for an unknown or stopped pod.
+
+    Raises:
+        UndoIncomplete: something could not be undone yet; call again.
+    """
+    with context.locks(pod_id):
+        record = context.store.pods.get(pod_id)
+        if record is None:
+            return
+        if record.phase is PodPhase.READY:
+            # First the promise, then the deed: after a crash in between it is clear what was asked.
+            commit_pod_stopped(context, record)
+        for vm in context.store.vms_of(pod_id):
+            vms.halt_vm(context, vm.vm.id)
+        context.journal.undo(pod_id, {PodNetwork.kind})
+
+
+def remove_pod(context: Context, pod_id: str) -> None:
+    """Remove a pod with its VMs and all they left; nothing to do for an unknown pod.
+
+    Raises:
+        UndoIncomplete: something could not be undone yet; the pod stays, call again.
+    """
+    stop_pod(context, pod_id)
+    with context.locks(pod_id):
+        record = context.store.pods.get(pod_id)
+        if record is None:
+            return
+        removing = evolve(record, phase=PodPhase.REMOVING)
+        context.journal.commit("pod-removing", lambda: context.store.put_pod(removing))
+        for vm in context.store.vms_of(pod_id):
+            vms.remove_vm(context, vm.vm.id)
+        context.journal.undo(pod_id)
+        commit_pod_removed(context, removing)
+
+
+def _set_up_network(context: Context, pod: Pod) -> Network:
+    for plugin in context.hooks.asked_for("virtlet_setup_network", pod.profile):
+        network: Network | None = context.journal.perform(PodNetwork(context, pod, plugin))
+        if network is not None:
+            return network
+    raise FailedPrecondition(
+        f"no plugin of handler {pod.profile.handler!r} sets up a network for pod {pod.name}: "
+        "name one under the handler's `plugins`"
+    )
+
+
+def _same_pod(existing: PodRecord, config: PodConfig, handler: str) -> str:
+    pod = existing.pod
+    if existing.phase is not PodPhase.READY:
+        raise AlreadyExists(
+            f"pod {pod.name} attempt {config.metadata.attempt} exists and was stopped: remove pod "
+            f"{pod.id} first, or ask for the next attempt"
+        )
+    if pod.config != config or pod.profile.handler != handler:
+        raise AlreadyExists(
+            f"pod {pod.name} attempt {config.metadata.attempt} exists with another configuration: "
+            f"remove pod {pod.id} first, or ask for the next attempt"
+        )
+    return pod.id
+
+
+def show_leftover(context: Context, record: PodRecord) -> None:
+    """Let the kubelet see, and remove, a pod that did not come up and could not be undone."""
+    context.store.put_pod(evolve(record, phase=PodPhase.NOT_READY))
+
+
+def _abandon(context: Context, record: PodRecord) -> None:
+    """Undo what is left of a pod whose start failed and could not be undone then."""
+    with context.locks(record.pod.id):
+        try:
+            context.journal.undo(record.pod.id)
+        except UndoIncomplete as error:
+            raise Unavailable(
+                f"an earlier try to start pod {record.pod.name} is not cleaned up yet: {error}"
+            ) from None
+        context.store.delete_pod(record.pod.id)

@@ -1,0 +1,141 @@
+"""Start-up: making the node and the store agree after a crash or a restart.
+
+What was half done is undone, what was asked to go goes, what runs is followed again. Only what
+carries our instance, or lies in our own directories, is ever touched.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from attrs import evolve
+
+from virtlet.core.lifecycle import exits, pods, resize, vms
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.effects import Running
+from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
+from virtlet.core.store.store import Store
+from virtlet.errors import UndoIncomplete, VirtletError
+from virtlet.host import netns
+from virtlet.host.files import remove_tree
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.node import Node
+
+log = logging.getLogger(__name__)
+
+CONSOLE_PATIENCE = 0.2
+"""Seconds that start-up waits for the console logs of ended VMs; they take milliseconds, unless
+their disk is full."""
+RESIZE_PATIENCE = 2.0
+"""Seconds that start-up waits for VMs that a resize was cut short of; a guest may be slow."""
+
+
+def recover(context: Context) -> None:
+    """Run every step; one that fails is logged, and its pod is left for the kubelet's retry."""
+    for vm in context.store.vms.values():
+        _try(f"VM {vm.vm.id}", lambda vm=vm: _recover_vm(context, vm))  # type: ignore[misc]
+    for pod in context.store.pods.values():
+        _try(f"pod {pod.pod.id}", lambda pod=pod: _recover_pod(context, pod))  # type: ignore[misc]
+    for plugin, hypervisor in context.hypervisors.all.items():
+        _try(f"domains of {plugin}", lambda h=hypervisor: _remove_orphaned_domains(context, h))  # type: ignore[misc]
+    _try("image store", context.images.store.collect)
+    _put_resizes_back(context)
+    completing = threading.Thread(
+        target=_complete_consoles, args=(context,), name="recovered-consoles", daemon=True
+    )
+    completing.start()
+    completing.join(CONSOLE_PATIENCE)
+
+
+def _recover_vm(context: Context, record: VmRecord) -> None:
+    vm_id = record.vm.id
+    match record.phase:
+        case VmPhase.CREATING:
+            context.journal.undo(vm_id)
+            context.store.delete_vm(vm_id)
+        case VmPhase.STARTING:
+            context.journal.undo(vm_id, vms.START)
+            context.store.put_vm(evolve(record, phase=VmPhase.CREATED))
+        case VmPhase.RUNNING:
+            context.consoles.follow(record.vm)
+            exits.look_again(context, vm_id, console=False)
+        case VmPhase.EXITED:
+            # A start that failed may have left an emulator.
+            context.journal.undo(vm_id, {Running.kind})
+        case VmPhase.REMOVING:
+            vms.remove_vm(context, vm_id)
+        case VmPhase.CREATED:
+            pass
+
+
+def _recover_pod(context: Context, record: PodRecord) -> None:
+    pod_id = record.pod.id
+    match record.phase:
+        case PodPhase.CREATING:
+            try:
+                context.journal.undo(pod_id)
+            except UndoIncomplete:
+                pods.show_leftover(context, record)
+                raise
+            context.store.delete_pod(pod_id)
+        case PodPhase.NOT_READY:
+            pods.stop_pod(context, pod_id)
+        case PodPhase.REMOVING:
+            pods.remove_pod(context, pod_id)
+        case PodPhase.READY:
+            network = record.network
+            if network and network.netns and not netns.exists(network.netns):
+                log.warning("pod lost its network namespace: stopped", extra={"pod": pod_id})
+                pods.stop_pod(context, pod_id)
+
+
+def _put_resizes_back(context: Context) -> None:
+    """Have VMs again as their records say, also those whose hypervisor is away for now."""
+    cut_short = [record.vm.id for record in context.store.vms.values() if record.resizing]
+    threads = [resize.keep_putting_back(context, vm_id) for vm_id in cut_short]
+    deadline = time.monotonic() + RESIZE_PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _complete_consoles(context: Context) -> None:
+    """Write what is left of the consoles of ended VMs."""
+    for record in context.store.vms.values():
+        if record.phase is VmPhase.EXITED:
+            vm = record.vm
+            _try(f"console of VM {vm.id}", lambda vm=vm: context.consoles.finish(vm))  # type: ignore[misc]
+
+
+def _remove_orphaned_domains(context: Context, hypervisor: Hypervisor) -> None:
+    for vm_id in set(hypervisor.list()) - set(context.store.vms):
+        log.warning("removing a domain of ours that no VM is stored for", extra={"vm": vm_id})
+        _try(f"domain of VM {vm_id}", lambda vm_id=vm_id: hypervisor.remove(vm_id))  # type: ignore[misc]
+
+
+def remove_orphaned_directories(store: Store, node: Node) -> None:
+    """Remove the directories of pods and VMs that are not stored.
+
+    Runs before plugins are configured: they look there for which pods are no more. The store must
+    be that of the data directory (`ownership.py`).
+    """
+    vm_ids = set(store.vms)
+    places = (
+        (node.data_dir / "pods", set(store.pods)),
+        (node.data_dir / "volumes", vm_ids),
+        (node.run_dir / "vm", {vm_id[:12] for vm_id in vm_ids}),
+    )
+    for parent, known in places:
+        for path in parent.iterdir() if parent.is_dir() else ():
+            if path.name not in known:
+                log.warning("removing an orphaned directory", extra={"path": str(path)})
+                _try(f"directory {path}", lambda path=path: remove_tree(path))  # type: ignore[misc]
+
+
+def _try(what: str, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except VirtletError as error:
+        log.error("recovery step failed", extra={"subject": what, "problem": str(error)})
+    except Exception:
+        log.exception("recovery step failed", extra={"subject": what})

@@ -1,0 +1,348 @@
+"""VMs: up and down."""
+
+import logging
+import secrets
+import time
+import uuid
+from contextlib import AbstractContextManager
+
+from attrs import evolve
+
+from virtlet.core.lifecycle import exits, images
+from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.domain import domain_document
+from virtlet.core.lifecycle.effects import (
+    ConsoleLog,
+    Domain,
+    RootDisk,
+    Running,
+    SeedDisk,
+    VmCgroup,
+    VmDirectories,
+    VolumeDisk,
+)
+from virtlet.core.lifecycle.resize import put_back
+from virtlet.core.seed.merge import merge
+from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
+from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, PodBroken
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.event import EventKind
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.image import Image
+from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
+from virtlet.model.vm import Console, Device, Machine, Mount, Vm, VmConfig, VolumeRequest
+
+log = logging.getLogger(__name__)
+
+START = frozenset({ConsoleLog.kind, VmCgroup.kind, Running.kind})
+"""The effects of a start."""
+
+POWER_BUTTON_INTERVAL = 5.0
+"""Seconds between presses: a guest that still boots does not hear the first one."""
+
+
+def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
+    """Make a VM in a pod, not running, or find the one an earlier, equal call made.
+
+    Returns:
+        The VM's id.
+
+    Raises:
+        NotFound: no such pod, or the image is not in the store.
+        FailedPrecondition: the pod is not ready, or another VM of it runs.
+        AlreadyExists: a VM with the same name and attempt exists and differs.
+    """
+    with context.locks(pod_id):
+        pod = _ready_pod(context, pod_id)
+        for other in context.store.vms_of(pod_id):
+            if other.vm.config.metadata == config.metadata:
+                if other.phase is not VmPhase.CREATING:
+                    return _same_vm(other, config)
+                context.journal.undo(other.vm.id)
+                context.store.delete_vm(other.vm.id)
+        _make_way(context, pod_id)
+        with _image(context, pod, config) as image:
+            vm = _make_vm(context, pod, config, image)
+    return vm.id
+
+
+def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -> Vm:
+    vm_id = uuid.uuid4().hex
+    directory = context.node.data_dir / "volumes" / vm_id
+    assert pod.network is not None
+    vm = Vm(vm_id, pod.pod, config, image, pod.network, directory, time.time_ns())
+    hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
+    context.hypervisors.require(hypervisor)
+    context.hooks.admit(pod.pod, config)
+    flavor = context.hooks.flavor(pod.pod, config, image)
+
+    record = VmRecord(vm, VmPhase.CREATING, hypervisor, resources=config.resources)
+    context.journal.commit("vm-creating", lambda: context.store.put_vm(record))
+    with context.journal.undone_on_error(vm_id, then=lambda: context.store.delete_vm(vm_id)):
+        context.journal.perform(VmDirectories(context, vm))
+        volumes = _serve_volumes(context, vm)
+        root = _make_root_disk(context, vm, flavor)
+        seed = _make_seed(context, vm, volumes)
+        machine = _machine(context, vm, hypervisor, flavor, root, volumes, seed)
+        document = domain_document(context.hooks, machine)
+        context.journal.perform(Domain(context, vm, hypervisor, machine=machine, document=document))
+        created = evolve(record, phase=VmPhase.CREATED, machine=machine)
+        commit_vm(
+            context, "vm-created", lambda: context.store.put_vm(created), EventKind.VM_CREATED, vm
+        )
+    return vm
+
+
+def start_vm(context: Context, vm_id: str) -> None:
+    """Start a created VM; nothing to do when it runs already.
+
+    A VM whose start fails is EXITED with reason StartError: the next try is another attempt.
+
+    Raises:
+        PodBroken: the pod is no use any more; it is not ready from now on.
+        NotFound: no such VM.
+        FailedPrecondition: it has ended, its pod is not ready, another VM of the pod runs, or
+            the emulator did not start.
+    """
+    vm = _known(context, vm_id).vm
+    with context.locks(vm.pod.id):
+        record = _known(context, vm_id)
+        if record.phase is VmPhase.RUNNING:
+            return
+        if record.phase is VmPhase.STARTING:
+            halt_vm(context, vm_id)
+            record = _known(context, vm_id)
+        if record.phase is not VmPhase.CREATED or record.machine is None:
+            raise FailedPrecondition(
+                f"VM {vm.name} is {record.phase.value} and cannot be started: make a new attempt"
+            )
+        pod = _ready_pod(context, vm.pod.id)
+        context.hypervisors.require(record.hypervisor)
+        put_back(context, vm_id)
+        _make_way(context, vm.pod.id, vm_id)
+
+        starting = evolve(record, phase=VmPhase.STARTING, resizing=None)
+        context.journal.commit("vm-starting", lambda: context.store.put_vm(starting))
+        token = record.machine.environment[ENV_TOKEN]
+        with context.journal.undone_on_error(vm_id, kinds=START):
+            try:
+                context.journal.perform(ConsoleLog(context, vm))
+                context.journal.perform(VmCgroup(context, vm))
+                context.journal.perform(
+                    Running(context, vm, record.hypervisor, machine=record.machine, token=token)
+                )
+                now = time.time_ns()
+                running = evolve(starting, phase=VmPhase.RUNNING, started_at=now)
+                commit_vm(
+                    context,
+                    "vm-running",
+                    lambda: context.store.put_vm(running),
+                    EventKind.VM_STARTED,
+                    vm,
+                )
+            except Exception as error:
+                exits.mark_start_failed(context, vm, str(error)[:1000])
+                if isinstance(error, PodBroken):
+                    # The kubelet starts the next attempt in a new sandbox only if this one is down.
+                    commit_pod_stopped(context, pod)
+                raise
+    # The guest may have ended before we wrote that it runs; its event found no running VM then.
+    exits.look_again(context, vm_id)
+
+
+def stop_vm(context: Context, vm_id: str, grace: float) -> None:
+    """Ask the guest to power off, wait, then end it by force; nothing to do when it is not running.
+
+    Args:
+        context: the manager.
+        vm_id: which VM; an unknown one is stopped already.
+        grace: seconds the guest gets.
+    """
+    known = context.store.vms.get(vm_id)
+    if known is not None and known.phase is VmPhase.STARTING:
+        # A start under way comes to its end first, so that the guest gets its grace.
+        with context.locks(known.vm.pod.id):
+            pass
+    record = _asked_to_end(context, vm_id)
+    if record is not None and grace > 0:
+        hypervisor = context.hypervisors.named(record.hypervisor)
+        deadline = time.monotonic() + grace
+        while (left := deadline - time.monotonic()) > 0:
+            _press_power_button(hypervisor, vm_id)
+            if exits.wait_for_exit(context, vm_id, min(left, POWER_BUTTON_INTERVAL)):
+                break
+    known = context.store.vms.get(vm_id)
+    if known is not None:
+        with context.locks(known.vm.pod.id):
+            halt_vm(context, vm_id)
+
+
+def halt_vm(context: Context, vm_id: str) -> None:
+    """End a VM by force; the caller holds its pod's lock."""
+    record = _asked_to_end(context, vm_id)
+    known = context.store.vms.get(vm_id)
+    if known is None:
+        return
+    context.journal.undo(vm_id, {Running.kind})
+    if record is not None:
+        exits.mark_exited(context, vm_id, exits.forced_exit())
+    elif known.phase is VmPhase.STARTING:
+        # Nobody starts it now: a start failed, and could not be written down as failed or undone.
+        context.journal.undo(vm_id, START)
+        exits.mark_start_failed(context, known.vm, "its start was broken off; it is undone now")
+
+
+def remove_vm(context: Context, vm_id: str) -> None:
+    """Remove a VM and all it left, by force if it runs; nothing to do for an unknown one.
+
+    Raises:
+        UndoIncomplete: something could not be undone yet; the VM stays, call again.
+    """
+    known = context.store.vms.get(vm_id)
+    if known is None:
+        return
+    vm = known.vm
+    with context.locks(vm.pod.id):
+        halt_vm(context, vm_id)
+        removing = context.store.change_vm(vm_id, lambda r: evolve(r, phase=VmPhase.REMOVING))
+        if removing is None:
+            return
+        context.journal.undo(vm_id)
+        commit_vm(
+            context, "vm-removed", lambda: context.store.delete_vm(vm_id), EventKind.VM_REMOVED, vm
+        )
+    context.images.store.sweep()
+
+
+def _known(context: Context, vm_id: str) -> VmRecord:
+    record = context.store.vms.get(vm_id)
+    if record is None or not record.visible:
+        raise NotFound(f"there is no container {vm_id}")
+    return record
+
+
+def _ready_pod(context: Context, pod_id: str) -> PodRecord:
+    record = context.store.pods.get(pod_id)
+    if record is None or not record.visible:
+        raise NotFound(f"there is no pod sandbox {pod_id}")
+    if record.phase is not PodPhase.READY:
+        raise FailedPrecondition(f"pod {record.pod.name} is stopped: run a new attempt of it")
+    return record
+
+
+def _same_vm(existing: VmRecord, config: VmConfig) -> str:
+    if existing.vm.config != config or existing.phase is VmPhase.REMOVING:
+        raise AlreadyExists(
+            f"VM {existing.vm.name} exists with another configuration or is being removed: remove "
+            f"container {existing.vm.id} first, or ask for the next attempt"
+        )
+    return existing.vm.id
+
+
+def _make_way(context: Context, pod_id: str, vm_id: str = "") -> None:
+    """Refuse a VM beside a running one, and make sure that no other has an emulator left."""
+    for other in context.store.vms_of(pod_id):
+        if other.vm.id == vm_id:
+            continue
+        if other.phase is VmPhase.RUNNING:
+            raise FailedPrecondition(
+                f"a VM pod runs one container, and {other.vm.name} runs in this pod: put the other "
+                "into a pod of its own"
+            )
+        halt_vm(context, other.vm.id)
+
+
+def _asked_to_end(context: Context, vm_id: str) -> VmRecord | None:
+    """Note that somebody asked for a VM's end; None when it does not run."""
+    return context.store.change_vm(
+        vm_id, lambda r: evolve(r, stopping=True) if r.phase is VmPhase.RUNNING else None
+    )
+
+
+def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
+    """Ask the guest to power off. A button that fails is no reason not to end the VM in time."""
+    try:
+        hypervisor.shutdown(vm_id)
+    except Exception as error:
+        log.warning("power button not pressed", extra={"vm": vm_id, "problem": str(error)})
+
+
+def _image(context: Context, pod: PodRecord, config: VmConfig) -> AbstractContextManager[Image]:
+    """The VM's image, kept from going until the VM is on record."""
+    image = images.find(context, config.image, pod.pod.profile.handler)
+    if image is None:
+        raise NotFound(f"image {config.image!r} is not in the store: pull it first")
+    return context.images.store.held(image.id)
+
+
+def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
+    sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
+    return tuple(
+        _serve_volume(context, vm, VolumeRequest(f"volume-{number}", source))
+        for number, source in enumerate(sources)
+    )
+
+
+def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
+    for plugin in context.hooks.asked_for("virtlet_volume", vm.pod.profile):
+        effect = VolumeDisk(context, vm, plugin, request.role, request=request)
+        volume: Volume | None = context.journal.perform(effect)
+        if volume is not None:
+            return volume
+    raise FailedPrecondition(
+        f"no plugin of handler {vm.pod.profile.handler!r} serves the mount "
+        f"{request.source.guest_path} (from {request.source.host_path}) of VM {vm.name}: take it "
+        "out of the pod, or name a plugin that serves it"
+    )
+
+
+def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
+    for plugin in context.hooks.asked_for("virtlet_root_disk", vm.pod.profile):
+        effect = RootDisk(context, vm, plugin, "root", flavor=flavor)
+        disk: Disk | None = context.journal.perform(effect)
+        if disk is not None:
+            return disk
+    raise FailedPrecondition(
+        f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name}"
+    )
+
+
+def _make_seed(context: Context, vm: Vm, volumes: tuple[Volume, ...]) -> Disk | None:
+    documents = merge(context.hooks.cloud_init(vm, volumes))
+    for plugin in context.hooks.asked_for("virtlet_seed", vm.pod.profile):
+        effect = SeedDisk(context, vm, plugin, "seed", cloud_init=documents)
+        disk: Disk | None = context.journal.perform(effect)
+        if disk is not None:
+            return disk
+    return None
+
+
+def _machine(
+    context: Context,
+    vm: Vm,
+    hypervisor: str,
+    flavor: Flavor,
+    root: Disk,
+    volumes: tuple[Volume, ...],
+    seed: Disk | None,
+) -> Machine:
+    node = context.node
+    runtime = context.vm_runtime_directory(vm.id)
+    return Machine(
+        vm=vm,
+        flavor=flavor,
+        root=root,
+        volumes=volumes,
+        seed=seed,
+        console=Console(runtime / "console"),
+        accelerator=context.hypervisors.named(hypervisor).info().accelerator,
+        emulator=node.emulator,
+        environment={
+            ENV_SOCKET: str(node.launch_socket),
+            ENV_VM: vm.id,
+            ENV_TOKEN: secrets.token_urlsafe(32),
+        },
+        guest_agent=runtime / "agent.sock" if flavor.guest_agent else None,
+    )

@@ -1,0 +1,1 @@
+"""What pods and VMs consume: sampled once for all who ask."""

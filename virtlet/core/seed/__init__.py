@@ -1,0 +1,1 @@
+"""What goes into the seed: the merge of all plugins' contributions."""

@@ -1,0 +1,162 @@
+"""Serving: the CRI calls on their socket, and the streaming server beside them."""
+
+import asyncio
+import logging
+import signal
+import ssl
+
+from attrs import frozen
+
+from virtlet.core import memory
+from virtlet.core.config import options
+from virtlet.core.console.hub import ConsoleHub
+from virtlet.core.cri.calls import Call
+from virtlet.core.cri.containers import Containers
+from virtlet.core.cri.events import ContainerEvents
+from virtlet.core.cri.exec import Exec
+from virtlet.core.cri.images import Images
+from virtlet.core.cri.metrics import Metrics
+from virtlet.core.cri.resize import Resizes
+from virtlet.core.cri.runtime import Runtime
+from virtlet.core.cri.sandboxes import Sandboxes
+from virtlet.core.cri.server import Server
+from virtlet.core.cri.stats import Stats
+from virtlet.core.cri.streaming import Streaming
+from virtlet.core.execution.executions import Executions
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.metrics.sampler import Sampler
+from virtlet.core.sessions.attach import ConsoleAttacher
+from virtlet.core.sessions.port_forward import GuestDialer
+from virtlet.core.streaming.server import StreamingServer
+from virtlet.core.streaming.sessions import Handlers
+from virtlet.errors import FailedPrecondition
+from virtlet.model.option import Config
+
+log = logging.getLogger(__name__)
+
+SETTLE_AFTER = 3.0
+"""Seconds from ready until the start's memory is given back; hypervisors warm up meanwhile."""
+STOP_GRACE = 10.0
+"""Seconds that calls under way get when the manager is asked to stop."""
+
+
+@frozen
+class Parts:
+    """What serves, put together but not started."""
+
+    calls: tuple[Call, ...]
+    """Every CRI call that is served."""
+    streaming: StreamingServer
+    executions: Executions
+
+
+def assemble(
+    context: Context,
+    config: Config,
+    sampler: Sampler,
+    hub: ConsoleHub,
+    loop: asyncio.AbstractEventLoop,
+) -> Parts:
+    """Put together what serves on an event loop.
+
+    Raises:
+        FailedPrecondition: the streaming server's certificate cannot be used.
+        InvalidArgument: the streaming server's address is none.
+    """
+    attacher, dialer = ConsoleAttacher(context, hub), GuestDialer(context)
+    executions = Executions(context.store, context.hooks)
+    handlers = Handlers(exec=executions, attach=attacher, ports=dialer)
+    streaming = _streaming_server(config, handlers)
+    services = (
+        Runtime(context, config[options.CGROUP_DRIVER]),
+        Sandboxes(context),
+        Containers(context),
+        Resizes(context),
+        Images(context),
+        ContainerEvents(context, loop),
+        Stats(context, sampler),
+        Metrics(context, sampler),
+        Exec(context, executions, streaming),
+        Streaming(streaming, attacher, dialer),
+    )
+    calls = tuple(call for service in services for call in service.calls())
+    return Parts(calls, streaming, executions)
+
+
+async def serve_until_asked(
+    context: Context, config: Config, sampler: Sampler, hub: ConsoleHub
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        FailedPrecondition: a socket cannot be listened on; the message says which.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    parts = assemble(context, config, sampler, hub, loop)
+    streaming = parts.streaming
+    server = Server(config[options.LISTEN], parts.calls, context.hypervisors.default_health)
+    try:
+        await streaming.start()
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the streaming server cannot listen on {config[options.STREAM_ADDRESS]}, port "
+            f"{config[options.STREAM_PORT]}: {error.strerror}; choose others with "
+            "--stream-address and --stream-port"
+        ) from None
+    await server.start()
+    log.info(
+        "ready",
+        extra={
+            "socket": str(config[options.LISTEN]),
+            "streamPort": streaming.port,
+            "instance": context.node.instance,
+            "pods": len(context.store.pods),
+            "vms": len(context.store.vms),
+        },
+    )
+    settling = loop.call_later(SETTLE_AFTER, loop.run_in_executor, None, memory.settle)
+    await stop.wait()
+    settling.cancel()
+    log.info("stopping")
+    await asyncio.gather(
+        server.stop(STOP_GRACE),
+        streaming.stop(),
+        asyncio.to_thread(parts.executions.close, STOP_GRACE / 2),
+    )
+
+
+def _streaming_server(config: Config, handlers: Handlers) -> StreamingServer:
+    address, port = config[options.STREAM_ADDRESS], config[options.STREAM_PORT]
+    return StreamingServer(
+        address,
+        port,
+        handlers,
+        tls=_tls(config),
+        advertised_host=config[options.STREAM_HOST] or None,
+    )
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    certificate, key = config[options.STREAM_TLS_CERT], config[options.STREAM_TLS_KEY]
+    if not certificate:
+        if key:
+            raise FailedPrecondition(
+                f"--stream-tls-key without --stream-tls-cert: name the certificate of {key}, too"
+            )
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        for file in (certificate, key or certificate):
+            open(file).close()  # whose error names the file, unlike those of what follows
+        # An encrypted key would be asked for at the terminal.
+        context.load_cert_chain(certificate, key or None, password="")
+    except OSError as error:  # of which SSLError is one
+        raise FailedPrecondition(
+            f"--stream-tls-cert {certificate} with --stream-tls-key {key or certificate}: {error}; "
+            "name PEM files of a certificate chain and of its key, without a password"
+        ) from None
+    return context

@@ -1,0 +1,1 @@
+"""Who serves streaming sessions: consoles to attach to, ports to reach."""

@@ -1,0 +1,64 @@
+"""Connecting to whichever of several addresses answers first."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+HEAD_START = 0.25
+"""Seconds that an address has before the next is tried beside it; source: RFC 8305, section 5."""
+
+Attempt = asyncio.Task[socket.socket]
+
+
+async def connect(addresses: Sequence[str], port: int) -> socket.socket:
+    """Connect over TCP; an address that is silent holds up none of the others.
+
+    Args:
+        addresses: at least one, IPv4 or IPv6, in the order in which they are tried.
+        port: the same everywhere.
+
+    Returns:
+        A socket that does not block.
+
+    Raises:
+        OSError: none of them took the connection; why the first one did not.
+    """
+    waiting = [*addresses]
+    attempts: list[Attempt] = []
+    won: Attempt | None = None
+    try:
+        while waiting or not all(attempt.done() for attempt in attempts):
+            if waiting:
+                attempts.append(asyncio.create_task(_connect(waiting.pop(0), port)))
+            await asyncio.wait(
+                [attempt for attempt in attempts if not attempt.done()],
+                timeout=HEAD_START if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            won = next((a for a in attempts if a.done() and a.exception() is None), None)
+            if won is not None:
+                return won.result()
+        return attempts[0].result()  # raises
+    finally:
+        for attempt in attempts:
+            if attempt is not won:
+                attempt.add_done_callback(_close)
+                attempt.cancel()
+
+
+async def _connect(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, (address, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _close(lost: Attempt) -> None:
+    """Let go of a connection that came a moment too late."""
+    if not lost.cancelled() and lost.exception() is None:
+        lost.result().close()

@@ -1,0 +1,1 @@
+"""What the manager remembers: pods, VMs and effects, in SQLite and in memory."""

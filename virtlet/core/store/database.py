@@ -1,0 +1,112 @@
+"""The SQLite file: schema, migrations, and single statements.
+
+Write-ahead log with `synchronous=NORMAL`: whatever is committed survives a killed manager. After
+a power cut the last commits may be missing, and start-up removes what they had made.
+"""
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE pods (id TEXT PRIMARY KEY, record TEXT NOT NULL);
+    CREATE TABLE vms (id TEXT PRIMARY KEY, record TEXT NOT NULL);
+    CREATE TABLE effects (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        role TEXT NOT NULL,
+        record TEXT
+    );
+    CREATE INDEX effects_by_owner ON effects (owner, seq);
+    """,
+)
+"""Each text takes the schema one version further; never edit one that was released."""
+
+
+class Database:
+    """One connection, used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Pods carry user-data: nobody but us reads the file.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            # Closed by `close`, or at the latest when nobody has this object any more.
+            weakref.finalize(self, self._connection.close)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._migrate(path)
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise FailedPrecondition(
+                f"{path} cannot be used as the database ({error}): move it away or name another "
+                "with --database-path"
+            ) from None
+
+    def _migrate(self, path: Path) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise FailedPrecondition(
+                f"{path} has schema version {version}, written by a newer Virtlet; this one knows "
+                f"{len(MIGRATIONS)}: install the newer release again"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            self._connection.executescript(
+                f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;"
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: committed at the end, rolled back on an error.
+
+        Raises:
+            ResourceExhausted: the disk is full.
+            Unavailable: the file cannot be read or written now.
+        """
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                finally:
+                    # Some errors, and a commit that fails, leave it open; others have ended it.
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> VirtletError:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return ResourceExhausted(f"{self._path}: the disk is full: free some of its space")
+        return Unavailable(f"the database {self._path} cannot be used now: {error}")
+
+    def flush(self) -> None:
+        """Have what is committed so far survive a power cut too.
+
+        Raises:
+            ResourceExhausted: the disk is full.
+            Unavailable: the file cannot be written now.
+        """
+        with self._lock:
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:
+                raise self._refusal(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,105 @@
+"""Which database a data directory belongs to.
+
+Start-up removes what lies in the data directory and is unknown to the database, so it must be the
+right one. A file of the data directory names the database's instance; when another, or none, is
+opened on it, the manager refuses to start and changes nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from virtlet.core.store.store import Store
+from virtlet.errors import FailedPrecondition
+from virtlet.host.files import write_atomically
+
+FILE = "instance"
+"""Name of the file, below the data directory."""
+
+
+def open_store(database: Path, data_dir: Path) -> Store:
+    """Open the database of a data directory; both are made one's on their first use.
+
+    A directory without the file (a new one, one of an earlier release, or one whose first start
+    was cut short) becomes the database's if nothing lies in it, or something that the database
+    knows. One in which nothing lies becomes the database's in any case: nothing can be lost.
+
+    Raises:
+        FailedPrecondition: the database cannot be used, or is not that of the data directory.
+    """
+    file = data_dir / FILE
+    owner = _read(file)
+    if not database.exists() and any(_names(data_dir)):
+        raise FailedPrecondition(_refusal(data_dir, owner, f"{database} does not exist"))
+    store = Store(database)
+    try:
+        _refuse_pods_of_others(store, database, data_dir)
+        if owner != store.instance:
+            if not _may_adopt(store, data_dir, owner):
+                found = f"{database} is the database of instance {store.instance}"
+                raise FailedPrecondition(_refusal(data_dir, owner, found))
+            _write(file, store)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _names(data_dir: Path) -> Iterator[str]:
+    """Names of all that start-up would remove if the database did not know it."""
+    for parent in ("pods", "volumes", "run/vm"):
+        directory = data_dir / parent
+        if directory.is_dir():
+            yield from (path.name for path in directory.iterdir())
+
+
+def _may_adopt(store: Store, data_dir: Path, owner: str) -> bool:
+    found = set(_names(data_dir))
+    known = {*store.pods, *store.vms, *(vm_id[:12] for vm_id in store.vms)}
+    return not found or (not owner and bool(found & known))
+
+
+def _refuse_pods_of_others(store: Store, database: Path, data_dir: Path) -> None:
+    """The records name directories: with another data directory, VMs that run would seem lost."""
+    for record in store.pods.values():
+        theirs = record.pod.directory.parent
+        if theirs.resolve() != (data_dir / "pods").resolve():
+            raise FailedPrecondition(
+                f"the database {database} has pods in the data directory {theirs.parent}, not in "
+                f"{data_dir}: use --data-dir {theirs.parent}, or another --database-path; if the "
+                f"VMs of {theirs.parent} are known to be gone, move {database} away"
+            )
+
+
+def _refusal(data_dir: Path, owner: str, found: str) -> str:
+    belongs = f"belongs to instance {owner}" if owner else "has pods or VMs of another instance"
+    return (
+        f"the data directory {data_dir} {belongs} ({data_dir / FILE}), but {found}: starting would "
+        "remove the disks of its VMs. Put its own database back, or name it with --database-path. "
+        f"If that is lost, and the VMs of {data_dir} are known to be gone, move {data_dir} away"
+    )
+
+
+def _read(file: Path) -> str:
+    """The instance that the file names; "" when it is missing, or empty after a power cut."""
+    try:
+        return file.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise FailedPrecondition(f"cannot read {file}: {error.strerror}") from None
+
+
+def _write(file: Path, store: Store) -> None:
+    # Neither of the two may outlive a power cut without the other.
+    store.flush()
+    try:
+        write_atomically(file, f"{store.instance}\n".encode())
+        for path in (file, file.parent):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot write {file}: {error.strerror}") from None

@@ -1,0 +1,102 @@
+"""What is stored of a pod, a VM and an effect."""
+
+import enum
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from virtlet.model.network import Network
+from virtlet.model.pod import Pod
+from virtlet.model.resources import Resources
+from virtlet.model.vm import Machine, Vm, VmExit
+
+
+class PodPhase(enum.Enum):
+    """Where a pod is in its life."""
+
+    CREATING = "creating"
+    READY = "ready"
+    NOT_READY = "not-ready"
+    REMOVING = "removing"
+
+
+class VmPhase(enum.Enum):
+    """Where a VM is in its life."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    REMOVING = "removing"
+
+
+@frozen
+class PodRecord:
+    """A stored pod."""
+
+    pod: Pod
+    phase: PodPhase
+    network: Network | None = None
+
+    @property
+    def visible(self) -> bool:
+        """Whether the kubelet may know of it."""
+        return self.phase is not PodPhase.CREATING
+
+    @property
+    def was_up(self) -> bool:
+        """Whether it ever was ready; else only what a failed start left is here."""
+        return self.network is not None
+
+
+@frozen
+class Resizing:
+    """A resize that is under way, or that was cut short."""
+
+    change: Resources
+    """What was asked for. Of the fields that are set, this may be in force or what was before."""
+    limits: Mapping[str, str]
+    """Files of control groups, to what they held before."""
+
+
+@frozen
+class VmRecord:
+    """A stored VM."""
+
+    vm: Vm
+    phase: VmPhase
+    hypervisor: str = ""
+    """The plugin whose hypervisor runs it."""
+    machine: Machine | None = None
+    """Known once all its disks are made."""
+    resources: Resources | None = None
+    """What is in force now, where it differs from what was asked for at first."""
+    resizing: Resizing | None = None
+    """Set from before the first step of a resize until `resources` are in force again."""
+    started_at: int = 0
+    """Nanoseconds since the epoch."""
+    exit: VmExit | None = None
+    stopping: bool = False
+    """True once somebody asked for its end."""
+    paused: bool = False
+
+    @property
+    def visible(self) -> bool:
+        """Whether the kubelet may know of it."""
+        return self.phase is not VmPhase.CREATING
+
+
+@frozen
+class EffectRow:
+    """One effect on the node: intended, and with its record once it is done."""
+
+    seq: int
+    owner: str
+    """Id of the pod or VM."""
+    kind: str
+    plugin: str
+    """The plugin that does and undoes it; "core" for our own."""
+    role: str
+    record: str | None
+    """JSON, None while it is only intended."""

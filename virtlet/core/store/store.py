@@ -1,0 +1,156 @@
+"""The store: every read is answered from memory, every write reaches the file first."""
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from virtlet.core.store.codec import decode, encode
+from virtlet.core.store.database import Database
+from virtlet.core.store.records import EffectRow, PodRecord, VmRecord
+from virtlet.model.pod import PodMetadata
+
+
+class Store:
+    """Pods, VMs and effects of this manager. Thread-safe; reads never wait for writes.
+
+    A write raises ResourceExhausted when the disk is full, Unavailable when the file cannot be
+    written for another reason; nothing has changed then.
+
+    Raises:
+        FailedPrecondition: the database file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+        self._lock = threading.RLock()
+        with self._database.transaction() as tx:
+            pods = [decode(r[0], PodRecord) for r in tx.execute("SELECT record FROM pods")]
+            vms = [decode(r[0], VmRecord) for r in tx.execute("SELECT record FROM vms")]
+            tx.execute("INSERT OR IGNORE INTO meta VALUES ('instance', ?)", (secrets.token_hex(8),))
+            row = tx.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
+        self.instance: str = row[0]
+        """Tells this manager's domains from those of others."""
+        # Replaced as a whole on every write, so that a reader can walk one without a lock.
+        self._pods = {r.pod.id: r for r in sorted(pods, key=lambda r: r.pod.created_at)}
+        self._vms = {r.vm.id: r for r in sorted(vms, key=lambda r: r.vm.created_at)}
+        self.version = 0
+        """Grows with every change of a pod or VM."""
+
+    # Pods and VMs
+
+    @property
+    def pods(self) -> Mapping[str, PodRecord]:
+        """All pods by id, oldest first: a snapshot."""
+        return MappingProxyType(self._pods)
+
+    @property
+    def vms(self) -> Mapping[str, VmRecord]:
+        """All VMs by id, oldest first: a snapshot."""
+        return MappingProxyType(self._vms)
+
+    def pod_of(self, metadata: PodMetadata) -> PodRecord | None:
+        """The pod with this metadata."""
+        for record in self._pods.values():
+            if record.pod.config.metadata == metadata:
+                return record
+        return None
+
+    def vms_of(self, pod_id: str) -> list[VmRecord]:
+        """The VMs of a pod, oldest first."""
+        return [r for r in self._vms.values() if r.vm.pod.id == pod_id]
+
+    def put_pod(self, record: PodRecord) -> None:
+        """Insert or replace a pod."""
+        with self._lock:
+            self._write("pods", record.pod.id, encode(record, PodRecord))
+            self._pods = {**self._pods, record.pod.id: record}
+            self.version += 1
+
+    def put_vm(self, record: VmRecord) -> None:
+        """Insert or replace a VM."""
+        with self._lock:
+            self._write("vms", record.vm.id, encode(record, VmRecord))
+            self._vms = {**self._vms, record.vm.id: record}
+            self.version += 1
+
+    def change_vm(
+        self, vm_id: str, change: Callable[[VmRecord], VmRecord | None]
+    ) -> VmRecord | None:
+        """Change a VM in one step; nothing happens when it is gone or `change` returns None.
+
+        Returns:
+            The new record, or None when nothing changed.
+        """
+        with self._lock:
+            record = self._vms.get(vm_id)
+            new = change(record) if record else None
+            if new is not None:
+                self.put_vm(new)
+            return new
+
+    def delete_pod(self, pod_id: str) -> None:
+        """Forget a pod; its effects must be undone by then."""
+        with self._lock:
+            with self._database.transaction() as tx:
+                tx.execute("DELETE FROM pods WHERE id = ?", (pod_id,))
+            self._pods = {k: v for k, v in self._pods.items() if k != pod_id}
+            self.version += 1
+
+    def delete_vm(self, vm_id: str) -> None:
+        """Forget a VM; its effects must be undone by then."""
+        with self._lock:
+            with self._database.transaction() as tx:
+                tx.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
+            self._vms = {k: v for k, v in self._vms.items() if k != vm_id}
+            self.version += 1
+
+    def _write(self, table: str, key: str, record: str) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (key, record))
+
+    # Effects
+
+    def intend(self, owner: str, kind: str, plugin: str, role: str) -> int:
+        """Write down an effect before it is tried.
+
+        Returns:
+            Its sequence number.
+        """
+        with self._database.transaction() as tx:
+            cursor = tx.execute(
+                "INSERT INTO effects (owner, kind, plugin, role) VALUES (?, ?, ?, ?)",
+                (owner, kind, plugin, role),
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def record(self, seq: int, value: Any, kind: Any) -> None:
+        """Write down what an effect returned."""
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE effects SET record = ? WHERE seq = ?", (encode(value, kind), seq))
+
+    def forget(self, seq: int) -> None:
+        """Strike out an effect that is undone, or that never was."""
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM effects WHERE seq = ?", (seq,))
+
+    def effects(self, owner: str) -> list[EffectRow]:
+        """Effects of a pod or VM, oldest first."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                "SELECT seq, owner, kind, plugin, role, record FROM effects "
+                "WHERE owner = ? ORDER BY seq",
+                (owner,),
+            ).fetchall()
+        return [EffectRow(*row) for row in rows]
+
+    def flush(self) -> None:
+        """Have all that was written survive a power cut."""
+        self._database.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

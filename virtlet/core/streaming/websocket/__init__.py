@@ -1,0 +1,1 @@
+"""WebSocket as Kubernetes uses it: channels in messages, and SPDY tunnelled in messages."""

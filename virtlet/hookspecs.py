@@ -1,0 +1,189 @@
+"""Every extension point of Virtlet: what a plugin may do.
+
+Hooks are plain functions, called on worker threads, several at a time. A *first* hook asks the
+plugins one after the other, the last registered first and the built-in ones last, until one does
+not return None ("not mine"). A *collect*, *all* or *each* hook calls every plugin in the order of
+registration. A hook that changes the world names its inverse, which must be idempotent: it is
+called with what the hook returned, or with None when a crash or an error came in between, on the
+same plugin alone. docs/hooks.md has the long form of each, with an example.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import pluggy
+
+from virtlet import PROJECT
+from virtlet.model.cloudinit import CloudInit, CloudInitPart
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.event import Event
+from virtlet.model.execution import ExecSession, GuestCommand
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.node import Node
+from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+# At start-up and shut-down
+
+
+@hookspec
+def virtlet_options() -> Sequence[Option[Any]]:
+    """Declare settings of the manager (collect)."""
+    raise NotImplementedError
+
+
+@hookspec
+def virtlet_annotations() -> Sequence[Annotation[Any]]:
+    """Declare pod annotations; the core checks every pod against them (collect)."""
+    raise NotImplementedError
+
+
+@hookspec
+def virtlet_configure(config: Config, node: Node) -> None:
+    """Take the settings, before anything is served (each)."""
+
+
+@hookspec
+def virtlet_shutdown() -> None:
+    """Let go of threads and connections after serving; VMs go on running (each)."""
+
+
+@hookspec
+def virtlet_status() -> Sequence[str]:
+    """Say why pods cannot get a network now; nothing to say means NetworkReady (collect)."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def virtlet_hypervisor() -> Hypervisor | None:
+    """Provide the hypervisor that runs this handler's VMs (first, once per profile)."""
+
+
+# Images
+
+
+@hookspec(firstresult=True)
+def virtlet_resolve_image(name: str) -> ImageSource | None:
+    """Say where the content of an image name is (first)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_fetch_image(
+    source: ImageSource, credentials: Credentials, staging: Staging
+) -> FetchedImage | None:
+    """Write the content of an image into the staging file (first)."""
+
+
+# Pods
+
+
+@hookspec
+def virtlet_admit(pod: Pod, vm: VmConfig | None) -> None:
+    """Raise InvalidArgument to refuse a pod (vm is None) or a VM before any effect (all)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_setup_network(pod: Pod) -> Network | None:
+    """Give a pod its network (first). Inverse: virtlet_teardown_network."""
+
+
+@hookspec
+def virtlet_teardown_network(pod: Pod, network: Network | None) -> None:
+    """Undo virtlet_setup_network; idempotent."""
+
+
+# VMs
+
+
+@hookspec(firstresult=True)
+def virtlet_flavor(pod: Pod, vm: VmConfig, image: Image) -> Flavor | None:
+    """Choose the machine a VM gets (first; wrappers may adjust the result)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_root_disk(vm: Vm, flavor: Flavor) -> Disk | None:
+    """Make the disk the VM boots from (first). Inverse: virtlet_release_disk, role `root`."""
+
+
+@hookspec(firstresult=True)
+def virtlet_volume(vm: Vm, request: VolumeRequest) -> Volume | None:
+    """Serve one mount or device (first). Inverse: virtlet_release_disk, role `volume-N`."""
+
+
+@hookspec
+def virtlet_cloud_init(vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart | None:
+    """Contribute to what cloud-init in the guest is told (all)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_seed(vm: Vm, cloud_init: CloudInit) -> Disk | None:
+    """Write the disk that carries the cloud-init data (first). Inverse: virtlet_release_disk, role
+    `seed`."""
+
+
+@hookspec
+def virtlet_release_disk(vm: Vm, role: str, volume: Volume | None) -> None:
+    """Undo virtlet_root_disk, virtlet_volume or virtlet_seed; idempotent."""
+
+
+@hookspec(firstresult=True)
+def virtlet_render_domain(machine: Machine) -> str | None:
+    """Write the domain document that the hypervisor reads (first)."""
+
+
+@hookspec
+def virtlet_customize_domain(machine: Machine, domain: Element) -> None:
+    """Edit the domain document in place; its uuid, name and emulator are not yours (all)."""
+
+
+@hookspec
+def virtlet_launch(machine: Machine) -> LaunchPart | None:
+    """Contribute arguments, environment, descriptors and cgroups to the emulator's start (all)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_guest_exec(machine: Machine, command: GuestCommand) -> ExecSession | None:
+    """Prepare to run a command inside a running guest (first)."""
+
+
+# Observers
+
+
+@hookspec
+def virtlet_event(event: Event) -> None:
+    """Hear of a committed change (observers; an error here is logged and goes no further)."""
+
+
+HOOKS: Mapping[str, str] = {
+    "virtlet_options": "collect",
+    "virtlet_annotations": "collect",
+    "virtlet_configure": "each",
+    "virtlet_shutdown": "each",
+    "virtlet_status": "collect",
+    "virtlet_hypervisor": "first",
+    "virtlet_resolve_image": "first",
+    "virtlet_fetch_image": "first",
+    "virtlet_admit": "all",
+    "virtlet_setup_network": "first",
+    "virtlet_teardown_network": "inverse",
+    "virtlet_flavor": "first",
+    "virtlet_root_disk": "first",
+    "virtlet_volume": "first",
+    "virtlet_cloud_init": "all",
+    "virtlet_seed": "first",
+    "virtlet_release_disk": "inverse",
+    "virtlet_render_domain": "first",
+    "virtlet_customize_domain": "all",
+    "virtlet_launch": "all",
+    "virtlet_guest_exec": "first",
+    "virtlet_event": "observers",
+}
+"""Hook name to how it is called."""

@@ -1,0 +1,1 @@
+"""Thin helpers over the host: commands, files, network namespaces, cgroups."""

@@ -1,0 +1,78 @@
+"""Running programs of the node."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Container, Mapping, Sequence
+
+from attrs import frozen
+
+from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
+
+
+class CommandError(VirtletError):
+    """A program of the node failed."""
+
+
+@frozen
+class Limits:
+    """Bounds for a program that reads data we do not trust."""
+
+    cpu_seconds: int = 30
+    memory: int = 1 << 30
+    """Bytes of address space."""
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+    limits: Limits | None = None,
+    pass_fds: Sequence[int] = (),
+    statuses: Container[int] = (0,),
+    quiet: bool = False,
+) -> bytes:
+    """Run a program and return its standard output.
+
+    Args:
+        argv: program and arguments; never a shell line.
+        stdin: what it reads.
+        env: its whole environment; None passes ours on.
+        timeout: seconds before it is killed.
+        limits: bounds for untrusted input.
+        pass_fds: descriptors of ours that it inherits under the same numbers.
+        statuses: exit statuses that are no failure.
+        quiet: its stderr goes nowhere, as that of one that may complain without end.
+
+    Raises:
+        FailedPrecondition: the program is not installed.
+        DeadlineExceeded: it ran longer than `timeout`.
+        CommandError: it ended with another status; the message has the end of its stderr.
+    """
+    program = os.path.basename(argv[0])
+    if limits is not None and shutil.which(argv[0]):
+        # prlimit(1) instead of code of ours between fork and exec, which threads make unsafe.
+        bounds = [f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}"]
+        argv = ["prlimit", *bounds, "--", *argv]
+    try:
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
+            env=env,
+            timeout=timeout,
+            check=False,
+            pass_fds=pass_fds,
+        )
+    except FileNotFoundError:
+        raise FailedPrecondition(f"{argv[0]} is not installed on this node") from None
+    except subprocess.TimeoutExpired:
+        raise DeadlineExceeded(f"{program} did not end within {timeout:g} s") from None
+    if done.returncode not in statuses:
+        words = (done.stderr or b"").decode(errors="replace")
+        message = words.strip()[-500:] or "it said nothing"
+        raise CommandError(f"{program} ended with status {done.returncode}: {message}")
+    return done.stdout

@@ -1,0 +1,99 @@
+"""CPUs and memory nodes of this machine, lists of them, and shares of their time.
+
+Sources: "List format" in cpuset(7); sched-bwc.rst of the Linux documentation.
+"""
+
+from pathlib import Path
+
+from virtlet.errors import InvalidArgument
+
+CPUS = Path("/sys/devices/system/cpu/online")
+NODES = Path("/sys/devices/system/node/online")
+_LONGEST = 4096
+"""Characters of a list: a thousand ranges."""
+_HIGHEST = 1 << 16
+"""No kernel has that many CPUs; keeps a range from filling memory."""
+SHORTEST = 1000
+"""Microseconds: the kernel's smallest quota and period of CPU time."""
+LONGEST_PERIOD = 1_000_000
+"""Microseconds."""
+
+
+def parse_list(text: str) -> frozenset[int]:
+    """The numbers of a list such as `0-3,8`.
+
+    Raises:
+        ValueError: it is none, or is empty.
+    """
+    found: set[int] = set()
+    if len(text) > _LONGEST:
+        raise ValueError("the list is too long")
+    for part in text.strip().split(","):
+        first, dash, last = part.strip().partition("-")
+        bounds = [first, last] if dash else [first]
+        if not all(bound.isascii() and bound.isdigit() and len(bound) <= 5 for bound in bounds):
+            raise ValueError("it must be a list of numbers and ranges, as 0-3,8")
+        low, high = int(bounds[0]), int(bounds[-1])
+        if low > high or high >= _HIGHEST:
+            raise ValueError("a range in it runs backwards or too far")
+        found.update(range(low, high + 1))
+    return frozenset(found)
+
+
+def cpuset(text: str, online: Path = CPUS) -> frozenset[int]:
+    """The CPUs that a request may name.
+
+    Raises:
+        InvalidArgument: it is no list, or one of them is not online here.
+    """
+    return _present(text, "cpuset_cpus", "CPU", online)
+
+
+def everywhere(online: Path = CPUS) -> frozenset[int]:
+    """All CPUs that are online."""
+    return parse_list(online.read_text())
+
+
+def memset(text: str, online: Path = NODES) -> frozenset[int]:
+    """The memory nodes that a request may name.
+
+    Raises:
+        InvalidArgument: it is no list, or one of them is not here.
+    """
+    return _present(text, "cpuset_mems", "memory node", online)
+
+
+def check_time(quota: int, period: int, field: str) -> None:
+    """Refuse a limit of CPU time that the kernel does not know.
+
+    Args:
+        quota: microseconds for each period; 0 is unset and -1 lifts the limit.
+        period: microseconds; 0 is unset.
+        field: where in the request both stand, for messages.
+
+    Raises:
+        InvalidArgument: one is too small or too great.
+    """
+    if quota not in (-1, 0) and quota < SHORTEST:
+        raise InvalidArgument(
+            f"{field}.cpu_quota {quota} must be {SHORTEST} microseconds or more, or -1 for no limit"
+        )
+    if period and not SHORTEST <= period <= LONGEST_PERIOD:
+        raise InvalidArgument(
+            f"{field}.cpu_period {period} must be {SHORTEST} to {LONGEST_PERIOD} microseconds"
+        )
+
+
+def _present(text: str, field: str, what: str, online: Path) -> frozenset[int]:
+    try:
+        wanted = parse_list(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{field} {text[:64]!r}: {error}") from None
+    # A kernel without NUMA has one node and no file.
+    here = online.read_text().strip() if online.exists() else "0"
+    missing = wanted - parse_list(here)
+    if missing:
+        raise InvalidArgument(
+            f"{field} {text[:64]!r}: this node has no {what} {min(missing)}; it has {here}"
+        )
+    return wanted

@@ -1,0 +1,37 @@
+"""Files: writing them whole or not at all, and taking trees away."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file in one step, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+    temporary.replace(path)
+
+
+def make_private_directory(path: Path, *, uid: int = -1, gid: int = -1, mode: int = 0o700) -> None:
+    """Make a directory (and its parents) with exactly this owner and mode; idempotent."""
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, uid, gid)
+    path.chmod(mode)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it; no error when it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; no error when it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -1,0 +1,124 @@
+"""Processes that outlive us, followed without mistaking one for another."""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+
+def open_process(pid: int, argument: str) -> int | None:
+    """A pidfd of the process, if it was started with this argument.
+
+    The argument is read after the pidfd is open. So a process id that was given to another
+    program meanwhile is never taken for the one that is meant.
+
+    Returns:
+        A descriptor that the caller owns and that becomes readable when the process ends, or
+        None when there is no such process.
+    """
+    return _open(pid, lambda: os.fsencode(argument) in arguments(pid))
+
+
+def open_started(pid: int, matches: Callable[[Collection[bytes]], bool]) -> int | None:
+    """A pidfd of the process, if it was started in such an environment; see `open_process`.
+
+    Args:
+        pid: its id.
+        matches: looks at the `NAME=value`s of a process.
+    """
+    return _open(pid, lambda: matches(environment(pid)))
+
+
+def environment(pid: int) -> Collection[bytes]:
+    """The `NAME=value`s that a process was started with; nothing when it has ended."""
+    return frozenset(_strings(pid, "environ"))
+
+
+def arguments(pid: int) -> Sequence[bytes]:
+    """What a process was started with; nothing when it has ended."""
+    return _strings(pid, "cmdline")
+
+
+def sessions() -> Mapping[int, Collection[int]]:
+    """Ids of all processes by their session.
+
+    A session has the id of the process that began it, and no other process gets that number as
+    long as one is in the session.
+    """
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                found.setdefault(os.getsid(int(name)), []).append(int(name))
+    return found
+
+
+def _open(pid: int, is_meant: Callable[[], bool]) -> int | None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if not is_meant():
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _strings(pid: int, file: str) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def set_oom_score_adj(pid: int, value: int) -> bool:
+    """Make the kernel's OOM killer prefer or spare a process; -1000 to 1000.
+
+    Returns:
+        False where that is not possible: the process has ended, or a lower value than it had
+        needs CAP_SYS_RESOURCE, which not every node gives.
+    """
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(value))
+    except OSError:
+        return False
+    return True
+
+
+def ended(pidfd: int, *, within: float = 0.0) -> bool:
+    """Whether a process has ended, or does so within some seconds."""
+    poll = select.poll()  # select() cannot take descriptors from 1024 on
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(within * 1000))
+
+
+def end_process(pidfd: int, *, grace: float) -> None:
+    """End a process: SIGTERM, and SIGKILL if it is still there after `grace` seconds."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+        if ended(pidfd, within=patience):
+            reap(pidfd)
+            return
+
+
+def kill(pidfds: Collection[int], *, within: float) -> bool:
+    """Kill processes.
+
+    Returns:
+        Whether all have ended within some seconds; one that waits for a disk may not.
+    """
+    for pidfd in pidfds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    end = time.monotonic() + within
+    return all(ended(pidfd, within=max(end - time.monotonic(), 0.0)) for pidfd in pidfds)
+
+
+def reap(pidfd: int) -> None:
+    """Let the kernel forget a process that has ended, where it is a child of ours."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)

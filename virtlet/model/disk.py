@@ -1,0 +1,60 @@
+"""Disks, shared directories and files that a VM gets."""
+
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen
+class Disk:
+    """A disk of a VM."""
+
+    path: Path
+    format: str = "qcow2"
+    """`qcow2` or `raw`."""
+    readonly: bool = False
+    device: str = "disk"
+    """`disk` or `cdrom`."""
+    block: bool = False
+    """True when `path` is a block device."""
+    backing: Path | None = None
+    """The image an overlay stands on."""
+    serial: str = ""
+    """Shown to the guest as the disk's serial number; at most 20 characters."""
+    guest_path: str = ""
+    """Where the pod wants it in the guest: a mount point or a device path; "" for root and seed."""
+    filesystem: bool = False
+    """True when the guest has to mount it at `guest_path`."""
+
+
+@frozen
+class Share:
+    """A directory of the node that the guest mounts over virtio."""
+
+    host_path: Path
+    guest_path: str
+    tag: str
+    """Mount tag; at most 31 characters."""
+    readonly: bool = False
+    driver: str = "9p"
+    """`9p` or `virtiofs`."""
+
+
+@frozen
+class GuestFiles:
+    """Files of the node (a ConfigMap, a Secret, one file) that the seed writes into the guest."""
+
+    host_path: Path
+    guest_path: str
+    mode: int = 0o644
+
+
+@frozen
+class Unneeded:
+    """A mount that was looked at and means nothing inside a VM, with the reason."""
+
+    guest_path: str
+    reason: str
+
+
+Volume = Disk | Share | GuestFiles | Unneeded

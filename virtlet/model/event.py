@@ -1,0 +1,32 @@
+"""What observers are told after a change is committed."""
+
+import enum
+
+from attrs import frozen
+
+
+class EventKind(enum.Enum):
+    """What changed."""
+
+    POD_CREATED = "pod-created"
+    POD_STOPPED = "pod-stopped"
+    POD_REMOVED = "pod-removed"
+    VM_CREATED = "vm-created"
+    VM_STARTED = "vm-started"
+    VM_STOPPED = "vm-stopped"
+    VM_REMOVED = "vm-removed"
+    IMAGE_PULLED = "image-pulled"
+    IMAGE_REMOVED = "image-removed"
+
+
+@frozen
+class Event:
+    """One committed change."""
+
+    kind: EventKind
+    subject: str
+    """Id of the pod, VM or image."""
+    pod_id: str = ""
+    at: int = 0
+    """Nanoseconds since the epoch."""
+    reason: str = ""

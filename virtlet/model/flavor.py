@@ -1,0 +1,35 @@
+"""The machine a VM gets."""
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+
+@frozen
+class Flavor:
+    """Size and kind of a virtual machine."""
+
+    vcpus: int = 1
+    memory: int = 1 << 30
+    """Bytes of guest RAM."""
+    max_vcpus: int = 0
+    """How many vCPUs a running VM can have; 0 or 1 means that `vcpus` is all it ever has."""
+    max_memory: int = 0
+    """Bytes of RAM a running VM can have; not more than `memory` means that it cannot grow."""
+    cpu_model: str = ""
+    """"" leaves the choice to the domain's renderer, `host-model` and `host-passthrough` pass the
+    host's CPU on, anything else is a libvirt model name."""
+    cpu_xml: str = field(default="", repr=False)
+    """A whole libvirt `<cpu>` element that wins over `cpu_model`."""
+    machine: str = "q35"
+    firmware: str = "bios"
+    """`bios` or `uefi`."""
+    disk_bus: str = "scsi"
+    """`scsi` or `virtio`."""
+    root_size: int = 0
+    """Bytes the root disk should have; 0, or less than the image, means the image's size."""
+    system_uuid: str = ""
+    """SMBIOS UUID; "" means the VM's own."""
+    guest_agent: bool = True
+    extras: Mapping[str, str] = field(factory=dict)
+    """For plugins that work together; the built-in ones ignore it."""

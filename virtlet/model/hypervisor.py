@@ -1,0 +1,141 @@
+"""What the core asks of a hypervisor; a plugin's `virtlet_hypervisor` returns one."""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+from attrs import frozen
+
+from virtlet.model.stats import DomainStats
+from virtlet.model.vm import Machine, VmExit
+
+
+class DomainState(enum.Enum):
+    """State of a domain, as the hypervisor sees it."""
+
+    DEFINED = "defined"
+    """Known, never started since it was defined."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    """It ran and ended; `Observation.exit` says how."""
+
+
+@frozen
+class Observation:
+    """What the hypervisor knows of one of our domains."""
+
+    vm_id: str
+    state: DomainState
+    exit: VmExit | None = None
+
+
+@frozen
+class HypervisorHealth:
+    """Whether the hypervisor answers; never blocks to find out."""
+
+    ready: bool
+    reason: str = ""
+    """CamelCase word."""
+    message: str = ""
+
+
+@frozen
+class HypervisorInfo:
+    """What a hypervisor is and how it runs guests."""
+
+    name: str
+    version: str
+    accelerator: str
+    """`kvm` or `qemu`."""
+
+
+@frozen
+class Resize:
+    """What to change of a running VM; None leaves as it is."""
+
+    vcpus: int | None = None
+    """How many vCPUs the guest has."""
+    memory: int | None = None
+    """Bytes of RAM the guest has, above or below what it started with."""
+    cpus: frozenset[int] | None = None
+    """CPUs of the node that the emulator and all vCPUs may run on."""
+
+
+DomainCallback = Callable[[Observation], None]
+"""Called on a thread of the hypervisor's whenever a domain of ours changes; must return soon."""
+
+
+@runtime_checkable
+class Hypervisor(Protocol):
+    """Runs VMs. Every method is called on a worker thread, several at a time.
+
+    Methods raise Unavailable while the hypervisor is away.
+    """
+
+    def open(self) -> None:
+        """Connect (and start what has to run in this process). Returns once ready."""
+
+    def close(self) -> None:
+        """Disconnect; VMs go on running."""
+
+    def info(self) -> HypervisorInfo:
+        """What this hypervisor is. Known after `open`; does not block."""
+
+    def health(self) -> HypervisorHealth:
+        """Whether it answers now. Does not block."""
+
+    def define(self, machine: Machine, document: str) -> None:
+        """Make the domain known, not running. Defining the same VM again replaces it.
+
+        Raises:
+            InvalidArgument: the hypervisor refuses the document.
+        """
+
+    def remove(self, vm_id: str) -> None:
+        """Forget the domain and all the hypervisor keeps of it. Stops it if it runs. Idempotent."""
+
+    def start(self, vm_id: str) -> None:
+        """Start a defined domain; returns when the guest's CPUs run.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: the emulator did not start; the message says why.
+        """
+
+    def shutdown(self, vm_id: str) -> None:
+        """Press the guest's power button (ACPI) and return at once. Idempotent."""
+
+    def stop(self, vm_id: str) -> None:
+        """End the domain by force; returns when its process is gone. Idempotent."""
+
+    def resize(self, vm_id: str, change: Resize) -> Resize:
+        """Change a running VM; nothing happens to what is as wanted already.
+
+        What an earlier call that was cut short had begun is no obstacle, and does not go on.
+
+        Memory is as wanted on return, to the granularity of the machine. vCPUs are added on
+        return; taking some away needs the guest's consent, and one that a guest does not give
+        back is no error: what the VM may consume is limited elsewhere.
+
+        Returns:
+            What was before, of what `change` names: give it to `resize` to undo the change.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: it does not run, it cannot have that much without a restart, or
+                the guest did not do its part; all is as before.
+            VirtletError: any other says nothing of how much was done.
+        """
+
+    def observe(self, vm_id: str) -> Observation | None:
+        """The domain now, or None when there is none."""
+
+    def list(self) -> Mapping[str, Observation]:
+        """All domains that are ours (this manager's), by VM id. Foreign ones never appear."""
+
+    def subscribe(self, callback: DomainCallback) -> None:
+        """Tell `callback` of every later change of our domains; one subscriber, set before open."""
+
+    def stats(self) -> Mapping[str, DomainStats]:
+        """Consumption of all running domains of ours, by VM id, with one bulk call."""

@@ -1,0 +1,121 @@
+"""VM disk images: where they come from and what is in the store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from attrs import field, frozen
+
+
+@frozen
+class TlsCertificate:
+    """PEM texts: a certificate (authority or client), and the client's key where it has one."""
+
+    cert: str
+    key: str | None = field(default=None, repr=False)
+
+
+@frozen
+class Transport:
+    """How to reach an image server; the defaults are those of a plain download."""
+
+    timeout: float = 0.0
+    """Seconds without a byte before giving up; 0 leaves it to the fetching plugin."""
+    max_redirects: int = -1
+    """-1 leaves it to the fetching plugin."""
+    proxy: str = field(default="", repr=False)
+    certificates: tuple[TlsCertificate, ...] = ()
+    server_name: str = ""
+    insecure: bool = False
+
+
+@frozen
+class ImageSource:
+    """Where the content of an image name is."""
+
+    name: str
+    """The normalised image name: no digest, no transport prefix."""
+    url: str = field(repr=False)
+    """May hold credentials: show `name` in messages instead."""
+    digest: str = ""
+    """`sha256:<64 hex>` that the content must have, or ""."""
+    transport: Transport = Transport()
+
+
+@frozen
+class Credentials:
+    """What the kubelet gives for a registry (CRI `AuthConfig`); never logged."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    auth: str = field(default="", repr=False)
+    server_address: str = ""
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+
+class Staging(Protocol):
+    """The core's staging file that a fetching plugin writes into; it hashes as it goes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes already there: a broken download may go on from here."""
+
+    @property
+    def validator(self) -> str:
+        """What `begin` was given for the bytes already there (an ETag, say), or ""."""
+
+    @property
+    def complete(self) -> bool:
+        """True when the bytes already there are the whole image, pulled earlier: a plugin that
+        finds `validator` still in force reports them as fetched, without a `begin`."""
+
+    def begin(self, validator: str, offset: int, total: int | None) -> None:
+        """Start writing at `offset` (0 throws away what is there).
+
+        Args:
+            validator: identifies this version of the content, or "" when nothing does.
+            offset: 0, or `size` to go on.
+            total: bytes in all, where known: shown as progress and checked for space.
+
+        Raises:
+            ResourceExhausted: `total` is over the image limit or the disk's free space.
+        """
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk.
+
+        Raises:
+            ResourceExhausted: the limit for one image or the disk's space is reached.
+        """
+
+
+@frozen
+class FetchedImage:
+    """What a fetching plugin reports once the whole content is in the staging file."""
+
+    size: int
+    """Bytes, as the server promised or as counted."""
+    annotations: Mapping[str, str] = field(factory=dict)
+    """Anything worth showing in ImageStatus's info, such as the final media type."""
+
+
+@frozen
+class Image:
+    """An image in the store."""
+
+    id: str
+    """`sha256:<64 hex>` of the file."""
+    path: Path
+    """The file, read-only for the emulator's user."""
+    format: str
+    """`qcow2` or `raw`, recognised by content."""
+    size: int
+    """Bytes of the file."""
+    virtual_size: int
+    """Bytes of the disk a guest sees."""
+    names: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    """`name@sha256:…` for each name."""
+    pulled_at: int = 0
+    """Nanoseconds since the epoch."""

@@ -1,0 +1,42 @@
+"""The hand-over to the emulator, which goes through vmwrapper."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+
+@frozen
+class LaunchFd:
+    """An open descriptor the emulator inherits.
+
+    `{fd:NAME}` in an argument becomes its number in the emulator. Whoever returns it gives it
+    away: the core closes it once it is sent or the launch is off.
+    """
+
+    name: str
+    fd: int
+
+
+@frozen
+class LaunchPart:
+    """One plugin's contribution to a launch."""
+
+    arguments: tuple[str, ...] = ()
+    """Appended to the emulator's command line."""
+    environment: Mapping[str, str] = field(factory=dict, repr=False)
+    fds: tuple[LaunchFd, ...] = ()
+    cgroups: tuple[Path, ...] = ()
+    """cgroup directories the emulator joins before it starts."""
+    oom_score_adj: int = 0
+    """How the node's OOM killer sees the emulator, -1000 to 1000; 0 leaves that to others."""
+    emulator: Path | None = None
+    """The program to exec instead of the default emulator; at most one part may say so."""
+
+
+ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"
+"""Environment variable: where vmwrapper finds the launch server."""
+ENV_VM = "VIRTLET_LAUNCH_VM"
+"""Environment variable: whose launch it asks for."""
+ENV_TOKEN = "VIRTLET_LAUNCH_TOKEN"
+"""Environment variable: the one-time proof that libvirt started it for us."""

@@ -1,0 +1,52 @@
+"""The network of a pod, as its VM sees it."""
+
+from pathlib import Path
+
+from attrs import frozen
+
+from virtlet.model.pod import DnsConfig
+
+
+@frozen
+class Route:
+    """A route of the guest."""
+
+    destination: str
+    """CIDR; `0.0.0.0/0` and `::/0` are the default routes."""
+    gateway: str = ""
+    """"" for a destination on the link."""
+    metric: int = 0
+    """0 when unset."""
+
+
+@frozen
+class Interface:
+    """One NIC of the guest."""
+
+    name: str
+    """The name CNI gave it in the pod's namespace: eth0, net1, …"""
+    mac: str
+    """Lower case, colons."""
+    mtu: int
+    addresses: tuple[str, ...] = ()
+    """CIDR form, IPv4 and IPv6, the primary first."""
+    routes: tuple[Route, ...] = ()
+    tap: str = ""
+    """Name of the tap in the pod's namespace; "" for an interface without one."""
+
+
+@frozen
+class Network:
+    """What setting up a pod's network gave."""
+
+    netns: Path | None
+    """The pod's network namespace; None where there is none."""
+    interfaces: tuple[Interface, ...] = ()
+    dns: DnsConfig = DnsConfig()
+    details: str = ""
+    """The plugin's own notes (JSON), handed back to it for teardown."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses without prefix lengths, the primary first."""
+        return tuple(a.split("/")[0] for i in self.interfaces for a in i.addresses)

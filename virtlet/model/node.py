@@ -1,0 +1,28 @@
+"""What plugins are told of the node and manager they run in."""
+
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen
+class Node:
+    """The manager's own places on the node."""
+
+    data_dir: Path
+    """Root of everything the manager keeps."""
+    run_dir: Path
+    """Sockets and namespaces; a short path, because unix socket paths end at 107 bytes."""
+    instance: str
+    """Tells this manager from others on the node; stays the same over restarts."""
+    emulator: Path
+    """vmwrapper, as libvirt is to start it; readable and executable for the emulator's user."""
+    emulator_uid: int
+    """User the emulator runs as; it must be able to read images and write its VM's disks."""
+    emulator_gid: int
+    launch_socket: Path
+    """Where vmwrapper finds the launch server."""
+
+    def state_dir(self, plugin: str) -> Path:
+        """A directory for a plugin's own state; the plugin makes it."""
+        return self.data_dir / "plugins" / plugin

@@ -1,0 +1,160 @@
+"""Declared settings: options of the manager and annotations of a pod.
+
+A declaration is both the documentation and the typed key to read the value with:
+`config[CNI_BIN_DIR]`, `VCPU_COUNT.of(pod)`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from attrs import field, frozen
+
+from virtlet.errors import InvalidArgument
+from virtlet.model.plain import UnquotedError, load_yaml, quote
+from virtlet.model.pod import Pod
+from virtlet.model.quantity import parse_bytes
+
+T = TypeVar("T")
+
+
+@frozen
+class Kind(Generic[T]):
+    """How a text becomes a value.
+
+    Args:
+        name: what the documentation calls the type.
+        parse: text to value; raises ValueError with what is wrong with it, UnquotedError where
+            the message does not quote the text.
+    """
+
+    name: str
+    parse: Callable[[str], T]
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("true", "1", "yes", "on"):
+        return True
+    if lowered in ("false", "0", "no", "off", ""):
+        return False
+    raise ValueError(f"{quote(text)} is neither true nor false")
+
+
+def integer(low: int, high: int) -> Kind[int]:
+    """A whole number from `low` to `high`, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text.strip(), 10)
+        except ValueError:
+            raise ValueError(f"{quote(text)} is no whole number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+        return value
+
+    return Kind(f"integer {low}..{high}", parse)
+
+
+def choice(*values: str) -> Kind[str]:
+    """One of the given words."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"{quote(text)} is none of {', '.join(repr(v) for v in values)}")
+        return text
+
+    return Kind(" or ".join(values), parse)
+
+
+def mapping() -> Kind[dict[str, Any]]:
+    """A YAML or JSON mapping of plain data; the empty text is the empty mapping."""
+
+    def parse(text: str) -> dict[str, Any]:
+        value = load_yaml(text)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise UnquotedError(f"must be a mapping, not a {type(value).__name__}")
+        return value
+
+    return Kind("YAML mapping", parse)
+
+
+TEXT: Kind[str] = Kind("text", str)
+PATH: Kind[Path] = Kind("path", Path)
+BOOLEAN: Kind[bool] = Kind("boolean", _boolean)
+TRUE_ONLY: Kind[bool] = Kind('boolean (only "true" is true)', lambda text: text == "true")
+BYTES: Kind[int] = Kind("quantity", parse_bytes)
+WORDS: Kind[tuple[str, ...]] = Kind(
+    "comma-separated list", lambda text: tuple(w for w in text.split(",") if w)
+)
+LINES: Kind[tuple[str, ...]] = Kind(
+    "one per line", lambda text: tuple(s for s in map(str.strip, text.splitlines()) if s)
+)
+
+
+@frozen
+class Option(Generic[T]):
+    """A setting of the manager."""
+
+    field: str
+    """Its name in the configuration file and in Virtlet's configuration objects."""
+    flag: str
+    """Its command line flag, with the dashes."""
+    env: str
+    """Its environment variable."""
+    kind: Kind[T]
+    default: str
+    """As it would be written; `{data_dir}` in it becomes the data directory."""
+    help: str
+
+
+@frozen
+class Annotation(Generic[T]):
+    """A pod annotation that a plugin understands."""
+
+    name: str
+    kind: Kind[T]
+    default: T
+    help: str
+    secret: bool = False
+    """True when the value must not be shown, not even in an error message."""
+
+    def of(self, pod: Pod) -> T:
+        """The value the pod asks for, or the default.
+
+        Raises:
+            InvalidArgument: the value is wrong; the message names the annotation.
+        """
+        return self.read(pod.config.annotations)
+
+    def read(self, annotations: Mapping[str, str]) -> T:
+        """As `of`, from a plain mapping."""
+        text = annotations.get(self.name)
+        if text is None:
+            return self.default
+        try:
+            return self.kind.parse(text)
+        except ValueError as error:
+            shown = not self.secret or isinstance(error, UnquotedError)
+            problem = str(error) if shown else f"is no valid {self.kind.name}"
+            raise InvalidArgument(f"annotation {self.name}: {problem}") from None
+
+
+@frozen
+class Config:
+    """The manager's settings after all layers were merged; read with an Option as the key."""
+
+    _values: Mapping[str, Any] = field(repr=False)
+    sections: Mapping[str, Any] = field(factory=dict, repr=False)
+    """Mappings of the configuration file that are no options, such as `handlers`."""
+
+    def __getitem__(self, option: Option[T]) -> T:
+        """The value of an option.
+
+        Raises:
+            KeyError: nobody declared the option.
+        """
+        value: T = self._values[option.field]
+        return value

@@ -1,0 +1,149 @@
+"""A VM: the one container of a pod, and the machine it becomes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.flavor import Flavor
+from virtlet.model.image import Image
+from virtlet.model.network import Network
+from virtlet.model.pod import Pod
+from virtlet.model.resources import Resources
+
+
+@frozen
+class VmMetadata:
+    """What the kubelet knows a container by, within its pod."""
+
+    name: str
+    attempt: int = 0
+
+
+@frozen
+class Mount:
+    """A directory or file of the node that the pod mounts."""
+
+    guest_path: str
+    host_path: str
+    readonly: bool = False
+    propagation: int = 0
+    """CRI `MountPropagation`: 0 private, 1 host to container, 2 bidirectional."""
+
+
+@frozen
+class Device:
+    """A block device of the node that the pod is given."""
+
+    guest_path: str
+    host_path: str
+    permissions: str = ""
+
+
+@frozen
+class VolumeRequest:
+    """One mount or device of a VM that some plugin has to serve."""
+
+    role: str
+    """`volume-N`, unique within the VM: fit for a file name."""
+    source: Mount | Device
+
+
+@frozen
+class VmConfig:
+    """The container as the kubelet asked for it."""
+
+    metadata: VmMetadata
+    image: str
+    """Image name or id, as given."""
+    user_image: str = ""
+    """The name the user wrote, when the kubelet tells."""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    envs: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    labels: Mapping[str, str] = field(factory=dict)
+    annotations: Mapping[str, str] = field(factory=dict)
+    log_path: str = ""
+    """Relative to the pod's log directory."""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = Resources()
+
+
+@frozen
+class Vm:
+    """A VM that the manager has accepted; a restarted container is another Vm."""
+
+    id: str
+    """32 lowercase hexadecimal digits; also the libvirt domain's UUID."""
+    pod: Pod
+    config: VmConfig
+    image: Image
+    network: Network
+    directory: Path
+    """Private to this VM and its emulator's user; disks go here."""
+    created_at: int
+    """Nanoseconds since the epoch."""
+
+    @property
+    def name(self) -> str:
+        """`namespace/pod/container (attempt N)`, for messages."""
+        meta = self.config.metadata
+        return f"{self.pod.name}/{meta.name} (attempt {meta.attempt})"
+
+
+@frozen
+class Console:
+    """Where the serial console of a VM is found on the node: a libvirt console of type `pipe`.
+
+    The core makes both files for the emulator's user before the VM starts. An ordinary file as
+    the output never makes the guest wait, and no byte is written twice; a socket with a log file
+    does both (see virtlet/core/console/files.py).
+    """
+
+    pipe: Path
+    """Path given to the emulator's pipe: it appends what the guest prints to `PIPE.out`, an
+    ordinary file, and reads what is typed from `PIPE.in`, a FIFO."""
+
+
+@frozen
+class Machine:
+    """All that is known of a VM when its domain document is rendered and it is launched."""
+
+    vm: Vm
+    flavor: Flavor
+    root: Disk
+    volumes: tuple[Volume, ...]
+    """In the order of the VM's mounts, then devices."""
+    seed: Disk | None
+    console: Console
+    accelerator: str
+    """`kvm` or `qemu` (libvirt's word for emulation without KVM)."""
+    emulator: Path
+    """The program libvirt starts: vmwrapper."""
+    environment: Mapping[str, str] = field(factory=dict, repr=False)
+    """What vmwrapper needs to find us; holds the one-time token."""
+    guest_agent: Path | None = None
+    """Unix socket of the guest agent's channel, where the machine has one."""
+
+    @property
+    def network(self) -> Network:
+        """The pod's network."""
+        return self.vm.network
+
+
+@frozen
+class VmExit:
+    """How a VM ended."""
+
+    exit_code: int
+    reason: str
+    """CamelCase word: Completed, Error, OOMKilled, StartError, …"""
+    message: str = ""
+    finished_at: int = 0
+    """Nanoseconds since the epoch."""

@@ -1,0 +1,1 @@
+"""The built-in plugins, one package each, found by entry point like any other."""

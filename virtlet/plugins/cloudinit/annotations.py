@@ -1,0 +1,114 @@
+"""What a pod may say to cloud-init in its guest."""
+
+import re
+from typing import Any, TypeVar
+
+from virtlet.model.option import TEXT, TRUE_ONLY, Annotation, Kind, mapping
+from virtlet.model.plain import UnquotedError, quote
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+\s+[A-Za-z0-9+/]+=*(?:\s|$)")
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    for number, key in enumerate(keys, 1):
+        if not _KEY.search(key):
+            raise UnquotedError(
+                f"key {number} is no public key of OpenSSH: write one key a line, such as "
+                "`ssh-ed25519 AAAA… comment`"
+            )
+    return tuple(keys)
+
+
+def _image_type(text: str) -> str:
+    if text not in ("", "nocloud", "configdrive"):
+        raise ValueError(f"{quote(text)} is neither 'nocloud' nor 'configdrive'")
+    return text or "nocloud"
+
+
+def _refused(name: str, form: str, instead: str) -> Annotation[str]:
+    def parse(text: str) -> str:
+        if text:
+            raise UnquotedError(
+                "reading objects of Kubernetes is not served yet: "
+                f"write the content itself into {instead}"
+            )
+        return text
+
+    return Annotation(name, Kind(form, parse), "", f"Refused for now; use {instead}")
+
+
+_SOURCE = "configmap/NAME or secret/NAME"
+
+SSH_KEYS: Annotation[tuple[str, ...]] = Annotation(
+    "VirtletSSHKeys",
+    Kind("one OpenSSH public key a line", _keys),
+    (),
+    "Public keys that may log in",
+    secret=True,
+)
+IMAGE_TYPE = Annotation(
+    "VirtletCloudInitImageType",
+    Kind("nocloud or configdrive", _image_type),
+    "nocloud",
+    "Which of cloud-init's data sources the seed is written for",
+)
+META_DATA: Annotation[dict[str, Any]] = Annotation(
+    "VirtletCloudInitMetaData",
+    mapping(),
+    {},
+    "Meta-data; its keys replace the generated ones",
+    secret=True,
+)
+USER_DATA: Annotation[dict[str, Any]] = Annotation(
+    "VirtletCloudInitUserData",
+    mapping(),
+    {},
+    "User-data (a cloud-config document), merged into the generated: mappings recurse, lists "
+    "append, anything else replaces",
+    secret=True,
+)
+USER_DATA_OVERWRITE = Annotation(
+    "VirtletCloudInitUserDataOverwrite",
+    TRUE_ONLY,
+    False,
+    "Let the keys of VirtletCloudInitUserData replace the generated ones instead",
+)
+USER_DATA_SCRIPT = Annotation(
+    "VirtletCloudInitUserDataScript",
+    TEXT,
+    "",
+    "A script that is the whole user-data; `@virtlet-mount-script@` in it becomes shell code that "
+    "writes the pod's files and environment and mounts its volumes. Without it, ConfigMaps, "
+    "Secrets and other files are refused, but for the kubelet's own (hosts file, service "
+    "account), and the script finds directories by tag and disks by serial number, `volume-N`",
+    secret=True,
+)
+FORCE_DHCP = Annotation(
+    "VirtletForceDHCPNetworkConfig",
+    TRUE_ONLY,
+    False,
+    "Leave the network configuration out, so that the guest uses DHCP",
+)
+SSH_KEY_SOURCE = _refused("VirtletSSHKeySource", f"{_SOURCE}[/KEY]", SSH_KEYS.name)
+USER_DATA_SOURCE = _refused("VirtletCloudInitUserDataSource", _SOURCE, USER_DATA.name)
+USER_DATA_SOURCE_KEY = _refused("VirtletCloudInitUserDataSourceKey", "text", USER_DATA.name)
+USER_DATA_SOURCE_ENCODING = _refused(
+    "VirtletCloudInitUserDataSourceEncoding", "plain or base64", USER_DATA.name
+)
+ALL: tuple[Annotation[Any], ...] = (
+    SSH_KEYS,
+    IMAGE_TYPE,
+    META_DATA,
+    USER_DATA,
+    USER_DATA_OVERWRITE,
+    USER_DATA_SCRIPT,
+    FORCE_DHCP,
+    SSH_KEY_SOURCE,
+    USER_DATA_SOURCE,
+    USER_DATA_SOURCE_KEY,
+    USER_DATA_SOURCE_ENCODING,
+)

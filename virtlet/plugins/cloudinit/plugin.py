@@ -1,0 +1,71 @@
+"""Hook implementations of cloud-init."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from virtlet import hookimpl
+from virtlet.errors import InvalidArgument
+from virtlet.host.files import remove_file
+from virtlet.model.cloudinit import CloudInit, CloudInitPart
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.node import Node
+from virtlet.model.option import Annotation, Config
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Vm, VmConfig
+from virtlet.plugins.cloudinit import annotations, sysctls
+from virtlet.plugins.cloudinit.metadata import meta_data
+from virtlet.plugins.cloudinit.network import network_config
+from virtlet.plugins.cloudinit.seed import FILE_NAME, write_seed
+from virtlet.plugins.cloudinit.userdata import user_data
+
+
+class Plugin:
+    """Tells the guest its name, keys, network, files and volumes, on a CD-ROM."""
+
+    VIRTLET_HOOK_API = 1
+
+    _node: Node
+
+    @hookimpl
+    def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
+        """Declare the annotations about cloud-init."""
+        return annotations.ALL
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        """Learn the emulator's user."""
+        self._node = node
+
+    @hookimpl
+    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+        """Refuse user-data that is both a document and a script, and sysctls it cannot carry."""
+        sysctls.check(pod)
+        if annotations.USER_DATA_SCRIPT.of(pod) and annotations.USER_DATA.of(pod):
+            raise InvalidArgument(
+                f"annotations {annotations.USER_DATA_SCRIPT.name} and "
+                f"{annotations.USER_DATA.name}: the script is the whole user-data, so choose one"
+            )
+
+    @hookimpl
+    def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart | None:
+        """Contribute what the pod, its network and its volumes say."""
+        told = user_data(vm, volumes)
+        force_dhcp = annotations.FORCE_DHCP.of(vm.pod)
+        return CloudInitPart(
+            meta_data=meta_data(vm.pod),
+            user_data=told.document,
+            overrides=told.overrides,
+            script=told.script,
+            network_config=None if force_dhcp else network_config(vm.network),
+        )
+
+    @hookimpl(trylast=True)
+    def virtlet_seed(self, vm: Vm, cloud_init: CloudInit) -> Disk | None:
+        """Write the seed as an ISO image."""
+        return write_seed(vm, cloud_init, self._node.emulator_uid, self._node.emulator_gid)
+
+    @hookimpl
+    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
+        """Remove the seed, finished or not."""
+        if role == "seed":
+            remove_file(vm.directory / FILE_NAME)

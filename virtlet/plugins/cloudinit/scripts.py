@@ -1,0 +1,163 @@
+"""Shell scripts that bring volumes into place in the guest.
+
+They need nothing but a POSIX shell and mount: device nodes are looked up in sysfs, so that
+guests without udev are served, and running them again changes nothing.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from posixpath import dirname
+from shlex import quote
+
+from virtlet.model.disk import Disk, Share, Volume
+from virtlet.plugins.cloudinit.guest_files import GuestFile
+
+MOUNT_SCRIPT = "/etc/cloud/mount-volumes.sh"
+SYMLINK_SCRIPT = "/etc/cloud/symlink-devs.sh"
+RESOLVER_SCRIPT = "/etc/cloud/resolver-options.sh"
+PER_BOOT = "/var/lib/cloud/scripts/per-boot"
+
+_FIND_DISK = """\
+# The block device with serial number $1. virtio-blk shows it in serial, SCSI in page 0x80, behind
+# a header of four bytes.
+find_disk() {
+	for disk in /sys/block/*; do
+		serial=$(cat "$disk/serial" 2>/dev/null)
+		page=$disk/device/vpd_pg80
+		[ -n "$serial" ] || serial=$(tail -c +5 "$page" 2>/dev/null | tr -d '\\000 ')
+		[ "$serial" = "$1" ] || continue
+		echo "/dev/${disk##*/}"
+		return
+	done
+	echo "no disk has serial number $1" >&2
+	return 1
+}
+"""
+_MOUNT_AT = """\
+# Whether something is mounted at $1; /proc/mounts writes odd characters as octal numbers.
+is_mounted() {
+	while read -r _ at _; do
+		[ "$(printf %b "$at")" != "$1" ] || return 0
+	done </proc/mounts
+	return 1
+}
+# mount_at POINT ARGUMENTS…
+mount_at() {
+	mkdir -p "$1"
+	point=$(readlink -f "$1")
+	shift
+	is_mounted "$point" || mount "$@" "$point"
+}
+"""
+_LINK = """\
+# link_disk SERIAL PATH; what is no link at PATH stays.
+link_disk() {
+	device=$(find_disk "$1") || return
+	if [ -e "$2" ] && [ ! -L "$2" ]; then
+		echo "$2 exists and is no link" >&2
+		return 1
+	fi
+	mkdir -p "$(dirname "$2")"
+	ln -sfn "$device" "$2"
+}
+"""
+_RESOLVER = """\
+# resolver_options FILE WORD…: neither DHCP nor network-config can carry them. A link is to a file
+# that another program (systemd-resolved) writes anew: a copy takes its place.
+resolver_options() {
+	file=$1
+	shift
+	[ ! -L "$file" ] || { cat "$file" >"$file.pod" && mv "$file.pod" "$file"; }
+	grep -qxF "options $*" "$file" 2>/dev/null || echo "options $*" >>"$file"
+}
+"""
+_WRITE = """\
+# write_file MODE PATH; standard input is its content in base64.
+write_file() {
+	mkdir -p "$(dirname "$2")"
+	(umask 077 && base64 -d >"$2") && chmod "$1" "$2"
+}
+"""
+_HEAD = "#!/bin/sh\n# Written by Virtlet for this pod.\n"
+
+
+def share_options(share: Share) -> str:
+    """Mount options of a shared directory."""
+    access = "ro" if share.readonly else "rw"
+    if share.driver == "virtiofs":
+        return access
+    # cache=mmap lets programs map files; msize is what virtio-9p can carry at a time.
+    return f"{access},trans=virtio,version=9p2000.L,msize=262144,cache=mmap"
+
+
+def mount_body(volumes: Iterable[Volume]) -> str:
+    """Shell code that mounts shared directories and file systems; "" when there are none."""
+    shares, disks = [], []
+    for volume in outer_first(volumes):
+        point = quote(volume.guest_path)
+        if isinstance(volume, Share):
+            options = f"-t {volume.driver} -o {share_options(volume)} {quote(volume.tag)}"
+            shares.append(f"mount_at {point} {options}\n")
+        elif volume.filesystem:
+            options = "-o ro " if volume.readonly else ""
+            disks.append(
+                f"device=$(find_disk {quote(volume.serial)}) && "
+                f'mount_at {point} {options}"$device"\n'
+            )
+    if not shares and not disks:
+        return ""
+    return (_FIND_DISK if disks else "") + _MOUNT_AT + "".join(shares + disks)
+
+
+def symlink_body(volumes: Iterable[Volume]) -> str:
+    """Shell code that makes device paths of raw disks; "" when there are none."""
+    links = [
+        f"link_disk {quote(v.serial)} {quote(v.guest_path)}\n"
+        for v in volumes
+        if isinstance(v, Disk) and v.guest_path and not v.filesystem
+    ]
+    return _FIND_DISK + _LINK + "".join(links) if links else ""
+
+
+def resolver_body(options: Sequence[str], file: str = "/etc/resolv.conf") -> str:
+    """Shell code that gives the guest the pod's resolver options; "" when it has none."""
+    if not options:
+        return ""
+    words = " ".join(map(quote, (file, *options)))
+    return f"{_RESOLVER}resolver_options {words}\n"
+
+
+def whole_body(
+    volumes: Iterable[Volume], files: Iterable[GuestFile], options: Sequence[str]
+) -> str:
+    """Shell code for a user-data script: mounts, device paths, resolver options and files, in a
+    subshell."""
+    volumes = list(volumes)
+    body = mount_body(volumes) + symlink_body(volumes) + resolver_body(options)
+    written = [
+        f"write_file {file.mode:04o} {quote(file.path)} <<'EOF'\n"
+        f"{base64.encodebytes(file.content).decode()}EOF\n"
+        for file in files
+    ]
+    if written:
+        body += _WRITE + "".join(written)
+    return f"(\n{body}:\n)"
+
+
+def script(body: str) -> str:
+    """A whole script file."""
+    return _HEAD + body
+
+
+def outer_first(volumes: Iterable[Volume]) -> list[Share | Disk]:
+    """What is mounted, parents before what is mounted inside them."""
+    mounted = [v for v in volumes if isinstance(v, Share) or (isinstance(v, Disk) and v.guest_path)]
+    return sorted(mounted, key=lambda v: len([p for p in v.guest_path.split("/") if p]))
+
+
+def parent_directories(path: str) -> list[str]:
+    """All directories above a path, without the root."""
+    found = []
+    while (path := dirname(path)) not in ("/", ""):
+        found.append(path)
+    return found

@@ -1,0 +1,80 @@
+"""The seed: the disk with the cloud-init data of one VM."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from virtlet.errors import InvalidArgument
+from virtlet.host.disks import new_disk_file
+from virtlet.model.cloudinit import CloudInit
+from virtlet.model.disk import Disk
+from virtlet.model.vm import Vm
+from virtlet.plugins.cloudinit.annotations import IMAGE_TYPE
+from virtlet.plugins.cloudinit.document import dump
+from virtlet.plugins.cloudinit.iso import write_iso
+from virtlet.plugins.cloudinit.network import network_config
+from virtlet.plugins.cloudinit.openstack import meta_data_json, network_data_json
+
+FILE_NAME = "seed.iso"
+
+
+def write_seed(vm: Vm, cloud_init: CloudInit, uid: int, gid: int) -> Disk:
+    """Write `seed.iso` in the VM's directory, owned by the emulator's user, mode 0600.
+
+    Raises:
+        InvalidArgument: the pod wants a config drive, which cannot carry another plugin's
+            network configuration.
+    """
+    if IMAGE_TYPE.of(vm.pod) == "configdrive":
+        label, files = "config-2", _config_drive(vm, cloud_init)
+    else:
+        label, files = "cidata", _no_cloud(cloud_init)
+    path = vm.directory / FILE_NAME
+    with new_disk_file(path, uid, gid) as descriptor:
+        write_iso(descriptor, label, files)
+    return Disk(path=path, format="raw", readonly=True, device="cdrom")
+
+
+def _no_cloud(cloud_init: CloudInit) -> dict[str, bytes]:
+    files = {
+        "meta-data": _json(cloud_init.meta_data),
+        "user-data": user_data_file(cloud_init.user_data, cloud_init.script),
+    }
+    if cloud_init.network_config is not None:
+        files["network-config"] = _json(cloud_init.network_config)
+    return files
+
+
+def _config_drive(vm: Vm, cloud_init: CloudInit) -> dict[str, bytes]:
+    files = {
+        "meta_data.json": _json(meta_data_json(cloud_init.meta_data)),
+        "user_data": user_data_file(cloud_init.user_data, cloud_init.script),
+    }
+    if cloud_init.network_config is not None:
+        if cloud_init.network_config != network_config(vm.network):
+            raise InvalidArgument(
+                f"annotation {IMAGE_TYPE.name}: a config drive cannot carry the network "
+                "configuration that another plugin of the handler gives: use nocloud"
+            )
+        files["network_data.json"] = _json(network_data_json(vm.network))
+    return {f"openstack/latest/{name}": content for name, content in files.items()}
+
+
+def user_data_file(document: Mapping[str, Any], script: str | None) -> bytes:
+    """user-data as one file: cloud-config, a script, or both as a MIME message."""
+    cloud_config = f"#cloud-config\n{dump(dict(document))}\n"
+    if script is None:
+        return cloud_config.encode()
+    if not document:
+        return script.encode()
+    # Few pods have both, and these take half a megabyte.
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
+    message = MIMEMultipart()
+    message.attach(MIMEText(cloud_config, "cloud-config", "utf-8"))
+    message.attach(MIMEText(script, "x-shellscript", "utf-8"))
+    return message.as_bytes()
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return f"{dump(dict(document))}\n".encode()

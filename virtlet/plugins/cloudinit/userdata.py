@@ -1,0 +1,166 @@
+"""user-data: files, mounts and commands, and what the pod adds."""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from virtlet.errors import InvalidArgument
+from virtlet.model.disk import GuestFiles, Share, Volume
+from virtlet.model.vm import Vm
+from virtlet.plugins.cloudinit import scripts, sysctls
+from virtlet.plugins.cloudinit.annotations import USER_DATA, USER_DATA_OVERWRITE, USER_DATA_SCRIPT
+from virtlet.plugins.cloudinit.guest_files import GuestFile, read_all
+
+ENVIRONMENT = "/etc/cloud/environment"
+PLACEHOLDER = "@virtlet-mount-script@"
+UNASKED = frozenset({"/etc/hosts", "/var/run/secrets/kubernetes.io/serviceaccount"})
+"""Where the kubelet mounts files though no pod names them."""
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+@frozen
+class UserData:
+    """Either a cloud-config document or a script."""
+
+    document: Mapping[str, Any]
+    overrides: frozenset[str] = frozenset()
+    script: str | None = None
+
+
+def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
+    """The user-data of a VM.
+
+    Raises:
+        InvalidArgument, FailedPrecondition, ResourceExhausted: a file cannot be carried over.
+    """
+    script = USER_DATA_SCRIPT.of(vm.pod)
+    if script:
+        if PLACEHOLDER in script:
+            body = scripts.whole_body(volumes, _files(vm, volumes), vm.network.dns.options)
+            script = script.replace(PLACEHOLDER, body)
+        else:
+            _check_complete(vm, volumes)
+        return UserData({}, script=script)
+    generated = _generated(vm, volumes)
+    added = USER_DATA.of(vm.pod)
+    if USER_DATA_OVERWRITE.of(vm.pod):
+        return UserData(generated | added, overrides=frozenset(added))
+    return UserData(merge_over(generated, added))
+
+
+def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
+    """Refuse files that a script without the placeholder leaves out.
+
+    Shared directories and disks are there in any case: a script may mount them by itself.
+    """
+    paths = [v.guest_path.rstrip("/") for v in volumes if isinstance(v, GuestFiles)]
+    lost = [path for path in paths if path not in UNASKED]
+    if lost:
+        raise InvalidArgument(
+            f"pod {vm.pod.name}: annotation {USER_DATA_SCRIPT.name} is the whole user-data, so "
+            f"nothing writes the files mounted at {', '.join(lost)}: put {PLACEHOLDER} on a line "
+            "of the script, or take the mounts out"
+        )
+
+
+def merge_over(base: Any, addition: Any) -> Any:
+    """cloud-init's merge of two documents: mappings recurse, lists append, the later wins.
+
+    Source: "Merging user-data sections" of cloud-init, `list(append)+dict(recurse_array)`.
+    """
+    if isinstance(base, Mapping) and isinstance(addition, Mapping):
+        merged = dict(base)
+        for key, value in addition.items():
+            merged[key] = merge_over(base[key], value) if key in base else value
+        return merged
+    if isinstance(base, list) and isinstance(addition, list):
+        return base + addition
+    return addition
+
+
+def environment(envs: Iterable[tuple[str, str]]) -> str:
+    """`key=value` a line; a value of several lines is quoted as shells and systemd read it."""
+    lines = []
+    for name, value in envs:
+        if "\n" in value:
+            for special in '\\"$`':
+                value = value.replace(special, "\\" + special)
+            value = f'"{value}"'
+        lines.append(f"{name}={value}\n")
+    return "".join(lines)
+
+
+def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
+    files = []
+    if vm.config.envs:
+        files.append(GuestFile(ENVIRONMENT, environment(vm.config.envs).encode(), 0o644))
+    return files + read_all(v for v in volumes if isinstance(v, GuestFiles))
+
+
+def _generated(vm: Vm, volumes: Sequence[Volume]) -> dict[str, Any]:
+    files = _files(vm, volumes)
+    commands: list[str] = []
+    mounts, links = scripts.mount_body(volumes), scripts.symlink_body(volumes)
+    if mounts:
+        files.append(GuestFile(scripts.MOUNT_SCRIPT, scripts.script(mounts).encode(), 0o755))
+        commands.append(scripts.MOUNT_SCRIPT)
+    if links:
+        files.append(GuestFile(scripts.SYMLINK_SCRIPT, scripts.script(links).encode(), 0o755))
+        # Links below /dev are gone after a reboot.
+        commands.append(_at_every_boot(scripts.SYMLINK_SCRIPT))
+    resolver = scripts.resolver_body(vm.network.dns.options)
+    if resolver:
+        files.append(GuestFile(scripts.RESOLVER_SCRIPT, scripts.script(resolver).encode(), 0o755))
+        # DHCP clients write the resolver's file anew.
+        commands.append(_at_every_boot(scripts.RESOLVER_SCRIPT))
+    settings = sysctls.document(vm.pod)
+    if settings:
+        files.append(GuestFile(sysctls.FILE, settings.encode(), 0o644))
+        commands.append(sysctls.COMMAND)
+    mounted = {v.guest_path.rstrip("/") for v in scripts.outer_first(volumes)}
+    document = {
+        "write_files": [_write_file(file, mounted) for file in files],
+        "mounts": _mounts(volumes),
+        "runcmd": commands,
+    }
+    return {key: value for key, value in document.items() if value}
+
+
+def _at_every_boot(script: str) -> str:
+    """A command that runs a script now, and has cloud-init run it at every boot."""
+    return f"mkdir -p {scripts.PER_BOOT} && ln -sf {script} {scripts.PER_BOOT}/ && {script}"
+
+
+def _write_file(file: GuestFile, mounted: set[str]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"path": file.path, "permissions": f"{file.mode:04o}"}
+    text = _text(file.content)
+    if text is None:
+        entry |= {"encoding": "b64", "content": base64.b64encode(file.content).decode()}
+    else:
+        entry["content"] = text
+    if mounted.intersection(scripts.parent_directories(file.path)):
+        # Written early it would be hidden by what is mounted over it.
+        entry["defer"] = True
+    return entry
+
+
+def _text(content: bytes) -> str | None:
+    """The content as text; None when it is none, or has control characters."""
+    if _CONTROL.search(content):
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _mounts(volumes: Sequence[Volume]) -> list[list[str]]:
+    """fstab lines of the shared directories; disks are left to the script, which finds them."""
+    return [
+        [v.tag, v.guest_path, v.driver, f"{scripts.share_options(v)},nofail", "0", "0"]
+        for v in scripts.outer_first(volumes)
+        if isinstance(v, Share)
+    ]

@@ -1,0 +1,1 @@
+"""The domain document: a machine as libvirt XML."""

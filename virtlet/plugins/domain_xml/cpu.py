@@ -1,0 +1,53 @@
+"""The `<cpu>` element."""
+
+from xml.etree import ElementTree
+
+from virtlet.errors import InvalidArgument
+from virtlet.model.vm import Machine
+
+_HOST = ("host-model", "host-passthrough")
+
+
+def cpu_element(machine: Machine, default_model: str) -> str:
+    """The `<cpu>` element of a machine; "" leaves the CPU to QEMU.
+
+    Args:
+        machine: whose CPU.
+        default_model: the node's, for flavors that name none.
+
+    Raises:
+        InvalidArgument: the flavor's own element is no `<cpu>` element.
+    """
+    if machine.flavor.cpu_xml:
+        return _checked(machine)
+    kvm = machine.accelerator == "kvm"
+    # Without KVM the smallest model is the fastest: an emulated guest that finds more features
+    # uses them, at a price.
+    model = machine.flavor.cpu_model or default_model or ("host-model" if kvm else "")
+    if not model:
+        return ""
+    cpu = ElementTree.Element("cpu")
+    if model in _HOST:
+        # Emulation has no host CPU to pass on; its own best one serves those who ask for features.
+        cpu.set("mode", model if kvm else "maximum")
+    else:
+        cpu.set("mode", "custom")
+        cpu.set("match", "exact")
+        name = ElementTree.SubElement(cpu, "model", {"fallback": "forbid"})
+        name.text = model
+    return ElementTree.tostring(cpu, encoding="unicode")
+
+
+def _checked(machine: Machine) -> str:
+    try:
+        cpu = ElementTree.fromstring(machine.flavor.cpu_xml)
+    except ElementTree.ParseError as error:
+        raise InvalidArgument(
+            f"the CPU setting of VM {machine.vm.name} is no XML ({error}): "
+            "see the annotation VirtletLibvirtCPUSetting"
+        ) from None
+    if cpu.tag != "cpu":
+        raise InvalidArgument(
+            f"the CPU setting of VM {machine.vm.name} is a <{cpu.tag}> element, not <cpu>"
+        )
+    return ElementTree.tostring(cpu, encoding="unicode")

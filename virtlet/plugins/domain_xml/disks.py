@@ -1,0 +1,88 @@
+"""Disks in the document: bus, target name and order."""
+
+import string
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from virtlet.errors import InvalidArgument
+from virtlet.model.disk import Disk
+from virtlet.model.vm import Machine
+
+_MOST = {"virtio": 20, "scsi": 26}
+"""Disks per machine and bus, the root disk included; Virtlet's limits."""
+_PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
+
+
+@frozen
+class Target:
+    """One disk and where it is attached."""
+
+    disk: Disk
+    bus: str
+    number: int
+    """Counts the devices of its bus."""
+    name: str
+    """Target name."""
+    boot: bool = False
+
+    @property
+    def address(self) -> Mapping[str, int]:
+        """Place on the bus, where libvirt would else add controllers of another model."""
+        if self.bus == "virtio":
+            return {}
+        if self.bus == "ide":
+            return {"controller": 0, "bus": self.number // 2, "target": 0, "unit": self.number % 2}
+        return {"controller": 0, "bus": 0, "target": 0, "unit": self.number}
+
+    @property
+    def kind(self) -> str:
+        """libvirt's `type` of the disk and, with it, the name of the source's attribute."""
+        return "block" if self.disk.block else "file"
+
+    @property
+    def attribute(self) -> str:
+        """Attribute of `<source>` that holds the path."""
+        return "dev" if self.disk.block else "file"
+
+
+def targets(machine: Machine, cdrom_bus: str) -> tuple[Target, ...]:
+    """All disks of a machine: the root, the volumes in their order, the seed.
+
+    Args:
+        machine: whose disks.
+        cdrom_bus: bus of CD-ROM drives on its machine type: `sata` or `ide`.
+
+    Raises:
+        InvalidArgument: more disks than the bus takes.
+    """
+    bus = machine.flavor.disk_bus
+    disks = [machine.root, *(v for v in machine.volumes if isinstance(v, Disk))]
+    cdroms = [disk for disk in disks if disk.device == "cdrom"]
+    disks = [disk for disk in disks if disk.device != "cdrom"]
+    if machine.seed is not None:
+        (cdroms if machine.seed.device == "cdrom" else disks).append(machine.seed)
+    if len(disks) > _MOST[bus]:
+        raise InvalidArgument(
+            f"VM {machine.vm.name} has {len(disks)} disks; {bus} takes {_MOST[bus]}: use fewer "
+            "volumes, or the annotation VirtletDiskDriver"
+        )
+    # A name serves one disk only, whatever the bus: CD-ROM drives come after the SCSI disks.
+    first = len(disks) if bus == "scsi" and cdrom_bus == "sata" else 0
+    return (
+        *(
+            Target(disk, bus, number, _name(_PREFIX[bus], number), boot=disk is machine.root)
+            for number, disk in enumerate(disks)
+        ),
+        *(
+            Target(disk, cdrom_bus, number, _name(_PREFIX[cdrom_bus], first + number))
+            for number, disk in enumerate(cdroms)
+        ),
+    )
+
+
+def _name(prefix: str, number: int) -> str:
+    letters = string.ascii_lowercase
+    if number < len(letters):
+        return prefix + letters[number]
+    return prefix + letters[number // len(letters) - 1] + letters[number % len(letters)]

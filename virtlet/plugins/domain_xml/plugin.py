@@ -1,0 +1,35 @@
+"""domain_xml: writes the domain document with Jinja2."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from virtlet import hookimpl
+from virtlet.model.node import Node
+from virtlet.model.option import Config, Option
+from virtlet.model.vm import Machine
+from virtlet.plugins.domain_xml.options import CPU_MODEL, OPTIONS
+from virtlet.plugins.domain_xml.render import Renderer
+
+
+class Plugin:
+    """The hooks of this plugin."""
+
+    VIRTLET_HOOK_API = 1
+
+    def __init__(self) -> None:
+        self._renderer: Renderer | None = None
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        """The node's CPU model."""
+        return OPTIONS
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        """Keep what every document needs of the node."""
+        self._renderer = Renderer(node.emulator_uid, node.emulator_gid, config[CPU_MODEL])
+
+    @hookimpl(trylast=True)
+    def virtlet_render_domain(self, machine: Machine) -> str | None:
+        """Render any machine."""
+        return self._renderer.render(machine) if self._renderer else None

@@ -1,0 +1,97 @@
+"""What a pod may say about its machine."""
+
+import uuid
+from typing import TypeVar
+
+from virtlet.model.option import BYTES, Annotation, Kind, choice, integer
+from virtlet.model.plain import quote
+from virtlet.plugins.flavors.cpu import Cpu, parse_cpu
+
+T = TypeVar("T")
+
+MAX_ROOT_SIZE = 1 << 46
+"""64 TiB; with 64 KiB clusters the table of a larger disk alone takes megabytes."""
+
+
+def _optional(kind: Kind[T]) -> Kind[T | None]:
+    """As `kind`, and nothing for an empty text, which leaves the choice to the handler."""
+    return Kind(kind.name, lambda text: kind.parse(text) if text.strip() else None)
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text.strip()))
+    except ValueError:
+        raise ValueError(
+            f"{quote(text)} is no UUID: write 32 hexadecimal digits, with or without hyphens"
+        ) from None
+
+
+def disk_size(text: str) -> int:
+    """Bytes of a disk.
+
+    Raises:
+        ValueError: no quantity, or over the largest disk served.
+    """
+    size = BYTES.parse(text.strip())
+    if size > MAX_ROOT_SIZE:
+        raise ValueError(f"{quote(text)} is more than the largest root disk, 64Ti")
+    return size
+
+
+VCPU_COUNT: Annotation[int | None] = Annotation(
+    "VirtletVCPUCount", _optional(integer(1, 255)), None, "Number of vCPUs; 1 unless said"
+)
+MAX_VCPU_COUNT: Annotation[int | None] = Annotation(
+    "VirtletMaxVCPUCount",
+    _optional(integer(1, 255)),
+    None,
+    "How many vCPUs the VM can have while it runs; above 1, their number follows the CPU limit",
+)
+MAX_MEMORY: Annotation[int | None] = Annotation(
+    "VirtletMaxMemory",
+    _optional(BYTES),
+    None,
+    "How far the memory of the VM can be raised while it runs",
+)
+CPU_MODEL: Annotation[str | None] = Annotation(
+    "VirtletCPUModel",
+    _optional(choice("host-model")),
+    None,
+    "`host-model` gives the guest the host's CPU, which nested virtualisation needs; empty takes "
+    "the handler's or the node's model",
+)
+CPU_SETTING: Annotation[Cpu | None] = Annotation(
+    "VirtletLibvirtCPUSetting",
+    Kind("YAML of libvirt's <cpu> element", parse_cpu),
+    None,
+    "libvirt's `<cpu>` element as YAML, keys in any case; wins over VirtletCPUModel",
+)
+DISK_DRIVER: Annotation[str | None] = Annotation(
+    "VirtletDiskDriver",
+    _optional(choice("scsi", "virtio")),
+    None,
+    "Bus of the disks; scsi unless said",
+)
+ROOT_VOLUME_SIZE: Annotation[int | None] = Annotation(
+    "VirtletRootVolumeSize",
+    _optional(Kind("quantity", disk_size)),
+    None,
+    "Size of the root disk; the image's own where that is larger",
+)
+SYSTEM_UUID: Annotation[str | None] = Annotation(
+    "VirtletSystemUUID",
+    _optional(Kind("UUID", _uuid)),
+    None,
+    "SMBIOS UUID the guest sees; a new one for every VM unless said",
+)
+ALL = (
+    VCPU_COUNT,
+    MAX_VCPU_COUNT,
+    MAX_MEMORY,
+    CPU_MODEL,
+    CPU_SETTING,
+    DISK_DRIVER,
+    ROOT_VOLUME_SIZE,
+    SYSTEM_UUID,
+)

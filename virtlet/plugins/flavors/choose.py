@@ -1,0 +1,102 @@
+"""Choosing the machine: annotations win over the handler's profile, that over the defaults."""
+
+from typing import Any
+
+import attrs
+
+from virtlet.errors import InvalidArgument
+from virtlet.host.cpus import cpuset
+from virtlet.model.flavor import Flavor
+from virtlet.model.pod import Pod
+from virtlet.model.resources import DEFAULT_PERIOD, Resources
+from virtlet.model.vm import VmConfig
+from virtlet.plugins.flavors import annotations
+from virtlet.plugins.flavors.profile import flavor_of
+
+_MIB = 1 << 20
+MIN_MEMORY = 32 * _MIB
+"""Below this neither firmware nor kernel gets anywhere."""
+MAX_MEMORY = 1 << 44
+"""16 TiB."""
+
+
+def machine_of(pod: Pod) -> Flavor:
+    """The flavor of a pod's VMs before their memory limit is known.
+
+    Raises:
+        InvalidArgument: an annotation is wrong, or two do not fit together.
+        FailedPrecondition: the handler's profile is wrong.
+    """
+    flavor = flavor_of(pod.profile)
+    cpu = annotations.CPU_SETTING.of(pod)
+    asked: dict[str, Any] = {
+        "vcpus": annotations.VCPU_COUNT.of(pod),
+        "max_vcpus": annotations.MAX_VCPU_COUNT.of(pod),
+        "max_memory": annotations.MAX_MEMORY.of(pod),
+        "cpu_model": annotations.CPU_MODEL.of(pod),
+        "cpu_xml": cpu.xml if cpu else None,
+        "disk_bus": annotations.DISK_DRIVER.of(pod),
+        "root_size": annotations.ROOT_VOLUME_SIZE.of(pod),
+        "system_uuid": annotations.SYSTEM_UUID.of(pod),
+    }
+    flavor = attrs.evolve(flavor, **{k: v for k, v in asked.items() if v is not None})
+    most = flavor.max_vcpus or flavor.vcpus
+    if flavor.vcpus > most:
+        raise InvalidArgument(
+            f"pod {pod.name}: the VM gets {flavor.vcpus} vCPUs and can have {most} at most: raise "
+            f"{annotations.MAX_VCPU_COUNT.name} or lower {annotations.VCPU_COUNT.name}, or the "
+            f"same of handler {pod.profile.handler!r}"
+        )
+    if cpu and cpu.vcpus not in (None, most):
+        count = annotations.MAX_VCPU_COUNT if flavor.max_vcpus else annotations.VCPU_COUNT
+        raise InvalidArgument(
+            f"annotation {annotations.CPU_SETTING.name}: the topology makes {cpu.vcpus} vCPUs, "
+            f'but the VM gets {most}: set {count.name} to "{cpu.vcpus}", or change the topology'
+        )
+    if flavor.max_memory > MAX_MEMORY:
+        raise InvalidArgument(
+            f"pod {pod.name}: the VM could grow to {flavor.max_memory} bytes of memory; "
+            f"{MAX_MEMORY // _MIB}Mi is the most"
+        )
+    return flavor
+
+
+def choose(pod: Pod, vm: VmConfig) -> Flavor:
+    """The flavor of one VM: the memory limit is its RAM, in whole MiB.
+
+    Where the number of vCPUs can change, the CPU limit says how many there are.
+
+    Raises:
+        InvalidArgument: as `machine_of`, the memory is too little or too much, or the cpuset
+            names a CPU that is not there.
+        FailedPrecondition: the handler's profile is wrong.
+    """
+    flavor = machine_of(pod)
+    limit = vm.resources.memory_limit
+    memory = limit if limit > 0 else flavor.memory
+    if not MIN_MEMORY <= memory <= MAX_MEMORY:
+        source = "its memory limit" if limit > 0 else f"the flavor of {pod.profile.handler!r}"
+        raise InvalidArgument(
+            f"pod {pod.name}: {source} gives the VM {memory} bytes of memory; it must be between "
+            f"{MIN_MEMORY // _MIB}Mi and {MAX_MEMORY // _MIB}Mi"
+        )
+    if vm.resources.cpuset_cpus:
+        cpuset(vm.resources.cpuset_cpus)
+    return attrs.evolve(
+        flavor,
+        vcpus=_vcpus(flavor, vm.resources),
+        memory=_whole(memory),
+        max_memory=_whole(flavor.max_memory),
+    )
+
+
+def _vcpus(flavor: Flavor, resources: Resources) -> int:
+    """As many as the CPU limit keeps busy; the flavor's own number where there is no limit."""
+    if flavor.max_vcpus <= 1 or resources.cpu_quota <= 0:
+        return flavor.vcpus
+    period = resources.cpu_period or DEFAULT_PERIOD
+    return min(-(-resources.cpu_quota // period), flavor.max_vcpus)
+
+
+def _whole(memory: int) -> int:
+    return memory // _MIB * _MIB

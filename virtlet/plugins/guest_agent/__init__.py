@@ -1,0 +1,1 @@
+"""Running commands in guests through the QEMU guest agent."""

@@ -1,0 +1,129 @@
+"""What every command has in common: how it starts, and what its caller is told when it fails."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+
+from virtlet.errors import DeadlineExceeded, FailedPrecondition, Unavailable, VirtletError
+from virtlet.model.execution import GuestStreams
+from virtlet.plugins.guest_agent.agent import KILL_WAIT, Agent, NotStarted
+from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
+from virtlet.plugins.guest_agent.link import AgentError
+
+KILLED = 128 + 9
+"""Exit code of a command whose caller went away; nobody sees it."""
+
+_SYSTEM_DIRECTORIES = {".", "/bin", "/sbin", "/usr/bin", "/usr/sbin"}
+_SHELLS = {"ash", "bash", "busybox", "csh", "dash", "env", "fish", "ksh", "sh", "su", "sudo", "zsh"}
+
+
+class Attempt:
+    """One run of one command.
+
+    Args:
+        agent: the guest's.
+        program: the command's, for messages; its arguments may hold secrets.
+        streams: the caller's.
+        timeout: seconds; None for no limit.
+    """
+
+    def __init__(
+        self, agent: Agent, program: str, streams: GuestStreams, timeout: float | None
+    ) -> None:
+        self.agent = agent
+        self.program = program
+        self.timeout = timeout
+        self.deadline = Deadline(timeout, lambda: streams.gone)
+        self.processes: set[int] = set()
+        """What runs in the guest and is killed when the attempt ends."""
+        self._tidy: Callable[[Deadline], None] | None = None
+
+    def at_end(self, tidy: Callable[[Deadline], None]) -> None:
+        """Have something done after the work and the killing; given up when nobody answers."""
+        self._tidy = tidy
+
+    @property
+    def untidy(self) -> bool:
+        """Whether that has not been done."""
+        return self._tidy is not None
+
+    def run(self, work: Callable[["Attempt"], int]) -> int:
+        """Do the work; whatever goes wrong, nothing of it goes on running in the guest.
+
+        Raises:
+            DeadlineExceeded, Unavailable, FailedPrecondition: as for `ExecSession.run`.
+        """
+        try:
+            with self._cleared_up():
+                self.agent.kill_left(self.deadline)
+                return work(self)
+        except CallerGone:
+            return KILLED
+        except TimeUp:
+            raise DeadlineExceeded(self._too_late()) from None
+        except AgentError as error:
+            raise Unavailable(
+                f"the guest agent of VM {self.agent.vm_name} cannot run {self.program!r}: {error}"
+            ) from None
+
+    @contextmanager
+    def _cleared_up(self) -> Iterator[None]:
+        answering, gone = True, False
+        try:
+            yield
+        except CallerGone:
+            gone = True
+            raise
+        finally:
+            # A program whose start nobody waited for may run: the VM's next command would kill
+            # it, but when callers go away there may be none.
+            if self.processes or (gone and self.agent.owing):
+                answering = self.agent.kill(*self.processes)
+            if answering and self._tidy is not None:
+                with suppress(TimeUp, AgentError, VirtletError):
+                    self._tidy(Deadline(KILL_WAIT))
+                    self._tidy = None
+
+    def _too_late(self) -> str:
+        if not self.processes:
+            return f"no time left: {self.agent.silence()}"
+        return (
+            f"{self.program!r} did not end within {self.timeout:g} seconds in VM "
+            f"{self.agent.vm_name} and is killed"
+        )
+
+    def start(
+        self, argv: Sequence[str], environment: Iterable[str], *, own_session: bool, capture: bool
+    ) -> int:
+        """Start a program, in a session and process group of its own where that is asked for and
+        the guest can do it.
+
+        Raises:
+            NotStarted: there is no such program.
+        """
+        environment = tuple(environment)
+        if own_session and self.agent.has_setsid:
+            try:
+                return self._started(("setsid", *argv), environment, capture)
+            except NotStarted:
+                self.agent.has_setsid = False
+        return self._started(argv, environment, capture)
+
+    def _started(self, argv: Sequence[str], environment: Sequence[str], capture: bool) -> int:
+        pid = self.agent.start(argv, environment, self.deadline, capture=capture)
+        self.processes.add(pid)
+        return pid
+
+    def refused(self, why: str) -> FailedPrecondition:
+        """The error for a program that cannot be started."""
+        return FailedPrecondition(f"cannot run {self.program!r} in VM {self.agent.vm_name}: {why}")
+
+
+def may_signal_its_group(program: str) -> bool:
+    """Whether a program could kill its own process group, which is the agent's if it has none.
+
+    Shells do that (`kill 0`), and a program outside the system's directories may be a script.
+    The others are spared the detour over `setsid`: it makes `true` a third slower.
+    """
+    path = PurePosixPath(program)
+    return path.name in _SHELLS or str(path.parent) not in _SYSTEM_DIRECTORIES

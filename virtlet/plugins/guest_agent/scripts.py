@@ -1,0 +1,171 @@
+"""What runs in the guest: POSIX shell, with the tools of busybox or any distribution.
+
+Variables have a prefix, because the command's environment is that of the script, and one the
+script assigns to would reach the command with the script's value.
+"""
+
+KILL = """\
+# Arguments: process ids. Kills them, their descendants and the sessions that any of them leads.
+# All are stopped first, so that nothing gets away by forking.
+kill -STOP "$@" 2>/dev/null
+doomed=" $* "
+grown=yes
+while [ "$grown" ]; do
+    grown=
+    for stat in /proc/[0-9]*/stat; do
+        { read -r line <"$stat"; } 2>/dev/null || continue
+        pid=${stat#/proc/}
+        pid=${pid%/stat}
+        case $doomed in *" $pid "*) continue ;; esac
+        # After the name, which is in parentheses: state, parent, group, session.
+        set -- ${line##*) }
+        case $doomed in
+        *" $2 "* | *" $4 "*)
+            kill -STOP "$pid" 2>/dev/null
+            doomed=" $pid$doomed"
+            grown=yes
+            ;;
+        esac
+    done
+done
+# Children first: the kernel lets stopped ones go on whose parents have died.
+kill -KILL $doomed 2>/dev/null
+"""
+
+NO_HELPER, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+"""Exit codes of PREPARE."""
+
+PREPARE = f"""\
+# Arguments: directory of all sessions, the beginning of our sessions' names, this one's name, the
+# command's PATH, the command, "tty" or "pipe", names of sessions of ours that have ended. Input:
+# the launcher of a command with a terminal. Makes the session's directory, removes what sessions
+# left behind that have ended, and prints the terminal's helper.
+umask 077
+base=$1 ours=$2 name=$3 path=$4 command=$5 kind=$6
+shift 6
+ended=" $* "
+
+look_for() {{
+    set -f
+    case $1 in
+    */*) candidates=$1 ;;
+    *)
+        candidates=
+        IFS=:
+        for place in $path; do candidates="$candidates:${{place:-.}}/$1"; done
+        ;;
+    esac
+    IFS=:
+    answer={NOT_FOUND}
+    for candidate in $candidates; do
+        [ -f "$candidate" ] || continue
+        [ ! -x "$candidate" ] || return 0
+        answer={NOT_EXECUTABLE}
+    done
+    return $answer
+}}
+
+has() {{ command -v "$1" >/dev/null 2>&1; }}
+
+helper() {{
+    if has script; then
+        echo script
+    elif has python3; then
+        echo python3
+    elif has busybox && busybox telnetd --help >/dev/null 2>&1; then
+        echo telnetd
+    else
+        return {NO_HELPER}
+    fi
+}}
+
+(look_for "$command") || exit
+[ "$kind" = pipe ] || helper || exit
+mkdir -p "$base" && cd "$base" || exit {FAILED}
+for old in *; do
+    [ -d "$old" ] || continue
+    case $old in
+    "$ours"-*) case $ended in *" $old "*) ;; *) continue ;; esac ;;
+    esac
+    # Its caller is gone. The number is still that session's when it has the file open.
+    if read -r pid <"$old/pid" && [ "/proc/$pid/fd/9" -ef "$old/pid" ]; then
+        left="$left $pid"
+    fi 2>/dev/null
+    rm -rf "$old"
+done
+mkdir "$name" && cd "$name" && mkfifo in out err out.ack err.ack || exit {FAILED}
+[ "$kind" = pipe ] || {{ cat >run && chmod 700 run; }} || exit {FAILED}
+[ "$left" ] || exit 0
+set -- $left
+exec >/dev/null
+{KILL}
+exit 0
+"""
+
+READS = 256
+"""Reads that make up one part of the output."""
+
+RUN = f"""\
+# Arguments: the session's directory, what the command reads ("null", "pipe", or "hold" for a pipe
+# that never ends), its PATH, the command. Runs it. Its output goes to files of some size, out.0,
+# out.1 and so on, of which two are there at most: a line in out.ack lets go of the older one.
+_virtlet_dir=$1 _virtlet_input=$2 _virtlet_path=$3
+shift 3
+echo $$ >"$_virtlet_dir/pid"
+exec 9<"$_virtlet_dir/pid"
+
+_virtlet_keep() {{
+    exec 5<>"$1.ack"
+    _virtlet_part=0
+    while :; do
+        if [ $_virtlet_part -ge 2 ]; then
+            read -r _virtlet_line <&5
+            rm -f "$1.$((_virtlet_part - 2))"
+        fi
+        dd of="$1.$_virtlet_part" bs=4096 count={READS} 2>/dev/null
+        [ -s "$1.$_virtlet_part" ] || return
+        _virtlet_part=$((_virtlet_part + 1))
+    done
+}}
+
+_virtlet_keep "$_virtlet_dir/out" <"$_virtlet_dir/out" &
+[ $_virtlet_input = hold ] || _virtlet_keep "$_virtlet_dir/err" <"$_virtlet_dir/err" &
+(
+    umask 022
+    exec 9<&-
+    # The input first: whoever sees out.0 knows that the command has it.
+    case $_virtlet_input in
+    null) exec </dev/null ;;
+    pipe) exec <"$_virtlet_dir/in" ;;
+    hold) exec 0<>"$_virtlet_dir/in" ;;
+    esac
+    exec >"$_virtlet_dir/out"
+    case $_virtlet_input in
+    hold) exec 2>&1 ;;
+    *) exec 2>"$_virtlet_dir/err" ;;
+    esac
+    PATH=$_virtlet_path
+    exec "$@"
+)
+_virtlet_code=$?
+wait
+if [ $_virtlet_input = hold ]; then
+    _virtlet_code=137
+    {{ read -r _virtlet_code <"$_virtlet_dir/code"; }} 2>/dev/null
+fi
+exit $_virtlet_code
+"""
+
+NO_TERMINAL_YET = 99
+"""Exit code of RESIZE."""
+
+RESIZE = f"""\
+# Arguments: the session's directory, columns, rows.
+read -r terminal <"$1/tty" || exit {NO_TERMINAL_YET}
+exec stty -F "$terminal" cols "$2" rows "$3"
+"""
+
+REMOVE = """\
+# Argument: the session's directory.
+rm -rf "$1"
+"""

@@ -1,0 +1,1 @@
+"""Fetches images over http and https, and from files of the node."""

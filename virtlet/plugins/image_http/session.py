@@ -1,0 +1,187 @@
+"""Talking to an image's server: redirects, credentials, proxies, and errors in our own words.
+
+Source: RFC 9110, 15.4, for redirects.
+"""
+
+import logging
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import httpx
+
+from virtlet import __version__
+from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.model.image import Credentials, ImageSource
+from virtlet.plugins.image_http.authorization import authorization, may_follow, origin
+from virtlet.plugins.image_http.tls import tls_context
+
+_CONNECT_TIMEOUT = 15.0
+_TIMEOUT = 60.0
+_MAX_REDIRECTS = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_BROKEN = "the connection broke or its answer is malformed"
+_HEADERS = {
+    "Accept": "*/*",
+    # An image is to arrive as it is: its bytes are counted and hashed.
+    "Accept-Encoding": "identity",
+    "User-Agent": f"virtlet/{__version__}",
+}
+
+E = TypeVar("E", bound=BaseException)
+
+
+class Session:
+    """The way to one image.
+
+    Args:
+        source: where it is.
+        credentials: for its server, and for no other.
+
+    Attributes:
+        name: the image's.
+        host: its server's.
+        pinned: whether a digest says what has to arrive.
+
+    Raises:
+        InvalidArgument: the address or the credentials are malformed.
+        FailedPrecondition: the proxy is malformed.
+    """
+
+    def __init__(self, source: ImageSource, credentials: Credentials) -> None:
+        for library in ("httpx", "httpcore"):
+            # Their records hold whole addresses and headers.
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self.name = source.name
+        self._transport = source.transport
+        self.pinned = bool(source.digest)
+        try:
+            self.host = origin(source.url)[1]
+            self._start = httpx.URL(source.url).copy_with(userinfo=b"", fragment=None)
+        except (ValueError, httpx.InvalidURL):
+            raise InvalidArgument(f"image {self.name}: its address is malformed") from None
+        if not self.host:
+            raise InvalidArgument(f"image {self.name}: its address names no host")
+        self._authorization = authorization(source, credentials)
+        if self._transport.proxy and not _is_server(self._transport.proxy):
+            raise self._bad_proxy()
+
+    @contextmanager
+    def get(self, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """The answer after all redirects, its body not read yet.
+
+        Raises:
+            FailedPrecondition: it leads where it must not, or cannot be trusted.
+            Unavailable: the server cannot be reached, or the connection breaks.
+        """
+        limit = self._transport.max_redirects
+        limit = _MAX_REDIRECTS if limit < 0 else limit
+        url = self._start
+        with self._errors():
+            for _ in range(limit + 1):
+                with ExitStack() as stack:
+                    response = stack.enter_context(self._request(url, headers))
+                    location = response.headers.get("Location")
+                    if response.status_code not in _REDIRECTS or location is None:
+                        yield response
+                        return
+                url = self._redirect(url, location)
+        raise FailedPrecondition(
+            f"image {self.name}: {self.host} redirects more than {limit} times; "
+            "see maxRedirects of its transport"
+        )
+
+    @contextmanager
+    def _request(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        own = may_follow(str(self._start), str(url))
+        sent = {**_HEADERS, **headers}
+        if own and self._authorization:
+            sent["Authorization"] = self._authorization
+        with (
+            self._client(own, url.scheme) as client,
+            client.stream("GET", url, headers=sent) as response,
+        ):
+            yield response
+
+    def _client(self, own: bool, scheme: str) -> httpx.Client:
+        timeout = self._transport.timeout or _TIMEOUT
+        tls = scheme == "https"
+        context = tls_context(self.name, self._transport, own=own) if tls else None
+        try:
+            return httpx.Client(
+                # Without TLS there is nothing to verify, and no authorities need to be read.
+                verify=context or False,
+                proxy=self._transport.proxy or None,
+                timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
+            )
+        except (ValueError, ImportError, httpx.InvalidURL):
+            raise self._bad_proxy() from None
+
+    def _bad_proxy(self) -> FailedPrecondition:
+        return FailedPrecondition(
+            f"image {self.name}: the proxy of its transport, or of the manager's environment, "
+            "is no http:// or https:// address"
+        )
+
+    def _redirect(self, url: httpx.URL, location: str) -> httpx.URL:
+        try:
+            target = url.join(location).copy_with(userinfo=b"", fragment=None)
+            origin(str(target))
+        except (ValueError, httpx.InvalidURL):
+            raise FailedPrecondition(
+                f"image {self.name}: {self.host} redirects to a malformed address"
+            ) from None
+        if target.scheme not in ("http", "https") or not target.host:
+            raise FailedPrecondition(
+                f"image {self.name}: {self.host} redirects to something else than http or https"
+            )
+        if url.scheme == "https" and target.scheme == "http" and not self.pinned:
+            raise FailedPrecondition(
+                f"image {self.name}: {self.host} redirects to plain http, where anybody may "
+                "change it; pin it with @sha256:… or use another address"
+            )
+        return target
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say what the library's errors mean; its own words may hold the address."""
+        about = f"image {self.name}"
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise Unavailable(f"{about}: no answer from {self.host} in time") from None
+        except httpx.ProxyError:
+            raise Unavailable(f"{about}: the proxy does not let it through") from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            # Its own address was looked at before.
+            raise FailedPrecondition(
+                f"{about}: {self.host} redirects to a malformed address"
+            ) from None
+        except httpx.TransportError as error:
+            untrusted = _cause(error, ssl.SSLCertVerificationError)
+            if untrusted is not None:
+                raise FailedPrecondition(
+                    f"{about}: the certificate of {self.host} is not trusted "
+                    f"({untrusted.verify_message}); give its authority in the transport's tls"
+                ) from None
+            reason = _cause(error, OSError)
+            text = (reason.strerror if reason else None) or _BROKEN
+            raise Unavailable(f"{about}: {self.host}: {text}") from None
+
+
+def _is_server(url: str) -> bool:
+    try:
+        scheme, host, _ = origin(url)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(host)
+
+
+def _cause(error: BaseException, kind: type[E]) -> E | None:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, kind):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -1,0 +1,244 @@
+"""Connections to libvirt: shared by a few calls each, opened anew when libvirt comes back."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import libvirt
+from attrs import define
+
+from virtlet.errors import Unavailable
+from virtlet.model.hypervisor import HypervisorHealth
+from virtlet.plugins.libvirt_qemu import failures
+from virtlet.plugins.libvirt_qemu.pulse import Pulse
+
+log = logging.getLogger(__name__)
+
+CALLS_PER_CONNECTION = 5
+"""A daemon serves that many calls of one connection at a time (its max_client_requests)."""
+MOST_CONNECTIONS = 20
+"""As many workers a daemon has by default (its max_workers): more could not be served."""
+_KEEPALIVE = (5, 3)
+"""Seconds between probes and how many may go unanswered: calls to a hung daemon fail after 20 s."""
+_BACK_OFF = (0.1, 3.0)
+"""Seconds to wait after the first failed attempt, and at most."""
+
+
+@define(eq=False)
+class _Slot:
+    """One connection and how many calls are on it."""
+
+    connection: Any
+    calls: int = 0
+    leave: Callable[[], None] = lambda: None
+    """Undoes what was registered on it; a connection with registrations stays open for ever."""
+
+    def close(self) -> None:
+        """Let go of it, whether its other end is still there or not."""
+        for step in (self.connection.unregisterCloseCallback, self.leave, self.connection.close):
+            with contextlib.suppress(libvirt.libvirtError):
+                step()
+
+
+class Connections:
+    """All connections to one libvirt.
+
+    Args:
+        uri: what to open.
+        on_connect: called with each new main connection, before others use it; registers for
+            events and returns what undoes that. An error of libvirt's in it counts as a failed
+            attempt.
+        on_back: called on the keeper's thread once a lost libvirt is back.
+        shared: all calls share the main connection, as suits the embedded driver.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        on_connect: Callable[[Any], Callable[[], None]],
+        on_back: Callable[[], None],
+        *,
+        shared: bool,
+    ) -> None:
+        self._uri = uri
+        self._on_connect = on_connect
+        self._on_back = on_back
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._slots: list[_Slot] = []
+        """The main connection first; empty while libvirt is away."""
+        self._lost: list[_Slot] = []
+        """Connections whose other end is gone, to be closed by the keeper."""
+        self._problem = "not connected yet"
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+        self._pulse = Pulse(self._open_connection)
+
+    def open(self) -> None:
+        """Connect; from then on a lost connection is made again by itself. Idempotent.
+
+        Raises:
+            Unavailable: libvirt does not answer.
+        """
+        if self._keeper is not None:
+            return
+        try:
+            self._connect()
+        except libvirt.libvirtError as error:
+            raise Unavailable(
+                f"cannot connect to libvirt at {self._uri}: {failures.short(error)}"
+            ) from None
+        self._closing.clear()
+        self._keeper = threading.Thread(target=self._keep, name="libvirt-keeper", daemon=True)
+        self._keeper.start()
+        if not self._shared:
+            self._pulse.start()
+
+    def close(self) -> None:
+        """Disconnect; idempotent."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        self._pulse.stop()
+        self._closing.set()
+        self._wake.set()
+        keeper.join()
+        self._drop("closed")
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[Any]:
+        """A connection with room for one more call.
+
+        Raises:
+            Unavailable: libvirt is away.
+        """
+        slot = self._take()
+        try:
+            yield slot.connection
+        except libvirt.libvirtError as error:
+            if failures.is_lost(error):
+                self._lose(slot, failures.short(error))
+            raise
+        finally:
+            with self._lock:
+                slot.calls -= 1
+                if slot in self._lost:
+                    self._wake.set()
+
+    def health(self) -> HypervisorHealth:
+        """Whether libvirt answers, as far as is known now; does not block."""
+        with self._lock:
+            problem = "" if self._slots else self._problem
+        if not problem and self._pulse.hangs:
+            problem = "it hangs"
+        if not problem:
+            return HypervisorHealth(ready=True)
+        message = f"libvirt at {self._uri} does not answer: {problem}"
+        return HypervisorHealth(False, "LibvirtUnavailable", message)
+
+    @property
+    def _connected(self) -> bool:
+        with self._lock:
+            return bool(self._slots)
+
+    def _take(self) -> _Slot:
+        with self._lock:
+            slot = self._freest()
+            if self._shared or slot.calls < CALLS_PER_CONNECTION:
+                slot.calls += 1
+                return slot
+            full = len(self._slots) >= MOST_CONNECTIONS
+        if not full:
+            with contextlib.suppress(libvirt.libvirtError):
+                return self._add(self._open_connection())
+        with self._lock:
+            slot = self._freest()
+            slot.calls += 1
+            return slot
+
+    def _freest(self) -> _Slot:
+        if not self._slots:
+            raise Unavailable(f"libvirt at {self._uri} does not answer: {self._problem}")
+        return min(self._slots, key=lambda slot: slot.calls)
+
+    def _add(self, connection: Any) -> _Slot:
+        slot = _Slot(connection, calls=1)
+        with self._lock:
+            if self._slots:
+                self._slots.append(slot)
+        return slot
+
+    def _open_connection(self) -> Any:
+        connection = libvirt.open(self._uri)
+        if not self._shared:
+            connection.setKeepAlive(*_KEEPALIVE)
+        return connection
+
+    def _connect(self) -> None:
+        connection = self._open_connection()
+        try:
+            leave = self._on_connect(connection)
+        except libvirt.libvirtError:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+            raise
+        slot = _Slot(connection, leave=leave)
+
+        def closed(_connection: Any, reason: int, _opaque: None) -> None:
+            self._lose(slot, f"the connection was closed (reason {reason})")
+
+        connection.registerCloseCallback(closed, None)
+        with self._lock:
+            self._slots = [slot]
+
+    def _lose(self, slot: _Slot, problem: str) -> None:
+        """Give up all connections when the main one is gone, only this one otherwise."""
+        with self._lock:
+            if slot not in self._slots:
+                return
+            main = slot is self._slots[0]
+            gone = self._slots if main else [slot]
+            self._slots = [other for other in self._slots if other not in gone]
+            self._lost += gone
+            if main:
+                self._problem = problem
+        self._wake.set()
+        if main:
+            log.warning("libvirt lost", extra={"problem": problem})
+
+    def _drop(self, problem: str) -> None:
+        with self._lock:
+            self._lost += self._slots
+            self._slots = []
+            self._problem = problem
+        self._bury()
+
+    def _bury(self) -> None:
+        """Close what is lost, once no call is under way on it: that would end in its memory."""
+        with self._lock:
+            idle = [slot for slot in self._lost if slot.calls == 0]
+            self._lost = [slot for slot in self._lost if slot.calls > 0]
+        for slot in idle:
+            slot.close()
+
+    def _keep(self) -> None:
+        pause, most = _BACK_OFF
+        while not self._closing.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            self._bury()
+            while not self._closing.is_set() and not self._connected:
+                try:
+                    self._connect()
+                except libvirt.libvirtError as error:
+                    with self._lock:
+                        self._problem = failures.short(error)
+                    self._closing.wait(pause)
+                    pause = min(pause * 2, most)
+                    continue
+                pause = _BACK_OFF[0]
+                log.warning("libvirt is back")
+                self._on_back()

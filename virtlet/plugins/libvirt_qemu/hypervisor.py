@@ -1,0 +1,287 @@
+"""QEMU virtual machines by libvirt."""
+
+import contextlib
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, VirtletError
+from virtlet.host.files import remove_file
+from virtlet.host.processes import end_process, ended, open_process
+from virtlet.model.hypervisor import (
+    DomainCallback,
+    HypervisorHealth,
+    HypervisorInfo,
+    Observation,
+    Resize,
+)
+from virtlet.model.node import Node
+from virtlet.model.stats import DomainStats
+from virtlet.model.vm import Machine
+from virtlet.plugins.libvirt_qemu import consumption, domain_log, failures, process, states
+from virtlet.plugins.libvirt_qemu.changes import Changes
+from virtlet.plugins.libvirt_qemu.connections import Connections
+from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
+from virtlet.plugins.libvirt_qemu.mark import canonical, marked
+from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
+from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
+from virtlet.plugins.libvirt_qemu.resize import Resizer
+from virtlet.plugins.libvirt_qemu.runs import Runs
+from virtlet.plugins.libvirt_qemu.sight import Sight
+from virtlet.plugins.libvirt_qemu.watch import Watch
+
+_FORGET_ALL = (
+    libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+
+_GRACE = 10.0
+"""Seconds an emulator gets to write out what it holds, before SIGKILL; as with libvirt."""
+_LEARNING = 10.0
+"""Seconds to wait at most for what the driver is finding out."""
+
+
+class LibvirtHypervisor:
+    """Implements virtlet.model.hypervisor.Hypervisor.
+
+    Args:
+        place: the libvirt to use.
+        node: the manager's places.
+        info: what this hypervisor is.
+    """
+
+    def __init__(self, place: Place, node: Node, info: HypervisorInfo) -> None:
+        self._place = place
+        self._node = node
+        self._info = info
+        self._connections = Connections(
+            place.uri,
+            lambda connection: self._watch.register(connection),
+            lambda: self._watch.connected(),
+            shared=place.embedded,
+        )
+        self._domains = Domains(self._connections, node.instance)
+        self._runs = Runs(node.state_dir("libvirt_qemu") / "runs")
+        self._sight = Sight(self._domains, self._runs, self._by_signal)
+        self._changes = Changes(self._runs, self._sight, self._process, self._by_signal)
+        self._watch = Watch(self._changes.on_event, self._changes.look)
+        self._learning: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Connect; the first time, the embedded driver is started."""
+        root = self._place.root
+        if root is not None:
+            prepare_root(root, self._node)
+            adopt_orphans()
+        process.prepare()
+        self._connections.open()
+        self._watch.start()
+        self._watch.connected()
+        self._learning = threading.Thread(
+            target=self._learn_emulator, name="libvirt-warm-up", daemon=True
+        )
+        self._learning.start()
+
+    def close(self) -> None:
+        """Disconnect; VMs go on running."""
+        if self._learning is not None:
+            # The driver ends its probes only as long as it lives.
+            self._learning.join(_LEARNING)
+        self._connections.close()
+        self._watch.stop()
+
+    def info(self) -> HypervisorInfo:
+        """What this hypervisor is."""
+        return self._info
+
+    def health(self) -> HypervisorHealth:
+        """Whether libvirt answers now."""
+        return self._connections.health()
+
+    def subscribe(self, callback: DomainCallback) -> None:
+        """Tell `callback` of every change of our domains."""
+        self._watch.subscribe(callback)
+
+    def define(self, machine: Machine, document: str) -> None:
+        """Define the domain, with our mark in its metadata."""
+        vm_id = machine.vm.id
+        text, name = marked(document, vm_id, self._node.instance)
+        with self._domains.call(f"define VM {vm_id}") as connection:
+            known = self._domains.look_up(connection, vm_id)
+            if known is not None and not self._domains.is_ours(known, vm_id):
+                raise AlreadyExists(
+                    f"cannot define VM {vm_id}: libvirt has a domain with this uuid that is not "
+                    "ours; it was left alone"
+                )
+            if known is not None and known.name() != name and not known.isActive():
+                # libvirt refuses a uuid it knows by another name.
+                known.undefineFlags(_FORGET_ALL)
+            connection.defineXML(text)
+            self._runs.forget(vm_id)
+
+    def remove(self, vm_id: str) -> None:
+        """End and undefine the domain, and delete its log."""
+        with self._domains.call(f"remove VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is not None:
+                name = domain.name()
+                if domain.isActive():
+                    self._end_emulator(vm_id, name)
+                    self._destroy(domain)
+                with missing_is_fine():
+                    domain.undefineFlags(_FORGET_ALL)
+                self._clean(name)
+        self._domains.forget(vm_id)
+        self._runs.forget(vm_id)
+
+    def start(self, vm_id: str) -> None:
+        """Start the domain; libvirt returns when its CPUs run."""
+        with self._domains.call(f"start VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot start VM {vm_id}: libvirt has no domain of it")
+            if domain.isActive():
+                if self._runs.ended(vm_id) is None:
+                    return
+                # Its emulator was ended a moment ago, which libvirt has yet to see.
+                self._destroy(domain)
+            self._runs.begin(vm_id)
+            try:
+                domain.create()
+            except libvirt.libvirtError as error:
+                if failures.is_lost(error) or failures.is_missing(error):
+                    raise
+                self._runs.forget(vm_id)
+                path = self._log(domain.name())
+                raise FailedPrecondition(
+                    f"the emulator of VM {vm_id} did not start: "
+                    f"{domain_log.why(error.get_error_message() or '', path)} (log: {path})"
+                ) from None
+
+    def shutdown(self, vm_id: str) -> None:
+        """Press the power button.
+
+        ACPI is asked for explicitly: libvirt's default tries the guest agent first and can hang.
+        """
+        with self._domains.call(f"shut down VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is not None:
+                with missing_is_fine(), wrong_state_is_fine():
+                    domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+    def stop(self, vm_id: str) -> None:
+        """End the emulator: SIGTERM, and SIGKILL if it does not heed it.
+
+        libvirt may take the domain for a running one for another moment.
+        """
+        with self._domains.call(f"stop VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if (
+                domain is not None
+                and domain.isActive()
+                and not self._end_emulator(vm_id, domain.name())
+            ):
+                self._destroy(domain)
+
+    def resize(self, vm_id: str, change: Resize) -> Resize:
+        """Change the running domain."""
+        with self._domains.call(f"resize VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot resize VM {vm_id}: libvirt has no domain of it")
+            pid = self._pid(domain.name()) if domain.isActive() else None
+            if pid is None:
+                raise FailedPrecondition(f"cannot resize VM {vm_id}: it does not run")
+            emulated = self._info.accelerator != "kvm"
+            return Resizer(vm_id, domain, pid, emulated=emulated).resize(change)
+
+    def observe(self, vm_id: str) -> Observation | None:
+        """The domain now."""
+        return self._sight.one(vm_id)
+
+    def list(self) -> Mapping[str, Observation]:
+        """All domains that carry our mark."""
+        return self._sight.all()
+
+    def stats(self) -> Mapping[str, DomainStats]:
+        """Consumption of all our running domains, by one call."""
+        found: dict[str, DomainStats] = {}
+        with self._domains.call("measure VMs") as connection:
+            for domain, values in connection.getAllDomainStats(
+                consumption.WANTED, consumption.FLAGS
+            ):
+                vm_id = canonical(domain.UUIDString())
+                if self._domains.is_ours(domain, vm_id):
+                    pid = self._pid(domain.name())
+                    consumed = consumption.stats_of(vm_id, pid, values)
+                    if consumed is not None:
+                        found[vm_id] = consumed
+        return found
+
+    @staticmethod
+    def _destroy(domain: Any) -> None:
+        """End the domain as libvirt does; returns when libvirt has tidied up behind it."""
+        with missing_is_fine(), wrong_state_is_fine():
+            domain.destroy()
+
+    def _end_emulator(self, vm_id: str, name: str) -> bool:
+        """End the emulator's process; False leaves that to libvirt.
+
+        libvirt looks only five times a second whether a process that it ended is gone. It tidies
+        up behind one that ended without it, too, and nobody has to wait for that.
+        """
+        pid = self._pid(name)
+        pidfd = open_process(pid, str(uuid.UUID(vm_id))) if pid else None
+        if pidfd is None:
+            return False
+        try:
+            self._runs.end(vm_id, states.forced())
+            with contextlib.suppress(OSError):
+                end_process(pidfd, grace=_GRACE)
+            return ended(pidfd)
+        finally:
+            os.close(pidfd)
+
+    def _process(self, vm_id: str) -> int | None:
+        with self._domains.call(f"look at VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None or not domain.isActive():
+                return None
+            return self._pid(domain.name())
+
+    def _pid(self, name: str) -> int | None:
+        """The driver's own note of a running domain's process."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self._place.state / f"{name}.pid").read_text())
+        return None
+
+    def _by_signal(self, name: str) -> bool:
+        return domain_log.ended_by_signal(self._log(name))
+
+    def _log(self, name: str) -> Path:
+        return self._place.logs / f"{name}.log"
+
+    def _clean(self, name: str) -> None:
+        """Delete what libvirt leaves behind of a domain it has forgotten."""
+        remove_file(self._log(name))
+        for rotated in self._place.logs.glob(f"{name}.log.[0-9]*"):
+            remove_file(rotated)
+
+    def _learn_emulator(self) -> None:
+        """Have libvirt find out what the emulator can before the first VM has to wait for it.
+
+        After an upgrade of QEMU or the kernel that takes half a second, else 20 ms.
+        """
+        with (
+            contextlib.suppress(VirtletError),
+            self._domains.call("probe the emulator") as connection,
+        ):
+            emulator, kind = str(self._node.emulator), self._info.accelerator
+            connection.getDomainCapabilities(emulator, "x86_64", "q35", kind)

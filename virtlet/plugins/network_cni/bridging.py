@@ -1,0 +1,307 @@
+"""The way between a pod's veth and its guest's tap, inside the pod's namespace.
+
+For the N-th NIC: veth ─ bridge `vbrN` ─ tap `vtapN`. The guest takes the veth's MAC and
+addresses; the veth gets another MAC and keeps none. The bridge has an address of its own, for the
+DHCP server alone: a link-local one, and no frame passes between the bridge's own stack and the
+veth, so that the guest can reach it and nobody else can.
+
+Everything here acts on the namespace of the calling thread.
+"""
+
+import ctypes
+import fcntl
+import shutil
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_network
+
+from attrs import frozen
+
+from virtlet.errors import FailedPrecondition
+from virtlet.host import links
+from virtlet.host.commands import run
+from virtlet.host.links import KernelRoute, Link
+from virtlet.model.network import Interface
+from virtlet.plugins.network_cni.guest_view import Sandbox
+
+# From <linux/sockios.h> and <linux/ethtool.h>.
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_STXCSUM = 0x17
+
+_FIREWALL = """\
+table bridge virtlet {{
+    chain prerouting {{
+        type filter hook prerouting priority 0
+        {echoes}
+    }}
+    chain input {{
+        type filter hook input priority 0
+        iifname "vtap*" accept
+        {neighbours_in}
+        drop
+    }}
+    chain output {{
+        type filter hook output priority 0
+        oifname "vtap*" accept
+        {neighbours_out}
+        drop
+    }}
+    chain forward {{
+        type filter hook forward priority 0
+        udp sport 68 udp dport 67 drop
+        udp sport 67 udp dport 68 drop
+        udp sport 546 udp dport 547 drop
+        udp sport 547 udp dport 546 drop
+        icmpv6 type nd-router-solicit drop
+        icmpv6 type nd-router-advert drop
+    }}
+}}
+"""
+"""The bridge's own stack talks to taps only, and DHCP and router discovery are its business: the
+guest's questions never leave the pod, and no answer or advertisement from outside (or from the
+guest) passes. DHCP relays (port 67 to 67) may. With IPv6 the bridge also passes on what the guest
+sends by the default route that it was advertised, and finds the way there.
+
+A node's bridge in hairpin mode sends the guest's broadcasts back. They stop here: else the pod's
+bridge would look for the guest outside, and the guest would find its own address taken."""
+
+
+@frozen
+class Nic:
+    """One guest NIC and its way to the pod's veth."""
+
+    index: int
+    veth: str
+    mac: str
+    """The guest's, once the veth's."""
+    mtu: int
+    addresses: tuple[str, ...]
+    """What the veth had, in CIDR form."""
+    routes: tuple[str, ...]
+    """The veth's routes, as arguments of `ip route replace`."""
+    guest_addresses: tuple[str, ...]
+    """The guest's, without prefix lengths."""
+    guest_routes6: tuple[str, ...]
+    """The guest's IPv6 routes by a gateway, as arguments of `ip route replace`."""
+    server: str
+    """The bridge's own address."""
+
+    @property
+    def bridge(self) -> str:
+        """Name of the bridge."""
+        return f"vbr{self.index}"
+
+    @property
+    def tap(self) -> str:
+        """Name of the tap."""
+        return f"vtap{self.index}"
+
+    @property
+    def bridge_mac(self) -> str:
+        """The bridge's own MAC address."""
+        return _changed(self.mac, 0x20)
+
+    @property
+    def guest_address6(self) -> str:
+        """The guest's first IPv6 address, or ""."""
+        return next((a for a in self.guest_addresses if ":" in a), "")
+
+    @property
+    def server6(self) -> str:
+        """The bridge's own address beside the guest's IPv6 address.
+
+        dnsmasq serves IPv6 only where it has an address of the same /64. Nobody but the guest
+        sees this one, and as it is made of a MAC address (RFC 4291, appendix A), hardly any pod
+        has the same.
+        """
+        prefix = ip_network(f"{self.guest_address6}/64", strict=False)
+        octets = bytes.fromhex(self.bridge_mac.replace(":", ""))
+        identifier = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
+        return str(prefix[int.from_bytes(identifier, "big")])
+
+
+def read_sandbox() -> Sandbox:
+    """The namespace as it is now."""
+    return Sandbox(*links.show_with_routes())
+
+
+def plan(
+    sandbox: Sandbox, veths: Sequence[Link], interfaces: Sequence[Interface], taken: Iterable[str]
+) -> tuple[Nic, ...]:
+    """Say how each veth will be bridged, and what it needs to become as it was.
+
+    Args:
+        sandbox: the namespace before anything is changed.
+        veths: what is bridged.
+        interfaces: the guest's view of them, in the same order.
+        taken: addresses the guest has to reach, which no bridge may have.
+    """
+    servers = _server_addresses(set(taken))
+    return tuple(
+        Nic(
+            index=index,
+            veth=veth.name,
+            mac=veth.mac,
+            mtu=veth.mtu,
+            addresses=veth.addresses,
+            routes=tuple(_restorable(sandbox.routes, veth.name)),
+            guest_addresses=tuple(a.split("/")[0] for a in interface.addresses),
+            guest_routes6=tuple(
+                f"{r.destination} via {r.gateway}"
+                for r in interface.routes
+                if r.gateway and ":" in r.destination
+            ),
+            server=next(servers),
+        )
+        for index, (veth, interface) in enumerate(zip(veths, interfaces, strict=True))
+    )
+
+
+def prepare() -> None:
+    """Make a new namespace fit for CNI: no waiting for duplicate address detection."""
+    for name in ("all", "default"):
+        links.set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
+
+
+def connect(nics: Sequence[Nic]) -> None:
+    """Make bridges and taps, and hand the veths over.
+
+    Raises:
+        CommandError: the kernel refuses; `restore` undoes what was done.
+        FailedPrecondition: a program is missing on the node.
+    """
+    links.set_sysctl("ipv4/ip_forward", "0")
+    # Else frames between veth and guest would also pass the pod's iptables, and be tracked.
+    for family in ("iptables", "ip6tables", "arptables"):
+        links.set_sysctl(f"bridge/bridge-nf-call-{family}", "0")
+    links.set_sysctl("ipv6/conf/default/disable_ipv6", "1")
+    # Before the first port is there: nothing may leak in between.
+    _filter_frames(nics)
+    hand_over(nics, ["link set lo up", *(c for nic in nics for c in _bridge_commands(nic))])
+    for nic in nics:
+        _checksum_in_software(nic.bridge)
+
+
+def hand_over(nics: Sequence[Nic], before: Sequence[str] = ()) -> None:
+    """Take the veths' addresses away and put them into the bridges.
+
+    Args:
+        nics: whose.
+        before: changes to make by the same process, which saves a few milliseconds.
+
+    Raises:
+        CommandError: the kernel refuses; `restore` undoes what was done.
+    """
+    for nic in nics:
+        links.set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
+    links.change([*before, *(c for nic in nics for c in _veth_commands(nic))])
+    for nic in nics:
+        if nic.guest_address6:
+            links.set_sysctl("ipv6/conf/all/forwarding", "1")
+            links.set_sysctl(f"ipv6/conf/{nic.bridge}/disable_ipv6", "0")
+            links.change(_ipv6_commands(nic))
+
+
+def restore(nics: Sequence[Nic]) -> None:
+    """Give the veths back what they had, as CNI's DEL and CHECK expect to find it.
+
+    The masquerading that the bridge plugin made, for one, is only removed for addresses that it
+    finds on the veth. Bridges and taps stay; they go with the namespace. Idempotent.
+
+    Raises:
+        CommandError: some of it was not possible.
+    """
+    for nic in nics:
+        links.set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "0")
+    links.change([c for nic in nics for c in _restore_commands(nic)], carry_on=True)
+
+
+def _bridge_commands(nic: Nic) -> Iterator[str]:
+    yield f"link add {nic.bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+    yield f"link set {nic.bridge} address {nic.bridge_mac} mtu {nic.mtu}"
+    yield f"tuntap add mode tap name {nic.tap} vnet_hdr"
+    yield f"link set {nic.tap} mtu {nic.mtu} master {nic.bridge} up"
+
+
+def _veth_commands(nic: Nic) -> Iterator[str]:
+    yield f"address flush dev {nic.veth}"
+    # The bridge would take frames for a port's own MAC as its own: the guest's must be nobody's.
+    yield f"link set {nic.veth} address {_changed(nic.mac, 0x10)}"
+    yield f"link set {nic.veth} master {nic.bridge}"
+    # With two ports there is nothing to learn, and a guest's further MACs cannot be mislaid.
+    yield f"link set {nic.veth} type bridge_slave learning off"
+    yield f"link set {nic.bridge} up"
+    yield f"address replace {nic.server}/32 dev {nic.bridge}"
+    for address in nic.guest_addresses:
+        if ":" not in address:
+            yield f"route replace {address} dev {nic.bridge}"
+
+
+def _ipv6_commands(nic: Nic) -> Iterator[str]:
+    for address in nic.guest_addresses:
+        if ":" in address:
+            yield f"route replace {address} dev {nic.bridge}"
+    yield f"address replace {nic.server6}/64 dev {nic.bridge} nodad noprefixroute"
+    for route in nic.guest_routes6:
+        yield f"route replace {route} dev {nic.bridge} onlink"
+
+
+def _restore_commands(nic: Nic) -> Iterator[str]:
+    yield f"link set {nic.veth} nomaster"
+    yield f"link set {nic.veth} address {nic.mac} up"
+    for address in nic.addresses:
+        yield f"address replace {address} dev {nic.veth}"
+    for route in nic.routes:
+        yield f"route replace {route}"
+
+
+def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[str]:
+    for route in sorted(routes, key=lambda route: bool(route.gateway)):
+        if route.device == device and not route.automatic:
+            via = f" via {route.gateway}" if route.gateway else ""
+            metric = f" metric {route.metric}" if route.metric else ""
+            yield f"{route.destination}{via} dev {device}{metric}"
+
+
+def _filter_frames(nics: Sequence[Nic]) -> None:
+    echoes = (f'iifname "{nic.veth}" ether saddr {nic.mac} drop' for nic in nics)
+    neighbours_in = neighbours_out = ""
+    guests = [nic.guest_address6 for nic in nics if nic.guest_address6]
+    if guests:
+        neighbours_in = "icmpv6 type nd-neighbor-advert accept"
+        neighbours_out = (
+            "icmpv6 type nd-neighbor-solicit accept\n"
+            f"        ip6 saddr {{ {', '.join(guests)} }} accept"
+        )
+    rules = _FIREWALL.format(
+        echoes="\n        ".join(echoes),
+        neighbours_in=neighbours_in,
+        neighbours_out=neighbours_out,
+    )
+    program = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
+    if program is None:
+        raise FailedPrecondition("the program nft is missing on this node: install nftables")
+    run((program, "-f", "-"), stdin=rules.encode(), timeout=10)
+
+
+def _server_addresses(taken: set[str]) -> Iterator[str]:
+    """Link-local addresses for bridges; far from the well-known 169.254.169.254 and .1.1."""
+    return (a for a in (f"169.254.77.{host}" for host in range(1, 255)) if a not in taken)
+
+
+def _changed(mac: str, bits: int) -> str:
+    """Another, locally administered MAC address."""
+    first, rest = mac.split(":", 1)
+    return f"{int(first, 16) ^ bits | 2:02x}:{rest}"
+
+
+def _checksum_in_software(device: str) -> None:
+    """Let the DHCP server's packets carry whole checksums.
+
+    Guests whose DHCP client reads raw packets drop those that leave the sum to hardware.
+    """
+    value = ctypes.create_string_buffer(struct.pack("II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sQ16x", device.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, request)

@@ -1,0 +1,184 @@
+"""CNI network configuration: found, read and checked (section 1 of the CNI specification)."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from virtlet.errors import FailedPrecondition
+
+SUPPORTED = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""Versions of the specification we speak, oldest first."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ENDINGS = (".conf", ".conflist", ".json")
+
+
+def at_least(version: str, wanted: str) -> bool:
+    """Whether a supported version is the wanted one or later."""
+    return SUPPORTED.index(version) >= SUPPORTED.index(wanted)
+
+
+@frozen
+class PluginConfig:
+    """One plugin of a network, as its author configured it."""
+
+    type: str
+    """File name of its executable."""
+    document: Mapping[str, Any]
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it wants to be told of in `runtimeConfig`."""
+        declared = self.document.get("capabilities") or {}
+        return frozenset(name for name, wanted in declared.items() if wanted is True)
+
+    @property
+    def executables(self) -> tuple[str, ...]:
+        """Its own executable, and that of the address management it hands on to."""
+        ipam = self.document.get("ipam")
+        delegate = ipam.get("type") if isinstance(ipam, dict) else None
+        return (self.type, delegate) if isinstance(delegate, str) and delegate else (self.type,)
+
+
+@frozen
+class NetworkList:
+    """A network: plugins that are run one after the other."""
+
+    name: str
+    version: str
+    plugins: tuple[PluginConfig, ...]
+    disable_check: bool = False
+
+    @property
+    def checkable(self) -> bool:
+        """Whether its version and its author allow CHECK."""
+        return not self.disable_check and at_least(self.version, "0.4.0")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What any of its plugins wants to be told of."""
+        return frozenset().union(*(plugin.capabilities for plugin in self.plugins))
+
+
+def load(directory: Path) -> NetworkList:
+    """Read the network that pods of this node get: the first file by name.
+
+    A broken first file is an error, although others may follow: a pod must not come up in
+    another network than the operator put first.
+
+    Raises:
+        FailedPrecondition: there is none, or it is wrong; the message names the file.
+    """
+    try:
+        names = sorted(p.name for p in directory.iterdir() if p.suffix in _ENDINGS)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot read the CNI configuration directory {directory}: {error.strerror}"
+        ) from None
+    if not names:
+        raise FailedPrecondition(
+            f"no CNI configuration in {directory}: install a network add-on for this node"
+        )
+    path = directory / names[0]
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot read the CNI configuration {path}: {error.strerror}"
+        ) from None
+    except ValueError as error:
+        raise FailedPrecondition(f"CNI configuration {path}: no valid JSON: {error}") from None
+    try:
+        return parse(document, path.parent)
+    except ValueError as error:
+        raise FailedPrecondition(f"CNI configuration {path}: {error}") from None
+
+
+def parse(document: Any, directory: Path | None = None) -> NetworkList:
+    """Check a configuration list, or a single plugin's configuration, which is a list of one.
+
+    Args:
+        document: the JSON document.
+        directory: where plugins of the list may stand in files of their own.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("must be a JSON object")
+    name = _text(document, "name")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name {name!r} is none: use letters, digits, '_', '.' and '-'")
+    if "type" in document and "plugins" not in document:
+        entries = [document]
+    else:
+        entries = _entries(document, name, directory)
+    return NetworkList(
+        name=name,
+        version=_version(document),
+        plugins=tuple(_plugin(entry, number) for number, entry in enumerate(entries)),
+        disable_check=_flag(document, "disableCheck"),
+    )
+
+
+def _entries(document: Mapping[str, Any], name: str, directory: Path | None) -> list[Any]:
+    entries = document.get("plugins", [])
+    if not isinstance(entries, list):
+        raise ValueError("plugins must be a list")
+    entries = list(entries)
+    if directory is not None and not _flag(document, "loadOnlyInlinedPlugins"):
+        for path in sorted((directory / name).glob("*.conf")):
+            try:
+                entries.append(json.loads(path.read_bytes()))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"plugin file {path}: {error}") from None
+    if not entries:
+        raise ValueError("the list of plugins is empty")
+    return entries
+
+
+def _plugin(entry: Any, number: int) -> PluginConfig:
+    if not isinstance(entry, dict):
+        raise ValueError(f"plugins[{number}] must be an object")
+    kind = _text(entry, "type", f"plugins[{number}].type")
+    if "/" in kind or kind in (".", ".."):
+        raise ValueError(f"plugins[{number}].type {kind!r} is no file name")
+    if not isinstance(entry.get("capabilities") or {}, dict):
+        raise ValueError(f"plugins[{number}].capabilities must be an object")
+    return PluginConfig(kind, entry)
+
+
+def _version(document: Mapping[str, Any]) -> str:
+    """The newest version that both the network's author and we offer."""
+    offered = document.get("cniVersions") or []
+    if not isinstance(offered, list):
+        raise ValueError("cniVersions must be a list")
+    wanted = [version for version in (*offered, document.get("cniVersion")) if version is not None]
+    known = [version for version in SUPPORTED if version in wanted]
+    if not known:
+        raise ValueError(
+            f"cniVersion {', '.join(map(repr, wanted)) or 'is missing'}: "
+            f"supported are {', '.join(SUPPORTED)}"
+        )
+    return known[-1]
+
+
+def _text(document: Mapping[str, Any], key: str, shown: str | None = None) -> str:
+    value = document.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{shown or key} must be a non-empty text")
+    return value
+
+
+def _flag(document: Mapping[str, Any], key: str) -> bool:
+    # The specification once had it as the text "true".
+    value = document.get(key, False)
+    if value in (True, "true"):
+        return True
+    if value in (False, "false"):
+        return False
+    raise ValueError(f"{key} must be true or false")

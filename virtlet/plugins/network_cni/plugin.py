@@ -1,0 +1,100 @@
+"""The hooks of the built-in network plugin."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from virtlet import hookimpl
+from virtlet.errors import FailedPrecondition
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.node import Node
+from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Machine, VmConfig
+from virtlet.plugins.network_cni.admission import check
+from virtlet.plugins.network_cni.health import Health
+from virtlet.plugins.network_cni.options import (
+    CALICO_SUBNET_SIZE,
+    CNI_BIN_DIR,
+    CNI_CONF_DIR,
+    EGRESS,
+    ENABLE_SRIOV,
+    INGRESS,
+)
+from virtlet.plugins.network_cni.pod_network import MARK, PodNetworks
+from virtlet.plugins.network_cni.state import StateStore
+from virtlet.plugins.network_cni.supervisor import Supervisor
+
+
+class Plugin:
+    """Pod networks by CNI."""
+
+    VIRTLET_HOOK_API = 1
+
+    networks: PodNetworks
+    _health: Health
+    _supervisor: Supervisor | None = None
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        """Where CNI's plugins and configuration are, and Calico's subnet size."""
+        return (CNI_BIN_DIR, CNI_CONF_DIR, CALICO_SUBNET_SIZE, ENABLE_SRIOV)
+
+    @hookimpl
+    def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
+        """Kubernetes' own annotations for bandwidth."""
+        return (INGRESS, EGRESS)
+
+    @hookimpl
+    def virtlet_configure(self, config: Config, node: Node) -> None:
+        """Begin to look after the DHCP servers that are there."""
+        if config[ENABLE_SRIOV]:
+            raise FailedPrecondition(
+                "SR-IOV virtual functions cannot be passed to guests yet: take enableSriov "
+                f"({ENABLE_SRIOV.flag}, {ENABLE_SRIOV.env}) out of the settings"
+            )
+        self._health = Health(config[CNI_BIN_DIR], config[CNI_CONF_DIR])
+        self._supervisor = Supervisor()
+        self.networks = PodNetworks(
+            plugin_directory=config[CNI_BIN_DIR],
+            configuration_directory=config[CNI_CONF_DIR],
+            calico_subnet_size=config[CALICO_SUBNET_SIZE],
+            pods=node.data_dir / "pods",
+            namespaces=node.run_dir / "netns",
+            store=StateStore(node.state_dir("network_cni")),
+            supervisor=self._supervisor,
+        )
+        self.networks.adopt()
+
+    @hookimpl
+    def virtlet_shutdown(self) -> None:
+        """Leave the DHCP servers to themselves."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+            self._supervisor = None
+
+    @hookimpl
+    def virtlet_status(self) -> Sequence[str]:
+        """Whether there is a usable network."""
+        return self._health.problems()
+
+    @hookimpl
+    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+        """Refuse names and addresses that are none."""
+        if vm is None:
+            check(pod)
+
+    @hookimpl(trylast=True)
+    def virtlet_setup_network(self, pod: Pod) -> Network:
+        """Namespace, CNI's ADD, bridges, taps, DHCP server."""
+        return self.networks.set_up(pod)
+
+    @hookimpl
+    def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
+        """The same backwards; what is to be undone is known from our own notes."""
+        self.networks.take_down(pod)
+
+    @hookimpl
+    def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
+        """Open the taps, for networks that are ours, and check those that had a VM before."""
+        return self.networks.launch(machine) if machine.network.details == MARK else None

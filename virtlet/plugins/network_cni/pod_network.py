@@ -1,0 +1,257 @@
+"""Setting up, checking and taking down the network of one pod, step by step."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+
+from virtlet.errors import PodBroken, VirtletError
+from virtlet.host import netns
+from virtlet.model.launch import LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Machine
+from virtlet.plugins.network_cni import (
+    bridging,
+    chain,
+    configuration,
+    dhcp,
+    guest_view,
+    runtime_config,
+)
+from virtlet.plugins.network_cni.chain import Attachment
+from virtlet.plugins.network_cni.dnsmasq import Server
+from virtlet.plugins.network_cni.execution import TRY_AGAIN, CniError, end_interrupted
+from virtlet.plugins.network_cni.launch import launch_part
+from virtlet.plugins.network_cni.result import CniResult
+from virtlet.plugins.network_cni.state import PodState, StateStore
+from virtlet.plugins.network_cni.supervisor import Supervisor
+
+_log = logging.getLogger(__name__)
+
+MARK = '{"made_by": "network_cni"}'
+"""What `Network.details` says of networks that are made here."""
+
+
+@frozen
+class PodNetworks:
+    """The networks of this node's pods."""
+
+    plugin_directory: Path
+    configuration_directory: Path
+    calico_subnet_size: int
+    pods: Path
+    """The core's directories of pods; a pod without one is no more."""
+    namespaces: Path
+    """Directory of the namespaces' files; nobody else has any there."""
+    store: StateStore
+    supervisor: Supervisor
+
+    def namespace(self, pod_id: str) -> Path:
+        """The file of a pod's namespace."""
+        return self.namespaces / pod_id
+
+    def set_up(self, pod: Pod) -> Network:
+        """Make the pod's namespace and all that is in it.
+
+        Raises:
+            VirtletError: something failed; `take_down` undoes what was done.
+        """
+        path = self.namespace(pod.id)
+        if netns.exists(path) or self.store.known(pod.id):
+            self.take_down(pod)  # an earlier try that nobody took down
+        values = runtime_config.capabilities(pod)
+        attachment = self._attachment(pod.id, runtime_config.arguments(pod), values)
+        for wish in runtime_config.WISHES & values.keys() - attachment.network.capabilities:
+            # No error: some networks (Cilium's) see to it without being told by us.
+            _log.warning(
+                "pod %s asks for %s: %s has no such plugin", pod.name, wish, attachment.network.name
+            )
+        state = PodState(attachment)
+        self.store.save(pod.id, state)
+        netns.create(path)
+        netns.inside(path, bridging.prepare)
+        result = self._add(pod, state)
+        state = evolve(state, result=result.document)
+        return netns.inside(path, lambda: self._connect(pod, state, result))
+
+    def take_down(self, pod: Pod) -> None:
+        """Undo `set_up`, however far it came. Idempotent.
+
+        Raises:
+            VirtletError: CNI's DEL failed; all else is undone, and DEL can be tried again.
+        """
+        state = self.store.load(pod.id)
+        if state is None and (netns.exists(self.namespace(pod.id)) or self.store.known(pod.id)):
+            values = runtime_config.capabilities(pod)
+            state = self._guess(pod.id, runtime_config.arguments(pod), values)
+        self._undo(pod.id, state)
+
+    def launch(self, machine: Machine) -> LaunchPart:
+        """Open the taps for a VM; before a further one of its pod, the network is checked.
+
+        Raises:
+            PodBroken: the network is not in order any more.
+            FailedPrecondition: a tap is held by another process, or there are too many NICs.
+        """
+        pod_id = machine.vm.pod.id
+        part = launch_part(machine)
+        # From here on the taps are ours, so no other VM of the pod runs.
+        try:
+            if not self.store.first_launch(pod_id):
+                self._check(pod_id)
+        except BaseException:
+            for descriptor in part.fds:
+                os.close(descriptor.fd)
+            raise
+        return part
+
+    def _check(self, pod_id: str) -> None:
+        """Ask CNI's plugins whether the pod's network is still as they made it.
+
+        They look for what the guest took over, so it is put back meanwhile. A check that is
+        interrupted leaves it there, and the next one hands it over again.
+
+        Raises:
+            PodBroken: it is not.
+        """
+        state = self.store.load(pod_id)
+        if state is None or state.result is None or not state.attachment.network.checkable:
+            return
+        nics = state.nics
+        self._restore(pod_id, state)
+        problem = self._problem(state.attachment, state.result)
+        try:
+            netns.inside(state.attachment.netns, lambda: bridging.hand_over(nics))
+        except VirtletError as error:
+            problem = problem or str(error)
+        if problem:
+            raise PodBroken(
+                f"the network of pod {pod_id} is not as CNI's plugins made it any more: {problem}. "
+                "The pod is stopped; run it anew"
+            )
+
+    def _problem(self, attachment: Attachment, result: Mapping[str, Any]) -> str:
+        """What CNI's plugins find wrong; "" also when they cannot tell."""
+        try:
+            chain.check(self.plugin_directory, attachment, result)
+        except VirtletError as error:
+            if isinstance(error, CniError) and error.code != TRY_AGAIN:
+                return str(error)
+            _log.warning("pod %s: its network is not checked: %s", attachment.container_id, error)
+        return ""
+
+    def adopt(self) -> None:
+        """Look after the pods of an earlier manager: serve their guests, undo what is orphaned.
+
+        What it had begun to do is ended first: it goes on only as far as we are told to.
+
+        A power cut may lose the core's last records, and with them pods that CNI's plugins still
+        hold addresses for. The core has removed their directories by now. Namespaces may even be
+        there without a note of ours.
+        """
+        noted = set(self.store.pods())
+        found = noted | {path.name for path in self.namespaces.glob("*")}
+        end_interrupted(self.plugin_directory, found)
+        orphans = sorted(pod_id for pod_id in found if not (self.pods / pod_id).exists())
+        for pod_id in noted.difference(orphans):
+            self.supervisor.adopt(pod_id, self._server(pod_id))
+        if orphans:
+            # CNI's plugins may take long, as long as other parts of the node are not up.
+            threading.Thread(
+                target=self._undo_orphans, args=(orphans,), name="network-orphans", daemon=True
+            ).start()
+
+    def _undo_orphans(self, orphans: Sequence[str]) -> None:
+        for pod_id in orphans:
+            _log.warning("taking down the network of pod %s, which is no more", pod_id)
+            try:
+                state = self.store.load(pod_id) or self._guess(pod_id, {"IgnoreUnknown": "1"}, {})
+                self._undo(pod_id, state)
+            except (VirtletError, OSError) as error:
+                _log.error("the network of pod %s stays until the next start: %s", pod_id, error)
+
+    def _undo(self, pod_id: str, state: PodState | None) -> None:
+        path = self.namespace(pod_id)
+        self.supervisor.stop(pod_id, self._server(pod_id))
+        if state is not None:
+            alive = netns.exists(path)
+            if alive:
+                self._restore(pod_id, state)
+            chain.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
+        netns.delete(path)
+        self.store.remove(pod_id)
+
+    def _guess(
+        self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
+    ) -> PodState | None:
+        """Without notes, today's configuration is the best guess at what ADD used."""
+        try:
+            return PodState(self._attachment(pod_id, arguments, capabilities))
+        except VirtletError as error:
+            _log.error("pod %s: CNI's plugins cannot be told to clean up: %s", pod_id, error)
+            return None
+
+    def _attachment(
+        self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
+    ) -> Attachment:
+        return Attachment(
+            network=configuration.load(self.configuration_directory),
+            container_id=pod_id,
+            netns=self.namespace(pod_id),
+            arguments=arguments,
+            capabilities=capabilities,
+        )
+
+    def _add(self, pod: Pod, state: PodState) -> CniResult:
+        def keep(result: CniResult) -> None:
+            self.store.save(pod.id, evolve(state, result=result.document))
+
+        return chain.add(self.plugin_directory, state.attachment, keep)
+
+    def _connect(self, pod: Pod, state: PodState, result: CniResult) -> Network:
+        """Inside the namespace: hand what CNI made over to the guest."""
+        sandbox = bridging.read_sandbox()
+        veths = guest_view.nics(sandbox, result)
+        interfaces = guest_view.interfaces(sandbox, result, veths, self.calico_subnet_size)
+        dns = guest_view.dns(pod.config.dns, result.dns)
+        network = Network(
+            netns=state.attachment.netns, interfaces=interfaces, dns=dns, details=MARK
+        )
+        nics = bridging.plan(sandbox, veths, interfaces, _reached(network))
+        self.store.save(pod.id, evolve(state, nics=nics))
+        bridging.connect(nics)
+        network = evolve(
+            network,
+            interfaces=tuple(
+                evolve(interface, tap=nic.tap)
+                for interface, nic in zip(interfaces, nics, strict=True)
+            ),
+        )
+        hostname = pod.config.hostname or pod.config.metadata.name
+        server = self._server(pod.id)
+        server.configure(dhcp.configuration(hostname, network, nics))
+        self.supervisor.start(pod.id, server)
+        return network
+
+    def _restore(self, pod_id: str, state: PodState) -> None:
+        if not state.nics:
+            return
+        try:
+            netns.inside(state.attachment.netns, lambda: bridging.restore(state.nics))
+        except VirtletError as error:
+            # As good as it gets, after an interrupted set-up; DEL has to cope with less, too.
+            _log.debug("pod %s: not all interfaces are as CNI left them: %s", pod_id, error)
+
+    def _server(self, pod_id: str) -> Server:
+        return Server(self.namespace(pod_id), self.store.directory(pod_id))
+
+
+def _reached(network: Network) -> set[str]:
+    """Addresses that the guest has to reach."""
+    gateways = (r.gateway for i in network.interfaces for r in i.routes if r.gateway)
+    return {*network.addresses, *network.dns.servers, *gateways}

@@ -1,0 +1,85 @@
+"""What is kept on disk of every pod's network, to undo it after whatever comes in between."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cattrs
+from attrs import frozen
+
+from virtlet.host.files import make_private_directory, remove_tree, write_atomically
+from virtlet.plugins.network_cni.bridging import Nic
+from virtlet.plugins.network_cni.chain import Attachment
+
+_log = logging.getLogger(__name__)
+
+_converter = cattrs.Converter()
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook(Path, lambda text, _: Path(text))
+
+
+@frozen
+class PodState:
+    """How far a pod's network has come."""
+
+    attachment: Attachment
+    """With the configuration it was added with, whatever the files say by now."""
+    result: Mapping[str, Any] | None = None
+    """The last CNI result, once there is one."""
+    nics: tuple[Nic, ...] = ()
+    """Once bridging has begun."""
+
+
+class StateStore:
+    """A directory per pod below the plugin's own."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "pods"
+
+    def directory(self, pod_id: str) -> Path:
+        """The pod's directory."""
+        return self._root / pod_id
+
+    def save(self, pod_id: str, state: PodState) -> None:
+        """Write what has become of a pod, before the next effect."""
+        directory = self.directory(pod_id)
+        make_private_directory(directory)
+        document = json.dumps(_converter.unstructure(state))
+        write_atomically(directory / "state.json", document.encode())
+
+    def load(self, pod_id: str) -> PodState | None:
+        """What was saved last, or None when nothing was, or it cannot be read any more."""
+        path = self.directory(pod_id) / "state.json"
+        try:
+            return _converter.structure(json.loads(path.read_bytes()), PodState)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, cattrs.BaseValidationError) as error:
+            # As after a power cut. Who asks has to do without.
+            _log.warning("the network state %s cannot be read: %s", path, error)
+            return None
+
+    def known(self, pod_id: str) -> bool:
+        """Whether anything was ever saved of a pod and not removed since."""
+        return self.directory(pod_id).exists()
+
+    def first_launch(self, pod_id: str) -> bool:
+        """Note that a VM of the pod is launched; whether none was before."""
+        try:
+            (self.directory(pod_id) / "launched").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the notes are lost: nothing is known of the pod
+            pass
+        return True
+
+    def remove(self, pod_id: str) -> None:
+        """Forget a pod. Idempotent."""
+        remove_tree(self.directory(pod_id))
+
+    def pods(self) -> Iterator[str]:
+        """Ids of all pods that are kept."""
+        if self._root.is_dir():
+            yield from sorted(path.name for path in self._root.iterdir())

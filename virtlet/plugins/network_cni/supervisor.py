@@ -1,0 +1,156 @@
+"""Keeps the pods' DHCP servers running."""
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+
+from attrs import define, field
+
+from virtlet.errors import VirtletError
+from virtlet.host import netns
+from virtlet.host.processes import ended, reap
+from virtlet.plugins.network_cni.dnsmasq import Server
+
+_log = logging.getLogger(__name__)
+
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 30.0
+_STEADY = 10.0
+"""Seconds a server has to run until its next end counts as the first one."""
+
+
+@define
+class _Watched:
+    server: Server
+    pidfd: int | None
+    started: float
+    delay: float = _FIRST_DELAY
+    due: float = 0.0
+    """When to start it again, on the monotonic clock; for one that does not run."""
+    starting: threading.Lock = field(factory=threading.Lock)
+    """Held while it is started again; whoever ends it waits for that."""
+
+
+class Supervisor:
+    """Watches servers on one thread and starts those again that end.
+
+    The servers go on when the manager ends, and the next one adopts them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[str, _Watched] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._closing = False
+        self._thread = threading.Thread(target=self._watch, name="dhcp-supervisor", daemon=True)
+        self._thread.start()
+
+    def start(self, pod_id: str, server: Server) -> None:
+        """Start a pod's server and keep it running.
+
+        Raises:
+            VirtletError: it does not start; it is not kept.
+        """
+        self._keep(pod_id, _Watched(server, server.start(), time.monotonic()))
+
+    def adopt(self, pod_id: str, server: Server) -> None:
+        """Keep the server of a pod of an earlier manager running; it may have ended meanwhile."""
+        if netns.exists(server.netns):
+            self._keep(pod_id, _Watched(server, server.find(), time.monotonic()))
+
+    def stop(self, pod_id: str, server: Server) -> None:
+        """End a pod's server for good. Idempotent."""
+        with self._lock:
+            watched = self._watched.pop(pod_id, None)
+        self._wake()
+        running = None
+        if watched is not None:
+            with watched.starting:
+                running = watched.pidfd
+        if running is None:
+            running = server.find()
+        if running is not None:
+            server.end(running)
+
+    def close(self) -> None:
+        """Stop watching; the servers go on."""
+        self._closing = True
+        self._wake()
+        self._thread.join()
+        for watched in self._watched.values():
+            if watched.pidfd is not None:
+                os.close(watched.pidfd)
+        self._watched.clear()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _keep(self, pod_id: str, watched: _Watched) -> None:
+        with self._lock:
+            self._watched[pod_id] = watched
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def _watch(self) -> None:
+        while not self._closing:
+            self._wait()
+            now = time.monotonic()
+            with self._lock:
+                for pod_id, watched in self._watched.items():
+                    _notice_end(pod_id, watched, now)
+                stopped = [(i, w) for i, w in self._watched.items() if w.pidfd is None]
+            for pod_id, watched in stopped:
+                if watched.due <= now:
+                    self._start_again(pod_id, watched)
+
+    def _wait(self) -> None:
+        """Return when there may be something to do."""
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        with self._lock:
+            dues = []
+            for watched in self._watched.values():
+                if watched.pidfd is None:
+                    dues.append(watched.due)
+                else:
+                    poll.register(watched.pidfd, select.POLLIN)
+        timeout = max(0.0, min(dues) - time.monotonic()) * 1000 if dues else None
+        poll.poll(timeout)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _start_again(self, pod_id: str, watched: _Watched) -> None:
+        """Start a server, unless it was stopped; it may take long, and no other pod waits."""
+        with watched.starting:
+            with self._lock:
+                if self._closing or self._watched.get(pod_id) is not watched:
+                    return
+            try:
+                watched.pidfd = watched.server.start()
+                watched.started = time.monotonic()
+            # RuntimeError: no thread can be started.
+            except (VirtletError, OSError, RuntimeError) as error:
+                _postpone(watched)
+                _log.warning("the DHCP server of pod %s does not start: %s", pod_id, error)
+
+
+def _notice_end(pod_id: str, watched: _Watched, now: float) -> None:
+    if watched.pidfd is None or not ended(watched.pidfd):
+        return
+    reap(watched.pidfd)
+    os.close(watched.pidfd)
+    watched.pidfd = None
+    if now - watched.started >= _STEADY:
+        watched.delay = _FIRST_DELAY
+    _postpone(watched)
+    _log.warning("the DHCP server of pod %s ended; it is started again", pod_id)
+
+
+def _postpone(watched: _Watched) -> None:
+    watched.due = time.monotonic() + watched.delay
+    watched.delay = min(watched.delay * 2, _LONGEST_DELAY)

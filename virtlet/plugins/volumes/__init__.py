@@ -1,0 +1,1 @@
+"""Volumes: what the pod's mounts and devices become in a VM."""

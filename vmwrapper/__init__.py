@@ -1,0 +1,1 @@
+"""The emulator wrapper: standard library only, one file, starts in milliseconds, execs."""
