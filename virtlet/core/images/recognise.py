@@ -18,8 +18,6 @@ _BOUNDS = Limits(cpu_seconds=30, memory=1 << 30)
 _TIMEOUT = 60.0
 _VERDICTS = range(4)
 """Statuses of qemu-img's own, see its manual: 1 it cannot read it, 2 corrupt, 3 leaks."""
-_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-"""Each arena of its threads would take 64 MiB of its address space."""
 
 
 @frozen
@@ -126,15 +124,12 @@ def _ask(path: Path, name: str, command: str, format: str) -> dict[str, Any]:
 
 def _run(argv: list[str], name: str) -> bytes:
     """Run qemu-img, once more where it ends otherwise than with a verdict, as on a full node."""
-    env = os.environ | _ONE_ARENA
     tries = 2
     while True:
         tries -= 1
         try:
             # Its words quote paths of ours and texts of the image's, and can be endless.
-            return run(
-                argv, env=env, timeout=_TIMEOUT, limits=_BOUNDS, statuses=_VERDICTS, quiet=True
-            )
+            return run(argv, timeout=_TIMEOUT, limits=_BOUNDS, statuses=_VERDICTS, quiet=True)
         except (CommandError, DeadlineExceeded) as error:
             if not tries:
                 raise Unavailable(f"image {name}: it cannot be checked now: {error}") from None

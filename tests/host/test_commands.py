@@ -1,0 +1,27 @@
+"""Programs of the node: what a bounded one is given."""
+
+import pytest
+
+from virtlet.host.commands import CommandError, Limits, run
+
+_SAY = "echo $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX $OWN"
+
+
+@pytest.mark.parametrize(
+    ("env", "own"), [(None, ""), ({"OWN": "value", "PATH": "/usr/bin:/bin"}, " value")]
+)
+def test_a_bounded_program_gets_one_arena_beside_its_environment(
+    env: dict[str, str] | None, own: str
+) -> None:
+    said = run(["sh", "-c", _SAY], env=env, limits=Limits(cpu_seconds=7, memory=1 << 28))
+    assert said.decode() == f"262144 7 1{own}\n"
+
+
+def test_an_unbounded_program_has_its_environment_alone() -> None:
+    said = run(["/bin/sh", "-c", _SAY], env={"OWN": "value"})
+    assert said.decode().split()[2:] == ["value"]
+
+
+def test_the_bounds_hold() -> None:
+    with pytest.raises(CommandError, match="ended with status"):
+        run(["sh", "-c", "while :; do :; done"], limits=Limits(cpu_seconds=1))
