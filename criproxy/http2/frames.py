@@ -7,8 +7,7 @@ others, and padding and priorities, are hyperframe's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from hyperframe.exceptions import HyperframeError
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
@@ -89,12 +88,23 @@ class FrameReader:
             end = start + length
             if end > size:
                 break
-            self._frame(head, data, start, end)
+            stream_id = head & _STREAM_ID
+            try:
+                self._frame(head >> 40 & 0xFF, head >> 32 & 0xFF, stream_id, data, start, end)
+            except ConnectionFault:
+                raise
+            except Exception:
+                if not stream_id:
+                    raise
+                # A mistake of ours costs one call, not all calls of the connection.
+                log.exception("handling a frame failed")
+                self._handler.frame_failed(stream_id)
             position = end
         self._rest = data[position:]
 
-    def _frame(self, head: int, data: bytes, start: int, end: int) -> None:
-        kind, flags, stream_id = head >> 40 & 0xFF, head >> 32 & 0xFF, head & _STREAM_ID
+    def _frame(
+        self, kind: int, flags: int, stream_id: int, data: bytes, start: int, end: int
+    ) -> None:
         if not self._settled:
             if kind != SETTINGS:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -103,15 +113,14 @@ class FrameReader:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
         handler = self._handler
         if kind == DATA and stream_id and not flags & PADDED:
-            ended = bool(flags & END_STREAM)
-            self._tell(stream_id, handler.data_came, data[start:end], end - start, ended)
+            handler.data_came(stream_id, data[start:end], end - start, bool(flags & END_STREAM))
         elif kind == HEADERS and stream_id and not flags & (PADDED | PRIORITY):
             self._headers(stream_id, data[start:end], flags)
         elif kind == WINDOW_UPDATE and end - start == 4:
             size = int.from_bytes(data[start:end], "big") & _STREAM_ID
             if size == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a window of zero")
-            self._tell(stream_id, handler.window_came, size)
+            handler.window_came(stream_id, size)
         elif kind == PING and end - start == 8 and not stream_id:
             if not flags & ACK:
                 handler.ping_came(data[start:end])
@@ -126,7 +135,7 @@ class FrameReader:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"malformed frame: {error}") from error
         if isinstance(frame, DataFrame):
             size, ended = frame.flow_controlled_length, bool(flags & END_STREAM)
-            self._tell(frame.stream_id, self._handler.data_came, frame.data, size, ended)
+            self._handler.data_came(frame.stream_id, frame.data, size, ended)
         elif isinstance(frame, HeadersFrame):
             self._headers(frame.stream_id, frame.data, flags)
         elif isinstance(frame, ContinuationFrame):
@@ -137,7 +146,7 @@ class FrameReader:
     def _headers(self, stream_id: int, block: bytes, flags: int) -> None:
         ended = bool(flags & END_STREAM)
         if flags & END_HEADERS:
-            self._tell(stream_id, self._handler.headers_came, block, ended)
+            self._handler.headers_came(stream_id, block, ended)
         else:
             self._block_of, self._block_ended, self._block = stream_id, ended, [block]
 
@@ -149,14 +158,4 @@ class FrameReader:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
         if flags & END_HEADERS:
             block, self._block = b"".join(self._block), []
-            self._tell(self._block_of, self._handler.headers_came, block, self._block_ended)
-
-    def _tell(self, stream_id: int, handle: Callable[..., None], *args: Any) -> None:
-        """A mistake of ours costs one call, not all calls of the connection."""
-        try:
-            handle(stream_id, *args)
-        except ConnectionFault:
-            raise
-        except Exception:
-            log.exception("handling a frame failed")
-            self._handler.frame_failed(stream_id)
+            self._handler.headers_came(self._block_of, block, self._block_ended)

@@ -22,8 +22,8 @@ from criproxy.routes.read import Question, named, outside_of, read
 from criproxy.routes.together import together
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.witness import NotAnswered
 
 #: The unary form of each.
 UNARY: Mapping[str, str] = {

@@ -21,8 +21,8 @@ from criproxy.rpc.outgoing import Reply
 from criproxy.rpc.status import Code, RpcError
 from criproxy.rpc.unary import awaited
 from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.witness import NotAnswered
 from virtlet.cri import api_pb2
 
 #: Field 1, an empty message: what a kubelet sends that asks for all containers.

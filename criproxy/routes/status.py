@@ -18,9 +18,9 @@ from criproxy.routes.read import Part
 from criproxy.routes.together import together
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import RpcError
+from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.witness import NotAnswered
 
 #: What a runtime is not that does not tell its status; the CRI requires both of every runtime.
 _REQUIRED = ("RuntimeReady", "NetworkReady")

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from functools import cached_property
 from typing import Any, Protocol
 
 from criproxy.http2.headers import Header, first
@@ -77,6 +76,7 @@ class ServerCall:
         self._reader = MessageReader(limit)
         self._follower: Follower | None = None
         self._task: asyncio.Task[None] | None = None
+        self._metadata: Sequence[Header] | None = None
         self._headers_sent = False
         self._draining: list[asyncio.Future[None]] = []
 
@@ -98,10 +98,12 @@ class ServerCall:
 
     # What the handlers ask.
 
-    @cached_property
-    def metadata(self) -> list[Header]:
+    @property
+    def metadata(self) -> Sequence[Header]:
         """The client's metadata."""
-        return metadata_of(self.headers)
+        if self._metadata is None:
+            self._metadata = metadata_of(self.headers)
+        return self._metadata
 
     def payload(self) -> bytes:
         """The first message.

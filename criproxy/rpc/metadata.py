@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from criproxy.http2.headers import Header
 from criproxy.rpc.status import Code, RpcError
@@ -18,6 +19,7 @@ _UNITS = {
 _TRANSPORT = frozenset((b"te", b"content-type", b"user-agent", b"content-length"))
 
 
+@lru_cache(maxsize=256)
 def is_metadata(name: bytes) -> bool:
     """Whether a header belongs to the caller, not to HTTP or gRPC.
 

@@ -48,13 +48,17 @@ class RpcError(Exception):
         self.trailers = tuple(trailers)
 
 
+class PeerError(RpcError):
+    """The other side ended the call with this status itself."""
+
+
 _OF_STATUS = frozenset((b"grpc-status", b"grpc-message"))
 _OF_RESPONSE = frozenset((b":status", b"content-type", b"grpc-encoding", b"grpc-accept-encoding"))
 
 
 #: What Go's servers end nearly every call with.
 _FINE = frozenset(((b"grpc-status", b"0"), (b"grpc-message", b"")))
-_FINE_ERROR = RpcError(Code.OK, "")
+_FINE_ERROR = PeerError(Code.OK, "")
 
 
 def code_of(trailers: Sequence[Header]) -> Code:
@@ -65,13 +69,13 @@ def code_of(trailers: Sequence[Header]) -> Code:
         return Code.UNKNOWN
 
 
-def error_of(trailers: Sequence[Header]) -> RpcError:
+def error_of(trailers: Sequence[Header]) -> PeerError:
     """The status in a list of trailers as an exception, its other metadata with it."""
     if all(header in _FINE for header in trailers):
         return _FINE_ERROR
     message = unquote_to_bytes(first(trailers, b"grpc-message") or b"").decode(errors="replace")
     rest = [h for h in trailers if h[0] not in _OF_STATUS and h[0] not in _OF_RESPONSE]
-    return RpcError(code_of(trailers), message, rest)
+    return PeerError(code_of(trailers), message, rest)
 
 
 def trailers_of(code: Code, message: str = "", extra: Sequence[Header] = ()) -> list[Header]:

@@ -60,14 +60,15 @@ class UnaryCall:
         self._stream = self._answer.stream = stream
         stream.send_data(frame(request), ended=True)
         if timeout is not None and watched:
-            late = RpcError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:g} s")
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(timeout, self._answer.close, late)
+            self._timer = asyncio.get_running_loop().call_later(timeout, self._too_late, timeout)
 
     def cancel(self) -> None:
         """Give the call up; `done` is not called any more."""
         self._done = None
         self._leave()
+
+    def _too_late(self, seconds: float) -> None:
+        self._answer.close(RpcError(Code.DEADLINE_EXCEEDED, f"no answer within {seconds:g} s"))
 
     def _changed(self) -> None:
         end = self._answer.end

@@ -13,9 +13,9 @@ from criproxy.http2.outbox import Outbox
 from criproxy.methods import BY_NAME
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.runtime import Runtime
 from criproxy.runtimes.saved import SavedState, to_save
-from criproxy.runtimes.witness import NotAnswered
 
 log = logging.getLogger(__name__)
 

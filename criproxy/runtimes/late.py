@@ -16,7 +16,7 @@ from criproxy.rpc.outgoing import Reply
 from criproxy.rpc.status import Code, RpcError
 from criproxy.rpc.unary import Done
 from criproxy.runtimes.last_known import INVENTORY, LastKnown
-from criproxy.runtimes.witness import NotAnswered
+from criproxy.runtimes.not_answered import NotAnswered
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from criproxy.config.model import RuntimeConfig
 from criproxy.http2.client import ClientConnection
 from criproxy.rpc.status import Code
 from criproxy.runtimes.last_known import LastKnown
-from criproxy.runtimes.witness import NotAnswered
+from criproxy.runtimes.not_answered import NotAnswered
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from criproxy.rpc.unary import Done, UnaryCall, awaited
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.late import LateMethods
 from criproxy.runtimes.loops import LOOP_HEADER, leads_back
+from criproxy.runtimes.not_answered import NotAnswered, judged
 from criproxy.runtimes.presence import Presence
-from criproxy.runtimes.witness import NotAnswered, Witness
 
 #: Called with runtime, method, code and seconds of every call that went to a runtime.
 Record = Callable[[str, str, Code, float], None]
@@ -102,19 +102,19 @@ class Runtime(Presence):
         done: Done,
     ) -> UnaryCall:
         """Make a unary call and have `done` called with its answer or error."""
-        record = self.recorder(method.name)
-        witness = Witness(opener or self.open, timeout)
+        started = time.monotonic()
 
         def ended(result: Reply | RpcError) -> None:
+            seconds = time.monotonic() - started
             if isinstance(result, RpcError):
-                record(result.code)
-                result = self._heard(witness.heard(result, leaving=not self.answering))
+                self._record(self.name, method.name, result.code, seconds)
+                result = self._heard(result, seconds, timeout)
             else:
-                record(Code.OK)
+                self._record(self.name, method.name, Code.OK, seconds)
             done(result)
 
         return UnaryCall(
-            witness.open,
+            opener or self.open,
             method.path,
             request,
             metadata=(*metadata, self._mark),
@@ -189,11 +189,11 @@ class Runtime(Presence):
         Raises:
             RpcError: with the call's status, when it is not OK.
         """
+        started = time.monotonic()
         record = self.recorder(method.name)
-        witness = Witness(self.open)
         code = Code.CANCELLED
         messages = streaming(
-            witness.open,
+            self.open,
             method.path,
             request,
             metadata=(*metadata, self._mark),
@@ -206,7 +206,7 @@ class Runtime(Presence):
             code = Code.OK
         except RpcError as error:
             code = error.code
-            raise self._heard(witness.heard(error, leaving=not self.answering)) from error
+            raise self._heard(error, time.monotonic() - started) from error
         finally:
             record(code)
 
@@ -254,8 +254,9 @@ class Runtime(Presence):
         if not again and self.last.owed_update is request:
             self.last.owed_update = None
 
-    def _heard(self, error: RpcError) -> RpcError:
+    def _heard(self, error: RpcError, seconds: float, timeout: float | None = None) -> RpcError:
         """An error as the routes are to see it: who leads back to us is not there."""
+        error = judged(error, seconds=seconds, timeout=timeout, leaving=not self.answering)
         if not leads_back(error, self._identity):
             return error
         reason = "its socket leads back to this criproxy: a loop"
