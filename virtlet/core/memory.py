@@ -10,7 +10,7 @@ from pathlib import Path
 
 _M_ARENA_MAX = -8
 """mallopt's name for the number of heaps; source: malloc.h of glibc."""
-_ARENAS = 2
+_ARENAS = 1
 """glibc gives each thread a heap of its own by default, and few of our threads allocate much."""
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ +(/.*)")
