@@ -12,7 +12,7 @@ from virtlet.core import memory
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-memory.share_heaps()
+memory.share_heap()
 wanted = hashlib.sha256(b"virtlet").hexdigest()
 before = resident()
 memory.settle()

@@ -62,7 +62,7 @@ def serve(registry: Registry, config: Config) -> None:
         VirtletError: it cannot start; the message says why.
     """
     logs.set_up(config[core_options.LOG_LEVEL])
-    memory.share_heaps()
+    memory.share_heap()
     with ExitStack() as undo:
         context = _assemble(registry, config, undo)
         sampler = Sampler(context)

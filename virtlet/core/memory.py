@@ -11,7 +11,8 @@ from pathlib import Path
 _M_ARENA_MAX = -8
 """mallopt's name for the number of heaps; source: malloc.h of glibc."""
 _ARENAS = 1
-"""glibc gives each thread a heap of its own by default, and few of our threads allocate much."""
+"""glibc gives each thread a heap of its own by default. Few of ours allocate much, and hardly ever
+at one time, as most need the interpreter's lock for it."""
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ +(/.*)")
 """Head of a mapping of a file; see proc_pid_smaps(5)."""
@@ -21,8 +22,8 @@ _LOADING = 1.0
 """Seconds; the dynamic linker first maps a library whole, and its data over that soon after."""
 
 
-def share_heaps() -> None:
-    """Keep the number of heaps small; must come before threads are started."""
+def share_heap() -> None:
+    """Have one heap for all threads; must come before they are started."""
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
