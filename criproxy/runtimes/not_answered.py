@@ -25,8 +25,9 @@ def judged(
         timeout: seconds that the runtime was told it has.
         leaving: whether the runtime has gone or is about to: it may have ended all calls then.
     """
-    late = error.code == Code.DEADLINE_EXCEEDED and timeout and seconds >= _NEARLY * timeout
-    own = isinstance(error, PeerError) and not leaving and not late
+    overdue = timeout is not None and seconds >= _NEARLY * timeout
+    in_time = error.code != Code.DEADLINE_EXCEEDED or not overdue
+    own = isinstance(error, PeerError) and not leaving and in_time
     if error.code == Code.CANCELLED or (error.code in _SILENCE and not own):
         return NotAnswered(error.code, error.message, error.trailers)
     return error
