@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from hyperframe.exceptions import HyperframeError
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
 
 from criproxy.http2.faults import ConnectionFault, ErrorCode
@@ -88,15 +87,16 @@ class FrameReader:
             end = start + length
             if end > size:
                 break
-            stream_id = head & _STREAM_ID
+            kind, stream_id = head >> 40 & 0xFF, head & _STREAM_ID
             try:
-                self._frame(head >> 40 & 0xFF, head >> 32 & 0xFF, stream_id, data, start, end)
+                self._frame(kind, head >> 32 & 0xFF, stream_id, data, start, end)
             except ConnectionFault:
                 raise
             except Exception:
-                if not stream_id:
+                # A mistake of ours costs one call at most, not all calls of the connection, unless
+                # it was about the connection itself.
+                if not stream_id and kind != WINDOW_UPDATE:
                     raise
-                # A mistake of ours costs one call, not all calls of the connection.
                 log.exception("handling a frame failed")
                 self._handler.frame_failed(stream_id)
             position = end
@@ -131,7 +131,8 @@ class FrameReader:
         try:
             frame, _ = Frame.parse_frame_header(head)
             frame.parse_body(body)
-        except HyperframeError as error:
+        except Exception as error:
+            # Whatever it was: it may have held headers, without which no later ones unpack.
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"malformed frame: {error}") from error
         if isinstance(frame, DataFrame):
             size, ended = frame.flow_controlled_length, bool(flags & END_STREAM)

@@ -189,7 +189,6 @@ class Runtime(Presence):
         Raises:
             RpcError: with the call's status, when it is not OK.
         """
-        started = time.monotonic()
         record = self.recorder(method.name)
         code = Code.CANCELLED
         messages = streaming(
@@ -206,7 +205,7 @@ class Runtime(Presence):
             code = Code.OK
         except RpcError as error:
             code = error.code
-            raise self._heard(error, time.monotonic() - started) from error
+            raise self._heard(error) from error
         finally:
             record(code)
 
@@ -254,7 +253,9 @@ class Runtime(Presence):
         if not again and self.last.owed_update is request:
             self.last.owed_update = None
 
-    def _heard(self, error: RpcError, seconds: float, timeout: float | None = None) -> RpcError:
+    def _heard(
+        self, error: RpcError, seconds: float = 0.0, timeout: float | None = None
+    ) -> RpcError:
         """An error as the routes are to see it: who leads back to us is not there."""
         error = judged(error, seconds=seconds, timeout=timeout, leaving=not self.answering)
         if not leads_back(error, self._identity):

@@ -32,7 +32,7 @@ server.stop(None)
 def _python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **environment},
+        env={**{k: v for k, v in os.environ.items() if k != "GRPC_EXPERIMENTS"}, **environment},
         capture_output=True,
         text=True,
         check=False,
