@@ -109,8 +109,7 @@ def main(
         click.echo(f"criproxy: {obstacle}", err=True)
         sys.exit(EXIT_CANNOT_LISTEN)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config))
+        uvloop.run(_serve(config))
     except OSError as error:
         click.echo(f"criproxy: cannot listen: {error}", err=True)
         sys.exit(EXIT_CANNOT_LISTEN)

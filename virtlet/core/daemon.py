@@ -1,6 +1,5 @@
 """The manager: its parts put together, started in order and stopped in reverse."""
 
-import asyncio
 import functools
 import itertools
 import logging
@@ -10,6 +9,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+
+import uvloop
 
 from virtlet.core import logs, memory, node, serving
 from virtlet.core.config import load
@@ -71,7 +72,7 @@ def serve(registry: Registry, config: Config) -> None:
         hub = ConsoleHub()
         hub.start()
         undo.callback(hub.stop)
-        asyncio.run(serving.serve_until_asked(context, config, sampler, hub))
+        uvloop.run(serving.serve_until_asked(context, config, sampler, hub))
     log.info("stopped; VMs go on running")
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.core.execution.world import Received, Sent, running, session_streams
 from virtlet.core.execution.executions import ExecLimits
@@ -41,7 +42,7 @@ def test_bytes_cross_in_order_and_the_exit_code_comes_back(tmp_path: Path) -> No
     stdout, stderr = Received(), Received()
     with running(tmp_path, cat) as world:
         streams = session_streams(Sent(*pieces), stdout, stderr)
-        status = asyncio.run(world.executions.run(wanted("cat"), streams))
+        status = uvloop.run(world.executions.run(wanted("cat"), streams))
     assert status == ExitStatus(300 & 255)
     assert stdout.data == b"".join(pieces)
     assert sum(map(int, stderr.data.split())) == 20 * 70_000
@@ -56,7 +57,7 @@ def test_a_silent_client_keeps_nothing_from_flowing(tmp_path: Path) -> None:
 
     stdin, stdout = Sent(silent=True), Received()
     with running(tmp_path, prompt) as world:
-        asyncio.run(world.executions.run(wanted("sh"), session_streams(stdin, stdout)))
+        uvloop.run(world.executions.run(wanted("sh"), session_streams(stdin, stdout)))
     assert stdout.data == b"prompt"
     assert stdin.reads == 1
 
@@ -69,7 +70,7 @@ def test_streams_that_nobody_asked_for_are_empty_or_thrown_away(tmp_path: Path) 
 
     with running(tmp_path, chatty) as world:
         request = wanted("x", stdin=False)
-        assert asyncio.run(world.executions.run(request, session_streams())) == ExitStatus(0)
+        assert uvloop.run(world.executions.run(request, session_streams())) == ExitStatus(0)
 
 
 def test_terminal_sizes_arrive_once_each(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_terminal_sizes_arrive_once_each(tmp_path: Path) -> None:
     with running(tmp_path, look) as world:
         streams = session_streams(Sent(), stdout, sizes=[(80, 24), (132, 50)])
         request = wanted("sh", tty=True)
-        assert asyncio.run(world.executions.run(request, streams)) == ExitStatus(0)
+        assert uvloop.run(world.executions.run(request, streams)) == ExitStatus(0)
     assert stdout.data == b"(132, 50)"
 
 
@@ -103,7 +104,7 @@ def test_a_client_that_vanishes_ends_the_command_and_frees_its_slot(tmp_path: Pa
 
     with running(tmp_path, until_gone, ExecLimits(total=1, each=1)) as world:
         for _ in range(3):
-            asyncio.run(session())
+            uvloop.run(session())
             time.sleep(0.2)
 
 
@@ -120,7 +121,7 @@ def test_a_client_that_takes_no_output_does_not_hold_the_thread(
         await asyncio.gather(task, return_exceptions=True)
 
     with running(tmp_path, until_gone, ExecLimits(total=1, each=1)) as world:
-        asyncio.run(session())
+        uvloop.run(session())
         started = time.monotonic()
         world.executions.close(5)
         assert time.monotonic() - started < 2
@@ -133,11 +134,11 @@ def test_errors_reach_the_client(tmp_path: Path) -> None:
     with running(tmp_path, nobody) as world:
         run = world.executions.run
         with pytest.raises(Unavailable, match="no guest agent answers"):
-            asyncio.run(run(wanted("x"), session_streams()))
+            uvloop.run(run(wanted("x"), session_streams()))
         with pytest.raises(NotFound):
-            asyncio.run(run(wanted("x", vm_id="unknown"), session_streams()))
+            uvloop.run(run(wanted("x", vm_id="unknown"), session_streams()))
         with pytest.raises(InvalidArgument):
-            asyncio.run(run(wanted(), session_streams()))
+            uvloop.run(run(wanted(), session_streams()))
 
 
 def test_sessions_have_a_limit_and_the_loop_stays_free(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_sessions_have_a_limit_and_the_loop_stays_free(tmp_path: Path) -> None:
         assert await asyncio.gather(*tasks) == [ExitStatus(0)] * 4
 
     with running(tmp_path, wait, ExecLimits(total=8, each=4)) as world:
-        asyncio.run(sessions())
+        uvloop.run(sessions())
 
 
 def test_a_loop_that_has_ended_does_not_hold_the_thread(tmp_path: Path) -> None:
@@ -177,6 +178,6 @@ def test_a_loop_that_has_ended_does_not_hold_the_thread(tmp_path: Path) -> None:
         await asyncio.wait((task,), timeout=0.1)
 
     with running(tmp_path, goes_on) as world:
-        asyncio.run(session())
+        uvloop.run(session())
         ended.set()
         world.executions.close(5)

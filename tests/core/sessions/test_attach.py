@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from attrs import evolve, frozen
 
 from tests.core.console.support import Emulator
@@ -124,7 +125,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
             await work
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(watched())
+    uvloop.run(watched())
     assert not complaints
 
 

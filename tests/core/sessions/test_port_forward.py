@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from attrs import frozen
 
 from tests.fakes import models
@@ -61,7 +62,7 @@ class Guest:
                 await asyncio.sleep(0)  # lets go of those that were not first
                 return str(connection.getpeername()[0])
 
-        return netns.inside(self.namespace, lambda: asyncio.run(reach()))
+        return netns.inside(self.namespace, lambda: uvloop.run(reach()))
 
     @property
     def store_pod(self) -> str:

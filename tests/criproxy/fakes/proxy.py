@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+import uvloop
 
 from criproxy.config.model import Config, Dial, Limits, RuntimeConfig
 from criproxy.daemon import Proxy
@@ -161,7 +162,7 @@ class RunningProxy:
         wait_for(lambda: self.runtime(name).answering is answering, seconds)
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        uvloop.run(self._serve())
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import uvloop
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -75,7 +76,7 @@ def test_a_cut_connection_is_told_of_before_its_calls_fail_so_that_none_is_made_
             server.socket.close()
             await connection.closed
 
-    asyncio.run(cut())
+    uvloop.run(cut())
     assert seen == ["no more calls", "lost"]
 
 
@@ -99,7 +100,7 @@ def test_the_servers_header_table_is_kept_to(sizes: tuple[int, ...]) -> None:
             await call()
             await call()
 
-    asyncio.run(story())
+    uvloop.run(story())
 
 
 def test_no_frame_is_longer_than_the_server_takes() -> None:
@@ -123,7 +124,7 @@ def test_no_frame_is_longer_than_the_server_takes() -> None:
             await asyncio.to_thread(server.heard)
             assert 16384 < await longest() <= 40_000
 
-    asyncio.run(story())
+    uvloop.run(story())
 
 
 def test_the_servers_windows_are_kept_to() -> None:
@@ -150,7 +151,7 @@ def test_the_servers_windows_are_kept_to() -> None:
             await asyncio.to_thread(server.heard)
             assert other.queued == 100_000 - (65535 - 2500)
 
-    asyncio.run(story())
+    uvloop.run(story())
 
 
 Break = Callable[[RawServer, int], None]
@@ -191,7 +192,7 @@ def test_a_server_that_breaks_the_protocol_is_left_with_a_reason(what: str) -> N
             assert goaway.error_code != 0
             assert goaway.additional_data.decode() == await connection.closed
 
-    asyncio.run(story())
+    uvloop.run(story())
     assert call.seen == ["lost"]
 
 
@@ -235,7 +236,7 @@ def test_a_bad_answer_costs_its_call_alone(what: str) -> None:
             server.answer(streams[1].id)
             await asyncio.to_thread(server.heard)
 
-    asyncio.run(story())
+    uvloop.run(story())
     assert bad.seen == heard
     assert good.seen == ["headers", "data", "trailers"]
 
@@ -253,7 +254,7 @@ def test_interim_headers_are_let_be_and_an_early_answer_ends_the_request() -> No
             assert reset.error_code == 0
             assert not connection.streams
 
-    asyncio.run(story())
+    uvloop.run(story())
     assert call.seen == ["headers", "data", "trailers"]
 
 
@@ -280,7 +281,7 @@ def test_calls_above_the_last_one_that_a_leaving_server_names_are_lost_and_the_o
             assert await asyncio.to_thread(lambda: list(server.frames())) is not None
             await connection.closed
 
-    asyncio.run(story())
+    uvloop.run(story())
     assert leaving == ["leaving: bye"]
     assert [call.seen[-1] for call in calls] == ["trailers", "trailers", "lost"]
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import uvloop
+
 from criproxy.rpc.framing import frame
 from criproxy.rpc.streaming import streaming
 from tests.criproxy.fakes.proxy import Client
@@ -44,7 +46,7 @@ def test_a_message_longer_than_the_window_comes_also_behind_one_that_was_not_tak
             server.send(server.headers(stream, FINE, "END_STREAM"))
             assert [message async for message in messages] == []
 
-    asyncio.run(story())
+    uvloop.run(story())
     assert received == sizes
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import uvloop
 from google.protobuf.message import DecodeError
 
 from criproxy.runtimes.last_known import LastKnown
@@ -44,7 +45,7 @@ def test_the_answer_to_the_later_question_is_kept(first: Keep, second: Keep) -> 
         assert kept(last) == listed("new")
         assert last.sandboxes == {"new"}
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_what_waits_is_learnt_a_moment_later() -> None:
@@ -57,7 +58,7 @@ def test_what_waits_is_learnt_a_moment_later() -> None:
                 await asyncio.sleep(0.01)
         assert not last.had("a")
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_malformed_answer_leaves_the_one_before() -> None:
@@ -70,4 +71,4 @@ def test_a_malformed_answer_leaves_the_one_before() -> None:
         soon(last, MALFORMED, 3.0)
         assert kept(last) == listed("a")
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())

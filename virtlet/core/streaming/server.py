@@ -201,8 +201,10 @@ class StreamingServer:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _TCP_OPTIONS.items():
             client.setsockopt(socket.IPPROTO_TCP, option, value)
-        _, wire = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: TcpWire(self._limits.write_buffer),
+        wire = TcpWire(client, self._limits.write_buffer)
+        # What this returns is not used: under TLS, uvloop's is a protocol of its own.
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: wire,
             client,
             ssl=self._tls,
             ssl_handshake_timeout=self._limits.head_seconds if self._tls else None,

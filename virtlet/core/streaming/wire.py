@@ -50,13 +50,15 @@ class TcpWire(asyncio.Protocol):
     of a port-forward; hence a protocol of our own.
 
     Args:
+        client: the connection; the loop closes it. Not the transport's own view of it, which may
+            outlive it and then tell of the next one with its number.
         write_buffer: bytes that may wait for the network before writers do.
     """
 
-    def __init__(self, write_buffer: int) -> None:
+    def __init__(self, client: socket.socket, write_buffer: int) -> None:
+        self._socket = client
         self._write_buffer = write_buffer
         self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
         self._ended = False
@@ -74,8 +76,6 @@ class TcpWire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         self._transport = cast(asyncio.Transport, transport)
-        # Kept, as asyncio's TLS forgets it with the connection.
-        self._socket = transport.get_extra_info("socket")
         self._transport.set_write_buffer_limits(high=self._write_buffer)
 
     def data_received(self, data: bytes) -> None:
@@ -197,7 +197,6 @@ class TcpWire(asyncio.Protocol):
 
     def _tcp_info(self, size: int) -> bytes:
         """The beginning of the kernel's struct tcp_info; zeros once the socket is closed."""
-        assert self._socket is not None, "asyncio connects before anything else"
         try:
             return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
         except OSError:

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from types import TracebackType
+from typing import cast
 from urllib.parse import urlsplit
 
 from virtlet.core.streaming.spdy.frames import (
@@ -130,12 +131,11 @@ class SpdyClient:
 
     def pause(self) -> None:
         """Read nothing until `resume`."""
-        assert isinstance(self.writer.transport, asyncio.ReadTransport)
-        self.writer.transport.pause_reading()
+        # uvloop's transports are none of asyncio's classes.
+        cast(asyncio.Transport, self.writer.transport).pause_reading()
 
     def resume(self) -> None:
-        assert isinstance(self.writer.transport, asyncio.ReadTransport)
-        self.writer.transport.resume_reading()
+        cast(asyncio.Transport, self.writer.transport).resume_reading()
 
     async def open(self, kind: str, **headers: str) -> ClientStream:
         stream = ClientStream(self, self._next_id)
