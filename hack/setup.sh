@@ -46,14 +46,16 @@ fi
 
 PYTHON=${PYTHON:-python3}
 stamp=.venv/.set-up
-if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+# A stamp that is not there is older than everything.
+if [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
   say "virtual environment in .venv"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     printf '%s is older than Python 3.11; name another with PYTHON=…\n' "$PYTHON" >&2
     exit 1
   }
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    -c constraints.txt -e '.[dev]'
   touch "$stamp"
 fi
 

@@ -5,7 +5,7 @@ import warnings
 
 from virtlet.cri import api_pb2 as virtlet_dot_cri_dot_api__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.83.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
