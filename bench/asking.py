@@ -4,10 +4,12 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import quantiles
+from typing import TypeVar
 
 from virtlet.cli.client import Client
 from virtlet.cri import api_pb2 as cri
 
+Name = TypeVar("Name")
 Question = Callable[[], object]
 WARM_UP = 30
 
@@ -36,7 +38,7 @@ def milliseconds(question: Question) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def by_turns(sides: Mapping[str, Question], count: int) -> dict[str, Sequence[float]]:
+def by_turns(sides: Mapping[Name, Question], count: int) -> dict[Name, Sequence[float]]:
     """Milliseconds of each side; every side is asked once in each turn.
 
     Whatever else the machine does meets all sides alike.
@@ -44,7 +46,7 @@ def by_turns(sides: Mapping[str, Question], count: int) -> dict[str, Sequence[fl
     for question in sides.values():
         for _ in range(WARM_UP):
             question()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[Name, list[float]] = {name: [] for name in sides}
     for _ in range(count):
         for name, question in sides.items():
             found[name].append(milliseconds(question))
