@@ -19,7 +19,7 @@ from virtlet.cri import api_pb2 as cri
 PODS = 50
 _AT_A_TIME = 4
 _TURNS = 2500
-"""Some eight seconds: a virtual machine's speed changes from one second to the next."""
+"""Some seven seconds: a virtual machine's speed changes from one second to the next."""
 STATS_PAUSE = 0.1
 """Seconds between two questions for statistics, so that they meet the sampler in all its moods."""
 
