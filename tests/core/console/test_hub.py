@@ -152,6 +152,20 @@ def test_the_detach_key_ends_only_the_readers_own_attachment(
     second.close()
 
 
+def test_what_came_before_the_detach_key_is_typed_and_nothing_after_it(
+    hub: ConsoleHub, guest: Emulator, files: ConsoleFiles
+) -> None:
+    first, second = hub.attach(files), hub.attach(files)
+    first.socket.sendall(b"poweroff\n\x1dnot this")
+    assert rest(first) == b""
+    assert first.reason is EndReason.DETACHED
+    assert guest.typed(9) == b"poweroff\n"
+    second.socket.sendall(b"x")
+    assert guest.typed(1) == b"x"
+    first.close()
+    second.close()
+
+
 def test_without_a_detach_key_it_is_typed(
     hub: ConsoleHub, guest: Emulator, files: ConsoleFiles
 ) -> None:

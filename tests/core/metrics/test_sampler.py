@@ -97,6 +97,19 @@ def test_an_ended_machine_consumes_nothing_and_keeps_its_processor_time(
     assert sample.at > known.at
 
 
+def test_an_ended_machine_that_a_new_manager_never_saw_run_has_no_processor_time(
+    measured: Measured,
+) -> None:
+    measured.manager.stop(measured.vm)
+    del measured.hypervisor.consumed[measured.vm]
+    later = Sampler(measured.manager.context)
+    later.start()
+    sample = later.samples().vms[measured.vm]
+    later.stop()
+    assert sample.cpu_time is None
+    assert sample.nano_cores == 0
+
+
 def test_processor_time_does_not_go_back_when_the_hypervisor_says_less(
     measured: Measured,
 ) -> None:

@@ -75,6 +75,8 @@ class Reader:
     """Output the reader has not taken yet."""
     typing: bool = True
     """Whether more keys may come."""
+    detaching: bool = False
+    """Whether the detach key was pressed."""
 
     def feed(self, data: bytes) -> None:
         """Pass output on, or keep what the reader does not take now."""
@@ -87,8 +89,8 @@ class Reader:
             while self.backlog:
                 del self.backlog[: self.socket.send(memoryview(self.backlog)[:READ_SIZE])]
 
-    def keys(self, limit: int) -> bytes | None:
-        """Read keys; None when the user detached. No key and `typing` false: there are no more."""
+    def keys(self, limit: int) -> bytes:
+        """Read keys, up to the detach key. No key and `typing` false: there are no more."""
         try:
             keys = self.socket.recv(limit)
         except BlockingIOError:
@@ -97,8 +99,10 @@ class Reader:
             keys = b""
         if not keys:
             self.typing = False
-        if self.detach_key and self.detach_key in keys:
-            return None
+        if not self.detach_key:
+            return keys
+        keys, pressed, _ = keys.partition(self.detach_key)
+        self.detaching = bool(pressed)
         return keys
 
     def end(self, reason: EndReason) -> None:
@@ -164,12 +168,10 @@ class LiveConsole:
         """Read what one user typed, if there is room, and pass it to the guest."""
         if len(self.typed) >= KEYS_LIMIT:
             return
-        keys = reader.keys(KEYS_LIMIT - len(self.typed))
-        if keys is None:
-            self.drop(reader, EndReason.DETACHED)
-            return
-        self.typed += keys
+        self.typed += reader.keys(KEYS_LIMIT - len(self.typed))
         self.type()
+        if reader.detaching:
+            self.drop(reader, EndReason.DETACHED)
 
     def type(self) -> None:
         """Give the guest keys, as many as its FIFO takes."""

@@ -47,7 +47,7 @@ _VM_METRICS = (
         "container_cpu_usage_seconds_total",
         "CPU time used, in seconds.",
         cri.COUNTER,
-        lambda s: s.cpu_time // _NANO,
+        lambda s: None if s.cpu_time is None else s.cpu_time // _NANO,
     ),
     _VmMetric(
         "container_memory_working_set_bytes",

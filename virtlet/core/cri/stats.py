@@ -145,7 +145,9 @@ def _vm_stats(record: VmRecord, samples: Samples) -> cri.ContainerStats:
     )
 
 
-def _cpu(sample: VmSample) -> cri.CpuUsage:
+def _cpu(sample: VmSample) -> cri.CpuUsage | None:
+    if sample.cpu_time is None:
+        return None
     return cri.CpuUsage(
         timestamp=sample.at,
         usage_core_nano_seconds=_value(sample.cpu_time),

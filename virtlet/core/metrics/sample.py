@@ -35,8 +35,9 @@ class VmSample:
     vm_id: str
     at: int
     """Nanoseconds since the epoch."""
-    cpu_time: int = 0
-    """Nanoseconds; never goes back within one VM."""
+    cpu_time: int | None = None
+    """Nanoseconds; never goes back within one VM. None when it is not known: the VM has ended before
+    this manager looked."""
     nano_cores: int = 0
     """Nanoseconds of CPU per second, over the time since the sample before."""
     resident: int = 0

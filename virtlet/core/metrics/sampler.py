@@ -161,9 +161,10 @@ def _vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | 
     """What a VM consumes now; without a domain its emulator has ended, and consumes nothing."""
     vm = record.vm
     now = time.time_ns()
-    cpu_time = max(domain.cpu_time if domain else 0, before.cpu_time if before else 0)
+    told = (domain.cpu_time if domain else None, before.cpu_time if before else None)
+    cpu_time = max((known for known in told if known is not None), default=None)
     nano_cores = 0
-    if before is not None and now > before.at:
+    if before and cpu_time is not None and before.cpu_time is not None and now > before.at:
         nano_cores = (cpu_time - before.cpu_time) * 1_000_000_000 // (now - before.at)
     memory = (process_memory(domain.pid) if domain and domain.pid else None) or ProcessMemory()
     disk_bytes, disk_inodes = _allocated(vm.directory)
