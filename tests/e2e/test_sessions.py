@@ -63,7 +63,9 @@ def session(guest: Pod, tmp_path: Path) -> Session:
     async def serve(work: Callable[[ApiServer, Kubectl], Awaitable[T]]) -> T:
         urls: Any = CriUrls(guest)
         async with asyncio.timeout(LIMIT), ApiServer(urls) as api:
-            return await work(api, Kubectl(api.url, tmp_path, True))
+            kubectl = Kubectl(api.url, tmp_path, True)
+            api.framing = kubectl.framing
+            return await work(api, kubectl)
 
     return lambda work: netns.inside(guest.node.netns, lambda: asyncio.run(serve(work)))
 

@@ -48,7 +48,9 @@ def with_kubectl(guest: Pod, tmp_path: Path, request: pytest.FixtureRequest) -> 
         urls: Any = CriUrls(guest)
         log = Path(guest.status.log_path)
         async with asyncio.timeout(LIMIT), ApiServer(urls, log) as api:
-            return await work(Kubectl(api.url, tmp_path, request.param))
+            kubectl = Kubectl(api.url, tmp_path, request.param)
+            api.framing = kubectl.framing
+            return await work(kubectl)
 
     def run(work: Callable[[Kubectl], Awaitable[T]]) -> T:
         return netns.inside(guest.node.netns, lambda: asyncio.run(session(work)))

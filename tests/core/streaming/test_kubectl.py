@@ -32,7 +32,9 @@ async def api(server: StreamingServer) -> AsyncIterator[ApiServer]:
 
 @pytest.fixture(params=[True, False], ids=["websocket", "spdy"])
 def kubectl(api: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Kubectl:
-    return Kubectl(api.url, tmp_path, request.param)
+    kubectl = Kubectl(api.url, tmp_path, request.param)
+    api.framing = kubectl.framing
+    return kubectl
 
 
 async def test_exec_separates_the_outputs_and_returns_the_exit_code(kubectl: Kubectl) -> None:

@@ -71,11 +71,12 @@ class ApiServer:
     Args:
         streaming: who gives out URLs.
         log: where the pod's log is, for those who ask for it.
+        framing: "websocket" or "SPDY/3.1" refuses the other, to which kubectl falls back by itself.
     """
 
     streaming: StreamingServer
     log: Path | None = None
-    upgrades: list[str] = Factory(list)
+    framing: str | None = None
     url: str = ""
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = Factory(set)
@@ -138,7 +139,10 @@ class ApiServer:
         target: str,
         headers: bytes,
     ) -> None:
-        self.upgrades.append(target)
+        if self.framing and f"upgrade: {self.framing}\r\n".lower() not in headers.decode().lower():
+            _answer(writer, 403, _failure(f"the test wants {self.framing} alone"))
+            await writer.drain()
+            return
         try:
             parts = urlsplit(self._streaming_url(target))
         except VirtletError as error:

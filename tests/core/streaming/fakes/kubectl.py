@@ -26,14 +26,19 @@ class Kubectl:
     home: Path
     websocket: bool
 
+    @property
+    def framing(self) -> str:
+        """What it asks the server to upgrade to; refused that, it may try the other one."""
+        return "websocket" if self.websocket else "SPDY/3.1"
+
     def _environment(self) -> dict[str, str]:
-        switch = "true" if self.websocket else "false"
+        switches = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "KUBECONFIG": "/dev/null",
-            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS": switch,
-            "KUBECTL_PORT_FORWARD_WEBSOCKETS": switch,
+            # WebSocket is what it does by itself.
+            **({} if self.websocket else dict.fromkeys(switches, "false")),
         }
 
     async def run(self, *arguments: str, stdin: bytes = b"") -> Result:
