@@ -1,55 +1,25 @@
 """Streams: container events, and lists in portions."""
 
+import contextlib
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.e2e.conftest import PodFactory
-from virtlet.cli.client import Client
+from tests.e2e.conftest import Pod, PodFactory
+from tests.e2e.subscriber import CREATED, DELETED, STARTED, STOPPED, Subscriber
+from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.core.cri.unserved import UNSERVED
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri
-
-CREATED, STARTED, STOPPED, DELETED = (
-    cri.CONTAINER_CREATED_EVENT,
-    cri.CONTAINER_STARTED_EVENT,
-    cri.CONTAINER_STOPPED_EVENT,
-    cri.CONTAINER_DELETED_EVENT,
-)
-
-
-class Subscriber:
-    """Collects container events on a thread."""
-
-    def __init__(self, node: Playground) -> None:
-        self.client = node.client()
-        self.events: list[cri.ContainerEventResponse] = []
-        self.stream = self.client.runtime.GetContainerEvents(cri.GetEventsRequest())
-        self.thread = threading.Thread(target=self._collect, daemon=True)
-        self.thread.start()
-
-    def _collect(self) -> None:
-        try:
-            for event in self.stream:
-                self.events.append(event)
-        except grpc.RpcError:
-            pass
-
-    def of(self, *ids: str) -> list[tuple[str, int]]:
-        """(id, kind) of the events of some pods and VMs."""
-        return [
-            (e.container_id, e.container_event_type) for e in self.events if e.container_id in ids
-        ]
-
-    def close(self) -> None:
-        self.stream.cancel()
-        self.thread.join(5)
 
 
 def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
@@ -88,6 +58,37 @@ def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
         assert started.containers_statuses[0].state == cri.CONTAINER_RUNNING
         assert started.created_at > 0
         subscriber.close()
+
+
+def _power_off(pod: Pod) -> None:
+    request = cri.ExecSyncRequest(container_id=pod.vm, cmd=["poweroff", "-f"], timeout=15)
+    with contextlib.suppress(CallFailed):  # the agent goes with its guest
+        pod.client.call("ExecSync", request)
+
+
+def _kill(pod: Pod) -> None:
+    os.kill(pod.emulator, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(_power_off, "Completed"), (_kill, "Error")], ids=["power-off", "killed"]
+)
+def test_a_vm_that_ends_by_itself_is_told_of_once_with_how_it_ended(
+    node: Playground, new_pod: PodFactory, end: Callable[[Pod], None], reason: str
+) -> None:
+    pod = new_pod().up()
+    pod.wait_for_console("login:")
+    subscriber = Subscriber(node)
+    threading.Event().wait(0.3)
+    end(pod)
+    wait_until(lambda: bool(subscriber.of(pod.vm)), 10, "the end of the VM")
+    pod.down()
+    wait_until(lambda: (pod.id, DELETED) in subscriber.of(pod.id), 5, "the removal of the pod")
+    subscriber.close()
+    told = [(pod.vm, STOPPED), (pod.id, STOPPED), (pod.vm, DELETED), (pod.id, DELETED)]
+    assert subscriber.of(pod.id, pod.vm) == told
+    (status,) = subscriber.events_of(pod.vm)[0].containers_statuses
+    assert (status.state, status.reason) == (cri.CONTAINER_EXITED, reason)
 
 
 STREAMED = {

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
+from tests.e2e.subscriber import DELETED, STOPPED, Subscriber
 from tests.plugins.libvirt_qemu.daemon import Daemon
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
@@ -84,12 +87,14 @@ def test_a_daemon_that_dies_is_reported_waited_for_and_caught_up_with(
     for pod in (stays, goes):
         pod.wait_for_answer()
     emulators = {pod.vm: _emulator(libvirtd, pod) for pod in (stays, goes)}
+    subscriber = Subscriber(daemon_node)
 
     libvirtd.kill()
     wait_until(lambda: not _ready(daemon_node).status, 5, "the loss in Status")
     condition = _ready(daemon_node)
     assert condition.reason
     assert "plugin libvirt_qemu" in condition.message
+    assert _health(daemon_node) == HealthCheckResponse.NOT_SERVING
     with pytest.raises(CallFailed, match="plugin libvirt_qemu is away") as caught:
         Pod(daemon_node, client, make_manifest(daemon_node, "refused")).run()
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
@@ -104,13 +109,26 @@ def test_a_daemon_that_dies_is_reported_waited_for_and_caught_up_with(
     libvirtd.start()
     wait_until(lambda: _ready(daemon_node).status, 5, "the daemon's return in Status")
     wait_until(lambda: goes.status.state == cri.CONTAINER_EXITED, 10, "the end of one VM")
+    assert _health(daemon_node) == HealthCheckResponse.SERVING
     assert goes.status.exit_code != 0
     assert goes.status.reason == "Error"
+    wait_until(lambda: bool(subscriber.of(goes.vm)), 5, "its end among the events")
     assert stays.status.state == cri.CONTAINER_RUNNING
     assert stays.get()
     for pod in (stays, goes):
         pod.down()
+    wait_until(lambda: (goes.vm, DELETED) in subscriber.of(goes.vm), 5, "its removal")
+    subscriber.close()
+    assert subscriber.of(goes.vm) == [(goes.vm, STOPPED), (goes.vm, DELETED)]
+    (status,) = subscriber.events_of(goes.vm)[0].containers_statuses
+    assert (status.state, status.reason) == (cri.CONTAINER_EXITED, "Error")
     assert daemon_node.settled_leftovers() == []
+
+
+def _health(node: Playground) -> int:
+    with grpc.insecure_channel(f"unix:{node.socket}") as channel:
+        status: int = HealthStub(channel).Check(HealthCheckRequest(), timeout=5).status
+    return status
 
 
 def _virsh(libvirtd: Daemon, *arguments: str) -> None:
