@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+import uvloop
 
 from tests.core.console.support import Emulator
 from tests.core.cri.serving import Serving
@@ -50,7 +51,7 @@ class Manned:
 
     def refuse(self, settings: dict[str, str]) -> VirtletError:
         """The error that such settings are answered with."""
-        with closing(asyncio.new_event_loop()) as loop, pytest.raises(VirtletError) as caught:
+        with closing(uvloop.new_event_loop()) as loop, pytest.raises(VirtletError) as caught:
             self.assemble(loop, settings)
         return caught.value
 
@@ -68,7 +69,7 @@ class Manned:
             with Client(self.root / "s.sock") as client:
                 request = cri.AttachRequest(container_id=self.vm, stdin=True, stdout=True)
                 url = str(client.call("Attach", request).url)
-            asyncio.run(self._follow(url, trust))
+            uvloop.run(self._follow(url, trust))
         finally:
             serving.run(parts[0].streaming.stop())
             serving.stop()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.cri.server import Server
 from virtlet.core.cri.unserved import UNSERVED
@@ -33,7 +35,7 @@ class Serving:
         calls: Callable[[asyncio.AbstractEventLoop], Sequence[Call]],
         health: Callable[[], HypervisorHealth] = healthy,
     ) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         try:

@@ -53,7 +53,7 @@ def dialer() -> LoopbackDialer:
 
 @pytest.fixture
 async def make_server(
-    anyio_backend: str, runner: LocalExec, dialer: LoopbackDialer
+    anyio_backend: object, runner: LocalExec, dialer: LoopbackDialer
 ) -> AsyncIterator[ServerMaker]:
     """Start servers, and check after the test that none left a task, process or socket behind."""
     await _touch_the_loop()

@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable
 
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +129,7 @@ async def _survives(connect: Connect, noise: list[bytes]) -> None:
 @FUZZ
 @given(st.sampled_from([_spdy_forward, _spdy_exec]), st.lists(spdy_noise, max_size=6))
 def test_no_bytes_on_spdy_disturb_the_server(connect: Connect, noise: list[bytes]) -> None:
-    asyncio.run(_survives(connect, noise))
+    uvloop.run(_survives(connect, noise))
 
 
 @FUZZ
@@ -144,7 +145,7 @@ def test_no_bytes_on_spdy_disturb_the_server(connect: Connect, noise: list[bytes
     st.lists(websocket_noise, max_size=6),
 )
 def test_no_bytes_on_websocket_disturb_the_server(connect: Connect, noise: list[bytes]) -> None:
-    asyncio.run(_survives(connect, noise))
+    uvloop.run(_survives(connect, noise))
 
 
 @FUZZ
@@ -154,4 +155,4 @@ def test_no_bytes_before_the_upgrade_disturb_the_server(noise: bytes) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         return writer
 
-    asyncio.run(_survives(connect, [noise]))
+    uvloop.run(_survives(connect, [noise]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from virtlet.core.streaming import ExecRequest, Handlers, Limits, StreamingServer
 from virtlet.host import links, netns
@@ -33,7 +34,7 @@ def inside(tmp_path: Path) -> Iterator[Run]:
         async with asyncio.timeout(60):
             await work
 
-    yield lambda work: netns.inside(namespace, lambda: asyncio.run(limited(work)))
+    yield lambda work: netns.inside(namespace, lambda: uvloop.run(limited(work)))
     netns.delete(namespace)
 
 

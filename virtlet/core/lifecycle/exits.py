@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 
 def forced_exit() -> VmExit:
     """How a VM ends that did not heed the power button, or was not asked."""
-    return VmExit(137, "Error", "ended by force: the grace period was over", time.time_ns())
+    return VmExit(
+        137, "Error", "ended by force, after the grace period that it was given", time.time_ns()
+    )
 
 
 def lost_exit() -> VmExit:

@@ -36,7 +36,7 @@ class VmSample:
     at: int
     """Nanoseconds since the epoch."""
     cpu_time: int | None = None
-    """Nanoseconds; never goes back within one VM. None when it is not known: the VM has ended before
+    """Nanoseconds; never goes back within one VM. None when it is not known: the VM ended before
     this manager looked."""
     nano_cores: int = 0
     """Nanoseconds of CPU per second, over the time since the sample before."""

@@ -173,6 +173,4 @@ class _Connection:
         loop = asyncio.get_running_loop()
         while piece := await loop.sock_recv(self._target, _CHUNK):
             await self._data.write(piece)
-            # With a fast pod and a fast client neither call waits; others want to run too.
-            await asyncio.sleep(0)
         await self._data.close()

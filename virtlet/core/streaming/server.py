@@ -30,8 +30,6 @@ _REFUSALS = 32
 _BACKLOG = 128
 _ACCEPT_PAUSE_SECONDS = 0.5
 _TCP_OPTIONS = {
-    # asyncio sets this for its own sockets only; without it every small answer waits 40 ms.
-    socket.TCP_NODELAY: 1,
     # A client whose host vanished without a word is noticed after 30 + 3 * 10 seconds, unless data
     # is on its way to it: see TcpWire.watch.
     socket.TCP_KEEPIDLE: 30,

@@ -50,8 +50,8 @@ class TcpWire(asyncio.Protocol):
     of a port-forward; hence a protocol of our own.
 
     Args:
-        client: the connection; the loop closes it. Not the transport's own view of it, which may
-            outlive it and then tell of the next one with its number.
+        client: the connection; the loop closes it. Not the transport's view of it, which asyncio's
+            TLS forgets with the connection and uvloop answers with a ValueError then.
         write_buffer: bytes that may wait for the network before writers do.
     """
 
@@ -87,7 +87,11 @@ class TcpWire(asyncio.Protocol):
             self._connected().pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more; without TLS it may still want to receive."""
+        """The client sends no more; without TLS it may still want to receive.
+
+        Under TLS, uvloop drops what it has not decrypted by now, as after a reset: this end says
+        nothing of whether all has come.
+        """
         self._ended = True
         self._readable.set()
         return self._connected().get_extra_info("ssl_object") is None
