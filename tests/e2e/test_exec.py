@@ -1,9 +1,11 @@
 """ExecSync in real guests: what exec probes and `kubectl exec` rest on."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import grpc
@@ -164,6 +166,29 @@ def test_a_manager_that_stops_kills_what_it_ran_and_serves_again_after_it(guest:
     assert "the manager stops" in str(why)
     guest.node.start()
     wait_until(lambda: not runs(guest, "5713"), 5, "end of the command")
+
+
+def test_a_machine_that_stands_still_holds_no_other_up(guest: Pod) -> None:
+    other = Pod(guest.node, guest.client, make_manifest(guest.node, "other")).up()
+    run(other, "true")
+    emulator = other.emulator
+    os.kill(emulator, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as stuck:
+            calls = [stuck.submit(run, other, "true", timeout=6) for _ in range(AT_ONCE)]
+            time.sleep(1)
+            started = time.monotonic()
+            assert run(guest, "echo", "on").stdout == b"on\n"
+            assert time.monotonic() - started < 3
+            assert not any(call.done() for call in calls)
+        for call in calls:
+            failure = call.exception()
+            assert isinstance(failure, CallFailed)
+            assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    finally:
+        os.kill(emulator, signal.SIGCONT)
+    assert run(other, "echo", "again").stdout == b"again\n"
+    other.down()
 
 
 def test_an_agent_that_dies_is_told_while_other_calls_go_on(guest: Pod) -> None:
