@@ -61,10 +61,11 @@ def test_an_emulator_that_is_killed_is_an_error(new_pod: PodFactory) -> None:
     assert status.message == "the emulator died under the running guest"
 
 
+@pytest.mark.parametrize("limited", ["vm", "pod"])
 def test_an_emulator_that_the_kernel_kills_for_its_memory_is_oom_killed(
-    new_pod: PodFactory,
+    new_pod: PodFactory, limited: str
 ) -> None:
-    """In the VM's own control group, as the kubelet's limits would have it."""
+    """By a limit of the VM's own control group, and by one of the pod's, as a kubelet sets it."""
     with pod_cgroup() as parent:
         pod = new_pod()
         pod.pod.linux.cgroup_parent = parent
@@ -72,11 +73,12 @@ def test_an_emulator_that_the_kernel_kills_for_its_memory_is_oom_killed(
         pod = pod.up()
         pod.wait_for_console("login:")
         groups = cgroups.find(parent, pod.vm)
-        found = [(g, g / m, g / u) for g in groups for m, u in _MEMORY if (g / m).exists()]
+        found = [(g, m, u) for g in groups for m, u in _MEMORY if (g / m).exists()]
         if not found:
             pytest.skip("no writable memory control group here")
         ((group, limit, usage),) = found
-        limit.write_text(str(int(usage.read_text()) + _MARGIN))
+        tight = group if limited == "vm" else group.parent
+        (tight / limit).write_text(str(int((tight / usage).read_text()) + _MARGIN))
         # Something else in the group asks for more; the kernel takes the emulator for it.
         eater = subprocess.Popen([sys.executable, "-c", _EAT, str(group / "cgroup.procs")])
         try:
