@@ -1,9 +1,11 @@
 """What happens to our domains, told to the subscriber; all of it on the watch's thread."""
 
+import contextlib
 from collections.abc import Callable
 
 import libvirt
 
+from virtlet.errors import VirtletError
 from virtlet.model.hypervisor import DomainCallback, DomainState, Observation
 from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu import states
@@ -66,6 +68,12 @@ class Changes:
         if observation is not None and observation.state is not DomainState.STOPPED:
             self._tell(observation, tell)
 
+    def _lives(self, vm_id: str) -> bool:
+        with contextlib.suppress(VirtletError):
+            observation = self._sight.one(vm_id, None)
+            return observation is not None and observation.state in _LIVE
+        return False
+
     def _note_emulator(self, vm_id: str) -> None:
         pid = self._emulator(vm_id)
         if pid is not None:
@@ -101,6 +109,8 @@ class Changes:
         out_of_memory = self._oom.end(seen.vm_id)
         if not self._runs.begun(seen.vm_id):
             return  # not ours, or a start that failed and was reported as such
+        if self._lives(seen.vm_id):
+            return  # this was the run before: the domain has been started anew
         how = states.exit_by_event(
             seen.detail,
             lambda: self._by_signal(seen.name),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,8 @@ _FORGET_ALL = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 )
 
+_SEEN, _POLL = 5.0, 0.01
+"""Seconds until libvirt has seen that an emulator is gone, and between two looks."""
 _GRACE = 10.0
 """Seconds an emulator gets to write out what it holds, before SIGKILL; as with libvirt."""
 _LEARNING = 10.0
@@ -150,7 +153,11 @@ class LibvirtHypervisor:
             if domain.isActive():
                 if self._runs.ended(vm_id) is None:
                     return
-                # Its emulator was ended a moment ago, which libvirt has yet to see.
+                # Its emulator was ended a moment ago, which libvirt has yet to see. Were it told to
+                # end the domain, it would take what it sees then for the end of the next emulator.
+                deadline = time.monotonic() + _SEEN
+                while domain.isActive() and time.monotonic() < deadline:
+                    time.sleep(_POLL)
                 self._destroy(domain)
             self._runs.begin(vm_id)
             try:
