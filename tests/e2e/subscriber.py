@@ -1,6 +1,7 @@
 """Somebody who follows the events of a node."""
 
 import threading
+import time
 
 import grpc
 
@@ -24,6 +25,8 @@ class Subscriber:
         self.stream = self.client.runtime.GetContainerEvents(cri.GetEventsRequest())
         self.thread = threading.Thread(target=self._collect, daemon=True)
         self.thread.start()
+        # A subscription is there once the server has the request.
+        time.sleep(0.3)
 
     def _collect(self) -> None:
         try:

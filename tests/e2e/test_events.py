@@ -26,8 +26,6 @@ def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
     node: Playground, new_pod: PodFactory
 ) -> None:
     subscribers = [Subscriber(node), Subscriber(node)]
-    # A subscription is there once the server has the request.
-    threading.Event().wait(0.3)
     pod = new_pod().up()
     pod.client.stop(pod.vm, 0)
     pod.down()
@@ -79,7 +77,6 @@ def test_a_vm_that_ends_by_itself_is_told_of_once_with_how_it_ended(
     pod = new_pod().up()
     pod.wait_for_console("login:")
     subscriber = Subscriber(node)
-    threading.Event().wait(0.3)
     end(pod)
     wait_until(lambda: bool(subscriber.of(pod.vm)), 10, "the end of the VM")
     pod.down()

@@ -21,6 +21,7 @@ from virtlet.model.disk import Disk
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 from virtlet.model.vm import Machine
+from virtlet.plugins.libvirt_qemu.watch import DomainEvent
 
 _FOREIGN = """
 <domain type="qemu">
@@ -182,6 +183,25 @@ def test_a_vm_that_was_stopped_this_moment_is_started_anew(rig: Rig) -> None:
             assert seen is not None
             assert seen.state is DomainState.RUNNING
             rig.wait_for_console(machine, b"ready")
+
+
+def test_the_end_of_a_former_run_that_is_heard_late_does_not_end_the_one_that_lives(
+    rig: Rig,
+) -> None:
+    with rig.running() as machine:
+        vm_id, pid = machine.vm.id, rig.pid(machine)
+        stopped, destroyed = (
+            libvirt.VIR_DOMAIN_EVENT_STOPPED,
+            libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED,
+        )
+        told: list[Observation] = []
+        late = DomainEvent(vm_id, "former", stopped, destroyed)
+        hypervisor: Any = rig.hypervisor
+        hypervisor._changes.on_event(late, told.append)
+        assert told == []
+        # A start of a VM that runs and is on record as ended would take it for a dead one.
+        rig.hypervisor.start(vm_id)
+        assert rig.pid(machine) == pid
 
 
 def test_starting_an_unknown_vm_is_not_found(rig: Rig) -> None:
