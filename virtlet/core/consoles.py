@@ -42,6 +42,10 @@ class VmConsoles:
         """Open the pod log anew, because somebody has moved it away."""
         self._logs.reopen(vm.id)
 
+    def tell(self, vm: Vm, text: str) -> None:
+        """Write a line of the manager's own to the pod log; see ConsoleLogs.tell."""
+        self._logs.tell(vm.id, text)
+
     def finish(self, vm: Vm) -> None:
         """Write the rest, now that the VM prints no more; idempotent."""
         status = self._logs.finish(self.files(vm))

@@ -15,6 +15,8 @@ class EventKind(enum.Enum):
     VM_STARTED = "vm-started"
     VM_STOPPED = "vm-stopped"
     VM_REMOVED = "vm-removed"
+    VM_NOTICE = "vm-notice"
+    """Something about a VM that its pod's owner should know; `reason` says it."""
     IMAGE_PULLED = "image-pulled"
     IMAGE_REMOVED = "image-removed"
 

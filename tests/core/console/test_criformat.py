@@ -5,7 +5,14 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.core.console.criformat import MAX_PAYLOAD, Decoded, decode, encode, encode_loss
+from virtlet.core.console.criformat import (
+    MAX_PAYLOAD,
+    Decoded,
+    decode,
+    encode,
+    encode_loss,
+    encode_notice,
+)
 
 LINE = re.compile(rb"2026-01-02T15:04:05\.000000789Z stdout [FP] [^\n]{0,%d}\n" % MAX_PAYLOAD)
 NOW = 1767366245_000000789
@@ -95,6 +102,15 @@ def test_a_loss_is_a_line_on_stderr_that_gives_its_count_back(count: int) -> Non
         rb"2026-01-02T15:04:05\.000000789Z stderr F \[virtlet: \d+ [^\n]+\]\n", text
     )
     assert decode(text) == Decoded(b"", len(text), count)
+
+
+@given(st.text())
+def test_a_notice_is_one_line_on_stderr_that_stands_for_nothing_printed(words: str) -> None:
+    text = encode_notice(words, NOW)
+    assert text.startswith(b"2026-01-02T15:04:05.000000789Z stderr F [virtlet: ")
+    assert text.endswith(b"]\n")
+    assert text.count(b"\n") == 1
+    assert decode(text + encode(b"guest\n", NOW, flush=True).text).payload == b"guest\n"
 
 
 def test_no_guest_can_print_what_looks_like_a_loss() -> None:

@@ -113,6 +113,28 @@ def test_a_restarted_manager_goes_on_where_it_was(logs: ConsoleLogs, files: Cons
     guest.exit()
 
 
+def test_a_notice_stands_in_the_log_and_changes_nothing_for_a_restart(
+    logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
+) -> None:
+    guest.print(b"one\n")
+    eventually(lambda: printed(files) == b"one\n")
+    logs.tell(files.vm_id, "the share /data\nis not mounted")
+    text = log_of(files).read_bytes()
+    assert text.endswith(b" stderr F [virtlet: the share /data is not mounted]\n")
+    logs.stop()
+    guest.print(b"two\n")
+    logs.start()
+    logs.add(files)
+    logs.finish(files)
+    assert log_of(files).read_bytes().startswith(text)
+    assert printed(files) == b"one\ntwo\n"
+
+
+def test_a_vm_that_is_not_followed_has_no_log_for_a_notice(logs: ConsoleLogs) -> None:
+    with pytest.raises(NotFound):
+        logs.tell("nobody", "hello")
+
+
 def test_the_raw_file_may_come_later(logs: ConsoleLogs, files: ConsoleFiles) -> None:
     logs.add(files)
     assert log_of(files).exists()

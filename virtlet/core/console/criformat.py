@@ -4,8 +4,8 @@ A line is `2026-01-02T15:04:05.123456789Z stdout F payload` and a newline; `P` i
 says that the printed line goes on in the next one. The mapping is reversible, which is what
 lets a restarted manager count how much of the raw file the log already holds: an F line stands
 for its payload and a newline, a P line for its payload alone. Nothing is changed in between;
-carriage returns and bytes that are no UTF-8 are kept. What was lost is told on stderr, which no
-guest has, so that nothing a guest prints looks like it.
+carriage returns and bytes that are no UTF-8 are kept. What the manager has to say, such as what was
+lost, stands on stderr, which no guest has, so that nothing a guest prints looks like it.
 """
 
 import re
@@ -20,10 +20,8 @@ HEADER_SIZE = len("2026-01-02T15:04:05.123456789Z stdout F ")
 """Every header of ours is of this length."""
 
 _LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stdout ([FP]) ")
-_LOSS = re.compile(
-    rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stderr F "
-    rb"\[virtlet: (\d+) bytes of console output were lost: the log could not be written\]"
-)
+_NOTICE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stderr F \[virtlet: (.*)\]")
+_LOSS = re.compile(rb"(\d+) bytes of console output were lost: the log could not be written")
 
 
 @frozen
@@ -69,25 +67,36 @@ def encode(data: bytes, now: int, *, flush: bool) -> Encoded:
 
 def encode_loss(count: int, now: int) -> bytes:
     """The log line that tells of so many lost bytes; `now` in nanoseconds since the epoch."""
-    words = f"{count} bytes of console output were lost: the log could not be written"
-    return _timestamp(now) + f" stderr F [virtlet: {words}]\n".encode()
+    return encode_notice(
+        f"{count} bytes of console output were lost: the log could not be written", now
+    )
+
+
+def encode_notice(text: str, now: int) -> bytes:
+    """The log line that tells the pod's owner something; `now` in nanoseconds since the epoch.
+
+    It stands for no raw bytes, and begins a line of the log as every other does.
+    """
+    words = " ".join(text.split()).encode(errors="replace")[:MAX_PAYLOAD]
+    return _timestamp(now) + b" stderr F [virtlet: " + words + b"]\n"
 
 
 def decode(text: bytes) -> Decoded:
     """Turn log text back into the raw bytes it stands for.
 
     Raises:
-        ValueError: a whole line is not one that `encode` or `encode_loss` makes.
+        ValueError: a whole line is not one that `encode`, `encode_loss` or `encode_notice` makes.
     """
     whole = text.rfind(b"\n") + 1
     payload, lost = [], 0
     for line in text[:whole].split(b"\n")[:-1]:
         header = _LINE.match(line)
         if header is None:
-            loss = _LOSS.fullmatch(line)
-            if loss is None:
+            notice = _NOTICE.fullmatch(line)
+            if notice is None:
                 raise ValueError("a log line without the header of this format")
-            lost += int(loss[1])
+            loss = _LOSS.fullmatch(notice[1])
+            lost += int(loss[1]) if loss else 0
             continue
         payload.append(line[HEADER_SIZE:])
         if header[1] == b"F":

@@ -17,7 +17,14 @@ import time
 from attrs import evolve
 
 from virtlet.core.console.checkpoint import Checkpoint, StateFile
-from virtlet.core.console.criformat import HEADER_SIZE, Decoded, decode, encode, encode_loss
+from virtlet.core.console.criformat import (
+    HEADER_SIZE,
+    Decoded,
+    decode,
+    encode,
+    encode_loss,
+    encode_notice,
+)
 from virtlet.core.console.crilog import CriLog, NoLog
 from virtlet.core.console.files import ConsoleFiles
 from virtlet.core.console.rawfile import RawFile
@@ -91,6 +98,11 @@ class Follower:
             self._pass(self._checkpoint.written(batch.taken))
             self._waiting_since = now
         return self._examined < size
+
+    def tell(self, text: str) -> None:
+        """Write a line of the manager's own to the log; a kill may lose or repeat it."""
+        self._append(encode_notice(text, time.time_ns()))
+        self._save()
 
     @property
     def due(self) -> float | None:

@@ -90,6 +90,16 @@ class ConsoleLogs:
         """
         self._worker.call(lambda: self._reopen(vm_id))
 
+    def tell(self, vm_id: str, text: str) -> None:
+        """Write a line of the manager's own to the log of a VM that is followed.
+
+        Raises:
+            NotFound: the VM is not followed.
+            ResourceExhausted: the disk is full.
+            Unavailable: the log cannot be written.
+        """
+        self._worker.call(lambda: self._tell(vm_id, text))
+
     def finish(self, files: ConsoleFiles, limit: float = FINISH_LIMIT) -> LogStatus:
         """Complete the log of a VM that prints no more and stop following it. Idempotent.
 
@@ -144,15 +154,27 @@ class ConsoleLogs:
         entry.ended = False
         self._advance(entry)
 
-    def _reopen(self, vm_id: str) -> None:
+    def _tell(self, vm_id: str, text: str) -> None:
+        entry = self._opened(vm_id)
+        try:
+            entry.follower.tell(text)
+        except OSError as error:
+            entry.failed(error)
+            raise refusal(f"cannot write to the log of VM {vm_id}", error) from error
+
+    def _opened(self, vm_id: str) -> Followed:
+        """The entry of a VM, its log open."""
         entry = self._entries.get(vm_id)
         if entry is None:
             raise NotFound(f"no console log of VM {vm_id} is being written")
         if not entry.opened:
-            self._advance(entry)  # opening does what reopening does, and more
+            self._advance(entry)
             if not entry.opened:
-                raise Unavailable(f"cannot reopen the log of VM {vm_id}: {entry.problem}")
-            return
+                raise Unavailable(f"cannot open the log of VM {vm_id}: {entry.problem}")
+        return entry
+
+    def _reopen(self, vm_id: str) -> None:
+        entry = self._opened(vm_id)
         try:
             entry.follower.reopen()
         except OSError as error:

@@ -1,0 +1,33 @@
+"""Telling a pod's owner what no call's answer can say.
+
+The CRI has no call for it: a kubelet shows the errors of calls, and the pod's log. So a notice is a
+line of the pod's log on stderr (`kubectl logs` shows it, and no guest can write it), an event for
+observers, and a line of the manager's log.
+"""
+
+import logging
+import time
+
+from virtlet.core.lifecycle.context import Context
+from virtlet.errors import VirtletError
+from virtlet.model.event import Event, EventKind
+from virtlet.model.vm import Vm
+
+log = logging.getLogger(__name__)
+
+
+def tell_owner(context: Context, vm: Vm, text: str) -> None:
+    """Tell the owner of a started VM something; never raises.
+
+    Args:
+        context: the manager.
+        vm: whom it is about; its console is being followed.
+        text: one sentence: what it is, and what to do. No secret, and nothing a guest chose freely.
+    """
+    log.warning("told the pod's owner", extra={"vm": vm.id, "pod": vm.pod.name, "notice": text})
+    try:
+        context.consoles.tell(vm, text)
+    except VirtletError as error:
+        log.warning("notice not in the pod's log", extra={"vm": vm.id, "problem": str(error)})
+    event = Event(EventKind.VM_NOTICE, vm.id, vm.pod.id, time.time_ns(), text)
+    context.events.tell(event, vm.pod.profile.handler)
