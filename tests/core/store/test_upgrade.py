@@ -1,0 +1,95 @@
+"""A database that an earlier release wrote, with VMs running, is read as it was meant.
+
+`written/2.0.0.dev0.sql` is such a database as text: the release before hook API 1, killed while it
+ran VMs, one of them with shares, an attempt that had ended, one not started, a stopped pod, and a
+pod without a VM. The directory of that node was replaced, and so were the launch tokens.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from attrs import define
+
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.effects import restore
+from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
+from virtlet.core.store.store import Store
+from virtlet.model.disk import Disk, Share
+from virtlet.model.vm import Mount
+
+WRITTEN = sorted((Path(__file__).parent / "written").glob("*.sql"))
+
+
+@define
+class _StoreOnly:
+    """What restoring an effect needs of a context."""
+
+    store: Store
+
+
+@pytest.fixture(params=WRITTEN, ids=lambda path: path.stem)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    path = tmp_path / "virtlet.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(cast(Path, request.param).read_text())
+    connection.close()
+    opened = Store(path)
+    yield opened
+    opened.close()
+
+
+def _vms(store: Store) -> dict[tuple[str, int], VmRecord]:
+    return {
+        (record.vm.pod.config.metadata.name, record.vm.config.metadata.attempt): record
+        for record in store.vms.values()
+    }
+
+
+def test_every_pod_is_where_it_was(store: Store) -> None:
+    assert {r.pod.config.metadata.name: r.phase for r in store.pods.values()} == {
+        "web": PodPhase.READY,
+        "data": PodPhase.READY,
+        "ended": PodPhase.READY,
+        "made": PodPhase.READY,
+        "stopped": PodPhase.NOT_READY,
+        "bare": PodPhase.READY,
+    }
+
+
+def test_every_vm_is_where_it_was(store: Store) -> None:
+    assert {name: record.phase for name, record in _vms(store).items()} == {
+        ("web", 0): VmPhase.RUNNING,
+        ("data", 0): VmPhase.RUNNING,
+        ("ended", 0): VmPhase.EXITED,
+        ("ended", 1): VmPhase.RUNNING,
+        ("made", 0): VmPhase.CREATED,
+        ("stopped", 0): VmPhase.EXITED,
+    }
+
+
+def test_a_vm_keeps_what_was_asked_for_and_what_it_got(store: Store) -> None:
+    record = _vms(store)["data", 0]
+    machine = record.machine
+    assert machine is not None
+    assert record.vm.pod.profile.handler == "large"
+    assert record.vm.image.names == ("tiny",)
+    assert record.vm.config.envs == (("GREETING", "hello"), ("COLOUR", "blue"))
+    mounts = [mount for mount in record.vm.config.mounts if isinstance(mount, Mount)]
+    assert [mount.guest_path for mount in mounts] == ["/etc/conf", "/share"]
+    assert [type(volume) for volume in machine.volumes] == [Share, Share]
+    assert isinstance(machine.root, Disk)
+    assert machine.root.path.name == "root.qcow2"
+    assert machine.flavor.vcpus == 2
+    assert machine.environment["VIRTLET_LAUNCH_VM"] == record.vm.id
+    (nic,) = record.vm.network.interfaces
+    assert (nic.name, nic.addresses) == ("eth0", ("10.123.0.3/16",))
+
+
+def test_every_effect_is_known_so_that_it_can_be_undone(store: Store) -> None:
+    context = cast(Context, cast(Any, _StoreOnly(store)))
+    rows = [row for owner in (*store.pods, *store.vms) for row in store.effects(owner)]
+    assert len(rows) == 50
+    assert {restore(context, row).kind for row in rows} == {row.kind for row in rows}
