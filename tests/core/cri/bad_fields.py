@@ -44,6 +44,12 @@ def _mount(says: str, **paths: str) -> Bad:
     return (f"mount {says}", lambda vm: vm.mounts.add(**good), says)
 
 
+def _group(message: Any) -> None:
+    message.linux.security_context.run_as_group.value = 0
+
+
+_GROUP: Bad = ("group without a user", _group, "linux.security_context.run_as_group 0")
+
 NAMES = ("", ".", "..", "a/b", "/", "a\0b", "a\nb", "a\x7fb", "a b", "\u2028", "a" * 254, "é" * 127)
 FILE_NAMES = ("a\0b", "a\nb", "x" * 256, "é" * 128)
 
@@ -78,6 +84,7 @@ PODS: list[Bad] = [
     *(_port("host_ip", host_ip=ip) for ip in ("nonsense", "10.0.0", "10.0.0.0/8", "fe80::1%eth0")),
     *_RESOURCES,
     *_set("linux.overhead.cpu_period", 1),
+    _GROUP,
     *_set("linux.overhead.memory_limit_in_bytes", -1),
 ]
 
@@ -101,6 +108,7 @@ VMS: list[Bad] = [
         lambda vm: vm.devices.add(container_path="/dev/x", host_path="/dev/a\0"),
         "devices: host_path '/dev/a\\x00'",
     ),
+    _GROUP,
     *_RESOURCES,
 ]
 

@@ -62,6 +62,16 @@ def test_a_container_that_cannot_be_is_refused_by_the_field_at_fault(edit: Edit,
 
 
 @pytest.mark.parametrize(
+    "user", [{"run_as_user": cri.Int64Value()}, {"run_as_username": "web"}], ids=str
+)
+def test_a_group_beside_a_user_is_taken(user: dict[str, Any]) -> None:
+    message = good_vm()
+    context = cri.LinuxContainerSecurityContext(run_as_group=cri.Int64Value(value=7), **user)
+    message.linux.security_context.CopyFrom(context)
+    requests.vm_config(message)
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         ("metadata.name", "coredns-66bc5c9577-x8k2l"),

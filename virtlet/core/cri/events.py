@@ -110,9 +110,7 @@ class ContainerEvents:
             container_event_type=kind,
             created_at=event.at,
             pod_sandbox_status=replies.pod_status(pod) if pod else None,
-            containers_statuses=[
-                replies.vm_status(vm) for vm in store.vms_of(event.pod_id) if vm.visible
-            ],
+            containers_statuses=replies.vm_statuses(store.vms_of(event.pod_id)),
         )
 
     def _hand_out(self, reply: cri.ContainerEventResponse) -> None:

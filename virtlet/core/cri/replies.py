@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
@@ -116,6 +116,16 @@ def vm_item(record: VmRecord) -> cri.Container:
         annotations=vm.config.annotations,
         image_id=vm.image.id,
     )
+
+
+def vm_statuses(records: Iterable[VmRecord]) -> list[cri.ContainerStatus]:
+    """A pod's VMs as its status and its events list them: newest first.
+
+    A kubelet with evented PLEG takes the first status of a name for the container's present one.
+    """
+    shown = [record for record in records if record.visible]
+    shown.sort(key=lambda r: (r.vm.created_at, r.vm.config.metadata.attempt), reverse=True)
+    return [vm_status(record) for record in shown]
 
 
 def vm_status(record: VmRecord) -> cri.ContainerStatus:

@@ -75,6 +75,7 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
             "`privileged` out of the pod"
         )
     _check_namespaces(message.linux.security_context.namespace_options)
+    _check_user(message.linux.security_context)
     if message.CDI_devices:
         raise InvalidArgument("CDI devices are for containers; a VM cannot be given them")
     return VmConfig(
@@ -157,8 +158,23 @@ def credentials(message: cri.AuthConfig) -> Credentials:
 
 def _check_security(context: cri.LinuxSandboxSecurityContext) -> None:
     _check_namespaces(context.namespace_options)
+    _check_user(context)
     if context.privileged:
         raise InvalidArgument("a privileged pod cannot be a VM: take `privileged` out of it")
+
+
+def _check_user(
+    context: cri.LinuxSandboxSecurityContext | cri.LinuxContainerSecurityContext,
+) -> None:
+    """The CRI has a runtime refuse a group without a user."""
+    if not context.HasField("run_as_group") or context.HasField("run_as_user"):
+        return
+    if isinstance(context, cri.LinuxContainerSecurityContext) and context.run_as_username:
+        return
+    raise InvalidArgument(
+        f"linux.security_context.run_as_group {context.run_as_group.value} must be with "
+        "run_as_user: write `runAsUser` beside `runAsGroup` in the pod's securityContext"
+    )
 
 
 def _check_namespaces(options: cri.NamespaceOption) -> None:

@@ -68,10 +68,9 @@ class Sandboxes:
         pod_id = _id(request.pod_sandbox_id)
 
         def make() -> cri.PodSandboxStatusResponse:
-            vms = [vm for vm in self._context.store.vms_of(pod_id) if vm.visible]
             return cri.PodSandboxStatusResponse(
                 status=replies.pod_status(self._known(pod_id)),
-                containers_statuses=[replies.vm_status(vm) for vm in vms],
+                containers_statuses=replies.vm_statuses(self._context.store.vms_of(pod_id)),
             )
 
         added = cri.PodSandboxStatusResponse(timestamp=replies.now())
