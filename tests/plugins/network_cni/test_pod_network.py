@@ -98,6 +98,34 @@ def test_node_bridge_in_hairpin_mode(node: TestNode) -> None:
     assert node.leftovers() == []
 
 
+def test_guest_calls_the_service_whose_only_endpoint_it_is(node: TestNode) -> None:
+    """Its call comes back to it, as a container's does, where the node masquerades as kube-proxy
+    does, with its bridge in hairpin mode and under bridge-nf-call-iptables."""
+    node.configure(node.bridge(hairpinMode=True))
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    links.set_sysctl("ipv4/ip_forward", "1")
+    links.set_sysctl("bridge/bridge-nf-call-iptables", "1")
+    _serve("10.96.0.5", endpoint="10.99.0.2")
+    with node.guest(network) as guest:
+        assert guest.dhcp()
+        (node.root / "index.html").write_text("hello from myself")
+        with guest.running("busybox", "httpd", "-f", "-p", "80", "-h", str(node.root)):
+            fetched = guest.run("busybox", "wget", "-T", "5", "-qO-", "http://10.96.0.5/")
+            assert fetched.stdout == "hello from myself"
+    plugin.virtlet_teardown_network(pod, network)
+
+
+def _serve(service: str, *, endpoint: str) -> None:
+    """What kube-proxy's iptables mode makes of a service with one endpoint."""
+    for rule in (
+        f"PREROUTING -d {service}/32 -p tcp --dport 80 -j DNAT --to-destination {endpoint}:80",
+        f"POSTROUTING -s {endpoint}/32 -d {endpoint}/32 -j MASQUERADE",
+    ):
+        subprocess.run(["iptables", "-t", "nat", "-A", *rule.split()], check=True)
+
+
 def test_port_mapping_and_bandwidth(node: TestNode) -> None:
     """Plugins that declare a capability get its values: a host port leads to the guest."""
     node.configure(

@@ -64,7 +64,9 @@ guest) passes. DHCP relays (port 67 to 67) may. With IPv6 the bridge also passes
 sends by the default route that it was advertised, and finds the way there.
 
 A node's bridge in hairpin mode sends the guest's broadcasts back. They stop here: else the pod's
-bridge would look for the guest outside, and the guest would find its own address taken."""
+bridge would look for the guest outside, and the guest would find its own address taken. A frame
+from the guest to itself passes: it is a call of a Service whose endpoint the guest is, which a node
+with bridge-nf-call-iptables sends back in its bridge, with the source address left as it was."""
 
 
 @frozen
@@ -265,7 +267,9 @@ def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[str]:
 
 
 def _filter_frames(nics: Sequence[Nic]) -> None:
-    echoes = (f'iifname "{nic.veth}" ether saddr {nic.mac} drop' for nic in nics)
+    echoes = (
+        f'iifname "{nic.veth}" ether saddr {nic.mac} ether daddr != {nic.mac} drop' for nic in nics
+    )
     neighbours_in = neighbours_out = ""
     guests = [nic.guest_address6 for nic in nics if nic.guest_address6]
     if guests:
