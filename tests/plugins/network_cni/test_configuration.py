@@ -1,12 +1,14 @@
 """CNI configuration: which file counts, and what is wrong with it."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 
+from tests.fakes.users import as_user
 from tests.plugins.network_cni.test_result import JSON
 from virtlet.errors import FailedPrecondition
 from virtlet.plugins.network_cni.configuration import load, parse
@@ -99,3 +101,15 @@ def refusal(document: Any) -> str | None:
 def test_any_document_is_read_or_refused(document: Any) -> None:
     """Whatever JSON stands in the file: a network or a ValueError with a message."""
     assert refusal(document) != ""
+
+
+def test_closed_directory() -> None:
+    """Where the manager may not read, the message says at which directory, and whose that is."""
+    with tempfile.TemporaryDirectory() as parent:  # closed to all but its owner
+        directory = Path(parent) / "net.d"
+        directory.mkdir()
+        with as_user(65534), pytest.raises(FailedPrecondition) as caught:
+            load(directory)
+        text = str(caught.value)
+        assert f"CNI configuration directory {directory}: permission denied to nobody at" in text
+        assert f"at {parent} (drwx------, of root): let it enter" in text

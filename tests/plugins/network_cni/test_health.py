@@ -1,5 +1,6 @@
 """Whether the node's network is usable, and told honestly."""
 
+import logging
 import time
 
 import pytest
@@ -12,8 +13,8 @@ def test_no_configuration(node: TestNode) -> None:
     """Without a configuration the reason says what to do; with one there is nothing to say."""
     plugin = node.plugin()
     assert plugin.virtlet_status() == (
-        f"cannot read the CNI configuration directory {node.configuration}: "
-        "No such file or directory",
+        f"cannot read the CNI configuration directory {node.configuration}: it does not exist: "
+        "install a network add-on, or name another one with --cni-conf-dir",
     )
     node.configuration.mkdir()
     (problem,) = plugin.virtlet_status()
@@ -22,6 +23,19 @@ def test_no_configuration(node: TestNode) -> None:
     )
     node.configure(node.bridge())
     assert plugin.virtlet_status() == ()
+
+
+def test_start_without_a_network(node: TestNode, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong with the network is in the log from the start on, once."""
+    node.configuration.write_text("no directory")
+    node.plugin()
+    assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
+        (
+            logging.WARNING,
+            "pods get no network until this is mended: cannot read the CNI configuration directory "
+            f"{node.configuration}: it is no directory: name another one with --cni-conf-dir",
+        )
+    ]
 
 
 def test_broken_configuration(node: TestNode) -> None:

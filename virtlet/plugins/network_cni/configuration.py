@@ -9,6 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
+from virtlet.plugins.network_cni.options import CNI_CONF_DIR
+from virtlet.plugins.network_cni.unreadable import reason
 
 SUPPORTED = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Versions of the specification we speak, oldest first."""
@@ -77,7 +79,8 @@ def load(directory: Path) -> NetworkList:
         names = sorted(p.name for p in directory.iterdir() if p.suffix in _ENDINGS)
     except OSError as error:
         raise FailedPrecondition(
-            f"cannot read the CNI configuration directory {directory}: {error.strerror}"
+            f"cannot read the CNI configuration directory {directory}: "
+            f"{reason(directory, error, 'a network add-on', CNI_CONF_DIR.flag)}"
         ) from None
     if not names:
         raise FailedPrecondition(

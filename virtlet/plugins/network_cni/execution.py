@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
 from virtlet.host import processes
+from virtlet.plugins.network_cni.options import CNI_BIN_DIR
+from virtlet.plugins.network_cni.unreadable import reason
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +61,16 @@ def find(directory: Path, plugin: str) -> Path:
     """The executable of a plugin.
 
     Raises:
-        FailedPrecondition: it is missing.
+        FailedPrecondition: it is missing, or its directory cannot be entered.
     """
     path = directory / plugin
+    try:
+        os.stat(f"{directory}/.")
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot look into the directory of CNI's plugins {directory}: "
+            f"{reason(directory, error, 'the CNI plugins', CNI_BIN_DIR.flag)}"
+        ) from None
     if not os.access(path, os.X_OK) or not path.is_file():
         raise FailedPrecondition(f"CNI plugin {plugin} is missing in {directory}: install it")
     return path

@@ -30,16 +30,25 @@ class Health:
     def problems(self) -> tuple[str, ...]:
         """Why not; empty when they could."""
         try:
-            network = configuration.load(self._configuration)
-            for plugin in network.plugins:
-                for executable in plugin.executables:
-                    find(self._plugins, executable)
-            program()
+            network = self.find_all()
         except VirtletError as error:
             return (str(error),)
         with self._lock:
             answer = self._answer(network)
         return (answer,) if answer else ()
+
+    def find_all(self) -> NetworkList:
+        """Find all that pods' networks need on the node, without asking a plugin.
+
+        Raises:
+            FailedPrecondition: something is missing or cannot be read.
+        """
+        network = configuration.load(self._configuration)
+        for plugin in network.plugins:
+            for executable in plugin.executables:
+                find(self._plugins, executable)
+        program()
+        return network
 
     def _answer(self, network: NetworkList) -> str:
         """What the plugins said, at most `_FRESH` seconds ago."""
