@@ -3,6 +3,11 @@
 The primary's conditions come first: a kubelet takes the first of each type for the node's, and the
 node is as ready as its primary runtime. The others' say how those are; the reason names whose each
 is. A Status that only one of the others fails is no reason to call the whole node not ready.
+
+A kubelet that is told any handler looks for every pod's handler among them, and a pod without a
+RuntimeClass has the nameless one. So a primary that lists none (containerd before 2.0) gets it, and
+those that the configuration gives it, without features: it tells of none, and a kubelet must not
+count on what nobody told.
 """
 
 from __future__ import annotations
@@ -49,8 +54,13 @@ class MergedStatus:
         runtimes = self.owners.runtimes
         parts = await together(*(_read(r, call, method, request) for r in runtimes))
         merged = method.response()
+        listing = False
         for runtime, part in zip(runtimes, parts, strict=True):
-            _add(merged, runtime, parse_response(method, part.raw, runtime.where))
+            answer = parse_response(method, part.raw, runtime.where)
+            listing = listing or (runtime.primary and bool(answer.runtime_handlers))
+            _add(merged, runtime, answer)
+        if not listing:
+            _add_unlisted(merged, self.owners.primary)
         if request.verbose:
             merged.info["criproxy"] = json.dumps([_info(r) for r in runtimes])
         call.send_metadata(parts[0].metadata)
@@ -106,6 +116,19 @@ def _add(merged: Any, runtime: Runtime, answer: Any) -> None:
             merged.runtime_handlers.append(handler)
     for key, value in info.items():
         merged.info[key if runtime.primary else f"{runtime.name}/{key}"] = value
+
+
+def _add_unlisted(merged: Any, primary: Runtime) -> None:
+    """Put the handlers of a primary that lists none before those of the others, if any."""
+    others = list(merged.runtime_handlers)
+    if not others:
+        return
+    taken = {handler.name for handler in others}
+    del merged.runtime_handlers[:]
+    for name in ("", *primary.config.handlers):
+        if name not in taken:
+            merged.runtime_handlers.add(name=name, features={})
+    merged.runtime_handlers.extend(others)
 
 
 def _info(runtime: Runtime) -> dict[str, object]:

@@ -333,3 +333,37 @@ def test_a_malformed_answer_is_an_error_that_names_the_runtime(
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert VM in said(caught)
     assert name in said(caught)
+
+
+def test_the_tests_own_client_waits_for_a_greeting_that_comes_late(run_dir: Path) -> None:
+    path = run_dir / "late.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Client(path) as late:
+            call = late.raw("/runtime.v1.RuntimeService/Version").future(b"")
+            accepted, _ = listener.accept()
+            time.sleep(0.5)
+            with accepted, accepted.makefile("rb") as received:
+                accepted.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")  # SETTINGS
+                received.read(24)  # the preface
+                while (head := received.read(9))[3] != 1:  # HEADERS: the call
+                    received.read(int.from_bytes(head[:3]))
+            call.cancel()
+
+
+def test_new_clients_are_greeted_while_long_answers_pass(
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime
+) -> None:
+    pods = (cri.PodSandbox(id=f"{n:064x}", labels={"long": "l" * 500}) for n in range(2000))
+    containerd.raw["ListPodSandbox"] = cri.ListPodSandboxResponse(items=pods).SerializeToString()
+    lists = [client.raw("/runtime.v1.RuntimeService/ListPodSandbox") for _ in range(4)]
+    under_way = [call.future(b"") for call in lists]
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as plain:
+            # A kubelet waits this long for a connection.
+            plain.settimeout(5.0)
+            plain.connect(proxy.config.listen)
+            assert plain.recv(9)[3] == 4  # SETTINGS
+        under_way += [call.future(b"") for call in lists]
+    assert all(len(answer.result()) > 1_000_000 for answer in under_way)

@@ -47,6 +47,47 @@ def test_handlers_and_features_are_united(
     assert merged.features.supplemental_groups_policy
 
 
+def test_a_primary_that_lists_no_handler_has_the_nameless_one_as_soon_as_another_lists_any(
+    client: Client, containerd: FakeRuntime
+) -> None:
+    containerd.handlers = ()
+    handlers = status(client).runtime_handlers
+    assert [h.name for h in handlers] == ["", "virtlet"]
+    assert handlers[0].features == cri.RuntimeHandlerFeatures()
+
+
+def test_the_nameless_handler_is_there_too_while_the_primary_is_away(
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime
+) -> None:
+    containerd.handlers = ()
+    status(client)
+    containerd.stop()
+    proxy.wait_until("containerd", answering=False)
+    assert [h.name for h in status(client).runtime_handlers] == ["", "virtlet"]
+
+
+def test_where_nobody_lists_a_handler_there_is_none(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    containerd.handlers = virtlet.handlers = ()
+    assert not status(client).runtime_handlers
+
+
+def test_handlers_configured_for_a_primary_that_lists_none_are_listed(
+    start_proxy: Callable[..., RunningProxy],
+    connect: Callable[[Path | str], Client],
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+) -> None:
+    containerd.handlers = ()
+    proxy = start_proxy(
+        {"containerd": containerd.path, VM: virtlet.path},
+        runtime_options={"containerd": {"handlers": ("kata",)}},
+    )
+    handlers = status(connect(proxy.config.listen)).runtime_handlers
+    assert [h.name for h in handlers] == ["", "kata", "virtlet"]
+
+
 def test_verbose_information_keeps_whose_it_is(client: Client) -> None:
     info = status(client, verbose=True).info
     assert json.loads(info["config"])["name"] == "containerd"
