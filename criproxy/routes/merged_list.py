@@ -13,7 +13,7 @@ from criproxy.rewrite import image_names
 from criproxy.routes.by_id import SANDBOX
 from criproxy.routes.images import ImageRouter
 from criproxy.routes.joins import Join, concatenated
-from criproxy.routes.read import Part, Question, start_read
+from criproxy.routes.read import Part, Question, start_read, unknown_to_all
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import RpcError
 from criproxy.runtimes.owners import Owner, Owners
@@ -135,6 +135,10 @@ class _Gathering:
     def _answer(self) -> None:
         call = self._question.call
         parts = [part for part in self._parts if part is not None]
+        unknown = unknown_to_all(parts)
+        if unknown is not None:
+            call.fail(unknown)
+            return
         if parts:
             call.send_metadata(parts[0].metadata)
         question = self._question

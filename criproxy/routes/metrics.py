@@ -11,7 +11,7 @@ from criproxy.methods import BY_NAME, Method, parse_request, parse_response
 from criproxy.rewrite.metric_labels import Keys, aligned, keys_of
 from criproxy.routes.forward import forward
 from criproxy.routes.joins import concatenated
-from criproxy.routes.read import Part, Question, read
+from criproxy.routes.read import Part, Question, read, unknown_to_all
 from criproxy.routes.together import together
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import Code, RpcError
@@ -43,6 +43,9 @@ class MergedMetrics:
     async def _answer(self, question: Question) -> None:
         call, runtimes = question.call, self.owners.runtimes
         parts = await together(*(read(runtime, question) for runtime in runtimes))
+        unknown = unknown_to_all(parts)
+        if unknown is not None:
+            raise unknown
         changes = await label_changes(call, runtimes)
         call.send_metadata(parts[0].metadata)
         messages = [

@@ -29,6 +29,8 @@ from virtlet.cri import api_pb2
 _EMPTY_FILTER = b"\x0a\x00"
 #: Answers that name no pods: they are served however old they are.
 _TIMELESS = ("ImageFsInfo", "ListMetricDescriptors")
+#: Calls that containerd knows since 2.2 only: where the primary does not, the others' parts do.
+_OPTIONAL = ("ListMetricDescriptors", "ListPodSandboxMetrics")
 #: Statistics that can be filtered, and the list of what they are about.
 _STATISTICS: Mapping[str, str] = {
     "ListContainerStats": "ListContainers",
@@ -65,14 +67,18 @@ class Part:
     Args:
         raw: the answer's message in its outside form.
         metadata, trailers: what came with it.
+        told: whether the runtime told this, now or before; else there is nothing of it.
+        unknown: the primary's error, if it does not know the method.
     """
 
     raw: bytes
     metadata: Sequence[Header] = ()
     trailers: Sequence[Header] = ()
+    told: bool = True
+    unknown: RpcError | None = None
 
 
-NOTHING = Part(b"")
+NOTHING = Part(b"", told=False)
 
 
 #: Called once with a runtime's part, or with the error that the whole answer fails with.
@@ -126,6 +132,11 @@ async def read(runtime: Runtime, question: Question) -> Part:
     return await awaited(lambda told: start_read(runtime, question, told))
 
 
+def unknown_to_all(parts: Sequence[Part]) -> RpcError | None:
+    """The primary's error, if neither it nor any other runtime knows the method."""
+    return parts[0].unknown if parts and not any(part.told for part in parts) else None
+
+
 def _nothing() -> None:
     """There is nothing to be given up."""
 
@@ -153,10 +164,14 @@ def _part(runtime: Runtime, question: Question, reply: Reply) -> Part:
 
 def _instead(runtime: Runtime, question: Question, error: RpcError, own_limit: bool) -> Part:
     """The part of a runtime that answered with an error, or not at all."""
+    method = question.method
     if error.code == Code.UNIMPLEMENTED and not runtime.primary:
         # Nothing is all it ever tells, also while it is away.
-        runtime.last.store(question.method.name, b"", question.call.started)
+        runtime.last.store(method.name, b"", question.call.started)
         return NOTHING
+    if error.code == Code.UNIMPLEMENTED and method.name in _OPTIONAL:
+        runtime.last.store(method.name, b"", question.call.started)
+        return Part(b"", told=False, unknown=error)
     if not isinstance(error, NotAnswered):
         raise named(runtime, error)
     if error.code == Code.DEADLINE_EXCEEDED and not own_limit:

@@ -162,6 +162,15 @@ def test_statistics_come_from_both(mixed: MixedNode, client: Client) -> None:
     assert one.stats.memory.working_set_bytes.value > 0
 
 
+def test_metrics_of_vms_are_told_though_this_containerd_knows_no_metrics(
+    mixed: MixedNode, client: Client
+) -> None:
+    told = client.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest()).descriptors
+    assert "container_cpu_usage_seconds_total" in {d.name for d in told}
+    metrics = client.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest()).pod_metrics
+    assert [m.pod_sandbox_id for m in metrics] == [mixed.vm.id]
+
+
 def test_a_vm_that_cannot_start_leaves_the_ordinary_pod_alone(
     mixed: MixedNode, client: Client
 ) -> None:

@@ -112,11 +112,12 @@ def test_what_another_runtime_does_not_serve_is_left_out(
 def test_what_the_primary_does_not_serve_is_unimplemented(
     client: Client, containerd: FakeRuntime
 ) -> None:
-    containerd.missing.add("ListMetricDescriptors")
+    # A kubelet then asks cAdvisor instead, for all pods.
+    containerd.missing.add("ListPodSandboxStats")
     with pytest.raises(grpc.RpcError) as caught:
-        client.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest())
+        client.runtime.ListPodSandboxStats(cri.ListPodSandboxStatsRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert said(caught) == "containerd has no ListMetricDescriptors"
+    assert said(caught) == "containerd has no ListPodSandboxStats"
 
 
 def test_an_error_of_another_runtime_fails_the_list_and_names_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
@@ -89,3 +90,43 @@ def test_labels_stay_in_order_while_a_runtime_is_away(
     virtlet.stop()
     proxy.wait_until(VM, answering=False)
     assert labels(client, metrics(client)) == known
+
+
+METRICS_CALLS = ("ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics")
+
+
+def test_a_primary_that_has_no_metrics_takes_nobody_elses_away(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    virtlet.labels = ["name"]
+    containerd.missing.update(METRICS_CALLS)
+    assert list(listed(client)) == []
+    client.create(client.run_pod("a"))
+    vm = client.create(client.run_pod("b", target=VM))
+    assert labels(client, listed(client)) == {
+        (vm, COMMON_METRIC): {"name": f"name of {vm}"},
+        (vm, OWN): {"name": f"name of {vm}"},
+    }
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_where_nobody_has_metrics_the_primary_says_so(
+    client: Client,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    proxy: RunningProxy,
+    away: bool,
+) -> None:
+    containerd.missing.update(METRICS_CALLS)
+    virtlet.missing.update(METRICS_CALLS)
+    if away:
+        virtlet.stop()
+        proxy.wait_until(VM, answering=False)
+    for ask, request in (
+        (client.runtime.ListMetricDescriptors, cri.ListMetricDescriptorsRequest()),
+        (client.runtime.ListPodSandboxMetrics, cri.ListPodSandboxMetricsRequest()),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(request)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "containerd has no" in str(caught.value.details())
