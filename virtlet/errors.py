@@ -12,6 +12,8 @@ class VirtletError(Exception):
 
     status: ClassVar[str] = "INTERNAL"
     """Name of the gRPC status code the error becomes."""
+    repeated: bool = False
+    """The log has it already; the caller repeats its call."""
 
 
 class InvalidArgument(VirtletError):

@@ -39,7 +39,7 @@ def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
 
     async def handle(received: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         started = time.perf_counter()
-        code, message = grpc.StatusCode.OK, ""
+        code, message, repeated = grpc.StatusCode.OK, "", False
         try:
             request = read(received)
             if call.kind is Kind.READ:
@@ -58,6 +58,7 @@ def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
                 raise
         except VirtletError as error:
             code, message = grpc.StatusCode[error.status], describe(error)
+            repeated = error.repeated
         except asyncio.CancelledError:
             code, message = grpc.StatusCode.CANCELLED, "the client went away"
             raise
@@ -67,7 +68,7 @@ def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
             message = f"{type(error).__name__} inside the manager; its log has the details"
         finally:
             duration = time.perf_counter() - started
-            _log(call, method, code, message, duration)
+            _log(call, method, code, message, duration, repeated=repeated)
         return await context.abort(code, _cut(message))
 
     return handle
@@ -143,11 +144,19 @@ def _cut(message: str) -> str:
     return message.encode()[:_MESSAGE_LIMIT].decode(errors="ignore")
 
 
-def _log(call: Call, method: str, code: grpc.StatusCode, message: str, duration: float) -> None:
+def _log(
+    call: Call,
+    method: str,
+    code: grpc.StatusCode,
+    message: str,
+    duration: float,
+    *,
+    repeated: bool = False,
+) -> None:
     extra = {"call": method, "code": code.name, "ms": round(duration * 1000, 2)}
     if message:
         extra["problem"] = message
     if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
         log.log(logging.INFO if call.kind is Kind.WORK else logging.DEBUG, "call", extra=extra)
     else:
-        log.warning("call refused", extra=extra)
+        log.log(logging.DEBUG if repeated else logging.WARNING, "call refused", extra=extra)

@@ -1,21 +1,31 @@
 """UpdateContainerResources and UpdatePodSandboxResources: resize in place."""
 
+import time
+from collections.abc import Callable
+
 from attrs import evolve
 
 from virtlet.core.cri import requests
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.lifecycle import resize
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import NotFound
+from virtlet.errors import NotFound, VirtletError
 from virtlet.model.resources import Resources
 
 
 class Resizes:
-    """Serves new limits."""
+    """Serves new limits.
 
-    def __init__(self, context: Context) -> None:
+    Args:
+        context: the manager.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
         self._context = context
+        self._refusals = Refusals(clock)
 
     def calls(self) -> list[Call]:
         """The calls served here."""
@@ -29,7 +39,14 @@ class Resizes:
     ) -> cri.UpdateContainerResourcesResponse:
         """UpdateContainerResources; without `linux` there is nothing to do."""
         vm_id = requests.required_id(request.container_id, "container")
-        resize.resize_vm(self._context, vm_id, _change(request.linux))
+        change, vms = _change(request.linux), self._context.store.vms
+        self._refusals.check(vm_id, vms.get(vm_id), change)
+        try:
+            resize.resize_vm(self._context, vm_id, change)
+        except VirtletError as error:
+            self._refusals.remember(vm_id, vms.get(vm_id), change, error)
+            raise
+        self._refusals.forget(vm_id)
         return cri.UpdateContainerResourcesResponse()
 
     def update_pod(

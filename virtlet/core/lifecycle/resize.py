@@ -54,7 +54,7 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         now = record.resources or vm.config.resources
         wanted = merged(now, change)
         _check(change, wanted)
-        if change.hugepage_limits and dict(change.hugepage_limits) != dict(now.hugepage_limits):
+        if change.hugepage_limits and _huge(change) != _huge(now):
             raise FailedPrecondition(
                 f"VM {vm.name} cannot have other huge pages without a restart: leave their limits "
                 "as they are, or run the pod anew"
@@ -151,6 +151,11 @@ def _resize_created(
     except Exception as error:
         _undo(context, record, steps, error)
         raise
+
+
+def _huge(resources: Resources) -> dict[str, int]:
+    """Huge pages that may be used; a limit of 0 is none, as no limit is."""
+    return {size: limit for size, limit in resources.hugepage_limits.items() if limit}
 
 
 def _redefine(context: Context, record: VmRecord, machine: Machine) -> None:
