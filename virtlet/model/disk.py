@@ -19,6 +19,8 @@ class Disk:
     """True when `path` is a block device."""
     backing: Path | None = None
     """The image an overlay stands on."""
+    backing_format: str = "qcow2"
+    """Of `backing`: `qcow2` or `raw`; the emulator does not guess it."""
     serial: str = ""
     """Shown to the guest as the disk's serial number; at most 20 characters."""
     guest_path: str = ""

@@ -87,7 +87,9 @@ def test_a_large_disk_costs_next_to_nothing(plugin: Plugin, vm: Vm) -> None:
 
 def test_a_raw_image_can_back_it(plugin: Plugin, vm: Vm, tmp_path: Path) -> None:
     raw = make_image(tmp_path / "image.raw", 3 << 20, "raw")
-    plugin.virtlet_root_disk(evolve(vm, image=raw), Flavor())
+    disk = plugin.virtlet_root_disk(evolve(vm, image=raw), Flavor())
+    assert disk is not None
+    assert disk.backing_format == "raw"
     path = vm.directory / "root.qcow2"
     assert info(path)["backing-filename-format"] == "raw"
     run(["qemu-io", "-c", "read -P 0x62 0 1", str(path)])

@@ -63,6 +63,16 @@ def test_text_from_outside_never_becomes_markup() -> None:
     assert source.get("file") == f"/{evil}"
 
 
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_the_format_of_an_image_is_told_to_the_emulator(format: str) -> None:
+    """Else it would read a raw image as what the guest wrote into it, or not at all."""
+    machine = plain()
+    machine = evolve(machine, root=evolve(machine.root, backing_format=format))
+    backing = render(machine).find("devices/disk/backingStore/format")
+    assert backing is not None
+    assert backing.get("type") == format
+
+
 @pytest.mark.parametrize(
     ("pod", "name"),
     [

@@ -36,4 +36,4 @@ def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
         command += ["-F", image.format, "-b", str(image.path.absolute())]
         command += [f"/proc/self/fd/{descriptor}", str(sectors * _SECTOR)]
         run(command, pass_fds=(descriptor,))
-    return Disk(path=path, format="qcow2", backing=image.path)
+    return Disk(path=path, format="qcow2", backing=image.path, backing_format=image.format)
