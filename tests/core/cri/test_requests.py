@@ -15,7 +15,7 @@ from tests.core.cri.bad_fields import Edit, good_pod, good_vm, setting
 from virtlet.core.console.crilog import CriLog
 from virtlet.core.cri import checks, requests
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument
+from virtlet.errors import InvalidArgument, Unimplemented
 from virtlet.host import cgroups
 from virtlet.model.pod import PortMapping
 
@@ -245,3 +245,12 @@ def test_what_restricts_processes_on_the_node_is_taken_without_effect() -> None:
     context.masked_paths.append("/proc/kcore")
     context.namespace_options.pid = cri.NamespaceMode.CONTAINER
     assert requests.vm_config(restricted) == requests.vm_config(plain)
+
+
+def test_a_volume_that_is_an_image_is_not_served_yet() -> None:
+    message = good_vm()
+    # As a kubelet 1.36 mounts it: by the id of what it pulled.
+    image = cri.ImageSpec(image="sha256:" + "5" * 64, user_specified_image="registry.test/x:1")
+    message.mounts.append(cri.Mount(container_path="/img", readonly=True, image=image))
+    with pytest.raises(Unimplemented, match=r"mount '?\"?/img.*another kind of volume"):
+        requests.vm_config(message)

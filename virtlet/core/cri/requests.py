@@ -5,7 +5,7 @@ Source of the fields' meaning: the CRI v1 definition in proto/.
 
 from virtlet.core.cri import checks
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument
+from virtlet.errors import InvalidArgument, Unimplemented
 from virtlet.host import cpus
 from virtlet.model.image import Credentials
 from virtlet.model.plain import quote
@@ -65,6 +65,7 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
 
     Raises:
         InvalidArgument: a required field is missing or a value cannot be.
+        Unimplemented: it asks for a volume that is an image.
     """
     image = message.image.image_ref or message.image.image
     if not image:
@@ -205,9 +206,10 @@ def _port_mapping(message: cri.PortMapping, field: str) -> PortMapping:
 
 def _mount(message: cri.Mount) -> Mount:
     target = checks.absolute_path(message.container_path, "mounts: container_path")
-    if message.image.image:
-        raise InvalidArgument(
-            f"mount {quote(target)}: image volumes are for containers; use a disk image"
+    if message.HasField("image"):
+        raise Unimplemented(
+            f"mount {quote(target)}: image volumes are not served for VMs yet: take the volume of "
+            "kind `image` out of the pod, or mount its content from another kind of volume"
         )
     source = checks.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
     return Mount(target, source, message.readonly, int(message.propagation))
