@@ -23,7 +23,7 @@ from virtlet.model.image import Credentials
 from .disks import qemu_img_that, raw_disk
 from .test_store import files
 
-QUICK = Retry(attempts=3, first_delay=0.001, longest_delay=0.002)
+QUICK = Retry(attempts=4, delay=0.001)
 DIGEST = "sha256:" + "a1" * 32
 
 
@@ -67,7 +67,7 @@ def test_a_digest_that_a_plugin_makes_up_is_refused(
 
 
 def test_a_break_is_gone_on_from(images: Images, server: FakeImageSource) -> None:
-    server.breaks = [3000, 20_000, 0]
+    server.breaks = [3000, 20_000, 1000]
     image = images.pull("x", server.route())
     assert image.path.read_bytes() == server.contents["x"]
     assert len(server.fetches) == 4
@@ -98,19 +98,32 @@ def test_a_change_on_the_server_in_between_starts_it_over(
     assert images.pull("x", server.route()).path.read_bytes() == raw_disk("new")
 
 
-def test_after_a_few_tries_without_a_byte_it_gives_up(
-    images: Images, server: FakeImageSource
-) -> None:
-    server.breaks = [3000, 0, 0, 0, 0, 0]
+def test_a_try_that_brings_no_byte_is_the_last(images: Images, server: FakeImageSource) -> None:
+    server.breaks = [3000, 0, 0, 0]
     with pytest.raises(Unavailable, match="broke"):
         images.pull("x", server.route())
-    assert len(server.fetches) == 3
+    assert len(server.fetches) == 2
+
+
+def test_what_does_not_begin_fails_at_once(images: Images, server: FakeImageSource) -> None:
+    server.error = Unavailable("image x: the name of its server does not resolve")
+    with pytest.raises(Unavailable, match="resolve"):
+        images.pull("x", server.route())
+    assert len(server.fetches) == 1
+    assert files(images.store) == []
+
+
+def test_breaks_without_end_are_given_up(images: Images, server: FakeImageSource) -> None:
+    server.breaks = [1000] * 20
+    with pytest.raises(Unavailable, match="broke"):
+        images.pull("x", server.route())
+    assert len(server.fetches) == 4
 
 
 def test_the_next_pull_goes_on_where_a_failed_one_ended(
     images: Images, server: FakeImageSource
 ) -> None:
-    server.breaks = [3000, 0, 0]
+    server.breaks = [3000, 0]
     with pytest.raises(Unavailable):
         images.pull("x", server.route())
     image = images.pull("x", server.route())
@@ -142,7 +155,7 @@ def test_a_failed_download_that_nobody_takes_up_goes(
 
 
 def test_closing_leaves_no_parts(images: Images, server: FakeImageSource) -> None:
-    server.breaks = [3000, 0, 0]
+    server.breaks = [3000, 0]
     with pytest.raises(Unavailable):
         images.pull("x", server.route())
     images.close()
@@ -235,7 +248,7 @@ def test_a_failed_pull_fails_those_who_joined_it(images: Images, server: FakeIma
         server.error = PermissionDenied("no")
 
     server.before_write = hold
-    server.breaks = [0]
+    server.breaks = [1000]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(images.pull, "x", server.route())
         started.wait()

@@ -246,18 +246,37 @@ class TestErrors:
     def test_nobody_there_is_unavailable(self, staging: StagingFile) -> None:
         with image_server() as gone:
             pass
-        with pytest.raises(Unavailable, match="Connection refused"):
+        where = gone.url.removeprefix("http://")
+        with pytest.raises(Unavailable, match=f"image x: {where}: Connection refused; check"):
             fetch(f"{gone.url}/x", staging)
 
+    def test_nobody_there_after_a_redirect_is_named_too(
+        self, server: ImageServer, staging: StagingFile
+    ) -> None:
+        with image_server() as gone:
+            pass
+        server.resources["/x"] = Resource(status=302, location=f"{gone.url}/x")
+        where = gone.url.removeprefix("http://")
+        with pytest.raises(Unavailable, match=f"image x: {where}: Connection refused; check"):
+            fetch(f"{server.url}/x", staging)
+
     def test_an_unknown_host_is_unavailable(self, staging: StagingFile) -> None:
-        with pytest.raises(Unavailable, match="image x: nowhere.invalid"):
+        says = r"image x: the name of nowhere\.invalid:80 does not resolve .*node's DNS$"
+        with pytest.raises(Unavailable, match=says):
             fetch("http://nowhere.invalid/x", staging)
+
+    def test_the_first_word_of_a_plugins_names_is_told_from_a_host(
+        self, staging: StagingFile
+    ) -> None:
+        says = r"the name of oci:443 does not resolve .*if oci/… are names of an image plugin"
+        with pytest.raises(Unavailable, match=says):
+            fetch("https://oci/registry.example.com/x", staging)
 
     def test_silence_ends_after_the_transports_timeout(
         self, server: ImageServer, staging: StagingFile
     ) -> None:
         server.resources["/x"] = Resource(CONTENT, pause=1.0)
-        with pytest.raises(Unavailable, match="no answer from 127.0.0.1 in time"):
+        with pytest.raises(Unavailable, match=r"no answer from 127.0.0.1:\d+ in time"):
             fetch(f"{server.url}/x", staging, transport=Transport(timeout=0.1))
 
     @pytest.mark.parametrize(
@@ -412,7 +431,8 @@ class TestProxy:
     def test_a_proxy_that_is_away_is_unavailable(self, staging: StagingFile) -> None:
         with image_server() as gone:
             pass
-        with pytest.raises(Unavailable):
+        where = gone.url.removeprefix("http://")
+        with pytest.raises(Unavailable, match=f"the proxy {where}: Connection refused"):
             fetch("http://images.example.com/x", staging, transport=Transport(proxy=gone.url))
 
     def test_a_proxy_that_refuses_is_unavailable(

@@ -1,6 +1,7 @@
 """From a name to an image in the store, with all parts real."""
 
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,7 @@ def disk(tmp_path: Path) -> bytes:
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
     store = ImageStore(Layout(tmp_path / "images", 0), in_use=set)
-    return Images(store, Retry(attempts=3, first_delay=0.01))
+    return Images(store, Retry(attempts=4, delay=0.01))
 
 
 @pytest.fixture
@@ -76,13 +77,46 @@ def test_a_digest_decides(server: ImageServer, images: Images, route: Route, dis
     assert images.store.list() == ()
 
 
-def test_a_server_that_always_breaks_is_given_up(
+def test_a_server_that_brings_nothing_is_given_up_at_once(
     server: ImageServer, images: Images, route: Route, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[0] * 10)
     with pytest.raises(Unavailable):
         images.pull("x", route)
-    assert len(server.requests) == 3
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_always_breaks_is_given_up(
+    server: ImageServer, images: Images, route: Route, disk: bytes
+) -> None:
+    server.resources["/x"] = Resource(disk, '"v1"', breaks=[1000] * 10)
+    with pytest.raises(Unavailable):
+        images.pull("x", route)
+    assert len(server.requests) == 4
+
+
+def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
+    server: ImageServer, images: Images, route: Route, disk: bytes
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        asked.set()
+        go_on.wait(60)
+
+    server.resources["/x"] = Resource(disk, '"v1"', breaks=[300_000, 0])
+    with pytest.raises(Unavailable):
+        images.pull("x", route)
+    server.resources["/x"] = Resource(disk, '"v1"', on_request=stall)
+    with ThreadPoolExecutor(1) as pool:
+        cancelled = pool.submit(images.pull, "x", route, wanted=lambda: not asked.is_set())
+        with pytest.raises(Unavailable, match="cancelled by its caller"):
+            cancelled.result(30)
+    go_on.set()
+    # What was there is there still, and what the silent server sends after all goes nowhere.
+    server.resources["/x"] = Resource(disk, '"v1"')
+    assert images.pull("x", route).path.read_bytes() == disk
+    assert server.requests[-1].headers["range"] == "bytes=300000-"
 
 
 def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:

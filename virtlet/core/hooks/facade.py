@@ -29,6 +29,9 @@ from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
 log = logging.getLogger(__name__)
 
+_NAME_ONE = "; name one that does under `handlers:` in the manager's configuration"
+_REMEDIES = {"virtlet_resolve_image": _NAME_ONE, "virtlet_fetch_image": _NAME_ONE}
+
 
 class Hooks:
     """Every hook as a typed method.
@@ -111,7 +114,7 @@ class Hooks:
         found: FetchedImage = self._first(
             hook,
             profile,
-            f"can fetch image {source.name!r}",
+            f"can fetch image {source.name!r} from a {source.url.partition(':')[0]!r} address",
             source=source,
             credentials=credentials,
             staging=staging,
@@ -281,6 +284,7 @@ class Hooks:
         return FailedPrecondition(
             f"no plugin of handler {profile.handler!r} {what} ({hook}); asked: "
             f"{', '.join(self._caller.asked(hook, profile.plugins)) or 'none has this hook'}"
+            f"{_REMEDIES.get(hook, '')}"
         )
 
 

@@ -62,7 +62,7 @@ class Flights(Generic[T]):
             if first:
                 return self._fly(key, flight, work)
             try:
-                return _wait(flight.future, wanted)
+                return wait_for(flight.future, wanted)
             except Exception:
                 # Given up just before we joined: that is no outcome of ours.
                 if not flight.given_up or not wanted():
@@ -84,7 +84,12 @@ class Flights(Generic[T]):
             del self._under_way[key]
 
 
-def _wait(future: Future[T], wanted: Callable[[], bool]) -> T:
+def wait_for(future: Future[T], wanted: Callable[[], bool]) -> T:
+    """Wait for an outcome for as long as somebody wants it.
+
+    Raises:
+        Abandoned: `wanted` became false first.
+    """
     while True:
         try:
             return future.result(timeout=_POLL)

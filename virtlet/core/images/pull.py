@@ -1,18 +1,20 @@
 """Pulling: from a name to an image in the store."""
 
+import contextvars
 import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from functools import partial
 
 from attrs import frozen
 
-from virtlet.core.images.flights import Abandoned, Flights
+from virtlet.core.images.flights import Abandoned, Flights, wait_for
 from virtlet.core.images.reference import Reference, is_digest, is_id, parse_reference
 from virtlet.core.images.route import Route
-from virtlet.core.images.staging import StagingFile
+from virtlet.core.images.staging import Lease, StagingFile
 from virtlet.core.images.store import ImageStore
 from virtlet.errors import InvalidArgument, NotFound, Unavailable
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource
@@ -31,13 +33,10 @@ def always() -> bool:
 class Retry:
     """How to go on after a break."""
 
-    attempts: int = 5
-    """Tries in a row that bring no byte, before giving up."""
-    most: int = 100
-    """Tries in all."""
-    first_delay: float = 0.5
-    """Seconds; doubled each time."""
-    longest_delay: float = 8.0
+    attempts: int = 20
+    """Tries in one pull; each after the first follows one that broke and had got further."""
+    delay: float = 0.5
+    """Seconds between them."""
     keep_parts: float = 1800.0
     """Seconds that a broken download waits for the next pull of its source."""
 
@@ -183,19 +182,22 @@ class Images:
     def _fetch(
         self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
-        failures = tries = 0
-        furthest = staging.size
+        """Fetch, and go on after a break of what has begun.
+
+        What brings nothing will not get better at once, and the kubelet, which comes back by
+        itself, lets other pods wait meanwhile.
+        """
+        tries = 0
         while True:
             tries += 1
+            before = _progress(staging)
             try:
-                fetched = route.fetch(work.source, work.credentials, staging)
+                fetched = self._fetch_once(work, route, staging, wanted)
                 staging.finish(fetched.size)
                 return fetched
             except Unavailable as error:
-                failures = 1 if staging.size > furthest else failures + 1
-                furthest = max(furthest, staging.size)
-                enough = failures >= self._retry.attempts or tries >= self._retry.most
-                if enough or not wanted():
+                further = _progress(staging) > before
+                if not further or tries >= self._retry.attempts or not wanted():
                     raise
                 log.warning(
                     "image download broken, going on",
@@ -206,11 +208,32 @@ class Images:
                         "problem": str(error),
                     },
                 )
-            self._pause(failures, wanted)
+            self._pause(wanted)
 
-    def _pause(self, failures: int, wanted: Callable[[], bool]) -> None:
-        delay = min(self._retry.longest_delay, self._retry.first_delay * 2 ** (failures - 1))
-        end = time.monotonic() + delay
+    def _fetch_once(
+        self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
+    ) -> FetchedImage:
+        """Have the plugins fetch, on a thread that is left behind when nobody waits any more."""
+        lease = Lease(staging)
+        outcome: Future[FetchedImage] = Future()
+
+        def fetch() -> None:
+            try:
+                outcome.set_result(route.fetch(work.source, work.credentials, lease))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(fetch,), name="image-fetch", daemon=True).start()
+        try:
+            return wait_for(outcome, wanted)
+        except Abandoned:
+            raise staging.cancelled() from None
+        finally:
+            lease.end()
+
+    def _pause(self, wanted: Callable[[], bool]) -> None:
+        end = time.monotonic() + self._retry.delay
         while wanted() and (left := end - time.monotonic()) > 0:
             time.sleep(min(0.1, left))
 
@@ -240,6 +263,11 @@ class Images:
                 self._broken[work] = staging
         if not keep:
             staging.discard()
+
+
+def _progress(staging: StagingFile) -> int:
+    """Bytes that this download has brought so far; what the store had is none of it."""
+    return 0 if staging.complete else staging.size
 
 
 def _reference(source: ImageSource) -> Reference:

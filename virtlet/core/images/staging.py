@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,63 @@ class Known:
     digest: str
     size: int
     validator: str
+
+
+class Lease:
+    """A plugin's hold on a staging file, for one fetch.
+
+    A plugin that waits for its server cannot be ended from outside; the lease can, and whatever
+    the plugin still brings after that is refused.
+    """
+
+    def __init__(self, staging: "StagingFile") -> None:
+        self._staging = staging
+        self._lock = threading.Lock()
+        self._ended = False
+
+    @property
+    def size(self) -> int:
+        """See `virtlet.model.image.Staging`."""
+        return self._staging.size
+
+    @property
+    def validator(self) -> str:
+        """See `virtlet.model.image.Staging`."""
+        return self._staging.validator
+
+    @property
+    def complete(self) -> bool:
+        """See `virtlet.model.image.Staging`."""
+        return self._staging.complete
+
+    def begin(self, validator: str, offset: int, total: int | None) -> None:
+        """See `StagingFile.begin`.
+
+        Raises:
+            Unavailable: the pull was cancelled.
+        """
+        with self._lock:
+            self._check()
+            self._staging.begin(validator, offset, total)
+
+    def write(self, chunk: bytes) -> None:
+        """See `StagingFile.write`.
+
+        Raises:
+            Unavailable: the pull was cancelled.
+        """
+        with self._lock:
+            self._check()
+            self._staging.write(chunk)
+
+    def end(self) -> None:
+        """Refuse whatever comes from now on; idempotent."""
+        with self._lock:
+            self._ended = True
+
+    def _check(self) -> None:
+        if self._ended:
+            raise self._staging.cancelled()
 
 
 class StagingFile:
@@ -140,6 +198,10 @@ class StagingFile:
         """`sha256:<hex>` of the bytes there."""
         return self._known.digest if self._known else f"sha256:{self._hash.hexdigest()}"
 
+    def cancelled(self) -> Unavailable:
+        """The error of a pull that nobody waits for any more."""
+        return Unavailable(f"image {self.name}: the pull was cancelled by its caller")
+
     def attend(self, wanted: Callable[[], bool]) -> None:
         """Serve a pull, until `wanted` says that nobody waits for it any more."""
         self._wanted = wanted
@@ -194,7 +256,7 @@ class StagingFile:
 
     def _check_wanted(self) -> None:
         if not self._wanted():
-            raise Unavailable(f"image {self.name}: the pull was cancelled by its caller")
+            raise self.cancelled()
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.size:

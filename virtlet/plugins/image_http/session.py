@@ -4,6 +4,7 @@ Source: RFC 9110, 15.4, for redirects.
 """
 
 import logging
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ _CONNECT_TIMEOUT = 15.0
 _TIMEOUT = 60.0
 _MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
+_LOOK = "check the image's name, and that the server is up and the node may reach it"
 _BROKEN = "the connection broke or its answer is malformed"
 _HEADERS = {
     "Accept": "*/*",
@@ -63,6 +65,7 @@ class Session:
             raise InvalidArgument(f"image {self.name}: its address is malformed") from None
         if not self.host:
             raise InvalidArgument(f"image {self.name}: its address names no host")
+        self._asked = self._start
         self._authorization = authorization(source, credentials)
         if self._transport.proxy and not _is_server(self._transport.proxy):
             raise self._bad_proxy()
@@ -77,7 +80,7 @@ class Session:
         """
         limit = self._transport.max_redirects
         limit = _MAX_REDIRECTS if limit < 0 else limit
-        url = self._start
+        self._asked = url = self._start
         with self._errors():
             for _ in range(limit + 1):
                 with ExitStack() as stack:
@@ -86,7 +89,7 @@ class Session:
                     if response.status_code not in _REDIRECTS or location is None:
                         yield response
                         return
-                url = self._redirect(url, location)
+                self._asked = url = self._redirect(url, location)
         raise FailedPrecondition(
             f"image {self.name}: {self.host} redirects more than {limit} times; "
             "see maxRedirects of its transport"
@@ -149,10 +152,15 @@ class Session:
         about = f"image {self.name}"
         try:
             yield
+        except httpx.ConnectTimeout:
+            raise Unavailable(
+                f"{about}: {self._server()} does not take a connection in time; {_LOOK}"
+            ) from None
         except httpx.TimeoutException:
-            raise Unavailable(f"{about}: no answer from {self.host} in time") from None
+            raise Unavailable(f"{about}: no answer from {self._server()} in time") from None
         except httpx.ProxyError:
-            raise Unavailable(f"{about}: the proxy does not let it through") from None
+            proxy = self._server() if self._transport.proxy else "the proxy of the environment"
+            raise Unavailable(f"{about}: {proxy} does not let it through") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             # Its own address was looked at before.
             raise FailedPrecondition(
@@ -162,12 +170,41 @@ class Session:
             untrusted = _cause(error, ssl.SSLCertVerificationError)
             if untrusted is not None:
                 raise FailedPrecondition(
-                    f"{about}: the certificate of {self.host} is not trusted "
+                    f"{about}: the certificate of {self._server()} is not trusted "
                     f"({untrusted.verify_message}); give its authority in the transport's tls"
                 ) from None
+            nameless = _cause(error, socket.gaierror)
+            if nameless is not None:
+                raise Unavailable(f"{about}: {self._unresolved(nameless)}") from None
             reason = _cause(error, OSError)
             text = (reason.strerror if reason else None) or _BROKEN
-            raise Unavailable(f"{about}: {self.host}: {text}") from None
+            look = f"; {_LOOK}" if isinstance(error, httpx.ConnectError) else ""
+            raise Unavailable(f"{about}: {self._server()}: {text}{look}") from None
+
+    def _server(self) -> str:
+        """Who is connected to, for messages: HOST:PORT, never a whole address."""
+        if self._transport.proxy:
+            return f"the proxy {_host_port(self._transport.proxy)}"
+        return _host_port(str(self._asked))
+
+    def _unresolved(self, error: socket.gaierror) -> str:
+        text = (
+            f"the name of {self._server()} does not resolve ({error.strerror}); check the image's "
+            "name, the image translation files and the node's DNS"
+        )
+        host = self._asked.host
+        if "." in host or ":" in host or self._transport.proxy:
+            return text
+        # Most often the first word of a name that another plugin was meant to know.
+        return (
+            f"{text}; if {host}/… are names of an image plugin, the handler of the pod's "
+            "RuntimeClass must name that plugin under `handlers:` in the manager's configuration"
+        )
+
+
+def _host_port(url: str) -> str:
+    _, host, port = origin(url)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_server(url: str) -> bool:
