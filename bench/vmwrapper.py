@@ -56,7 +56,9 @@ def measure(bench: Bench) -> list[Row]:
 def _part() -> LaunchPart:
     """What a VM with one NIC is handed."""
     arguments = ("-netdev", "tap,id=net0,fd={fd:tap0}", "-device", "virtio-net-pci,netdev=net0")
-    return LaunchPart(arguments=arguments, fds=(LaunchFd("tap0", os.open("/dev/null", os.O_RDWR)),))
+    return LaunchPart(
+        arguments=arguments, fds=(LaunchFd(name="tap0", fd=os.open("/dev/null", os.O_RDWR)),)
+    )
 
 
 def _seconds(program: Path, environment: Mapping[str, str]) -> float:

@@ -29,8 +29,15 @@ from virtlet.model.option import TEXT, Annotation, Config, Option
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Console, Machine, Mount, Vm, VmConfig, VolumeRequest
 
-COLOUR = Option("colour", "--colour", "VIRTLET_COLOUR", TEXT, "red", "of the test")
-SHADE = Annotation("VirtletShade", TEXT, "dark", "of the test")
+COLOUR = Option(
+    field="colour",
+    flag="--colour",
+    env="VIRTLET_COLOUR",
+    kind=TEXT,
+    default="red",
+    help="of the test",
+)
+SHADE = Annotation(name="VirtletShade", kind=TEXT, default="dark", help="of the test")
 DOMAIN = "<domain><name>n</name><uuid>u</uuid><devices><emulator>e</emulator></devices></domain>"
 
 
@@ -74,13 +81,13 @@ class Plugin:
 
     @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:
-        return ImageSource(name, f"mine://{name}") if name.startswith("mine/") else None
+        return ImageSource(name=name, url=f"mine://{name}") if name.startswith("mine/") else None
 
     @hookimpl
     def virtlet_fetch_image(
         self, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage:
-        return FetchedImage(7, {"from": source.url, "user": credentials.username})
+        return FetchedImage(size=7, annotations={"from": source.url, "user": credentials.username})
 
     @hookimpl
     def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
@@ -89,7 +96,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
-        return Network(None, details=pod.id)
+        return Network(netns=None, details=pod.id)
 
     @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
@@ -101,11 +108,15 @@ class Plugin:
 
     @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
-        return Disk(vm.directory / "root", size_of(flavor))
+        return Disk(path=vm.directory / "root", format=size_of(flavor))
 
     @hookimpl
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
-        return Share(Path(request.source.host_path), request.source.guest_path, request.role)
+        return Share(
+            host_path=Path(request.source.host_path),
+            guest_path=request.source.guest_path,
+            tag=request.role,
+        )
 
     @hookimpl
     def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart:
@@ -113,7 +124,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_seed(self, vm: Vm, cloud_init: CloudInit) -> Disk:
-        return Disk(vm.directory / str(cloud_init.meta_data["label"]))
+        return Disk(path=vm.directory / str(cloud_init.meta_data["label"]))
 
     @hookimpl
     def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
@@ -166,11 +177,20 @@ def vm(tmp_path: Path) -> Vm:
 
 @pytest.fixture
 def machine(vm: Vm, tmp_path: Path) -> Machine:
-    console = Console(tmp_path / "console")
-    return Machine(vm, Flavor(), Disk(tmp_path), (), None, console, "qemu", tmp_path / "e")
+    console = Console(pipe=tmp_path / "console")
+    return Machine(
+        vm=vm,
+        flavor=Flavor(),
+        root=Disk(path=tmp_path),
+        volumes=(),
+        seed=None,
+        console=console,
+        accelerator="qemu",
+        emulator=tmp_path / "e",
+    )
 
 
-PROFILE = Profile("", ("mine",))
+PROFILE = Profile(handler="", plugins=("mine",))
 
 
 def test_hook_options(hooks: Hooks) -> None:
@@ -182,8 +202,16 @@ def test_hook_annotations(hooks: Hooks) -> None:
 
 
 def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
-    node = Node(tmp_path, tmp_path, "i", tmp_path, 0, 0, tmp_path)
-    hooks.configure(Config({"colour": "blue"}), node)
+    node = Node(
+        data_dir=tmp_path,
+        run_dir=tmp_path,
+        instance="i",
+        emulator=tmp_path,
+        emulator_uid=0,
+        emulator_gid=0,
+        launch_socket=tmp_path,
+    )
+    hooks.configure(Config(values={"colour": "blue"}), node)
     assert plugin.heard == ["blue", tmp_path / "plugins" / "mine"]
 
 
@@ -206,10 +234,10 @@ def test_hook_resolve_image(hooks: Hooks) -> None:
 
 
 def test_hook_fetch_image(hooks: Hooks) -> None:
-    source = ImageSource("x", "mine://x")
+    source = ImageSource(name="x", url="mine://x")
     staging: Any = None
-    fetched = hooks.fetch_image(PROFILE, source, Credentials("me"), staging)
-    assert fetched == FetchedImage(7, {"from": "mine://x", "user": "me"})
+    fetched = hooks.fetch_image(PROFILE, source, Credentials(username="me"), staging)
+    assert fetched == FetchedImage(size=7, annotations={"from": "mine://x", "user": "me"})
 
 
 def test_hook_admit(hooks: Hooks, vm: Vm) -> None:
@@ -220,7 +248,7 @@ def test_hook_admit(hooks: Hooks, vm: Vm) -> None:
 
 def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:
     assert hooks.asked_for("virtlet_setup_network", PROFILE) == ("mine",)
-    assert hooks.setup_network("mine", vm.pod) == Network(None, details=vm.pod.id)
+    assert hooks.setup_network("mine", vm.pod) == Network(netns=None, details=vm.pod.id)
 
 
 def test_hook_teardown_network(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
@@ -233,12 +261,16 @@ def test_hook_flavor(hooks: Hooks, vm: Vm) -> None:
 
 
 def test_hook_root_disk(hooks: Hooks, vm: Vm) -> None:
-    assert hooks.root_disk("mine", vm, Flavor(vcpus=5)) == Disk(vm.directory / "root", "raw5")
+    assert hooks.root_disk("mine", vm, Flavor(vcpus=5)) == Disk(
+        path=vm.directory / "root", format="raw5"
+    )
 
 
 def test_hook_volume(hooks: Hooks, vm: Vm) -> None:
-    request = VolumeRequest("volume-0", Mount("/data", "/srv"))
-    assert hooks.volume("mine", vm, request) == Share(Path("/srv"), "/data", "volume-0")
+    request = VolumeRequest(role="volume-0", source=Mount(guest_path="/data", host_path="/srv"))
+    assert hooks.volume("mine", vm, request) == Share(
+        host_path=Path("/srv"), guest_path="/data", tag="volume-0"
+    )
 
 
 def test_hook_cloud_init(hooks: Hooks, vm: Vm) -> None:
@@ -247,7 +279,7 @@ def test_hook_cloud_init(hooks: Hooks, vm: Vm) -> None:
 
 def test_hook_seed(hooks: Hooks, vm: Vm) -> None:
     disk = hooks.seed("mine", vm, CloudInit(meta_data={"label": "cidata"}))
-    assert disk == Disk(vm.directory / "cidata")
+    assert disk == Disk(path=vm.directory / "cidata")
 
 
 def test_hook_release_disk(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
@@ -283,11 +315,11 @@ def test_hook_launch(hooks: Hooks, machine: Machine) -> None:
 
 def test_hook_guest_exec(hooks: Hooks, plugin: Plugin, machine: Machine) -> None:
     streams: Any = None
-    assert hooks.guest_exec(machine, GuestCommand(("true",))).run(streams, None) == 7
+    assert hooks.guest_exec(machine, GuestCommand(argv=("true",))).run(streams, None) == 7
     assert plugin.heard == [("true",)]
 
 
 def test_hook_event(hooks: Hooks, plugin: Plugin) -> None:
-    event = Event(EventKind.VM_STARTED, "vm", "pod", 5)
+    event = Event(kind=EventKind.VM_STARTED, subject="vm", pod_id="pod", at=5)
     hooks.event(PROFILE, event)
     assert plugin.heard == [event]

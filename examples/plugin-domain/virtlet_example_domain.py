@@ -9,10 +9,10 @@ from virtlet.model.option import Annotation, choice
 from virtlet.model.vm import Machine
 
 ACTION: Annotation[str] = Annotation(
-    "ExampleWatchdogAction",
-    choice("reset", "poweroff", "pause", "none"),
-    "reset",
-    "What the example plugin's watchdog does to a guest that hangs",
+    name="ExampleWatchdogAction",
+    kind=choice("reset", "poweroff", "pause", "none"),
+    default="reset",
+    help="What the example plugin's watchdog does to a guest that hangs",
 )
 
 

@@ -11,12 +11,12 @@ from virtlet.model.node import Node
 from virtlet.model.option import PATH, Config, Option
 
 AUDIT_FILE = Option(
-    "exampleAuditFile",
-    "--example-audit-file",
-    "VIRTLET_EXAMPLE_AUDIT_FILE",
-    PATH,
-    "{data_dir}/audit.jsonl",
-    "where the example plugin writes its audit trail",
+    field="exampleAuditFile",
+    flag="--example-audit-file",
+    env="VIRTLET_EXAMPLE_AUDIT_FILE",
+    kind=PATH,
+    default="{data_dir}/audit.jsonl",
+    help="where the example plugin writes its audit trail",
 )
 
 

@@ -13,12 +13,12 @@ from virtlet.model.node import Node
 from virtlet.model.option import PATH, Config, Option
 
 IMAGE_DIR = Option(
-    "exampleImageDir",
-    "--example-image-dir",
-    "VIRTLET_EXAMPLE_IMAGE_DIR",
-    PATH,
-    "{data_dir}/local-images",
-    "where the example plugin finds the images of names that start with local/",
+    field="exampleImageDir",
+    flag="--example-image-dir",
+    env="VIRTLET_EXAMPLE_IMAGE_DIR",
+    kind=PATH,
+    default="{data_dir}/local-images",
+    help="where the example plugin finds the images of names that start with local/",
 )
 
 SCHEME = "local-directory:"
@@ -71,7 +71,7 @@ class Plugin:
         stat = path.stat()
         version = f"{path.name}-{stat.st_ino}-{stat.st_mtime_ns}"
         if staging.complete and staging.validator == version:
-            return FetchedImage(staging.size)
+            return FetchedImage(size=staging.size)
         packed = path.suffix == ".xz"
         staging.begin(version, 0, None if packed else stat.st_size)
         try:
@@ -80,7 +80,7 @@ class Plugin:
                     staging.write(chunk)
         except (lzma.LZMAError, EOFError):
             raise FailedPrecondition(f"image {source.name}: {path} is no whole xz file") from None
-        return FetchedImage(staging.size, {"file": path.name})
+        return FetchedImage(size=staging.size, annotations={"file": path.name})
 
     def _find(self, source: ImageSource) -> Path:
         name = source.url.removeprefix(SCHEME)

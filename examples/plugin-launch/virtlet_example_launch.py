@@ -29,7 +29,7 @@ class Plugin:
         return LaunchPart(
             arguments=tuple(arguments),
             # Given away: the core closes it, whether the emulator starts or not.
-            fds=(LaunchFd("example_pod", descriptor),),
+            fds=(LaunchFd(name="example_pod", fd=descriptor),),
         )
 
 

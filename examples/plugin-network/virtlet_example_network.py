@@ -19,12 +19,12 @@ from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine
 
 SUBNET: Option[IPv4Network] = Option(
-    "exampleSubnet",
-    "--example-subnet",
-    "VIRTLET_EXAMPLE_SUBNET",
-    Kind("IPv4 network", IPv4Network),
-    "10.78.0.0/16",
-    "Where the example network plugin takes a /30 for every pod from.",
+    field="exampleSubnet",
+    flag="--example-subnet",
+    env="VIRTLET_EXAMPLE_SUBNET",
+    kind=Kind(name="IPv4 network", parse=IPv4Network),
+    default="10.78.0.0/16",
+    help="Where the example network plugin takes a /30 for every pod from.",
 )
 
 MARK = '{"made_by": "example_network"}'
@@ -66,7 +66,7 @@ class Plugin:
             mac="02:" + ":".join(pod.id[i : i + 2] for i in range(0, 10, 2)),
             mtu=MTU,
             addresses=(f"{guest_end}/30",),
-            routes=(Route("0.0.0.0/0", str(node_end)),),
+            routes=(Route(destination="0.0.0.0/0", gateway=str(node_end)),),
             tap=tap,
         )
         return Network(netns=None, interfaces=(interface,), dns=pod.config.dns, details=MARK)
@@ -96,7 +96,7 @@ class Plugin:
                 "-device",
                 f"virtio-net-pci,netdev=routed,mac={interface.mac},bus={bus},addr=0x10,romfile=",
             ),
-            fds=(LaunchFd("routed", open_tap(interface.tap)),),
+            fds=(LaunchFd(name="routed", fd=open_tap(interface.tap)),),
         )
 
     def _take(self, pod: Pod) -> IPv4Network:

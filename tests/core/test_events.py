@@ -16,7 +16,7 @@ from virtlet.core.hooks.registry import discover
 from virtlet.core.store.records import PodRecord
 from virtlet.model.event import Event, EventKind
 
-EVENT = Event(EventKind.VM_STARTED, "vm", "pod", 1)
+EVENT = Event(kind=EventKind.VM_STARTED, subject="vm", pod_id="pod", at=1)
 
 
 class Slow(Current):

@@ -44,12 +44,12 @@ def test_a_pause_and_its_end_do_not_swap(manager: Manager) -> None:
     manager.start(vm)
     threads = LastFirst()
     report = _watch(manager.context, threads, threading.Event())
-    report(Observation(vm, DomainState.PAUSED))
-    report(Observation(vm, DomainState.RUNNING))
+    report(Observation(vm_id=vm, state=DomainState.PAUSED))
+    report(Observation(vm_id=vm, state=DomainState.RUNNING))
     threads.work_off()
     assert not manager.vm(vm).paused
-    report(Observation(vm, DomainState.RUNNING))
-    report(Observation(vm, DomainState.PAUSED))
+    report(Observation(vm_id=vm, state=DomainState.RUNNING))
+    report(Observation(vm_id=vm, state=DomainState.PAUSED))
     threads.work_off()
     assert manager.vm(vm).paused
 
@@ -59,7 +59,9 @@ def test_an_end_that_cannot_be_written_is_written_as_soon_as_it_can(manager: Man
     manager.start(vm)
     manager.at["vm-exited:before-commit"] = ResourceExhausted("the disk is full")
     with ThreadPoolExecutor(1) as threads:
-        _watch(manager.context, threads, threading.Event())(Observation(vm, DomainState.STOPPED))
+        _watch(manager.context, threads, threading.Event())(
+            Observation(vm_id=vm, state=DomainState.STOPPED)
+        )
     assert manager.vm(vm).phase is VmPhase.EXITED
 
 
@@ -70,7 +72,7 @@ def test_a_store_that_cannot_be_written_does_not_hold_up_the_end(manager: Manage
     closing = threading.Event()
     started = time.monotonic()
     with ThreadPoolExecutor(1) as threads:
-        _watch(manager.context, threads, closing)(Observation(vm, DomainState.PAUSED))
+        _watch(manager.context, threads, closing)(Observation(vm_id=vm, state=DomainState.PAUSED))
         time.sleep(0.5)
         closing.set()
     assert time.monotonic() - started < 2

@@ -44,7 +44,7 @@ def vm(tmp_path: Path, image: Image) -> Vm:
 
 def test_the_root_disk_is_a_copy_of_its_own(plugin: Any, vm: Vm) -> None:
     disk = plugin.virtlet_root_disk(vm, Flavor())
-    assert disk == Disk(vm.directory / "root.raw", format="raw")
+    assert disk == Disk(path=vm.directory / "root.raw", format="raw")
     vm.image.path.unlink()
     content = disk.path.read_bytes()
     assert (len(content), content[:4]) == (vm.image.virtual_size, b"boot")

@@ -38,8 +38,16 @@ def plugin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module = importlib.import_module(module_name)
     plugin = getattr(module, name)()
     (option,) = plugin.virtlet_options()
-    node = Node(directory, directory, "test", Path("/bin/true"), 0, 0, directory / "launch.sock")
-    plugin.virtlet_configure(Config({option.field: directory}), node)
+    node = Node(
+        data_dir=directory,
+        run_dir=directory,
+        instance="test",
+        emulator=Path("/bin/true"),
+        emulator_uid=0,
+        emulator_gid=0,
+        launch_socket=directory / "launch.sock",
+    )
+    plugin.virtlet_configure(Config(values={option.field: directory}), node)
     yield plugin
     del sys.modules[module_name]
 

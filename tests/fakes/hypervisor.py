@@ -64,11 +64,13 @@ class FakeHypervisor:
         self.callback = callback
 
     def info(self) -> HypervisorInfo:
-        return HypervisorInfo("fake", "1", "qemu")
+        return HypervisorInfo(name="fake", version="1", accelerator="qemu")
 
     def health(self) -> HypervisorHealth:
         self.faults.strike("health")
-        return HypervisorHealth(not self.away, "Away" if self.away else "", self.away)
+        return HypervisorHealth(
+            ready=not self.away, reason="Away" if self.away else "", message=self.away
+        )
 
     def define(self, machine: Machine, document: str) -> None:
         self.faults.strike("define")
@@ -93,7 +95,7 @@ class FakeHypervisor:
     def shutdown(self, vm_id: str) -> None:
         self.faults.strike("shutdown")
         if self.heeds_the_button and self.domains.get(vm_id) is DomainState.RUNNING:
-            self.end(vm_id, VmExit(0, "Completed"))
+            self.end(vm_id, VmExit(exit_code=0, reason="Completed"))
 
     def stop(self, vm_id: str) -> None:
         self.faults.strike("stop")
@@ -106,7 +108,7 @@ class FakeHypervisor:
 
     def list(self) -> Mapping[str, Observation]:
         return {
-            vm_id: Observation(vm_id, state, self.exits.get(vm_id))
+            vm_id: Observation(vm_id=vm_id, state=state, exit=self.exits.get(vm_id))
             for vm_id, state in self.domains.items()
         }
 
@@ -133,7 +135,7 @@ class FakeHypervisor:
         self.domains[vm_id] = DomainState.STOPPED
         self.exits[vm_id] = how
         if self.callback:
-            self.callback(Observation(vm_id, DomainState.STOPPED, how))
+            self.callback(Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=how))
 
 
 def _size(machine: Machine) -> Resize:

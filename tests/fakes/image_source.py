@@ -43,7 +43,7 @@ class FakeImageSource:
         if name == "malformed":
             raise InvalidArgument("image name 'malformed' is malformed")
         name = name.removesuffix(":latest")
-        return ImageSource(name, f"fake://{name}", digest)
+        return ImageSource(name=name, url=f"fake://{name}", digest=digest)
 
     def fetch(
         self, source: ImageSource, credentials: Credentials, staging: Staging
@@ -61,7 +61,7 @@ class FakeImageSource:
         validator = self.validators.get(source.name, "")
         same = bool(validator) and staging.validator == validator
         if same and staging.complete:
-            return FetchedImage(len(content))
+            return FetchedImage(size=len(content))
         offset = staging.size if same else 0
         staging.begin(validator, offset, len(content))
         while offset < len(content):
@@ -73,4 +73,4 @@ class FakeImageSource:
             self.sent += len(chunk)
             offset += len(chunk)
             left = None if left is None else left - len(chunk)
-        return FetchedImage(len(content))
+        return FetchedImage(size=len(content))

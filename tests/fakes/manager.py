@@ -81,7 +81,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource:
-        return ImageSource(name, f"fake:{name}")
+        return ImageSource(name=name, url=f"fake:{name}")
 
     @hookimpl
     def virtlet_fetch_image(
@@ -89,13 +89,13 @@ class Plugin:
     ) -> FetchedImage:
         staging.begin("", 0, len(DISK))
         staging.write(DISK)
-        return FetchedImage(len(DISK))
+        return FetchedImage(size=len(DISK))
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
         self.node.networks.add(pod.id)
         self.node.faults.strike("setup_network")
-        return Network(self.node.netns)
+        return Network(netns=self.node.netns)
 
     @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
@@ -110,7 +110,7 @@ class Plugin:
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
         self.node.disks.add((vm.id, "root"))
         self.node.faults.strike("root_disk")
-        return Disk(vm.directory / "root")
+        return Disk(path=vm.directory / "root")
 
     @hookimpl
     def virtlet_release_disk(self, vm: Vm, role: str, volume: object) -> None:
@@ -208,14 +208,18 @@ class Manager:
 
     def run(self, name: str = "web", attempt: int = 0) -> str:
         """RunPodSandbox."""
-        metadata = PodMetadata(name, f"uid-{name}", "default", attempt)
+        metadata = PodMetadata(name=name, uid=f"uid-{name}", namespace="default", attempt=attempt)
         logs = str(self.node.root / "logs" / name)
-        return pods.run_pod(self.context, PodConfig(metadata, log_directory=logs), "")
+        return pods.run_pod(self.context, PodConfig(metadata=metadata, log_directory=logs), "")
 
     def create(self, pod_id: str, attempt: int = 0) -> str:
         """PullImage and CreateContainer."""
         images.pull(self.context, IMAGE, Credentials())
-        config = VmConfig(VmMetadata("guest", attempt), IMAGE, log_path=f"guest/{attempt}.log")
+        config = VmConfig(
+            metadata=VmMetadata(name="guest", attempt=attempt),
+            image=IMAGE,
+            log_path=f"guest/{attempt}.log",
+        )
         return vms.create_vm(self.context, pod_id, config)
 
     def start(self, vm_id: str) -> None:

@@ -32,7 +32,7 @@ def make_node(root: Path, uid: int | None = None, gid: int | None = None) -> Nod
 
 def make_config(options: Sequence[Option[Any]] = (), **values: str) -> Config:
     """A configuration of the options' defaults and the given texts (option field to text)."""
-    return Config({o.field: o.kind.parse(values.get(o.field, o.default)) for o in options})
+    return Config(values={o.field: o.kind.parse(values.get(o.field, o.default)) for o in options})
 
 
 def make_pod(
@@ -47,7 +47,7 @@ def make_pod(
     return Pod(
         id="a" * 32,
         config=PodConfig(
-            metadata=PodMetadata(name, POD_UID, "shop"),
+            metadata=PodMetadata(name=name, uid=POD_UID, namespace="shop"),
             hostname=hostname,
             annotations=annotations or {},
         ),
@@ -60,7 +60,7 @@ def make_pod(
 def make_vm_config(memory_limit: int = 0, envs: Sequence[tuple[str, str]] = ()) -> VmConfig:
     """A container named `vm`."""
     return VmConfig(
-        metadata=VmMetadata("vm"),
+        metadata=VmMetadata(name="vm"),
         image="virtlet.cloud/tiny",
         envs=tuple(envs),
         resources=Resources(memory_limit=memory_limit),

@@ -15,23 +15,48 @@ DIGEST = "ab" * 32
 
 def pod(directory: Path, *, plugins: tuple[str, ...] = (), **config: object) -> Pod:
     """A pod named default/web."""
-    metadata = PodMetadata("web", "uid-1", "default")
+    metadata = PodMetadata(name="web", uid="uid-1", namespace="default")
     made = PodConfig(metadata=metadata, **config)  # type: ignore[arg-type]
-    return Pod("a" * 32, made, Profile("", plugins), directory / "pod", 1)
+    return Pod(
+        id="a" * 32,
+        config=made,
+        profile=Profile(handler="", plugins=plugins),
+        directory=directory / "pod",
+        created_at=1,
+    )
 
 
 def vm(directory: Path, *, plugins: tuple[str, ...] = (), **config: object) -> Vm:
     """A VM of that pod."""
-    made = VmConfig(metadata=VmMetadata("guest"), image="tiny", **config)  # type: ignore[arg-type]
-    image = Image(f"sha256:{DIGEST}", directory / "image", "qcow2", 10, 20)
-    network = Network(None)
-    return Vm("b" * 32, pod(directory, plugins=plugins), made, image, network, directory / "vm", 2)
+    made = VmConfig(metadata=VmMetadata(name="guest"), image="tiny", **config)  # type: ignore[arg-type]
+    image = Image(
+        id=f"sha256:{DIGEST}", path=directory / "image", format="qcow2", size=10, virtual_size=20
+    )
+    network = Network(netns=None)
+    return Vm(
+        id="b" * 32,
+        pod=pod(directory, plugins=plugins),
+        config=made,
+        image=image,
+        network=network,
+        directory=directory / "vm",
+        created_at=2,
+    )
 
 
 def machine(directory: Path, *, plugins: tuple[str, ...] = ()) -> Machine:
     """The machine that VM becomes."""
-    made, console = vm(directory, plugins=plugins), Console(directory / "console")
-    return Machine(made, Flavor(), Disk(directory), (), None, console, "qemu", directory)
+    made, console = vm(directory, plugins=plugins), Console(pipe=directory / "console")
+    return Machine(
+        vm=made,
+        flavor=Flavor(),
+        root=Disk(path=directory),
+        volumes=(),
+        seed=None,
+        console=console,
+        accelerator="qemu",
+        emulator=directory,
+    )
 
 
 def untyped(value: Any) -> Any:

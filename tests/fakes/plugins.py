@@ -20,11 +20,20 @@ class Good(Current):
 
     @hookimpl
     def virtlet_options(self) -> Sequence[Option[Any]]:
-        return [Option("colour", "--colour", "VIRTLET_COLOUR", TEXT, "red", "of the test")]
+        return [
+            Option(
+                field="colour",
+                flag="--colour",
+                env="VIRTLET_COLOUR",
+                kind=TEXT,
+                default="red",
+                help="of the test",
+            )
+        ]
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        return [Annotation("VirtletColour", TEXT, "red", "of the test")]
+        return [Annotation(name="VirtletColour", kind=TEXT, default="red", help="of the test")]
 
 
 class Twin(Good):

@@ -96,8 +96,29 @@ def options_of(option: Any) -> type:
 
 
 CoreTwin = options_of(LISTEN)
-FlagTwin = options_of(Option("mine", "--config", "MINE", TEXT, "", "of the test"))
-BadName = options_of(Option("my-own", "--my-own", "MINE", TEXT, "", "of the test"))
-BadDefault = options_of(Option("mine", "--mine", "MINE", integer(1, 2), "3", "of the test"))
-BadPlace = options_of(Option("mine", "--mine", "MINE", TEXT, "{nowhere}", "of the test"))
-NoKind = options_of(Option("mine", "--mine", "MINE", untyped("text"), "", "of the test"))
+FlagTwin = options_of(
+    Option(field="mine", flag="--config", env="MINE", kind=TEXT, default="", help="of the test")
+)
+BadName = options_of(
+    Option(field="my-own", flag="--my-own", env="MINE", kind=TEXT, default="", help="of the test")
+)
+BadDefault = options_of(
+    Option(
+        field="mine", flag="--mine", env="MINE", kind=integer(1, 2), default="3", help="of the test"
+    )
+)
+BadPlace = options_of(
+    Option(
+        field="mine", flag="--mine", env="MINE", kind=TEXT, default="{nowhere}", help="of the test"
+    )
+)
+NoKind = options_of(
+    Option(
+        field="mine",
+        flag="--mine",
+        env="MINE",
+        kind=untyped("text"),
+        default="",
+        help="of the test",
+    )
+)

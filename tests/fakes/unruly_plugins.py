@@ -35,7 +35,7 @@ class Spoils(Current):
 
     @hookimpl
     def virtlet_launch(self, machine: object) -> Any:
-        return LaunchPart(arguments=untyped((1,)), fds=(LaunchFd("pipe", os.pipe()[0]),))
+        return LaunchPart(arguments=untyped((1,)), fds=(LaunchFd(name="pipe", fd=os.pipe()[0]),))
 
 
 class Renders(Current):

@@ -24,9 +24,13 @@ from virtlet.model.option import (
 )
 
 SECRET = "hunter2hunter2"
-COUNT = Annotation("Count", integer(1, 255), 1, "How many")
-TOKEN = Annotation("Token", integer(1, 255), 1, "A number nobody may see", secret=True)
-DOCUMENT = Annotation("Document", mapping(), {}, "A document nobody may see", secret=True)
+COUNT = Annotation(name="Count", kind=integer(1, 255), default=1, help="How many")
+TOKEN = Annotation(
+    name="Token", kind=integer(1, 255), default=1, help="A number nobody may see", secret=True
+)
+DOCUMENT = Annotation(
+    name="Document", kind=mapping(), default={}, help="A document nobody may see", secret=True
+)
 
 
 def test_an_annotation_that_is_not_there_has_its_default() -> None:
@@ -97,7 +101,7 @@ def test_lists_drop_what_is_empty() -> None:
 
 
 def test_settings_are_read_with_their_declaration() -> None:
-    root = Option("root", "--root", "ROOT", PATH, "/var", "Where")
+    root = Option(field="root", flag="--root", env="ROOT", kind=PATH, default="/var", help="Where")
     assert make_config([root], root="/srv")[root] == Path("/srv")
     with pytest.raises(KeyError):
         make_config()[root]
@@ -117,14 +121,14 @@ KINDS: list[Kind[object]] = [
 
 @given(st.sampled_from(KINDS), st.text(max_size=60))
 def test_any_text_is_a_value_or_an_invalid_argument(kind: Kind[object], text: str) -> None:
-    annotation: Annotation[object] = Annotation("Any", kind, None, "Any")
+    annotation: Annotation[object] = Annotation(name="Any", kind=kind, default=None, help="Any")
     with contextlib.suppress(InvalidArgument):
         annotation.read({"Any": text})
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_message_is_short_however_long_the_text_is(kind: Kind[object]) -> None:
-    annotation: Annotation[object] = Annotation("Any", kind, None, "Any")
+    annotation: Annotation[object] = Annotation(name="Any", kind=kind, default=None, help="Any")
     if kind in (TEXT, LINES, WORDS):
         assert annotation.read({"Any": "x" * 100_000})
         return

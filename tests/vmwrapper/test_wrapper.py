@@ -124,7 +124,7 @@ def test_descriptors_arrive_and_their_numbers_are_put_in(setup: Setup) -> None:
         reading, writing = os.pipe()
         os.write(writing, word.encode())
         os.close(writing)
-        fds.append(LaunchFd(word, reading))
+        fds.append(LaunchFd(name=word, fd=reading))
     part = LaunchPart(arguments=("fd={fd:one}", "fd={fd:two}", "{fd:one},{fd:two}"), fds=(*fds,))
     setup.server.arm(VM, TOKEN, [("test", part)])
     done = seen(setup.launch())
@@ -135,7 +135,9 @@ def test_descriptors_arrive_and_their_numbers_are_put_in(setup: Setup) -> None:
 
 def test_as_many_descriptors_as_the_kernel_passes(setup: Setup) -> None:
     """And a document that no single read takes."""
-    fds = tuple(LaunchFd(f"n{i}", os.open("/dev/null", os.O_RDONLY)) for i in range(merge.MOST_FDS))
+    fds = tuple(
+        LaunchFd(name=f"n{i}", fd=os.open("/dev/null", os.O_RDONLY)) for i in range(merge.MOST_FDS)
+    )
     arguments = tuple(f"{{fd:n{i}}}" + "x" * 400 for i in range(merge.MOST_FDS))
     setup.server.arm(VM, TOKEN, [("test", LaunchPart(arguments=arguments, fds=fds))])
     done = seen(setup.launch())

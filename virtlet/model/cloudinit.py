@@ -6,7 +6,7 @@ from typing import Any
 from attrs import field, frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class CloudInitPart:
     """One plugin's contribution to the seed.
 
@@ -25,7 +25,7 @@ class CloudInitPart:
     """Top-level keys of `user_data` that replace what other parts say instead of merging."""
 
 
-@frozen
+@frozen(kw_only=True)
 class CloudInit:
     """The merged documents of one VM."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from attrs import frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class Disk:
     """A disk of a VM."""
 
@@ -29,7 +29,7 @@ class Disk:
     """True when the guest has to mount it at `guest_path`."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Share:
     """A directory of the node that the guest mounts over virtio."""
 
@@ -42,7 +42,7 @@ class Share:
     """`9p` or `virtiofs`."""
 
 
-@frozen
+@frozen(kw_only=True)
 class GuestFiles:
     """Files of the node (a ConfigMap, a Secret, one file) that the seed writes into the guest."""
 
@@ -51,7 +51,7 @@ class GuestFiles:
     mode: int = 0o644
 
 
-@frozen
+@frozen(kw_only=True)
 class Unneeded:
     """A mount that was looked at and means nothing inside a VM, with the reason."""
 

@@ -21,7 +21,7 @@ class EventKind(enum.Enum):
     IMAGE_REMOVED = "image-removed"
 
 
-@frozen
+@frozen(kw_only=True)
 class Event:
     """One committed change."""
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from attrs import field, frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class GuestCommand:
     """What to run in the guest."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class Flavor:
     """Size and kind of a virtual machine."""
 

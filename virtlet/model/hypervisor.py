@@ -21,7 +21,7 @@ class DomainState(enum.Enum):
     """It ran and ended; `Observation.exit` says how."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Observation:
     """What the hypervisor knows of one of our domains."""
 
@@ -30,7 +30,7 @@ class Observation:
     exit: VmExit | None = None
 
 
-@frozen
+@frozen(kw_only=True)
 class HypervisorHealth:
     """Whether the hypervisor answers; never blocks to find out."""
 
@@ -40,7 +40,7 @@ class HypervisorHealth:
     message: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class HypervisorInfo:
     """What a hypervisor is and how it runs guests."""
 
@@ -50,7 +50,7 @@ class HypervisorInfo:
     """`kvm` or `qemu`."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Resize:
     """What to change of a running VM; None leaves as it is."""
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from attrs import field, frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class TlsCertificate:
     """PEM texts: a certificate (authority or client), and the client's key where it has one."""
 
@@ -15,7 +15,7 @@ class TlsCertificate:
     key: str | None = field(default=None, repr=False)
 
 
-@frozen
+@frozen(kw_only=True)
 class Transport:
     """How to reach an image server; the defaults are those of a plain download."""
 
@@ -29,7 +29,7 @@ class Transport:
     insecure: bool = False
 
 
-@frozen
+@frozen(kw_only=True)
 class ImageSource:
     """Where the content of an image name is."""
 
@@ -42,7 +42,7 @@ class ImageSource:
     transport: Transport = Transport()
 
 
-@frozen
+@frozen(kw_only=True)
 class Credentials:
     """What the kubelet gives for a registry (CRI `AuthConfig`); never logged."""
 
@@ -90,7 +90,7 @@ class Staging(Protocol):
         """
 
 
-@frozen
+@frozen(kw_only=True)
 class FetchedImage:
     """What a fetching plugin reports once the whole content is in the staging file."""
 
@@ -100,7 +100,7 @@ class FetchedImage:
     """Anything worth showing in ImageStatus's info, such as the final media type."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Image:
     """An image in the store."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class LaunchFd:
     """An open descriptor the emulator inherits.
 
@@ -18,7 +18,7 @@ class LaunchFd:
     fd: int
 
 
-@frozen
+@frozen(kw_only=True)
 class LaunchPart:
     """One plugin's contribution to a launch."""
 

@@ -7,7 +7,7 @@ from attrs import frozen
 from virtlet.model.pod import DnsConfig
 
 
-@frozen
+@frozen(kw_only=True)
 class Route:
     """A route of the guest."""
 
@@ -19,7 +19,7 @@ class Route:
     """0 when unset."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Interface:
     """One NIC of the guest."""
 
@@ -35,7 +35,7 @@ class Interface:
     """Name of the tap in the pod's namespace; "" for an interface without one."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Network:
     """What setting up a pod's network gave."""
 

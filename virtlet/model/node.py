@@ -5,7 +5,7 @@ from pathlib import Path
 from attrs import frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class Node:
     """The manager's own places on the node."""
 

@@ -18,7 +18,7 @@ from virtlet.model.quantity import parse_bytes
 T = TypeVar("T")
 
 
-@frozen
+@frozen(kw_only=True)
 class Kind(Generic[T]):
     """How a text becomes a value.
 
@@ -53,7 +53,7 @@ def integer(low: int, high: int) -> Kind[int]:
             raise ValueError(f"{value} is not between {low} and {high}")
         return value
 
-    return Kind(f"integer {low}..{high}", parse)
+    return Kind(name=f"integer {low}..{high}", parse=parse)
 
 
 def choice(*values: str) -> Kind[str]:
@@ -64,7 +64,7 @@ def choice(*values: str) -> Kind[str]:
             raise ValueError(f"{quote(text)} is none of {', '.join(repr(v) for v in values)}")
         return text
 
-    return Kind(" or ".join(values), parse)
+    return Kind(name=" or ".join(values), parse=parse)
 
 
 def mapping() -> Kind[dict[str, Any]]:
@@ -78,23 +78,25 @@ def mapping() -> Kind[dict[str, Any]]:
             raise UnquotedError(f"must be a mapping, not a {type(value).__name__}")
         return value
 
-    return Kind("YAML mapping", parse)
+    return Kind(name="YAML mapping", parse=parse)
 
 
-TEXT: Kind[str] = Kind("text", str)
-PATH: Kind[Path] = Kind("path", Path)
-BOOLEAN: Kind[bool] = Kind("boolean", _boolean)
-TRUE_ONLY: Kind[bool] = Kind('boolean (only "true" is true)', lambda text: text == "true")
-BYTES: Kind[int] = Kind("quantity", parse_bytes)
+TEXT: Kind[str] = Kind(name="text", parse=str)
+PATH: Kind[Path] = Kind(name="path", parse=Path)
+BOOLEAN: Kind[bool] = Kind(name="boolean", parse=_boolean)
+TRUE_ONLY: Kind[bool] = Kind(
+    name='boolean (only "true" is true)', parse=lambda text: text == "true"
+)
+BYTES: Kind[int] = Kind(name="quantity", parse=parse_bytes)
 WORDS: Kind[tuple[str, ...]] = Kind(
-    "comma-separated list", lambda text: tuple(w for w in text.split(",") if w)
+    name="comma-separated list", parse=lambda text: tuple(w for w in text.split(",") if w)
 )
 LINES: Kind[tuple[str, ...]] = Kind(
-    "one per line", lambda text: tuple(s for s in map(str.strip, text.splitlines()) if s)
+    name="one per line", parse=lambda text: tuple(s for s in map(str.strip, text.splitlines()) if s)
 )
 
 
-@frozen
+@frozen(kw_only=True)
 class Option(Generic[T]):
     """A setting of the manager."""
 
@@ -110,7 +112,7 @@ class Option(Generic[T]):
     help: str
 
 
-@frozen
+@frozen(kw_only=True)
 class Annotation(Generic[T]):
     """A pod annotation that a plugin understands."""
 
@@ -142,7 +144,7 @@ class Annotation(Generic[T]):
             raise InvalidArgument(f"annotation {self.name}: {problem}") from None
 
 
-@frozen
+@frozen(kw_only=True)
 class Config:
     """The manager's settings after all layers were merged; read with an Option as the key."""
 

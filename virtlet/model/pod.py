@@ -9,7 +9,7 @@ from attrs import field, frozen
 from virtlet.model.resources import Resources
 
 
-@frozen
+@frozen(kw_only=True)
 class PodMetadata:
     """What the kubelet knows a pod by; the four fields together are unique."""
 
@@ -19,7 +19,7 @@ class PodMetadata:
     attempt: int = 0
 
 
-@frozen
+@frozen(kw_only=True)
 class DnsConfig:
     """Resolver settings, in resolv.conf's terms."""
 
@@ -28,7 +28,7 @@ class DnsConfig:
     options: tuple[str, ...] = ()
 
 
-@frozen
+@frozen(kw_only=True)
 class PortMapping:
     """A port of the pod published on the node."""
 
@@ -38,7 +38,7 @@ class PortMapping:
     host_ip: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class PodConfig:
     """The pod as the kubelet asked for it."""
 
@@ -55,7 +55,7 @@ class PodConfig:
     resources: Resources = Resources()
 
 
-@frozen
+@frozen(kw_only=True)
 class Profile:
     """What a runtime handler stands for: which plugins serve it and its flavor settings.
 
@@ -69,7 +69,7 @@ class Profile:
     """The handler's `flavor:` section of the configuration, as written there."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Pod:
     """A pod that the manager has accepted."""
 

@@ -8,7 +8,7 @@ DEFAULT_PERIOD = 100_000
 """Microseconds that a CPU quota is for where no period is said; the kernel's default."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Resources:
     """Linux container resources (CRI `LinuxContainerResources`); 0 and "" mean unset."""
 

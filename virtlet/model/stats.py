@@ -3,7 +3,7 @@
 from attrs import frozen
 
 
-@frozen
+@frozen(kw_only=True)
 class DomainStats:
     """One running domain, at one moment."""
 

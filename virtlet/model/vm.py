@@ -13,7 +13,7 @@ from virtlet.model.pod import Pod
 from virtlet.model.resources import Resources
 
 
-@frozen
+@frozen(kw_only=True)
 class VmMetadata:
     """What the kubelet knows a container by, within its pod."""
 
@@ -21,7 +21,7 @@ class VmMetadata:
     attempt: int = 0
 
 
-@frozen
+@frozen(kw_only=True)
 class Mount:
     """A directory or file of the node that the pod mounts."""
 
@@ -32,7 +32,7 @@ class Mount:
     """CRI `MountPropagation`: 0 private, 1 host to container, 2 bidirectional."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Device:
     """A block device of the node that the pod is given."""
 
@@ -41,7 +41,7 @@ class Device:
     permissions: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class VolumeRequest:
     """One mount or device of a VM that some plugin has to serve."""
 
@@ -50,7 +50,7 @@ class VolumeRequest:
     source: Mount | Device
 
 
-@frozen
+@frozen(kw_only=True)
 class VmConfig:
     """The container as the kubelet asked for it."""
 
@@ -75,7 +75,7 @@ class VmConfig:
     resources: Resources = Resources()
 
 
-@frozen
+@frozen(kw_only=True)
 class Vm:
     """A VM that the manager has accepted; a restarted container is another Vm."""
 
@@ -97,7 +97,7 @@ class Vm:
         return f"{self.pod.name}/{meta.name} (attempt {meta.attempt})"
 
 
-@frozen
+@frozen(kw_only=True)
 class Console:
     """Where the serial console of a VM is found on the node: a libvirt console of type `pipe`.
 
@@ -111,7 +111,7 @@ class Console:
     ordinary file, and reads what is typed from `PIPE.in`, a FIFO."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Machine:
     """All that is known of a VM when its domain document is rendered and it is launched."""
 
@@ -137,7 +137,7 @@ class Machine:
         return self.vm.network
 
 
-@frozen
+@frozen(kw_only=True)
 class VmExit:
     """How a VM ended."""
 

@@ -45,7 +45,9 @@ class Told:
 
     def tell(self, number: int) -> None:
         """Tell an event that carries its number."""
-        self.teller.tell(Event(EventKind.VM_STOPPED, self.vm, self.pod, number), "")
+        self.teller.tell(
+            Event(kind=EventKind.VM_STOPPED, subject=self.vm, pod_id=self.pod, at=number), ""
+        )
 
     def close(self) -> None:
         self.serving.stop()

@@ -81,7 +81,9 @@ def test_an_event_lists_the_newest_attempt_first(
     reading.start()
     # A subscription is there once an event arrives.
     while reading.is_alive():
-        manager.context.events.tell(Event(EventKind.VM_STARTED, pod, pod, 1), "")
+        manager.context.events.tell(
+            Event(kind=EventKind.VM_STARTED, subject=pod, pod_id=pod, at=1), ""
+        )
         reading.join(0.1)
     stream.cancel()
     assert _attempts(replies[0].containers_statuses) == NEWEST_FIRST

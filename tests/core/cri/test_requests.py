@@ -119,8 +119,8 @@ def test_ports_as_kubelets_publish_them() -> None:
         container_port=65535, host_port=65535, host_ip="::1", protocol=cri.Protocol.SCTP
     )
     assert requests.pod_config(message).port_mappings == (
-        PortMapping(80, 0),
-        PortMapping(65535, 65535, "SCTP", "::1"),
+        PortMapping(container_port=80, host_port=0),
+        PortMapping(container_port=65535, host_port=65535, protocol="SCTP", host_ip="::1"),
     )
 
 

@@ -65,10 +65,10 @@ class World:
         machine = Machine(
             vm=vm,
             flavor=Flavor(),
-            root=Disk(directory / "root"),
+            root=Disk(path=directory / "root"),
             volumes=(),
             seed=None,
-            console=Console(directory / "console"),
+            console=Console(pipe=directory / "console"),
             accelerator="qemu",
             emulator=directory / "vmwrapper",
         )

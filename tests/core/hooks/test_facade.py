@@ -71,12 +71,12 @@ def test_a_wrong_type_is_named_with_what_was_wanted(tmp_path: Path) -> None:
 def test_an_object_without_the_methods_of_a_hypervisor_or_session_is_refused(
     tmp_path: Path,
 ) -> None:
-    hooks, profile = _hooks("WrongType"), Profile("", ("WrongType",))
+    hooks, profile = _hooks("WrongType"), Profile(handler="", plugins=("WrongType",))
     with pytest.raises(PluginError, match="returned a str instead of Hypervisor"):
         hooks.hypervisor(profile)
     machine = models.machine(tmp_path, plugins=("WrongType",))
     with pytest.raises(PluginError, match="returned a int instead of ExecSession"):
-        hooks.guest_exec(machine, GuestCommand(("true",)))
+        hooks.guest_exec(machine, GuestCommand(argv=("true",)))
 
 
 def test_every_active_plugin_contributes_to_the_seed_by_name(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_two_plugins_that_declare_one_annotation_are_both_named() -> None:
 
 
 def test_the_error_of_an_observer_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
-    profile = Profile("", ("Raises",))
+    profile = Profile(handler="", plugins=("Raises",))
     with caplog.at_level(logging.ERROR):
-        _hooks("Raises").event(profile, Event(EventKind.POD_CREATED, "x"))
+        _hooks("Raises").event(profile, Event(kind=EventKind.POD_CREATED, subject="x"))
     assert "observer failed" in caplog.text
 
 

@@ -21,12 +21,24 @@ from virtlet.model.option import TEXT, Annotation, Option
 from virtlet.model.pod import DnsConfig
 
 NETWORK = Network(
-    Path("/run/netns/x"),
-    (
-        Interface("eth0", "02:00:00:00:00:01", 1500, ("10.1.0.2/16",), (Route("0.0.0.0/0"),)),
-        Interface("net1", "02:00:00:00:00:02", 1500, ("10.2.0.2/16",), (Route("10.2.0.0/16"),)),
+    netns=Path("/run/netns/x"),
+    interfaces=(
+        Interface(
+            name="eth0",
+            mac="02:00:00:00:00:01",
+            mtu=1500,
+            addresses=("10.1.0.2/16",),
+            routes=(Route(destination="0.0.0.0/0"),),
+        ),
+        Interface(
+            name="net1",
+            mac="02:00:00:00:00:02",
+            mtu=1500,
+            addresses=("10.2.0.2/16",),
+            routes=(Route(destination="10.2.0.0/16"),),
+        ),
     ),
-    DnsConfig(("10.1.0.1",)),
+    dns=DnsConfig(servers=("10.1.0.1",)),
 )
 
 
@@ -36,13 +48,33 @@ NETWORK = Network(
         (Flavor, Flavor(extras={"a": "b"})),
         (Network | None, NETWORK),
         (Network | None, None),
-        (Volume, Share(Path("/srv"), "/data", "tag")),
-        (LaunchPart, LaunchPart(("-x",), {"A": "b"}, (LaunchFd("tap", 3),), (Path("/c"),))),
-        (CloudInitPart, CloudInitPart({"a": [1, {}]}, {}, "x", None, frozenset({"a"}))),
+        (Volume, Share(host_path=Path("/srv"), guest_path="/data", tag="tag")),
+        (
+            LaunchPart,
+            LaunchPart(
+                arguments=("-x",),
+                environment={"A": "b"},
+                fds=(LaunchFd(name="tap", fd=3),),
+                cgroups=(Path("/c"),),
+            ),
+        ),
+        (
+            CloudInitPart,
+            CloudInitPart(
+                meta_data={"a": [1, {}]},
+                user_data={},
+                script="x",
+                network_config=None,
+                overrides=frozenset({"a"}),
+            ),
+        ),
         (Sequence[str], ["x"]),
-        (Sequence[Annotation[Any]], (Annotation("A", TEXT, "", ""),)),
-        (Sequence[Option[Any]], [Option("a", "--a", "A", TEXT, "", "")]),
-        (Mapping[str, Observation], {"x": Observation("x", DomainState.RUNNING)}),
+        (Sequence[Annotation[Any]], (Annotation(name="A", kind=TEXT, default="", help=""),)),
+        (
+            Sequence[Option[Any]],
+            [Option(field="a", flag="--a", env="A", kind=TEXT, default="", help="")],
+        ),
+        (Mapping[str, Observation], {"x": Observation(vm_id="x", state=DomainState.RUNNING)}),
         (tuple[tuple[str, str], ...], (("a", "b"),)),
         (float, 1),
         (Callable[[], None], print),
@@ -85,7 +117,7 @@ def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
         ),
         (
             LaunchPart,
-            LaunchPart(fds=(untyped(LaunchFd)("tap", None),)),
+            LaunchPart(fds=(untyped(LaunchFd)(name="tap", fd=None),)),
             "a LaunchPart whose fds[0].fd is a NoneType instead of int",
         ),
         (
@@ -95,28 +127,32 @@ def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
         ),
         (
             Network,
-            untyped(Network)("/x"),
+            untyped(Network)(netns="/x"),
             "a Network whose netns is a str instead of Path or None",
         ),
         (
             Network,
-            untyped(Network)(None, interfaces=("eth0",)),
+            untyped(Network)(netns=None, interfaces=("eth0",)),
             "a Network whose interfaces[0] is a str instead of Interface",
         ),
         (
             ImageSource,
-            untyped(ImageSource)(5, 6),
+            untyped(ImageSource)(name=5, url=6),
             "a ImageSource whose name is a int instead of str",
         ),
         (
             Disk | Share,
-            untyped(Share)(Path("/srv"), "/x", 5),
+            untyped(Share)(host_path=Path("/srv"), guest_path="/x", tag=5),
             "a Share whose tag is a int instead of str",
         ),
         (Sequence[str], "text", "a str instead of list or tuple"),
         (Sequence[str], [1], "a list whose item [0] is a int instead of str"),
         (tuple[tuple[str, str], ...], (("a",),), "a tuple whose item [0] is a tuple instead of"),
-        (Option, untyped(Option)("a", "--a", "A", "text", "", ""), "kind is a str instead of Kind"),
+        (
+            Option,
+            untyped(Option)(field="a", flag="--a", env="A", kind="text", default="", help=""),
+            "kind is a str instead of Kind",
+        ),
         (float, "1", "a str instead of float"),
     ],
 )

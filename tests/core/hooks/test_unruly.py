@@ -53,7 +53,7 @@ def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
 
 def test_a_spoilt_status_names_the_plugin() -> None:
     with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_status.*\[0\] is a int"):
-        _hooks("Spoils").status(Profile("", ("Spoils",)))
+        _hooks("Spoils").status(Profile(handler="", plugins=("Spoils",)))
 
 
 def test_the_answer_that_a_wrapper_spoils_names_both_and_nobody_else(tmp_path: Path) -> None:

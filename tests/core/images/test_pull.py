@@ -229,7 +229,7 @@ def test_other_credentials_or_handlers_do_not_share_a_download(
 
     def pull(scope: str, user: str) -> str:
         gate.wait()
-        return images.pull("x", server.route(scope), Credentials(user)).id
+        return images.pull("x", server.route(scope), Credentials(username=user)).id
 
     server.before_write = lambda: time.sleep(0.002)
     with ThreadPoolExecutor(3) as pool:
@@ -371,7 +371,11 @@ def test_secrets_stay_out_of_logs(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server.breaks = [3000]
-    images.pull("x", server.route(), Credentials("user", "hunter2", registry_token="hunter3"))
+    images.pull(
+        "x",
+        server.route(),
+        Credentials(username="user", password="hunter2", registry_token="hunter3"),
+    )
     told = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
     assert "image pulled" in told
     assert "hunter" not in told

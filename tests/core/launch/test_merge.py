@@ -11,7 +11,7 @@ from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 
 
 def _fd(name: str) -> LaunchFd:
-    return LaunchFd(name, os.open("/dev/null", os.O_RDONLY))
+    return LaunchFd(name=name, fd=os.open("/dev/null", os.O_RDONLY))
 
 
 def _is_open(item: LaunchFd) -> bool:

@@ -77,7 +77,7 @@ def _is_open(descriptor: int) -> bool:
 
 def _part() -> tuple[LaunchPart, int]:
     descriptor = os.open("/dev/null", os.O_RDONLY)
-    return LaunchPart(arguments=("-a",), fds=(LaunchFd("null", descriptor),)), descriptor
+    return LaunchPart(arguments=("-a",), fds=(LaunchFd(name="null", fd=descriptor),)), descriptor
 
 
 def test_only_the_emulators_user_reaches_the_socket(tmp_path: Path) -> None:

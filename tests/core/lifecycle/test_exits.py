@@ -31,15 +31,17 @@ def _exit(manager: Manager, vm_id: str) -> VmExit:
 def test_an_end_that_the_hypervisor_tells_keeps_its_reason_and_ends_after_the_start(
     manager: Manager, node: Node, vm: str
 ) -> None:
-    node.hypervisor.end(vm, VmExit(137, "OOMKilled", "out of memory", finished_at=1))
+    node.hypervisor.end(
+        vm, VmExit(exit_code=137, reason="OOMKilled", message="out of memory", finished_at=1)
+    )
     ended = _exit(manager, vm)
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
     assert ended.finished_at >= manager.vm(vm).started_at
 
 
 def test_an_end_told_twice_keeps_what_was_said_first(manager: Manager, node: Node, vm: str) -> None:
-    node.hypervisor.end(vm, VmExit(0, "Completed"))
-    node.hypervisor.end(vm, VmExit(1, "Error"))
+    node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
+    node.hypervisor.end(vm, VmExit(exit_code=1, reason="Error"))
     assert _exit(manager, vm).reason == "Completed"
 
 
@@ -56,16 +58,16 @@ def test_a_domain_that_is_gone_or_never_ran_is_lost_when_looked_at_again(
 
 
 def test_a_paused_guest_is_running_and_paused_until_it_goes_on(manager: Manager, vm: str) -> None:
-    exits.on_change(manager.context, Observation(vm, DomainState.PAUSED))
+    exits.on_change(manager.context, Observation(vm_id=vm, state=DomainState.PAUSED))
     assert manager.vm(vm).paused
-    exits.on_change(manager.context, Observation(vm, DomainState.RUNNING))
+    exits.on_change(manager.context, Observation(vm_id=vm, state=DomainState.RUNNING))
     assert not manager.vm(vm).paused
     assert manager.vm(vm).phase is VmPhase.RUNNING
 
 
 def test_a_report_of_a_vm_that_nobody_knows_changes_nothing(manager: Manager) -> None:
-    exits.on_change(manager.context, Observation("0" * 32, DomainState.STOPPED))
-    exits.on_change(manager.context, Observation("0" * 32, DomainState.PAUSED))
+    exits.on_change(manager.context, Observation(vm_id="0" * 32, state=DomainState.STOPPED))
+    exits.on_change(manager.context, Observation(vm_id="0" * 32, state=DomainState.PAUSED))
     assert not manager.store.vms
     assert manager.told.events == []
 
@@ -77,7 +79,7 @@ def test_the_last_words_are_in_the_log_before_the_end_is_told(
     assert console is not None
     with open(f"{console.console.pipe}.out", "ab") as file:
         file.write(b"good bye\n")
-    node.hypervisor.end(vm, VmExit(0, "Completed"))
+    node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
     log = node.root / "logs" / "web" / "guest" / "0.log"
     assert log.read_text().endswith(" F good bye\n")
 

@@ -151,7 +151,7 @@ def test_a_vm_that_ended_while_nobody_watched_is_exited_as_the_hypervisor_says(
     vm = managers.now.create(managers.now.run())
     managers.now.start(vm)
     node.hypervisor.callback = None
-    node.hypervisor.end(vm, VmExit(0, "Completed"))
+    node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
     ended = managers.restart().vm(vm).exit
     assert ended is not None
     assert ended.reason == "Completed"
@@ -220,11 +220,14 @@ def test_logs_that_cannot_be_written_do_not_hold_up_the_start_and_are_completed_
     if ended == "before":
         for vm in vms:
             managers.now.store.change_vm(
-                vm, lambda r: evolve(r, phase=VmPhase.EXITED, exit=VmExit(0, "Completed"))
+                vm,
+                lambda r: evolve(
+                    r, phase=VmPhase.EXITED, exit=VmExit(exit_code=0, reason="Completed")
+                ),
             )
     node.hypervisor.callback = None
     for vm in vms:
-        node.hypervisor.end(vm, VmExit(0, "Completed"))
+        node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
     started = time.monotonic()
     manager = managers.restart()
     assert time.monotonic() - started < 1

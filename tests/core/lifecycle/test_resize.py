@@ -70,7 +70,10 @@ def parent() -> Iterator[str]:
 @pytest.fixture
 def vm(managers: Managers, parent: str) -> Iterator[str]:
     """A VM that was made, in a pod with a control group."""
-    config = PodConfig(PodMetadata("web", "uid", "default", 0), cgroup_parent=parent)
+    config = PodConfig(
+        metadata=PodMetadata(name="web", uid="uid", namespace="default", attempt=0),
+        cgroup_parent=parent,
+    )
     pod_id = pods.run_pod(managers.now.context, config, "")
     yield managers.now.create(pod_id)
     managers.now.remove_pod(pod_id)
@@ -184,7 +187,9 @@ def test_a_guest_that_ends_meanwhile_is_not_resized(
     manager: Manager, hypervisor: Recorder, running: str
 ) -> None:
     """Its end stays on record as it was written."""
-    hypervisor.on_resize = lambda vm_id: hypervisor.end(vm_id, VmExit(0, "Completed"))
+    hypervisor.on_resize = lambda vm_id: hypervisor.end(
+        vm_id, VmExit(exit_code=0, reason="Completed")
+    )
     with pytest.raises(FailedPrecondition, match="ended while it was resized"):
         resize_vm(manager.context, running, Resources(cpuset_cpus="0"))
     assert manager.vm(running).exit is not None

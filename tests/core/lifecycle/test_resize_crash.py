@@ -46,7 +46,10 @@ class World:
         self.managers = Managers(self.node)
         self.first = self.now
         self.parent = parent
-        config = PodConfig(PodMetadata("web", "uid", "default", 0), cgroup_parent=parent)
+        config = PodConfig(
+            metadata=PodMetadata(name="web", uid="uid", namespace="default", attempt=0),
+            cgroup_parent=parent,
+        )
         self.pod = pods.run_pod(self.now.context, config, "")
         self.vm = self.now.create(self.pod)
 
@@ -371,7 +374,7 @@ def test_a_vm_that_ended_meanwhile_has_nothing_to_put_back(new_world: Callable[[
     world.start()
     world.dies("resize-machine:applied")
     world.node.hypervisor.callback = None
-    world.node.hypervisor.end(world.vm, VmExit(0, "Completed"))
+    world.node.hypervisor.end(world.vm, VmExit(exit_code=0, reason="Completed"))
     world.managers.restart()
     assert world.settled
     assert world.now.vm(world.vm).phase is VmPhase.EXITED

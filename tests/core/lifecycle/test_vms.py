@@ -144,7 +144,9 @@ def test_a_guest_that_ended_before_its_start_was_written_is_exited(
     manager: Manager, node: Node, pod: str
 ) -> None:
     vm_id = manager.create(pod)
-    node.hypervisor.on_start = lambda vm: node.hypervisor.end(vm, VmExit(0, "Completed"))
+    node.hypervisor.on_start = lambda vm: node.hypervisor.end(
+        vm, VmExit(exit_code=0, reason="Completed")
+    )
     manager.start(vm_id)
     record = manager.vm(vm_id)
     assert record.phase is VmPhase.EXITED
@@ -236,7 +238,7 @@ def test_a_removal_of_the_pod_during_a_create_waits_for_it_and_takes_it_all(
 
 def test_one_end_is_told_once_however_many_see_it(manager: Manager, node: Node, vm: str) -> None:
     threads = [
-        _on_thread(node.hypervisor.end, vm, VmExit(0, "Completed")),
+        _on_thread(node.hypervisor.end, vm, VmExit(exit_code=0, reason="Completed")),
         _on_thread(manager.stop, vm),
         _on_thread(manager.stop, vm),
     ]

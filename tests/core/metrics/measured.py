@@ -35,7 +35,7 @@ class Measured:
 
     def consume(self, vm: str, **values: int) -> None:
         """Choose what a VM has consumed."""
-        self.hypervisor.consumed[vm] = DomainStats(vm, pid=os.getpid(), **values)
+        self.hypervisor.consumed[vm] = DomainStats(vm_id=vm, pid=os.getpid(), **values)
 
     def close(self) -> None:
         self.hypervisor.answers.set()

@@ -40,8 +40,8 @@ class Guest:
     def put(self, phase: PodPhase = PodPhase.READY, addresses: tuple[str, ...] = ()) -> str:
         """Store the pod with its addresses; returns its id."""
         pod = models.pod(self.namespace.parent)
-        interface = Interface("eth0", "02:00:00:00:00:01", 1500, addresses)
-        self.store.put_pod(PodRecord(pod, phase, Network(None, (interface,))))
+        interface = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=addresses)
+        self.store.put_pod(PodRecord(pod, phase, Network(netns=None, interfaces=(interface,))))
         return pod.id
 
     def refuse(self, rules: str) -> None:

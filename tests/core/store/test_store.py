@@ -22,17 +22,23 @@ from virtlet.model.vm import Mount, VmExit
 
 
 def _pod_record(tmp_path: Path) -> PodRecord:
-    nic = Interface("eth0", "02:00:00:00:00:01", 1500, ("10.0.0.2/24",))
-    network = Network(tmp_path / "netns", (nic,), details="{}")
+    nic = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/24",))
+    network = Network(netns=tmp_path / "netns", interfaces=(nic,), details="{}")
     return PodRecord(models.pod(tmp_path, labels={"a": "b"}), PodPhase.READY, network)
 
 
 def test_pods_and_vms_are_read_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "virtlet.db"
     store = Store(path)
-    vm = models.vm(tmp_path, mounts=(Mount("/a", "/b"),), envs=(("K", "V"),))
+    vm = models.vm(tmp_path, mounts=(Mount(guest_path="/a", host_path="/b"),), envs=(("K", "V"),))
     store.put_pod(_pod_record(tmp_path))
-    store.put_vm(VmRecord(vm, VmPhase.EXITED, exit=VmExit(0, "Completed", "", 7)))
+    store.put_vm(
+        VmRecord(
+            vm,
+            VmPhase.EXITED,
+            exit=VmExit(exit_code=0, reason="Completed", message="", finished_at=7),
+        )
+    )
     again = Store(path)
     assert again.pods == store.pods
     assert again.vms == store.vms
@@ -58,10 +64,10 @@ def test_a_vm_on_whose_resize_a_manager_died_is_read_back_and_one_of_before_that
 @pytest.mark.parametrize(
     "volume",
     [
-        Disk(Path("/a"), serial="x"),
-        Share(Path("/a"), "/b", "tag"),
-        GuestFiles(Path("/a"), "/b", 0o600),
-        Unneeded("/b", "why"),
+        Disk(path=Path("/a"), serial="x"),
+        Share(host_path=Path("/a"), guest_path="/b", tag="tag"),
+        GuestFiles(host_path=Path("/a"), guest_path="/b", mode=0o600),
+        Unneeded(guest_path="/b", reason="why"),
     ],
 )
 def test_every_kind_of_volume_is_a_record(tmp_path: Path, volume: Volume) -> None:

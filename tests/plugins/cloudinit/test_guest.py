@@ -18,13 +18,19 @@ from virtlet.plugins.cloudinit.plugin import Plugin
 
 MAC = "52:54:00:12:34:56"
 NETWORK = Network(
-    None,
-    (
+    netns=None,
+    interfaces=(
         Interface(
-            "eth0", MAC, 1400, ("10.1.2.3/24", "fd00::3/64"), (Route("0.0.0.0/0", "10.1.2.1"),)
+            name="eth0",
+            mac=MAC,
+            mtu=1400,
+            addresses=("10.1.2.3/24", "fd00::3/64"),
+            routes=(Route(destination="0.0.0.0/0", gateway="10.1.2.1"),),
         ),
     ),
-    DnsConfig(("10.96.0.10",), ("svc.cluster.local",), ("ndots:5", "edns0")),
+    dns=DnsConfig(
+        servers=("10.96.0.10",), searches=("svc.cluster.local",), options=("ndots:5", "edns0")
+    ),
 )
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 ENVS = (("GREETING", "hello-world"), ("LINES", "a\n'$b\""))
@@ -45,9 +51,15 @@ def volumes(root: Path) -> list[Volume]:
         ["/usr/sbin/mkfs.ext4", "-q", "-d", str(root / "content"), str(formatted)], check=True
     )
     return [
-        GuestFiles(secret, "/etc/my secret", 0o600),
-        Disk(raw, "raw", serial="volume-1", guest_path="/dev/data"),
-        Disk(formatted, "raw", serial="volume-2", guest_path="/mnt/my data", filesystem=True),
+        GuestFiles(host_path=secret, guest_path="/etc/my secret", mode=0o600),
+        Disk(path=raw, format="raw", serial="volume-1", guest_path="/dev/data"),
+        Disk(
+            path=formatted,
+            format="raw",
+            serial="volume-2",
+            guest_path="/mnt/my data",
+            filesystem=True,
+        ),
     ]
 
 

@@ -30,7 +30,7 @@ def kubelet_volume(root: Path, **files: bytes) -> Path:
 
 def test_a_configmap_is_read_as_the_pod_sees_it(tmp_path: Path) -> None:
     volume = kubelet_volume(tmp_path / "v", b=b"2", a=b"\xff\x00", sub__deep__c=b"3")
-    assert read_all([GuestFiles(volume, "/etc/app", 0o600)]) == [
+    assert read_all([GuestFiles(host_path=volume, guest_path="/etc/app", mode=0o600)]) == [
         GuestFile("/etc/app/a", b"\xff\x00", 0o600),
         GuestFile("/etc/app/b", b"2", 0o600),
         GuestFile("/etc/app/sub/deep/c", b"3", 0o600),
@@ -38,12 +38,15 @@ def test_a_configmap_is_read_as_the_pod_sees_it(tmp_path: Path) -> None:
 
 
 def test_an_empty_volume_has_no_files(tmp_path: Path) -> None:
-    assert read_all([GuestFiles(kubelet_volume(tmp_path / "v"), "/etc/app")]) == []
+    assert (
+        read_all([GuestFiles(host_path=kubelet_volume(tmp_path / "v"), guest_path="/etc/app")])
+        == []
+    )
 
 
 def test_one_file_is_read_where_the_mount_is_one(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
-    assert read_all([GuestFiles(tmp_path / "hosts", "/etc/hosts")]) == [
+    assert read_all([GuestFiles(host_path=tmp_path / "hosts", guest_path="/etc/hosts")]) == [
         GuestFile("/etc/hosts", b"127.0.0.1 localhost\n", 0o644)
     ]
 
@@ -51,32 +54,38 @@ def test_one_file_is_read_where_the_mount_is_one(tmp_path: Path) -> None:
 def test_a_mount_that_is_a_link_is_the_file_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "Berlin").write_bytes(b"TZif")
     (tmp_path / "localtime").symlink_to("Berlin")
-    assert read_all([GuestFiles(tmp_path / "localtime", "/etc/localtime")]) == [
-        GuestFile("/etc/localtime", b"TZif", 0o644)
-    ]
+    assert read_all(
+        [GuestFiles(host_path=tmp_path / "localtime", guest_path="/etc/localtime")]
+    ) == [GuestFile("/etc/localtime", b"TZif", 0o644)]
 
 
 def test_contents_stay_out_of_what_is_printed(tmp_path: Path) -> None:
     volume = kubelet_volume(tmp_path / "v", password=b"hunter2")
-    assert "hunter2" not in repr(read_all([GuestFiles(volume, "/s")]))
+    assert "hunter2" not in repr(read_all([GuestFiles(host_path=volume, guest_path="/s")]))
 
 
 def test_a_file_of_a_mebibyte_is_the_largest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(MAX_FILE))
-    assert len(read_all([GuestFiles(tmp_path / "file", "/file")])[0].content) == MAX_FILE
+    assert (
+        len(read_all([GuestFiles(host_path=tmp_path / "file", guest_path="/file")])[0].content)
+        == MAX_FILE
+    )
     (tmp_path / "file").write_bytes(bytes(MAX_FILE + 1))
     with pytest.raises(ResourceExhausted, match="mount /file: .* has more than 1 MiB"):
-        read_all([GuestFiles(tmp_path / "file", "/file")])
+        read_all([GuestFiles(host_path=tmp_path / "file", guest_path="/file")])
 
 
 def test_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="mount /zero: /dev/zero on the node is no regular"):
-        read_all([GuestFiles(Path("/dev/zero"), "/zero")])
+        read_all([GuestFiles(host_path=Path("/dev/zero"), guest_path="/zero")])
 
 
 def test_all_files_of_a_vm_have_a_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(MAX_FILE))
-    files = [GuestFiles(tmp_path / "file", f"/f{n}") for n in range(MAX_TOTAL // MAX_FILE + 1)]
+    files = [
+        GuestFiles(host_path=tmp_path / "file", guest_path=f"/f{n}")
+        for n in range(MAX_TOTAL // MAX_FILE + 1)
+    ]
     assert len(read_all(files[:-1])) == len(files) - 1
     with pytest.raises(ResourceExhausted, match="more than 1000 files or 8 MiB"):
         read_all(files)
@@ -88,12 +97,12 @@ def test_the_number_of_files_has_a_limit(tmp_path: Path) -> None:
     for n in range(MAX_FILES + 1):
         (volume / str(n)).touch()
     with pytest.raises(ResourceExhausted, match="mount /v: "):
-        read_all([GuestFiles(volume, "/v")])
+        read_all([GuestFiles(host_path=volume, guest_path="/v")])
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="mount /v: .* on the node: No such file"):
-        read_all([GuestFiles(tmp_path / "missing", "/v")])
+        read_all([GuestFiles(host_path=tmp_path / "missing", guest_path="/v")])
 
 
 def test_a_link_is_not_followed_out_of_the_volume(tmp_path: Path) -> None:
@@ -101,18 +110,18 @@ def test_a_link_is_not_followed_out_of_the_volume(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "file").symlink_to(tmp_path / "shadow")
     with pytest.raises(FailedPrecondition, match="mount /v/file: "):
-        read_all([GuestFiles(tmp_path / "v", "/v")])
+        read_all([GuestFiles(host_path=tmp_path / "v", guest_path="/v")])
 
 
 def test_a_pipe_in_a_volume_neither_hangs_nor_passes(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     os.mkfifo(tmp_path / "v" / "pipe")
     with pytest.raises(InvalidArgument, match="is no regular file"):
-        read_all([GuestFiles(tmp_path / "v", "/v")])
+        read_all([GuestFiles(host_path=tmp_path / "v", guest_path="/v")])
 
 
 def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "v") + b"/\xff")).touch()
     with pytest.raises(InvalidArgument, match="mount /v: a file's name is not UTF-8"):
-        read_all([GuestFiles(tmp_path / "v", "/v")])
+        read_all([GuestFiles(host_path=tmp_path / "v", guest_path="/v")])

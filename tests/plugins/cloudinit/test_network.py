@@ -16,15 +16,22 @@ DUAL = Network(
     netns=None,
     interfaces=(
         Interface(
-            "eth0",
-            MAC,
-            1450,
-            ("10.1.2.3/24", "fd00::3/64"),
-            (Route("0.0.0.0/0", "10.1.2.1"), Route("::/0", "fe80::1", metric=50)),
+            name="eth0",
+            mac=MAC,
+            mtu=1450,
+            addresses=("10.1.2.3/24", "fd00::3/64"),
+            routes=(
+                Route(destination="0.0.0.0/0", gateway="10.1.2.1"),
+                Route(destination="::/0", gateway="fe80::1", metric=50),
+            ),
         ),
-        Interface("net1", "52:54:00:12:34:57", 0),
+        Interface(name="net1", mac="52:54:00:12:34:57", mtu=0),
     ),
-    dns=DnsConfig(("10.96.0.10",), ("default.svc.cluster.local", "cluster.local"), ("ndots:5",)),
+    dns=DnsConfig(
+        servers=("10.96.0.10",),
+        searches=("default.svc.cluster.local", "cluster.local"),
+        options=("ndots:5",),
+    ),
 )
 
 
@@ -58,7 +65,14 @@ def test_no_interface_is_no_document() -> None:
 
 
 def routes_of(addresses: tuple[str, ...], *routes: Route) -> list[dict[str, object]]:
-    config = network_config(Network(None, (Interface("eth0", MAC, 0, addresses, routes),)))
+    config = network_config(
+        Network(
+            netns=None,
+            interfaces=(
+                Interface(name="eth0", mac=MAC, mtu=0, addresses=addresses, routes=routes),
+            ),
+        )
+    )
     assert config is not None
     found: list[dict[str, object]] = config["ethernets"]["eth0"].get("routes", [])
     return found
@@ -67,16 +81,23 @@ def routes_of(addresses: tuple[str, ...], *routes: Route) -> list[dict[str, obje
 def test_a_gateway_outside_the_subnet_is_on_the_link() -> None:
     """Calico's; it also gives a route to the gateway, which `on-link` makes needless."""
     assert routes_of(
-        ("192.168.3.7/32",), Route("169.254.1.1/32"), Route("0.0.0.0/0", "169.254.1.1")
+        ("192.168.3.7/32",),
+        Route(destination="169.254.1.1/32"),
+        Route(destination="0.0.0.0/0", gateway="169.254.1.1"),
     ) == [{"to": "0.0.0.0/0", "via": "169.254.1.1", "on-link": True}]
 
 
 def test_a_route_that_the_address_implies_is_left_out() -> None:
-    assert routes_of(("10.1.2.3/24",), Route("10.1.2.0/24"), Route("10.1.2.128/25")) == []
+    assert (
+        routes_of(
+            ("10.1.2.3/24",), Route(destination="10.1.2.0/24"), Route(destination="10.1.2.128/25")
+        )
+        == []
+    )
 
 
 def test_another_destination_on_the_link_says_so() -> None:
-    assert routes_of(("10.1.2.3/24",), Route("10.9.0.0/16")) == [
+    assert routes_of(("10.1.2.3/24",), Route(destination="10.9.0.0/16")) == [
         {"to": "10.9.0.0/16", "scope": "link"}
     ]
 
@@ -94,8 +115,13 @@ def test_any_network_survives_a_yaml_reader(
     mac: str, addresses: list[str], gateway: object, mtu: int
 ) -> None:
     """An unquoted MAC of digits would be read as a number in base 60."""
-    routes = (Route("0.0.0.0/0", str(gateway)), Route("10.0.0.0/8"))
-    network = Network(None, (Interface("eth0", mac, mtu, tuple(addresses), routes),))
+    routes = (Route(destination="0.0.0.0/0", gateway=str(gateway)), Route(destination="10.0.0.0/8"))
+    network = Network(
+        netns=None,
+        interfaces=(
+            Interface(name="eth0", mac=mac, mtu=mtu, addresses=tuple(addresses), routes=routes),
+        ),
+    )
     config = network_config(network)
     assert yaml.safe_load(dump(config)) == config
     assert config is not None
@@ -149,9 +175,13 @@ def test_a_config_drive_has_openstack_s_form() -> None:
 
 def test_a_second_address_of_a_family_does_not_repeat_the_routes() -> None:
     interface = Interface(
-        "eth0", MAC, 0, ("10.1.2.3/24", "10.1.3.3/24"), (Route("0.0.0.0/0", "10.1.2.1"),)
+        name="eth0",
+        mac=MAC,
+        mtu=0,
+        addresses=("10.1.2.3/24", "10.1.3.3/24"),
+        routes=(Route(destination="0.0.0.0/0", gateway="10.1.2.1"),),
     )
-    networks = network_data_json(Network(None, (interface,)))["networks"]
+    networks = network_data_json(Network(netns=None, interfaces=(interface,)))["networks"]
     assert [len(entry["routes"]) for entry in networks] == [1, 0]
     assert ip_interface("10.1.3.3/24").ip.compressed == networks[1]["ip_address"]
 

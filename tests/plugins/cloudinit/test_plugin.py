@@ -18,8 +18,16 @@ from virtlet.model.vm import Vm
 from virtlet.plugins.cloudinit.plugin import Plugin
 
 NETWORK = Network(
-    None,
-    (Interface("eth0", "52:54:00:12:34:56", 1500, ("10.1.2.3/24",), (Route("::/0", "fd::1"),)),),
+    netns=None,
+    interfaces=(
+        Interface(
+            name="eth0",
+            mac="52:54:00:12:34:56",
+            mtu=1500,
+            addresses=("10.1.2.3/24",),
+            routes=(Route(destination="::/0", gateway="fd::1"),),
+        ),
+    ),
 )
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 
@@ -38,7 +46,12 @@ def contribute(plugin: Plugin, vm: Vm, volumes: Sequence[Volume] = ()) -> CloudI
     """What the core makes of this plugin's part when no other contributes."""
     part = plugin.virtlet_cloud_init(vm, volumes)
     assert part is not None
-    return CloudInit(part.meta_data, part.user_data, part.script, part.network_config)
+    return CloudInit(
+        meta_data=part.meta_data,
+        user_data=part.user_data,
+        script=part.script,
+        network_config=part.network_config,
+    )
 
 
 def write(plugin: Plugin, vm: Vm, volumes: Sequence[Volume] = ()) -> Disk:
@@ -83,7 +96,7 @@ def test_the_seed_is_a_read_only_cd_rom_of_the_emulator_s_user(
     plugin: Plugin, tmp_path: Path
 ) -> None:
     disk = write(plugin, make(tmp_path))
-    assert disk == Disk(tmp_path / "seed.iso", format="raw", readonly=True, device="cdrom")
+    assert disk == Disk(path=tmp_path / "seed.iso", format="raw", readonly=True, device="cdrom")
     found = disk.path.stat()
     assert stat.S_IMODE(found.st_mode) == 0o600
     assert (found.st_uid, found.st_gid) == (EMULATOR, EMULATOR)
@@ -169,7 +182,7 @@ def test_a_script_beside_another_plugin_s_document_becomes_a_mime_message(
 def test_a_megabyte_of_files_fits(plugin: Plugin, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(range(256)) * 4096)
-    disk = write(plugin, make(tmp_path), [GuestFiles(source, "/etc/big")])
+    disk = write(plugin, make(tmp_path), [GuestFiles(host_path=source, guest_path="/etc/big")])
     document = json.loads(read_seed(disk.path)["/user-data"].split(b"\n", 1)[1])
     assert len(document["write_files"][0]["content"]) > 1 << 20
 

@@ -14,11 +14,19 @@ from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.plugins.cloudinit import scripts
 from virtlet.plugins.cloudinit.userdata import UserData, environment, merge_over, user_data
 
-CACHE = Share(Path("/srv/cache"), "/var/cache", tag="volume-0")
-NESTED = Share(Path("/srv/deep"), "/var/cache/deep", tag="volume-1", readonly=True)
-RAW = Disk(Path("/dev/sdx"), "raw", block=True, serial="volume-2", guest_path="/dev/data")
+CACHE = Share(host_path=Path("/srv/cache"), guest_path="/var/cache", tag="volume-0")
+NESTED = Share(
+    host_path=Path("/srv/deep"), guest_path="/var/cache/deep", tag="volume-1", readonly=True
+)
+RAW = Disk(
+    path=Path("/dev/sdx"), format="raw", block=True, serial="volume-2", guest_path="/dev/data"
+)
 FORMATTED = Disk(
-    Path("/x.qcow2"), serial="volume-3", guest_path="/it's mine", filesystem=True, readonly=True
+    path=Path("/x.qcow2"),
+    serial="volume-3",
+    guest_path="/it's mine",
+    filesystem=True,
+    readonly=True,
 )
 
 
@@ -37,7 +45,7 @@ def files(document: Any) -> dict[str, Any]:
 
 def test_a_pod_that_says_nothing_has_an_empty_document() -> None:
     assert told() == UserData({})
-    assert told([Unneeded("/dev/termination-log", "…")]) == UserData({})
+    assert told([Unneeded(guest_path="/dev/termination-log", reason="…")]) == UserData({})
 
 
 def test_the_environment_is_a_file() -> None:
@@ -68,7 +76,7 @@ def test_every_value_of_several_lines_is_read_back_by_a_shell(
 def test_files_of_the_node_are_written_with_their_mode(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("größe\r\n")
     (tmp_path / "bytes").write_bytes(b"\xff\x00")
-    document = told([GuestFiles(tmp_path, "/etc/app", 0o600)]).document
+    document = told([GuestFiles(host_path=tmp_path, guest_path="/etc/app", mode=0o600)]).document
     assert files(document) == {
         "/etc/app/bytes": {
             "path": "/etc/app/bytes",
@@ -90,7 +98,7 @@ def test_any_content_is_read_back_from_the_document(
 ) -> None:
     source = tmp_path_factory.mktemp("files") / "source"
     source.write_bytes(content)
-    (entry,) = told([GuestFiles(source, "/file")]).document["write_files"]
+    (entry,) = told([GuestFiles(host_path=source, guest_path="/file")]).document["write_files"]
     if entry.get("encoding") == "b64":
         assert base64.b64decode(entry["content"]) == content
     else:
@@ -101,7 +109,7 @@ def test_any_content_is_read_back_from_the_document(
 def test_a_file_below_a_mounted_volume_is_written_after_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for where, deferred in (("/var/cache/conf", True), ("/var/cache-conf", False)):
-        document = told([CACHE, GuestFiles(tmp_path, where)]).document
+        document = told([CACHE, GuestFiles(host_path=tmp_path, guest_path=where)]).document
         assert files(document)[f"{where}/file"].get("defer", False) is deferred
 
 
@@ -119,7 +127,7 @@ def test_shares_are_mounted_parents_first_by_fstab_and_by_script() -> None:
 
 
 def test_a_virtiofs_share_has_no_options_of_9p() -> None:
-    share = Share(Path("/srv"), "/srv", tag="volume-0", driver="virtiofs")
+    share = Share(host_path=Path("/srv"), guest_path="/srv", tag="volume-0", driver="virtiofs")
     assert told([share]).document["mounts"] == [
         ["volume-0", "/srv", "virtiofs", "rw,nofail", "0", "0"]
     ]
@@ -155,7 +163,7 @@ def test_disks_are_found_by_serial_number_at_every_boot() -> None:
 
 
 def test_root_and_seed_disks_are_nothing_to_mount() -> None:
-    assert told([Disk(Path("/root.qcow2"))]) == UserData({})
+    assert told([Disk(path=Path("/root.qcow2"))]) == UserData({})
 
 
 def test_the_annotation_is_merged_after_what_is_generated() -> None:
@@ -212,12 +220,15 @@ def test_a_script_is_the_whole_user_data() -> None:
 def test_a_script_that_would_leave_files_out_is_refused(tmp_path: Path) -> None:
     """But for those that the kubelet mounts unasked."""
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
-    unasked: list[Volume] = [GuestFiles(tmp_path, "/etc/hosts"), GuestFiles(tmp_path, account)]
+    unasked: list[Volume] = [
+        GuestFiles(host_path=tmp_path, guest_path="/etc/hosts"),
+        GuestFiles(host_path=tmp_path, guest_path=account),
+    ]
     marks = {SCRIPT: "#!/bin/sh\necho hi\n"}
     assert told([*unasked, CACHE, RAW, FORMATTED], marks).script == marks[SCRIPT]
-    asked = GuestFiles(tmp_path, "/etc/app/")
+    asked = GuestFiles(host_path=tmp_path, guest_path="/etc/app/")
     with pytest.raises(InvalidArgument) as caught:
-        told([*unasked, asked, GuestFiles(tmp_path, "/etc/key")], marks)
+        told([*unasked, asked, GuestFiles(host_path=tmp_path, guest_path="/etc/key")], marks)
     assert str(caught.value) == (
         f"pod shop/web-1: annotation {SCRIPT} is the whole user-data, so nothing writes the files "
         "mounted at /etc/app, /etc/key: put @virtlet-mount-script@ on a line of the script, or "
@@ -236,7 +247,13 @@ def whole_script(volumes: Sequence[Volume], envs: Sequence[tuple[str, str]] = ()
 
 def test_the_placeholder_becomes_code_that_a_shell_accepts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    volumes: list[Volume] = [CACHE, NESTED, RAW, FORMATTED, GuestFiles(tmp_path, "/etc/app")]
+    volumes: list[Volume] = [
+        CACHE,
+        NESTED,
+        RAW,
+        FORMATTED,
+        GuestFiles(host_path=tmp_path, guest_path="/etc/app"),
+    ]
     for shell in (["dash"], ["bash"], ["busybox", "sh"]):
         script = whole_script(volumes, [("A", "1")])
         subprocess.run([*shell, "-n"], input=script, text=True, check=True)
@@ -258,7 +275,7 @@ def test_the_script_writes_any_file_exactly(
     source = directory / "source"
     source.write_bytes(content)
     target = directory / "new dir" / f"f{safe}"[:60]
-    script = whole_script([GuestFiles(source, str(target), 0o640)])
+    script = whole_script([GuestFiles(host_path=source, guest_path=str(target), mode=0o640)])
     subprocess.run(["dash"], input=script.encode(), check=True, capture_output=True)
     assert target.read_bytes() == content
     assert target.stat().st_mode & 0o777 == 0o640

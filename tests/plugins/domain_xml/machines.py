@@ -25,10 +25,10 @@ def plain() -> Machine:
     return Machine(
         vm=make_vm(VOLUMES, make_pod(), image=make_image(DATA / "images/data/0")),
         flavor=Flavor(),
-        root=Disk(VOLUMES / "root.qcow2", backing=DATA / "images/data/0", serial="root"),
+        root=Disk(path=VOLUMES / "root.qcow2", backing=DATA / "images/data/0", serial="root"),
         volumes=(),
-        seed=Disk(VOLUMES / "seed.iso", format="raw", readonly=True, device="cdrom"),
-        console=Console(RUN / "console"),
+        seed=Disk(path=VOLUMES / "seed.iso", format="raw", readonly=True, device="cdrom"),
+        console=Console(pipe=RUN / "console"),
         accelerator="qemu",
         emulator=DATA / "bin/vmwrapper",
         environment={
@@ -44,12 +44,19 @@ def _volumes() -> Machine:
     return evolve(
         plain(),
         volumes=(
-            Disk(Path("/dev/loop7"), format="raw", block=True, serial="volume-0"),
-            GuestFiles(Path("/etc/hosts"), "/etc/hosts"),
-            Share(Path('/srv/<a> & "b"'), "/mnt/nine", tag="volume-2", readonly=True),
-            Share(Path("/srv/fs"), "/mnt/fs", tag="volume-3", driver="virtiofs"),
-            Disk(VOLUMES / "volume-4.raw", format="raw", readonly=True, serial="volume-4"),
-            Disk(VOLUMES / "tools.iso", format="raw", readonly=True, device="cdrom"),
+            Disk(path=Path("/dev/loop7"), format="raw", block=True, serial="volume-0"),
+            GuestFiles(host_path=Path("/etc/hosts"), guest_path="/etc/hosts"),
+            Share(
+                host_path=Path('/srv/<a> & "b"'),
+                guest_path="/mnt/nine",
+                tag="volume-2",
+                readonly=True,
+            ),
+            Share(
+                host_path=Path("/srv/fs"), guest_path="/mnt/fs", tag="volume-3", driver="virtiofs"
+            ),
+            Disk(path=VOLUMES / "volume-4.raw", format="raw", readonly=True, serial="volume-4"),
+            Disk(path=VOLUMES / "tools.iso", format="raw", readonly=True, device="cdrom"),
         ),
     )
 

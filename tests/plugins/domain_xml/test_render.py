@@ -52,7 +52,7 @@ def test_text_from_outside_never_becomes_markup() -> None:
     machine = plain()
     machine = evolve(
         machine,
-        root=Disk(Path(f"/{evil}")),
+        root=Disk(path=Path(f"/{evil}")),
         environment={"A": evil},
         vm=evolve(machine.vm, pod=make_pod(name=evil)),
     )
@@ -128,7 +128,7 @@ def test_each_bus_takes_so_many_disks(bus: str, most: int) -> None:
     """Names and places on the bus are all different, and the one too many is refused."""
 
     def machine(disks: int) -> Machine:
-        volumes = tuple(Disk(Path(f"/v{i}"), format="raw") for i in range(disks - 1))
+        volumes = tuple(Disk(path=Path(f"/v{i}"), format="raw") for i in range(disks - 1))
         base = plain()
         return evolve(base, volumes=volumes, flavor=evolve(base.flavor, disk_bus=bus))
 

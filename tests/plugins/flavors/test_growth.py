@@ -18,7 +18,7 @@ MIB = 1 << 20
 def choose(profile: dict[str, object], resources: Resources, **marks: str) -> Flavor:
     pod = make_pod(marks, flavor=profile)
     flavor = Plugin().virtlet_flavor(
-        pod, VmConfig(VmMetadata("vm"), "x", resources=resources), IMAGE
+        pod, VmConfig(metadata=VmMetadata(name="vm"), image="x", resources=resources), IMAGE
     )
     assert flavor is not None
     return flavor

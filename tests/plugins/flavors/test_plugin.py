@@ -209,7 +209,9 @@ def test_any_annotations_choose_a_sane_machine_or_are_refused(marks: dict[str, s
 
 
 def _configure(tmp_path: Path, handlers: Mapping[str, Any]) -> None:
-    Plugin().virtlet_configure(Config({}, {"handlers": handlers}), make_node(tmp_path))
+    Plugin().virtlet_configure(
+        Config(values={}, sections={"handlers": handlers}), make_node(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,6 @@ def stream(
     """Run a command with streams."""
     caller = caller or Caller()
     environment = {**ENVIRONMENT, "TERM": "xterm"} if tty else ENVIRONMENT
-    session = LiveSession(agent, GuestCommand(argv, stdin=stdin, tty=tty), environment)
+    session = LiveSession(agent, GuestCommand(argv=argv, stdin=stdin, tty=tty), environment)
     code = session.run(caller, timeout)
     return Result(code, caller.output, caller.errors)

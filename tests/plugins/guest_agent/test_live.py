@@ -146,14 +146,16 @@ def test_variables_and_arguments_reach_the_program_as_they_are(agent: Agent) -> 
     odd = {"PATH": "/nowhere:/bin:/usr/bin", "dir": "mine", "n": "$(id)", "IFS": "x", "A": "a\nb'"}
     caller = Caller()
     argv = ("sh", "-c", 'printf "%s|" "$dir" "$n" "$A" "$PATH" "$@"', "sh", "a b", "", "*", "-x")
-    assert LiveSession(agent, GuestCommand(argv), odd).run(caller, 30) == 0
+    assert LiveSession(agent, GuestCommand(argv=argv), odd).run(caller, 30) == 0
     assert caller.output == b"mine|$(id)|a\nb'|/nowhere:/bin:/usr/bin|a b||*|-x|"
 
 
 def test_a_program_is_found_in_the_containers_own_path(debian: Agent) -> None:
     with pytest.raises(FailedPrecondition, match="no such program"):
-        LiveSession(debian, GuestCommand(("ls",)), {"PATH": "/nowhere"}).run(Caller(), 30)
-    assert LiveSession(debian, GuestCommand(("true",)), {"PATH": "/bin"}).run(Caller(), 30) == 0
+        LiveSession(debian, GuestCommand(argv=("ls",)), {"PATH": "/nowhere"}).run(Caller(), 30)
+    assert (
+        LiveSession(debian, GuestCommand(argv=("true",)), {"PATH": "/bin"}).run(Caller(), 30) == 0
+    )
 
 
 def test_a_signal_is_told_as_shells_tell_it(debian: Agent) -> None:

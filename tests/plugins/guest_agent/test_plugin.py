@@ -29,10 +29,10 @@ def machine(debian_guest: Path, tmp_path: Path) -> Machine:
     return Machine(
         vm=models.vm(tmp_path, envs=(("COLOUR", "red"), ("HOME", "/srv"))),
         flavor=Flavor(),
-        root=Disk(tmp_path / "root"),
+        root=Disk(path=tmp_path / "root"),
         volumes=(),
         seed=None,
-        console=Console(tmp_path / "console"),
+        console=Console(pipe=tmp_path / "console"),
         accelerator="qemu",
         emulator=tmp_path / "vmwrapper",
         guest_agent=debian_guest,
@@ -53,7 +53,9 @@ def test_commands_find_the_containers_environment(
 ) -> None:
     argv = ("sh", "-c", "echo $COLOUR $HOME $SHAPE $TERM; echo $PATH")
     more = {"SHAPE": "round"}
-    lines = run(plugin, machine, GuestCommand(argv, more, captured=captured)).splitlines()
+    lines = run(
+        plugin, machine, GuestCommand(argv=argv, environment=more, captured=captured)
+    ).splitlines()
     assert lines[0] == b"red /srv round"
     assert b"/usr/bin" in lines[1].split(b":")
 
@@ -62,17 +64,17 @@ def test_a_machine_without_a_channel_says_which_setting_it_lacks(
     plugin: Plugin, machine: Machine
 ) -> None:
     with pytest.raises(FailedPrecondition, match="flavor says `guest_agent: false`"):
-        plugin.virtlet_guest_exec(evolve(machine, guest_agent=None), GuestCommand(("true",)))
+        plugin.virtlet_guest_exec(evolve(machine, guest_agent=None), GuestCommand(argv=("true",)))
 
 
 def test_the_connection_is_kept_while_the_machine_runs_and_closed_when_it_ends(
     plugin: Plugin, machine: Machine, debian_guest: Path
 ) -> None:
-    command = GuestCommand(("true",), captured=True)
+    command = GuestCommand(argv=("true",), captured=True)
     session = plugin.virtlet_guest_exec(machine, command)
     assert session is not None
     assert session.run(Caller(), 20) == 0
-    plugin.virtlet_event(Event(EventKind.VM_STOPPED, machine.vm.id))
+    plugin.virtlet_event(Event(kind=EventKind.VM_STOPPED, subject=machine.vm.id))
     with pytest.raises(Unavailable, match="stopping"):
         session.run(Caller(), 20)
     # The agent serves one client at a time: this one gets through because the other has left.
@@ -81,6 +83,6 @@ def test_the_connection_is_kept_while_the_machine_runs_and_closed_when_it_ends(
 
 def test_secrets_stay_out_of_what_is_printed(plugin: Plugin, machine: Machine) -> None:
     for captured in (True, False):
-        command = GuestCommand(("true",), {"TOKEN": "hunter2"}, captured=captured)
+        command = GuestCommand(argv=("true",), environment={"TOKEN": "hunter2"}, captured=captured)
         session = plugin.virtlet_guest_exec(machine, command)
         assert "hunter2" not in repr(session)

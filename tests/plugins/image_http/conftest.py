@@ -65,7 +65,7 @@ def fetch(
     digest: str = "",
 ) -> FetchedImage:
     """Fetch an address through the plugin's hook."""
-    source = ImageSource("x", url, digest, transport)
+    source = ImageSource(name="x", url=url, digest=digest, transport=transport)
     fetched = Plugin().virtlet_fetch_image(source, credentials, staging)
     assert fetched is not None
     staging.finish(fetched.size)

@@ -83,7 +83,7 @@ class TestPlain:
             fetch(f"{server.url}/x", staging)
 
     def test_other_schemes_are_left_to_other_plugins(self, staging: StagingFile) -> None:
-        source = ImageSource("x", "docker://example.com/x")
+        source = ImageSource(name="x", url="docker://example.com/x")
         assert Plugin().virtlet_fetch_image(source, Credentials(), staging) is None
 
 
@@ -351,7 +351,7 @@ class TestCredentials:
     @pytest.mark.parametrize(
         ("credentials", "header"),
         [
-            (Credentials("user", "hunter2"), BASIC),
+            (Credentials(username="user", password="hunter2"), BASIC),
             (Credentials(auth="dXNlcjpodW50ZXIy"), BASIC),
             (Credentials(registry_token="t0ken"), "Bearer t0ken"),
         ],
@@ -368,18 +368,26 @@ class TestCredentials:
     def test_those_of_the_address_go_first(self, server: ImageServer, staging: StagingFile) -> None:
         server.resources["/x"] = Resource(CONTENT, authorization=BASIC)
         host = server.url.removeprefix("http://")
-        fetch(f"http://user:hunter2@{host}/x", staging, Credentials("other", "x"))
+        fetch(f"http://user:hunter2@{host}/x", staging, Credentials(username="other", password="x"))
         assert written(staging) == CONTENT
 
     def test_those_meant_for_another_server_are_kept_back(
         self, server: ImageServer, staging: StagingFile
     ) -> None:
         server.resources["/x"] = Resource(CONTENT)
-        fetch(f"{server.url}/x", staging, Credentials("u", "p", server_address="example.com"))
+        fetch(
+            f"{server.url}/x",
+            staging,
+            Credentials(username="u", password="p", server_address="example.com"),
+        )
         assert "authorization" not in server.requests[-1].headers
         host = server.url.removeprefix("http://")
         for address in (server.url, host, f"{host}/v1/"):
-            fetch(f"{server.url}/x", staging, Credentials("u", "p", server_address=address))
+            fetch(
+                f"{server.url}/x",
+                staging,
+                Credentials(username="u", password="p", server_address=address),
+            )
             assert "authorization" in server.requests[-1].headers
 
     @pytest.mark.parametrize(
@@ -403,7 +411,7 @@ class TestCredentials:
     ) -> None:
         server.resources["/y"] = Resource(status=302, location="/x", authorization=BASIC)
         server.resources["/x"] = Resource(CONTENT, authorization=BASIC)
-        fetch(f"{server.url}/y", staging, Credentials("user", "hunter2"))
+        fetch(f"{server.url}/y", staging, Credentials(username="user", password="hunter2"))
 
     def test_a_redirect_to_another_server_does_not(
         self, server: ImageServer, staging: StagingFile
@@ -416,7 +424,9 @@ class TestCredentials:
             server.resources["/x"] = Resource(status=302, location=f"{other.url}/x")
             server.resources["/y"] = Resource(status=302, location=f"http://a:b@{host}/x")
             for path in ("/x", "/y"):
-                fetch(f"{server.url}{path}", staging, Credentials("user", "hunter2"))
+                fetch(
+                    f"{server.url}{path}", staging, Credentials(username="user", password="hunter2")
+                )
                 assert "authorization" in server.requests[-1].headers
                 assert "authorization" not in other.requests[-1].headers
 

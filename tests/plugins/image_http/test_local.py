@@ -81,7 +81,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(
                 grown.write(b"x" if file.stat().st_size < len(CONTENT) + 5 else b"")
 
     with pytest.raises(Unavailable, match="changed while it was read"):
-        Plugin().virtlet_fetch_image(ImageSource("x", file.as_uri()), Credentials(), Meddling())
+        Plugin().virtlet_fetch_image(
+            ImageSource(name="x", url=file.as_uri()), Credentials(), Meddling()
+        )
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path, staging: StagingFile) -> None:

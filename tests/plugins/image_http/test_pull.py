@@ -40,7 +40,7 @@ def images(tmp_path: Path) -> Images:
 def route(server: ImageServer) -> Route:
     def resolve(name: str) -> ImageSource:
         name, _, digest = name.partition("@")
-        return ImageSource(name, f"{server.url}/{name}", digest)
+        return ImageSource(name=name, url=f"{server.url}/{name}", digest=digest)
 
     def fetch(*arguments: object) -> object:
         return Plugin().virtlet_fetch_image(*arguments)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
                 return None
             staging.begin("", 0, len(disk))
             staging.write(disk)
-            return FetchedImage(len(disk))
+            return FetchedImage(size=len(disk))
 
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -155,6 +155,6 @@ def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
         return fetched
 
     for name, url in (("mine", "mine:x"), ("theirs", f"{server.url}/x")):
-        route = Route("", lambda name, url=url: ImageSource(name, url), fetch)  # type: ignore[misc]
+        route = Route("", lambda name, url=url: ImageSource(name=name, url=url), fetch)  # type: ignore[misc]
         assert images.pull(name, route).path.read_bytes() == disk
     assert len(server.requests) == 1

@@ -24,7 +24,7 @@ def authority() -> trustme.CA:
 @pytest.fixture
 def trusting(authority: trustme.CA) -> Transport:
     """A transport that knows it."""
-    return Transport(certificates=(TlsCertificate(pem(authority.cert_pem)),))
+    return Transport(certificates=(TlsCertificate(cert=pem(authority.cert_pem)),))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_another_authority_of_the_transport_is_not_enough(
     authority: trustme.CA, start: Start, staging: StagingFile
 ) -> None:
     server = start(authority.issue_cert("127.0.0.1"))
-    other = Transport(certificates=(TlsCertificate(pem(trustme.CA().cert_pem)),))
+    other = Transport(certificates=(TlsCertificate(cert=pem(trustme.CA().cert_pem)),))
     with pytest.raises(FailedPrecondition, match="not trusted"):
         fetch(f"{server.url}/x", staging, transport=other)
 
@@ -77,7 +77,7 @@ def test_the_servers_own_certificate_may_be_trusted_as_such(
 ) -> None:
     certificate = authority.issue_cert("127.0.0.1")
     server = start(certificate)
-    own = Transport(certificates=(TlsCertificate(pem(certificate.cert_chain_pems[0])),))
+    own = Transport(certificates=(TlsCertificate(cert=pem(certificate.cert_chain_pems[0])),))
     fetch(f"{server.url}/x", staging, transport=own)
     assert written(staging) == CONTENT
 
@@ -95,7 +95,8 @@ def test_the_transport_may_say_which_name_to_expect(
 ) -> None:
     server = start(authority.issue_cert("images.example.com"))
     transport = Transport(
-        certificates=(TlsCertificate(pem(authority.cert_pem)),), server_name="images.example.com"
+        certificates=(TlsCertificate(cert=pem(authority.cert_pem)),),
+        server_name="images.example.com",
     )
     fetch(f"{server.url}/x", staging, transport=transport)
     assert written(staging) == CONTENT
@@ -108,7 +109,7 @@ def test_it_may_also_behind_a_proxy(
     with image_server() as proxy:
         proxy.tunnels["cdn.example.net:443"] = int(server.url.rpartition(":")[2])
         transport = Transport(
-            certificates=(TlsCertificate(pem(authority.cert_pem)),),
+            certificates=(TlsCertificate(cert=pem(authority.cert_pem)),),
             server_name="images.example.com",
             proxy=proxy.url,
         )
@@ -141,8 +142,8 @@ class TestClientCertificate:
         self, authority: trustme.CA, server: ImageServer, staging: StagingFile
     ) -> None:
         client = authority.issue_cert("node.example.com")
-        shown = TlsCertificate(pem(*client.cert_chain_pems), pem(client.private_key_pem))
-        known = TlsCertificate(pem(authority.cert_pem))
+        shown = TlsCertificate(cert=pem(*client.cert_chain_pems), key=pem(client.private_key_pem))
+        known = TlsCertificate(cert=pem(authority.cert_pem))
         transport = Transport(certificates=(known, shown))
         fetch(f"{server.url}/x", staging, transport=transport)
         assert written(staging) == CONTENT
@@ -157,8 +158,8 @@ class TestClientCertificate:
         self, authority: trustme.CA, start: Start, server: ImageServer, staging: StagingFile
     ) -> None:
         client = authority.issue_cert("node.example.com")
-        shown = TlsCertificate(pem(*client.cert_chain_pems), pem(client.private_key_pem))
-        transport = Transport(certificates=(TlsCertificate(pem(authority.cert_pem)), shown))
+        shown = TlsCertificate(cert=pem(*client.cert_chain_pems), key=pem(client.private_key_pem))
+        transport = Transport(certificates=(TlsCertificate(cert=pem(authority.cert_pem)), shown))
         first = start(authority.issue_cert("127.0.0.1"))
         first.resources["/y"] = Resource(status=302, location=f"{server.url}/x")
         with pytest.raises(Unavailable):
@@ -169,8 +170,10 @@ class TestClientCertificate:
 @pytest.mark.parametrize(
     "certificate",
     [
-        TlsCertificate("-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----"),
-        TlsCertificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "hunter2"),
+        TlsCertificate(cert="-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----"),
+        TlsCertificate(
+            cert="-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", key="hunter2"
+        ),
     ],
 )
 def test_a_broken_certificate_is_an_error_of_its_own(
@@ -203,7 +206,7 @@ class TestRedirects:
             plain.resources["/x"] = Resource(CONTENT)
             server.resources["/y"] = Resource(status=302, location=f"{plain.url}/x")
             digest = "sha256:" + "a1" * 32
-            credentials = Credentials("user", "hunter2")
+            credentials = Credentials(username="user", password="hunter2")
             fetch(f"{server.url}/y", staging, credentials, trusting, digest)
             assert "authorization" not in plain.requests[0].headers
         assert written(staging) == CONTENT
@@ -215,7 +218,7 @@ class TestRedirects:
         second = start(authority.issue_cert("127.0.0.1"))
         first.resources["/y"] = Resource(status=302, location=f"{second.url}/x")
         transport = Transport(
-            certificates=(TlsCertificate(pem(authority.cert_pem)),),
+            certificates=(TlsCertificate(cert=pem(authority.cert_pem)),),
             server_name="images.example.com",
         )
         fetch(f"{first.url}/y", staging, transport=transport)

@@ -46,8 +46,16 @@ def configured(directory: Path, *, regexps: bool = True, protocol: str = "https"
         REGEXP_TRANSLATION.field: regexps,
         DOWNLOAD_PROTOCOL.field: protocol,
     }
-    node = Node(directory, directory, "test", Path("/bin/true"), 0, 0, directory / "launch.sock")
-    plugin.virtlet_configure(Config(values), node)
+    node = Node(
+        data_dir=directory,
+        run_dir=directory,
+        instance="test",
+        emulator=Path("/bin/true"),
+        emulator_uid=0,
+        emulator_gid=0,
+        launch_socket=directory / "launch.sock",
+    )
+    plugin.virtlet_configure(Config(values=values), node)
     return plugin
 
 

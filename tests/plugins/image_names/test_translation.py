@@ -71,7 +71,7 @@ def untranslated(plugin: Plugin, name: str) -> str:
 class TestAddresses:
     def test_a_name_with_a_path_is_an_address_without_its_scheme(self, plugin: Plugin) -> None:
         assert resolved(plugin, "virtlet.cloud/example.com/a.qcow2:latest") == ImageSource(
-            "example.com/a.qcow2", "https://example.com/a.qcow2"
+            name="example.com/a.qcow2", url="https://example.com/a.qcow2"
         )
 
     def test_the_download_protocol_can_be_chosen(self, directory: Path, write: Write) -> None:
@@ -87,11 +87,11 @@ class TestAddresses:
         "name", ["file:///srv/a.qcow2", "http://localhost:1/a", "https://example.com/a"]
     )
     def test_an_address_with_a_scheme_is_taken_as_it_is(self, plugin: Plugin, name: str) -> None:
-        assert resolved(plugin, name) == ImageSource(name, name)
+        assert resolved(plugin, name) == ImageSource(name=name, url=name)
 
     def test_other_schemes_are_left_to_other_plugins(self, plugin: Plugin) -> None:
         assert plugin.virtlet_resolve_image("docker://example.com/a") is None
-        other = ImageSource("a", "docker://example.com/a")
+        other = ImageSource(name="a", url="docker://example.com/a")
         assert plugin.virtlet_fetch_image(other, Credentials(), None) is None  # type: ignore[arg-type]
 
     def test_a_bare_name_still_is_a_name_and_only_fetching_it_fails(
@@ -105,13 +105,16 @@ class TestFiles:
     def test_a_file_with_everything(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", FULL)
         assert resolved(plugin, "cloud/cirros:latest") == ImageSource(
-            "cloud/cirros", "https://example.com/cirros.img", "", Transport(timeout=2.5)
+            name="cloud/cirros",
+            url="https://example.com/cirros.img",
+            digest="",
+            transport=Transport(timeout=2.5),
         )
         assert resolved(plugin, "cloud/slow").transport == Transport(
             timeout=60,
             max_redirects=0,
             proxy="http://user:hunter2@proxy.example.com:3128",
-            certificates=(TlsCertificate(PEM, KEY), TlsCertificate(PEM)),
+            certificates=(TlsCertificate(cert=PEM, key=KEY), TlsCertificate(cert=PEM)),
             server_name="images.example.com",
             insecure=True,
         )
@@ -145,7 +148,7 @@ class TestFiles:
 
     def test_a_url_may_lead_to_another_plugins_scheme(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", "translations: [{name: x, url: 'docker://example.com/x:v1'}]")
-        assert resolved(plugin, "x") == ImageSource("x", "docker://example.com/x:v1")
+        assert resolved(plugin, "x") == ImageSource(name="x", url="docker://example.com/x:v1")
 
     def test_an_empty_file_says_nothing(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", "")
@@ -309,7 +312,7 @@ def test_hook_resolve_image_asks_the_translation_files_last(directory: Path, wri
     class Other:
         @hookimpl
         def virtlet_resolve_image(self, name: str) -> ImageSource | None:
-            return ImageSource("mine", "mine:x") if name == "mine" else None
+            return ImageSource(name="mine", url="mine:x") if name == "mine" else None
 
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)

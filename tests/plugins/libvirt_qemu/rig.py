@@ -108,7 +108,7 @@ class Rig:
         root = directory / "root.img"
         write_boot_disk(root)
         self.give_away(root)
-        console = Console(runtime / "console")
+        console = Console(pipe=runtime / "console")
         for suffix, make in ((".in", os.mkfifo), (".out", Path.touch)):
             path = console.pipe.with_name(console.pipe.name + suffix)
             make(path)
@@ -117,7 +117,7 @@ class Rig:
         return Machine(
             vm=vm,
             flavor=Flavor(memory=64 << 20, disk_bus="virtio"),
-            root=Disk(root, format="raw"),
+            root=Disk(path=root, format="raw"),
             volumes=(),
             seed=None,
             console=console,

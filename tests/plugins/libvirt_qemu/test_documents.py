@@ -24,7 +24,7 @@ def _seed(machine: Machine) -> Disk:
     path = machine.vm.directory / "seed.iso"
     path.write_bytes(bytes(1 << 16))
     path.chmod(0o444)
-    return Disk(path, format="raw", readonly=True, device="cdrom")
+    return Disk(path=path, format="raw", readonly=True, device="cdrom")
 
 
 @pytest.mark.parametrize("kind", ["q35", "pc"])
@@ -45,7 +45,7 @@ def test_as_many_disks_as_allowed(rig: Rig, bus: str, most: int, tmp_path: Path)
         path = machine.vm.directory / f"volume-{number}.raw"
         path.write_bytes(bytes(1 << 20))
         rig.give_away(path)
-        volumes.append(Disk(path, format="raw", serial=f"volume-{number}"))
+        volumes.append(Disk(path=path, format="raw", serial=f"volume-{number}"))
     flavor = evolve(machine.flavor, disk_bus=bus)
     _boots(rig, evolve(machine, flavor=flavor, volumes=tuple(volumes), seed=_seed(machine)))
 
@@ -59,7 +59,15 @@ def test_shared_directories(rig: Rig, driver: str) -> None:
         path = machine.vm.directory / tag
         path.mkdir()
         rig.give_away(path)
-        shares.append(Share(path, f"/mnt/{tag}", tag=tag, readonly=tag == "one", driver=driver))
+        shares.append(
+            Share(
+                host_path=path,
+                guest_path=f"/mnt/{tag}",
+                tag=tag,
+                readonly=tag == "one",
+                driver=driver,
+            )
+        )
     _boots(rig, evolve(machine, volumes=tuple(shares)))
 
 

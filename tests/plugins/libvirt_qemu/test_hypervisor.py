@@ -39,11 +39,11 @@ def test_a_domain_is_known_from_define_to_remove(rig: Rig) -> None:
     vm_id = machine.vm.id
     assert hypervisor.observe(vm_id) is None
     rig.define(machine)
-    assert hypervisor.observe(vm_id) == Observation(vm_id, DomainState.DEFINED)
+    assert hypervisor.observe(vm_id) == Observation(vm_id=vm_id, state=DomainState.DEFINED)
     assert vm_id not in hypervisor.stats()
 
     rig.start(machine)
-    assert hypervisor.list()[vm_id] == Observation(vm_id, DomainState.RUNNING)
+    assert hypervisor.list()[vm_id] == Observation(vm_id=vm_id, state=DomainState.RUNNING)
     assert rig.wait_to_hear(machine, DomainState.RUNNING).exit is None
     arguments = Path(f"/proc/{rig.pid(machine)}/cmdline").read_bytes().split(b"\0")
     assert str(uuid.UUID(vm_id)).encode() in arguments
@@ -92,7 +92,9 @@ def test_removing_stopping_and_shutting_down_what_is_not_there_is_fine(rig: Rig)
     machine = rig.define()
     rig.hypervisor.stop(machine.vm.id)
     rig.hypervisor.shutdown(machine.vm.id)
-    assert rig.hypervisor.observe(machine.vm.id) == Observation(machine.vm.id, DomainState.DEFINED)
+    assert rig.hypervisor.observe(machine.vm.id) == Observation(
+        vm_id=machine.vm.id, state=DomainState.DEFINED
+    )
     rig.hypervisor.remove(machine.vm.id)
     rig.hypervisor.remove(machine.vm.id)
 
@@ -141,7 +143,7 @@ def test_a_killed_emulator_is_an_error_that_says_so(
         assert (ended.exit_code, ended.reason) == (code, "Error")
         assert words in ended.message
         seen = rig.hypervisor.observe(machine.vm.id)
-        assert seen == Observation(machine.vm.id, DomainState.STOPPED, ended)
+        assert seen == Observation(vm_id=machine.vm.id, state=DomainState.STOPPED, exit=ended)
 
 
 def test_a_reset_goes_on(rig: Rig) -> None:
@@ -217,7 +219,7 @@ def test_what_the_launch_adds_reaches_the_emulator(rig: Rig) -> None:
     part = LaunchPart(
         arguments=("-add-fd", "set=77,fd={fd:pipe}"),
         environment={"COLOUR": "blue"},
-        fds=(LaunchFd("pipe", reading),),
+        fds=(LaunchFd(name="pipe", fd=reading),),
     )
     with rig.running(part) as machine:
         process = Path(f"/proc/{rig.pid(machine)}")
@@ -281,7 +283,7 @@ def test_defining_again_replaces(rig: Rig) -> None:
 
 
 def _missing_disk(machine: Machine) -> Machine:
-    return evolve(machine, root=Disk(machine.vm.directory / "nowhere.img", format="raw"))
+    return evolve(machine, root=Disk(path=machine.vm.directory / "nowhere.img", format="raw"))
 
 
 def test_a_missing_disk_fails_the_start_and_is_named(rig: Rig) -> None:
@@ -289,7 +291,9 @@ def test_a_missing_disk_fails_the_start_and_is_named(rig: Rig) -> None:
     machine = rig.define(_missing_disk(rig.machine()))
     with pytest.raises(FailedPrecondition, match=r"nowhere\.img"):
         rig.start(machine)
-    assert rig.hypervisor.observe(machine.vm.id) == Observation(machine.vm.id, DomainState.DEFINED)
+    assert rig.hypervisor.observe(machine.vm.id) == Observation(
+        vm_id=machine.vm.id, state=DomainState.DEFINED
+    )
     rig.hypervisor.remove(machine.vm.id)
 
 

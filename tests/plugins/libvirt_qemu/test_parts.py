@@ -83,7 +83,10 @@ def test_a_mark_replaces_an_older_one_and_keeps_the_rest() -> None:
 
 def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
     """By anyone who looks, also after a restart."""
-    runs, ended = Runs(tmp_path / "runs"), VmExit(0, "Completed", "off", 7)
+    runs, ended = (
+        Runs(tmp_path / "runs"),
+        VmExit(exit_code=0, reason="Completed", message="off", finished_at=7),
+    )
     assert not runs.begun(VM)
     assert runs.end(VM, ended) == ended
     assert runs.ended(VM) is None, "what never began cannot end"
@@ -101,8 +104,10 @@ def test_the_first_word_on_an_end_stands(tmp_path: Path) -> None:
     """What saw it best comes first."""
     runs = Runs(tmp_path)
     runs.begin(VM)
-    first = runs.end(VM, VmExit(1, "Error", "panic", 1))
-    assert runs.end(VM, VmExit(137, "Error", "died", 2)) == first
+    first = runs.end(VM, VmExit(exit_code=1, reason="Error", message="panic", finished_at=1))
+    assert (
+        runs.end(VM, VmExit(exit_code=137, reason="Error", message="died", finished_at=2)) == first
+    )
 
 
 def test_a_damaged_record_is_an_end_nobody_saw(tmp_path: Path) -> None:

@@ -149,7 +149,10 @@ def test_machines_of_every_kind_have_room_to_grow(
         path = machine.vm.directory / "share"
         path.mkdir()
         rig.give_away(path)
-        machine = evolve(machine, volumes=(Share(path, "/mnt", tag="share", driver="virtiofs"),))
+        machine = evolve(
+            machine,
+            volumes=(Share(host_path=path, guest_path="/mnt", tag="share", driver="virtiofs"),),
+        )
     try:
         rig.define(machine)
         rig.start(machine)

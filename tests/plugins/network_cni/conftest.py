@@ -83,7 +83,7 @@ class TestNode:
             "calicoSubnetSize": self.calico_subnet_size,
             "enableSriov": False,
         }
-        plugin.virtlet_configure(Config(options), self.node())
+        plugin.virtlet_configure(Config(values=options), self.node())
         self.plugins.append(plugin)
         return plugin
 
@@ -94,15 +94,29 @@ class TestNode:
 
     def node(self) -> Node:
         run = self.root / "run"
-        return Node(self.root / "data", run, "test", Path("/bin/false"), 0, 0, run / "launch")
+        return Node(
+            data_dir=self.root / "data",
+            run_dir=run,
+            instance="test",
+            emulator=Path("/bin/false"),
+            emulator_uid=0,
+            emulator_gid=0,
+            launch_socket=run / "launch",
+        )
 
     def pod(self, id: str = "", **config: Any) -> Pod:
         """A pod with a name of its own, and with an id of its own unless it is given."""
         pod_id = id or secrets.token_hex(16)
         directory = self.node().data_dir / "pods" / pod_id
         directory.mkdir(parents=True, exist_ok=True)
-        metadata = PodMetadata("web", secrets.token_hex(8), "default")
-        pod = Pod(pod_id, PodConfig(metadata, **config), Profile(), directory, time.time_ns())
+        metadata = PodMetadata(name="web", uid=secrets.token_hex(8), namespace="default")
+        pod = Pod(
+            id=pod_id,
+            config=PodConfig(metadata=metadata, **config),
+            profile=Profile(),
+            directory=directory,
+            created_at=time.time_ns(),
+        )
         self.pods.append(pod)
         return pod
 

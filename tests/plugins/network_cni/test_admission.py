@@ -18,15 +18,19 @@ from virtlet.plugins.network_cni.plugin import Plugin
 from virtlet.plugins.network_cni.runtime_config import arguments
 
 GOOD = PodConfig(
-    PodMetadata("web-0", "0c4f3e", "default"),
+    metadata=PodMetadata(name="web-0", uid="0c4f3e", namespace="default"),
     hostname="web-0.x",
-    dns=DnsConfig(("10.0.0.10", "fd00::10"), ("a.b.", "_tcp.x", "."), ("ndots:5",)),
-    port_mappings=(PortMapping(80, 0),),
+    dns=DnsConfig(
+        servers=("10.0.0.10", "fd00::10"), searches=("a.b.", "_tcp.x", "."), options=("ndots:5",)
+    ),
+    port_mappings=(PortMapping(container_port=80, host_port=0),),
 )
 
 
 def pod(config: PodConfig) -> Pod:
-    return Pod("ab" * 16, config, Profile(), Path("/nonexistent"), 0)
+    return Pod(
+        id="ab" * 16, config=config, profile=Profile(), directory=Path("/nonexistent"), created_at=0
+    )
 
 
 def test_good_pod() -> None:
@@ -39,11 +43,17 @@ def test_good_pod() -> None:
     [
         ({"hostname": "a b"}, "hostname 'a b' is no host name"),
         ({"hostname": "a\nport=53"}, "is no host name"),
-        ({"metadata": PodMetadata("a;IP=1.2.3.4", "u", "n")}, "pod metadata: name"),
-        ({"metadata": PodMetadata("a", "u\0", "n")}, "pod metadata: uid"),
-        ({"dns": DnsConfig(("dns",))}, "DNS server 'dns' is no address"),
-        ({"dns": DnsConfig((), ("a,b",))}, "DNS search domain 'a,b' is no domain"),
-        ({"port_mappings": (PortMapping(70000, 1),)}, "port mapping 1 to 70000: no such port"),
+        (
+            {"metadata": PodMetadata(name="a;IP=1.2.3.4", uid="u", namespace="n")},
+            "pod metadata: name",
+        ),
+        ({"metadata": PodMetadata(name="a", uid="u\0", namespace="n")}, "pod metadata: uid"),
+        ({"dns": DnsConfig(servers=("dns",))}, "DNS server 'dns' is no address"),
+        ({"dns": DnsConfig(servers=(), searches=("a,b",))}, "DNS search domain 'a,b' is no domain"),
+        (
+            {"port_mappings": (PortMapping(container_port=70000, host_port=1),)},
+            "port mapping 1 to 70000: no such port",
+        ),
     ],
 )
 def test_wrong_pod(change: dict[str, Any], message: str) -> None:
@@ -56,16 +66,22 @@ def test_wrong_pod(change: dict[str, Any], message: str) -> None:
 @given(hostname=st.text(max_size=20), domain=st.text(max_size=20), name=st.text(max_size=20))
 def test_admitted_text_stays_where_it_belongs(hostname: str, domain: str, name: str) -> None:
     """No admitted text makes a line of the server's configuration, or an argument, of its own."""
-    config = PodConfig(PodMetadata(name, "u", "n"), hostname=hostname, dns=DnsConfig((), (domain,)))
+    config = PodConfig(
+        metadata=PodMetadata(name=name, uid="u", namespace="n"),
+        hostname=hostname,
+        dns=DnsConfig(servers=(), searches=(domain,)),
+    )
     try:
         Plugin().virtlet_admit(pod(config), None)
     except InvalidArgument:
         return
-    interface = Interface("eth0", "02:00:00:00:00:01", 1500, ("10.0.0.2/8",))
+    interface = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/8",))
     nic = Nic(0, "eth0", interface.mac, 1500, (), (), ("10.0.0.2",), (), "169.254.77.1")
-    network = Network(None, (interface,), dns(config.dns, DnsConfig()))
+    network = Network(netns=None, interfaces=(interface,), dns=dns(config.dns, DnsConfig()))
     lines = configuration(hostname or name, network, [nic]).splitlines()
-    plain = Network(None, (interface,), DnsConfig((), ("y.test",)))
+    plain = Network(
+        netns=None, interfaces=(interface,), dns=DnsConfig(servers=(), searches=("y.test",))
+    )
     expected = configuration("x", plain, [nic]).splitlines()
     assert {keyword(line) for line in lines} <= {keyword(line) for line in expected}
     assert len(lines) <= len(expected)

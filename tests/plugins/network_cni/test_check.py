@@ -63,7 +63,7 @@ def test_a_network_in_order_passes_time_and_again_and_serves_the_next_guest(node
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     node.configure(node.bridge(ipMasq=True), portmap)
     plugin = node.plugin()
-    pod = node.pod(port_mappings=(PortMapping(80, 8080),))
+    pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
     network = plugin.virtlet_setup_network(pod)
     for _ in range(3):
         launch(node, plugin, pod, network)
@@ -97,7 +97,7 @@ def test_damage_on_the_node_is_found(node: TestNode, damage: str) -> None:
     """A bridge or interface that somebody removed breaks the pod."""
     node.configure(node.bridge(), {"type": "portmap", "capabilities": {"portMappings": True}})
     plugin = node.plugin()
-    pod = node.pod(port_mappings=(PortMapping(80, 8080),))
+    pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
     network = plugin.virtlet_setup_network(pod)
     launch(node, plugin, pod, network)
     (veth,) = (link for link in node.links() if link.startswith("veth"))
@@ -109,7 +109,7 @@ def test_damage_on_the_node_is_found(node: TestNode, damage: str) -> None:
     with pytest.raises(PodBroken, match="failed to CHECK"):
         launch(node, plugin, pod, network)
     plugin.virtlet_teardown_network(pod, network)
-    again = node.pod(port_mappings=(PortMapping(80, 8080),))
+    again = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
     network = plugin.virtlet_setup_network(again)
     for _ in range(2):
         launch(node, plugin, again, network)

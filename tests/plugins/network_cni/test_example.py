@@ -27,7 +27,7 @@ def example(node: TestNode, subnet: str) -> Any:
     spec.loader.exec_module(module)
     plugin = module.Plugin()
     plugin.virtlet_configure(
-        Config({"exampleSubnet": module.SUBNET.kind.parse(subnet)}), node.node()
+        Config(values={"exampleSubnet": module.SUBNET.kind.parse(subnet)}), node.node()
     )
     return plugin
 

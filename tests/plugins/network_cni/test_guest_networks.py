@@ -48,7 +48,7 @@ def test_calico_subnet_is_widened(node: TestNode) -> None:
     bring_up_calico_host_side()
     (interface,) = network.interfaces
     assert interface.addresses == ("10.99.0.77/24",)
-    assert interface.routes == (Route("0.0.0.0/0", "10.99.0.1"),)
+    assert interface.routes == (Route(destination="0.0.0.0/0", gateway="10.99.0.1"),)
     with node.guest(network) as guest:
         lease = guest.dhcp()
         assert lease is not None
@@ -68,7 +68,10 @@ def test_calico_subnet_size_32_leaves_the_dummy_gateway(node: TestNode) -> None:
     bring_up_calico_host_side()
     (interface,) = network.interfaces
     assert interface.addresses == ("10.99.0.77/32",)
-    assert interface.routes == (Route("169.254.1.1/32"), Route("0.0.0.0/0", "169.254.1.1"))
+    assert interface.routes == (
+        Route(destination="169.254.1.1/32"),
+        Route(destination="0.0.0.0/0", gateway="169.254.1.1"),
+    )
     with node.guest(network) as guest:
         lease = guest.dhcp()
         assert lease is not None
@@ -86,8 +89,8 @@ def test_neighbours_of_ptp_are_reached_by_the_gateway(node: TestNode) -> None:
     networks = [plugin.virtlet_setup_network(pod) for pod in pods]
     (interface,) = networks[0].interfaces
     assert interface.addresses == ("10.99.0.2/32",)
-    assert Route("10.99.0.1/32") in interface.routes
-    assert Route("10.99.0.0/24", "10.99.0.1") in interface.routes
+    assert Route(destination="10.99.0.1/32") in interface.routes
+    assert Route(destination="10.99.0.0/24", gateway="10.99.0.1") in interface.routes
     subprocess.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], check=True)
     with node.guest(networks[0]) as one, node.guest(networks[1]) as other:
         assert one.dhcp()
@@ -106,7 +109,7 @@ def test_dual_stack(node: TestNode) -> None:
     node.configure(bridge)
     subprocess.run(["ip", "address", "add", "fd77::1/128", "dev", "lo"], check=True)
     plugin = node.plugin()
-    pod = node.pod(dns=DnsConfig(("10.96.0.10", "fd96::10")))
+    pod = node.pod(dns=DnsConfig(servers=("10.96.0.10", "fd96::10")))
     network = plugin.virtlet_setup_network(pod)
     assert network.interfaces[0].addresses == ("10.99.0.2/24", "fd99::2/64")
     with node.guest(network) as guest:
@@ -139,7 +142,9 @@ def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
     subprocess.run(["ip", "address", "add", "10.98.0.1/16", "dev", "far1"], check=True)
     subprocess.run(["ip", "link", "set", "far1", "up"], check=True)
     assert [i.name for i in network.interfaces] == ["eth0", "net1"]
-    assert network.interfaces[1].routes == (Route("10.97.0.0/16", "10.98.0.1", 7),)
+    assert network.interfaces[1].routes == (
+        Route(destination="10.97.0.0/16", gateway="10.98.0.1", metric=7),
+    )
     with node.guest(network, 0) as first, node.guest(network, 1) as second:
         one, two = first.dhcp(), second.dhcp()
         assert one is not None

@@ -24,11 +24,28 @@ def machine(
     directory: Path, network: Network, kind: str = "q35", pod: Pod | None = None
 ) -> Machine:
     made = models.vm(directory)
-    vm = Vm(made.id, pod or made.pod, made.config, made.image, network, made.directory, 1)
-    root = Disk(directory / "root", "qcow2")
-    console = Console(directory / "console.sock")
+    vm = Vm(
+        id=made.id,
+        pod=pod or made.pod,
+        config=made.config,
+        image=made.image,
+        network=network,
+        directory=made.directory,
+        created_at=1,
+    )
+    root = Disk(path=directory / "root", format="qcow2")
+    console = Console(pipe=directory / "console.sock")
     flavor = Flavor(machine=kind)
-    return Machine(vm, flavor, root, (), None, console, "qemu", Path("/bin/false"))
+    return Machine(
+        vm=vm,
+        flavor=flavor,
+        root=root,
+        volumes=(),
+        seed=None,
+        console=console,
+        accelerator="qemu",
+        emulator=Path("/bin/false"),
+    )
 
 
 def emulator_says(part: LaunchPart, kind: str, question: str) -> str:
@@ -78,7 +95,9 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
 
 def test_networks_of_others(tmp_path: Path) -> None:
     """A network that another plugin made is left to it."""
-    network = Network(None, (Interface("eth0", "02:00:00:00:00:01", 1500),))
+    network = Network(
+        netns=None, interfaces=(Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500),)
+    )
     assert Plugin().virtlet_launch(machine(tmp_path, network)) is None
 
 

@@ -15,13 +15,15 @@ def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
     """The guest takes the veth's MAC, address, route, MTU and the pod's DNS, and has a network."""
     node.configure(node.bridge(ipMasq=True, mtu=1400))
     plugin = node.plugin()
-    dns = DnsConfig(("10.96.0.10",), ("default.svc.cluster.local", "cluster.local"))
+    dns = DnsConfig(
+        servers=("10.96.0.10",), searches=("default.svc.cluster.local", "cluster.local")
+    )
     pod = node.pod(hostname="12", dns=dns)
     network = plugin.virtlet_setup_network(pod)
     (interface,) = network.interfaces
     assert (interface.name, interface.mtu) == ("eth0", 1400)
     assert interface.addresses == ("10.99.0.2/24",)
-    assert interface.routes == (Route("0.0.0.0/0", "10.99.0.1"),)
+    assert interface.routes == (Route(destination="0.0.0.0/0", gateway="10.99.0.1"),)
     with node.guest(network) as guest:
         lease = guest.dhcp()
         assert lease is not None
@@ -136,7 +138,10 @@ def test_port_mapping_and_bandwidth(node: TestNode) -> None:
     )
     plugin = node.plugin()
     pod = node.pod(
-        port_mappings=(PortMapping(80, 8080), PortMapping(90, 0)),
+        port_mappings=(
+            PortMapping(container_port=80, host_port=8080),
+            PortMapping(container_port=90, host_port=0),
+        ),
         annotations={"kubernetes.io/ingress-bandwidth": "10M"},
     )
     network = plugin.virtlet_setup_network(pod)
@@ -157,7 +162,11 @@ def test_dns_of_the_pod_reaches_the_plugins_that_ask_for_it(node: TestNode) -> N
     """By CNI's convention `dns`; the kubelet's servers, searches and options, for ADD and DEL."""
     node.configure(node.bridge(), node.fake(capabilities={"dns": True}), node.fake())
     plugin = node.plugin()
-    dns = DnsConfig(("10.96.0.10", "fd96::10"), ("svc.cluster.local",), ("ndots:5", "edns0"))
+    dns = DnsConfig(
+        servers=("10.96.0.10", "fd96::10"),
+        searches=("svc.cluster.local",),
+        options=("ndots:5", "edns0"),
+    )
     pod = node.pod(dns=dns)
     plugin.virtlet_teardown_network(pod, plugin.virtlet_setup_network(pod))
     told = {
@@ -181,7 +190,10 @@ def test_many_at_a_time(node: TestNode) -> None:
         node.bridge(ipMasq=True), {"type": "portmap", "capabilities": {"portMappings": True}}
     )
     plugin = node.plugin()
-    pods = [node.pod(port_mappings=(PortMapping(80, 8000 + n),)) for n in range(8)]
+    pods = [
+        node.pod(port_mappings=(PortMapping(container_port=80, host_port=8000 + n),))
+        for n in range(8)
+    ]
     with ThreadPoolExecutor(8) as pool:
         networks = list(pool.map(plugin.virtlet_setup_network, pods))
         assert len({network.addresses for network in networks}) == 8
@@ -193,7 +205,7 @@ def test_host_port_that_nobody_publishes(node: TestNode, caplog: pytest.LogCaptu
     """A pod's host port is told of in the log when no plugin of the network is for it."""
     node.configure(node.bridge())
     plugin = node.plugin()
-    pod = node.pod(port_mappings=(PortMapping(80, 8080),))
+    pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
     network = plugin.virtlet_setup_network(pod)
     assert "pod default/web asks for portMappings: test has no such plugin" in caplog.text
     plugin.virtlet_teardown_network(pod, network)

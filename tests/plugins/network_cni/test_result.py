@@ -156,6 +156,6 @@ def test_version_1_1_fields() -> None:
         "dns": {"domain": "here.test", "search": ["b.test"]},
     }
     result = parse(json.loads(json.dumps(document)), "1.0.0")
-    assert result.routes == (Route("10.0.0.0/8", "10.0.0.1", 20),)
-    assert result.dns == DnsConfig((), ("b.test", "here.test"))
+    assert result.routes == (Route(destination="10.0.0.0/8", gateway="10.0.0.1", metric=20),)
+    assert result.dns == DnsConfig(servers=(), searches=("b.test", "here.test"))
     assert result.document == document

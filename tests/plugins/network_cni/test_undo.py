@@ -74,7 +74,7 @@ def test_manager_killed_while_it_sets_up(node: TestNode, when: str) -> None:
     chain = [node.bridge(ipMasq=True), portmap]
     chain.insert({"before": 0, "between": 1, "after": 2}[when], fake)
     node.configure(*chain)
-    pod = node.pod(port_mappings=(PortMapping(80, 8080),))
+    pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
     manager = set_up_elsewhere(node, pod)
     if when == "after":
         assert manager.stdout is not None

@@ -22,7 +22,7 @@ def serve(
     directory: Path = Path("/nonexistent"),
 ) -> Volume | None:
     vm = make_vm(directory, make_pod(annotations))
-    return plugin.virtlet_volume(vm, VolumeRequest("volume-3", source))
+    return plugin.virtlet_volume(vm, VolumeRequest(role="volume-3", source=source))
 
 
 @pytest.fixture
@@ -39,11 +39,13 @@ def test_what_a_kubelet_always_mounts_is_served(plugin: Plugin, pod_dir: Path) -
     token = pod_dir / "volumes/kubernetes.io~projected/kube-api-access-x7k2p"
     hosts, log = pod_dir / "etc-hosts", pod_dir / "containers/vm/1a2b3c4d"
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
-    assert serve(plugin, Mount(account, str(token), readonly=True)) == GuestFiles(
-        token, account, 0o600
+    assert serve(
+        plugin, Mount(guest_path=account, host_path=str(token), readonly=True)
+    ) == GuestFiles(host_path=token, guest_path=account, mode=0o600)
+    assert serve(plugin, Mount(guest_path="/etc/hosts", host_path=str(hosts))) == GuestFiles(
+        host_path=hosts, guest_path="/etc/hosts", mode=0o644
     )
-    assert serve(plugin, Mount("/etc/hosts", str(hosts))) == GuestFiles(hosts, "/etc/hosts", 0o644)
-    unneeded = serve(plugin, Mount("/dev/termination-log", str(log)))
+    unneeded = serve(plugin, Mount(guest_path="/dev/termination-log", host_path=str(log)))
     assert isinstance(unneeded, Unneeded)
     assert unneeded.guest_path == "/dev/termination-log"
     assert "termination message" in unneeded.reason
@@ -54,21 +56,23 @@ def test_what_a_kubelet_always_mounts_is_served(plugin: Plugin, pod_dir: Path) -
 )
 def test_configuration_becomes_files(plugin: Plugin, pod_dir: Path, kind: str, mode: int) -> None:
     path = pod_dir / f"volumes/kubernetes.io~{kind}/settings"
-    assert serve(plugin, Mount("/etc/app", str(path))) == GuestFiles(path, "/etc/app", mode)
+    assert serve(plugin, Mount(guest_path="/etc/app", host_path=str(path))) == GuestFiles(
+        host_path=path, guest_path="/etc/app", mode=mode
+    )
 
 
 @pytest.mark.parametrize("readonly", [True, False])
 def test_a_directory_is_shared(plugin: Plugin, pod_dir: Path, readonly: bool) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
-    assert serve(plugin, Mount("/cache", str(cache), readonly=readonly)) == Share(
-        cache, "/cache", tag="volume-3", readonly=readonly, driver="9p"
-    )
+    assert serve(
+        plugin, Mount(guest_path="/cache", host_path=str(cache), readonly=readonly)
+    ) == Share(host_path=cache, guest_path="/cache", tag="volume-3", readonly=readonly, driver="9p")
 
 
 def test_a_directory_of_the_node_is_shared(plugin: Plugin, tmp_path: Path) -> None:
-    assert serve(plugin, Mount("/data", str(tmp_path))) == Share(
-        tmp_path, "/data", tag="volume-3", readonly=False, driver="9p"
+    assert serve(plugin, Mount(guest_path="/data", host_path=str(tmp_path))) == Share(
+        host_path=tmp_path, guest_path="/data", tag="volume-3", readonly=False, driver="9p"
     )
 
 
@@ -77,11 +81,11 @@ def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
 ) -> None:
     file = tmp_path / "localtime"
     file.write_bytes(b"x")
-    assert serve(plugin, Mount("/etc/localtime", str(file), readonly=True)) == GuestFiles(
-        file, "/etc/localtime", 0o644
-    )
+    assert serve(
+        plugin, Mount(guest_path="/etc/localtime", host_path=str(file), readonly=True)
+    ) == GuestFiles(host_path=file, guest_path="/etc/localtime", mode=0o644)
     with pytest.raises(InvalidArgument, match=r"/etc/localtime: .* never reaches the node: mount"):
-        serve(plugin, Mount("/etc/localtime", str(file)))
+        serve(plugin, Mount(guest_path="/etc/localtime", host_path=str(file)))
 
 
 def test_sockets_pipes_and_terminals_are_refused_by_their_kind(
@@ -96,17 +100,23 @@ def test_sockets_pipes_and_terminals_are_refused_by_their_kind(
         (Path("/dev/null"), "character device"),
     ):
         with pytest.raises(InvalidArgument, match=f"mount /x: {path} is a {kind}"):
-            serve(plugin, Mount("/x", str(path), readonly=True))
+            serve(plugin, Mount(guest_path="/x", host_path=str(path), readonly=True))
 
 
 def test_a_path_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="mount /x: .* on the node: No such file"):
-        serve(plugin, Mount("/x", str(tmp_path / "missing")))
+        serve(plugin, Mount(guest_path="/x", host_path=str(tmp_path / "missing")))
 
 
 @pytest.mark.parametrize(
     "source",
-    [Mount("x", "/srv"), Mount("/x", "srv"), Mount("/x", ""), Device("x", "/d"), Device("/x", "d")],
+    [
+        Mount(guest_path="x", host_path="/srv"),
+        Mount(guest_path="/x", host_path="srv"),
+        Mount(guest_path="/x", host_path=""),
+        Device(guest_path="x", host_path="/d"),
+        Device(guest_path="/x", host_path="d"),
+    ],
 )
 def test_relative_paths_are_refused(plugin: Plugin, source: Mount | Device) -> None:
     with pytest.raises(InvalidArgument, match="is not absolute"):
@@ -116,7 +126,7 @@ def test_relative_paths_are_refused(plugin: Plugin, source: Mount | Device) -> N
 def test_flexvolumes_are_refused_with_what_to_use(plugin: Plugin, pod_dir: Path) -> None:
     path = pod_dir / "volumes/virtlet~flexvolume_driver/disk"
     with pytest.raises(Unimplemented, match=r"mount /disk: FlexVolumes .* PersistentVolumeClaim"):
-        serve(plugin, Mount("/disk", str(path)))
+        serve(plugin, Mount(guest_path="/disk", host_path=str(path)))
 
 
 def test_a_block_volume_is_a_disk_and_the_kubelet_s_link_is_followed(
@@ -125,8 +135,12 @@ def test_a_block_volume_is_a_disk_and_the_kubelet_s_link_is_followed(
     link = pod_dir / "volumeDevices/kubernetes.io~local-volume/pv-1"
     link.parent.mkdir(parents=True)
     link.symlink_to(block_node)
-    assert serve(plugin, Device("/dev/data", str(link), "mrw"), directory=tmp_path) == Disk(
-        tmp_path / "volume-3",
+    assert serve(
+        plugin,
+        Device(guest_path="/dev/data", host_path=str(link), permissions="mrw"),
+        directory=tmp_path,
+    ) == Disk(
+        path=tmp_path / "volume-3",
         format="raw",
         readonly=False,
         block=True,
@@ -141,7 +155,11 @@ def test_a_block_volume_is_a_disk_and_the_kubelet_s_link_is_followed(
 def test_a_device_is_read_only_where_its_permissions_say_so(
     plugin: Plugin, tmp_path: Path, block_node: Path, permissions: str, readonly: bool
 ) -> None:
-    disk = serve(plugin, Device("/dev/data", str(block_node), permissions), directory=tmp_path)
+    disk = serve(
+        plugin,
+        Device(guest_path="/dev/data", host_path=str(block_node), permissions=permissions),
+        directory=tmp_path,
+    )
     assert isinstance(disk, Disk)
     assert disk.readonly is readonly
     assert stat.S_IMODE(disk.path.stat().st_mode) == (0o400 if readonly else 0o600)
@@ -151,7 +169,9 @@ def test_the_emulator_opens_a_device_by_a_node_of_its_own_which_goes_with_the_vm
     plugin: Plugin, tmp_path: Path, block_node: Path
 ) -> None:
     before = block_node.stat()
-    disk = serve(plugin, Device("/dev/data", str(block_node)), directory=tmp_path)
+    disk = serve(
+        plugin, Device(guest_path="/dev/data", host_path=str(block_node)), directory=tmp_path
+    )
     assert isinstance(disk, Disk)
     node = disk.path.stat()
     assert (node.st_uid, node.st_gid, node.st_rdev) == (EMULATOR, EMULATOR, before.st_rdev)
@@ -166,28 +186,28 @@ def test_a_directory_that_cannot_hold_devices_is_refused(
     plugin: Plugin, block_node: Path, nodev: Path
 ) -> None:
     with pytest.raises(FailedPrecondition, match="nodev, so the emulator cannot open"):
-        serve(plugin, Device("/dev/data", str(block_node)), directory=nodev)
+        serve(plugin, Device(guest_path="/dev/data", host_path=str(block_node)), directory=nodev)
     assert not list(nodev.iterdir())
 
 
 def test_a_device_that_is_no_block_device_is_refused(plugin: Plugin) -> None:
     with pytest.raises(InvalidArgument, match=r"device /dev/x: /dev/null is no block device"):
-        serve(plugin, Device("/dev/x", "/dev/null"))
+        serve(plugin, Device(guest_path="/dev/x", host_path="/dev/null"))
 
 
 def test_a_device_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"device /dev/x: .* No such file"):
-        serve(plugin, Device("/dev/x", str(tmp_path / "missing")))
+        serve(plugin, Device(guest_path="/dev/x", host_path=str(tmp_path / "missing")))
 
 
 def test_a_persistent_root_disk_is_refused(plugin: Plugin, block_node: Path) -> None:
     with pytest.raises(Unimplemented, match=r"device path /: root disks that outlive"):
-        serve(plugin, Device("/", str(block_node)))
+        serve(plugin, Device(guest_path="/", host_path=str(block_node)))
 
 
 def test_a_block_device_by_path_needs_the_node_s_leave(plugin: Plugin, block_node: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"does not give away .*block-node: add it to raw"):
-        serve(plugin, Mount("/dev/data", str(block_node)))
+        serve(plugin, Mount(guest_path="/dev/data", host_path=str(block_node)))
 
 
 def test_a_block_device_that_the_node_gives_away_is_a_disk(
@@ -198,7 +218,7 @@ def test_a_block_device_that_the_node_gives_away_is_a_disk(
     if not found:
         pytest.skip("this host has no block device in /dev")
     plugin = configured(tmp_path, kubelet_root, f"nothing*,{found[0][:2]}*")
-    mount = Mount("/dev/data", f"/dev/{found[0]}", readonly=True)
+    mount = Mount(guest_path="/dev/data", host_path=f"/dev/{found[0]}", readonly=True)
     disk = serve(plugin, mount, directory=tmp_path)
     assert isinstance(disk, Disk)
     assert (disk.readonly, disk.block) == (True, True)
@@ -212,7 +232,7 @@ def test_a_share_is_given_to_the_emulator_where_the_pod_asks(plugin: Plugin, pod
     outside = pod_dir / "outside"
     outside.write_text("x")
     (cache / "link").symlink_to(outside)
-    mount = Mount("/cache", str(cache))
+    mount = Mount(guest_path="/cache", host_path=str(cache))
 
     serve(plugin, mount)
     assert cache.stat().st_uid == os.getuid()
@@ -227,6 +247,9 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
 ) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
-    for mount in (Mount("/cache", str(cache), readonly=True), Mount("/data", str(tmp_path))):
+    for mount in (
+        Mount(guest_path="/cache", host_path=str(cache), readonly=True),
+        Mount(guest_path="/data", host_path=str(tmp_path)),
+    ):
         serve(plugin, mount, {"VirtletChown9pfsMounts": "true"})
         assert Path(mount.host_path).stat().st_uid == os.getuid()

@@ -74,7 +74,7 @@ def load(
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise InvalidArgument(f"{file}: {name} must be a mapping")
-    return Config(MappingProxyType(values), MappingProxyType(sections))
+    return Config(values=MappingProxyType(values), sections=MappingProxyType(sections))
 
 
 def _parse(option: Option[Any], text: str, where: str) -> Any:

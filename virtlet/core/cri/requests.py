@@ -35,17 +35,17 @@ def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
     _check_security(message.linux.security_context)
     return PodConfig(
         metadata=PodMetadata(
-            checks.name(meta.name, "metadata.name"),
-            checks.name(meta.uid, "metadata.uid"),
-            checks.name(meta.namespace, "metadata.namespace"),
-            meta.attempt,
+            name=checks.name(meta.name, "metadata.name"),
+            uid=checks.name(meta.uid, "metadata.uid"),
+            namespace=checks.name(meta.namespace, "metadata.namespace"),
+            attempt=meta.attempt,
         ),
         hostname=checks.host_name(message.hostname, "hostname"),
         log_directory=checks.log_directory(message.log_directory),
         dns=DnsConfig(
-            tuple(message.dns_config.servers),
-            tuple(message.dns_config.searches),
-            tuple(message.dns_config.options),
+            servers=tuple(message.dns_config.servers),
+            searches=tuple(message.dns_config.searches),
+            options=tuple(message.dns_config.options),
         ),
         port_mappings=tuple(
             _port_mapping(mapping, f"port_mappings[{n}]")
@@ -81,7 +81,8 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
         raise InvalidArgument("CDI devices are for containers; a VM cannot be given them")
     return VmConfig(
         metadata=VmMetadata(
-            checks.name(message.metadata.name, "metadata.name"), message.metadata.attempt
+            name=checks.name(message.metadata.name, "metadata.name"),
+            attempt=message.metadata.attempt,
         ),
         image=image,
         user_image=message.image.user_specified_image,
@@ -148,12 +149,12 @@ def resources(message: cri.LinuxContainerResources, field: str) -> Resources:
 def credentials(message: cri.AuthConfig) -> Credentials:
     """Registry credentials in our terms."""
     return Credentials(
-        message.username,
-        message.password,
-        message.auth,
-        message.server_address,
-        message.identity_token,
-        message.registry_token,
+        username=message.username,
+        password=message.password,
+        auth=message.auth,
+        server_address=message.server_address,
+        identity_token=message.identity_token,
+        registry_token=message.registry_token,
     )
 
 
@@ -197,10 +198,10 @@ def _port_mapping(message: cri.PortMapping, field: str) -> PortMapping:
         names = ", ".join(cri.Protocol.keys())
         raise InvalidArgument(f"{field}.protocol {message.protocol} must be one of {names}")
     return PortMapping(
-        checks.port(message.container_port, f"{field}.container_port", lowest=1),
-        checks.port(message.host_port, f"{field}.host_port", lowest=0),
-        cri.Protocol.Name(message.protocol),
-        checks.address(message.host_ip, f"{field}.host_ip"),
+        container_port=checks.port(message.container_port, f"{field}.container_port", lowest=1),
+        host_port=checks.port(message.host_port, f"{field}.host_port", lowest=0),
+        protocol=cri.Protocol.Name(message.protocol),
+        host_ip=checks.address(message.host_ip, f"{field}.host_ip"),
     )
 
 
@@ -212,12 +213,17 @@ def _mount(message: cri.Mount) -> Mount:
             "kind `image` out of the pod, or mount its content from another kind of volume"
         )
     source = checks.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
-    return Mount(target, source, message.readonly, int(message.propagation))
+    return Mount(
+        guest_path=target,
+        host_path=source,
+        readonly=message.readonly,
+        propagation=int(message.propagation),
+    )
 
 
 def _device(message: cri.Device) -> Device:
     return Device(
-        checks.absolute_path(message.container_path, "devices: container_path"),
-        checks.absolute_path(message.host_path, "devices: host_path"),
-        message.permissions,
+        guest_path=checks.absolute_path(message.container_path, "devices: container_path"),
+        host_path=checks.absolute_path(message.host_path, "devices: host_path"),
+        permissions=message.permissions,
     )

@@ -90,7 +90,7 @@ class Executions:
         machine = running_machine(self._store, vm_id)
         streams = CollectedStreams(OUTPUT_LIMIT, lambda: self._stopping.is_set() or not wanted())
         with self._slots.taken(vm_id):
-            session = self._hooks.guest_exec(machine, GuestCommand(argv, captured=True))
+            session = self._hooks.guest_exec(machine, GuestCommand(argv=argv, captured=True))
             code = session.run(streams, timeout)
         if self._stopping.is_set():
             raise Unavailable(
@@ -110,7 +110,7 @@ class Executions:
         argv = checked(request.command)
         self._refuse_when_stopping()
         machine = running_machine(self._store, request.container_id)
-        command = GuestCommand(argv, stdin=request.stdin, tty=request.tty)
+        command = GuestCommand(argv=argv, stdin=request.stdin, tty=request.tty)
         loop = asyncio.get_running_loop()
         bridged = BridgedStreams(loop, streams, self._stopping.is_set)
         self._slots.take(machine.vm.id)

@@ -52,7 +52,9 @@ class Profiles:
                 return
         names = [n for n in registry.builtin + registry.extra if n in registry.builtin or n in more]
         active = tuple(n for n in names if n not in without)
-        self._usable[handler] = Profile(handler, active, MappingProxyType(dict(flavor)))
+        self._usable[handler] = Profile(
+            handler=handler, plugins=active, flavor=MappingProxyType(dict(flavor))
+        )
 
     @property
     def all(self) -> tuple[Profile, ...]:

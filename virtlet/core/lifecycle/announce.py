@@ -19,7 +19,9 @@ def commit_pod(
     """Write a pod's change of state and tell of it."""
     with context.order:
         context.journal.commit(what, write)
-        context.events.tell(Event(kind, pod.id, pod.id, time.time_ns()), pod.profile.handler)
+        context.events.tell(
+            Event(kind=kind, subject=pod.id, pod_id=pod.id, at=time.time_ns()), pod.profile.handler
+        )
 
 
 def commit_pod_stopped(context: Context, record: PodRecord) -> None:
@@ -39,7 +41,7 @@ def commit_pod_removed(context: Context, record: PodRecord) -> None:
     pod = record.pod
     with context.order:
         context.journal.commit("pod-removed", lambda: context.store.delete_pod(pod.id))
-        event = Event(EventKind.POD_REMOVED, pod.id, pod.id, time.time_ns())
+        event = Event(kind=EventKind.POD_REMOVED, subject=pod.id, pod_id=pod.id, at=time.time_ns())
         context.events.tell(event, pod.profile.handler, removed=record)
 
 
@@ -49,5 +51,5 @@ def commit_vm(
     """Write a VM's change of state and tell of it."""
     with context.order:
         context.journal.commit(what, write)
-        event = Event(kind, vm.id, vm.pod.id, time.time_ns(), reason)
+        event = Event(kind=kind, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=reason)
         context.events.tell(event, vm.pod.profile.handler)

@@ -19,17 +19,20 @@ log = logging.getLogger(__name__)
 def forced_exit() -> VmExit:
     """How a VM ends that did not heed the power button, or was not asked."""
     return VmExit(
-        137, "Error", "ended by force, after the grace period that it was given", time.time_ns()
+        exit_code=137,
+        reason="Error",
+        message="ended by force, after the grace period that it was given",
+        finished_at=time.time_ns(),
     )
 
 
 def lost_exit() -> VmExit:
     """How a VM ended whose emulator went away while nobody watched."""
     return VmExit(
-        255,
-        "Lost",
-        "the emulator was gone when the manager looked again; how it ended is not known",
-        time.time_ns(),
+        exit_code=255,
+        reason="Lost",
+        message="the emulator was gone when the manager looked again; how it ended is not known",
+        finished_at=time.time_ns(),
     )
 
 
@@ -90,7 +93,7 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
 
 def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
     """Write that a VM did not start: the next try is another attempt."""
-    ended = VmExit(128, "StartError", why, time.time_ns())
+    ended = VmExit(exit_code=128, reason="StartError", message=why, finished_at=time.time_ns())
 
     def end(current: VmRecord) -> VmRecord | None:
         if current.phase not in (VmPhase.STARTING, VmPhase.RUNNING):
@@ -132,7 +135,13 @@ def _commit_end(
     with context.order:
         if not context.journal.commit(what, lambda: context.store.change_vm(vm.id, end)):
             return False
-        event = Event(EventKind.VM_STOPPED, vm.id, vm.pod.id, time.time_ns(), reason)
+        event = Event(
+            kind=EventKind.VM_STOPPED,
+            subject=vm.id,
+            pod_id=vm.pod.id,
+            at=time.time_ns(),
+            reason=reason,
+        )
         context.events.tell(event, vm.pod.profile.handler)
     with context.changed:
         context.changed.notify_all()

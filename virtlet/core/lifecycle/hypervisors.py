@@ -99,7 +99,9 @@ class Hypervisors:
         message = "; ".join(problems.values())
         plugin = self._by_handler.get("")
         if plugin is None:
-            return HypervisorHealth(False, "NoHypervisor", self._missing.get("", message))
+            return HypervisorHealth(
+                ready=False, reason="NoHypervisor", message=self._missing.get("", message)
+            )
         return evolve(self.health(plugin), message=message)
 
     def require(self, plugin: str) -> None:

@@ -30,7 +30,9 @@ def pull(
     """Bring an image into the store; see `Images.pull`."""
     through = route(context, context.profiles.get(handler))
     image = context.images.pull(name, through, credentials, wanted)
-    context.events.tell(Event(EventKind.IMAGE_PULLED, image.id, "", time.time_ns()), handler)
+    context.events.tell(
+        Event(kind=EventKind.IMAGE_PULLED, subject=image.id, pod_id="", at=time.time_ns()), handler
+    )
     return image
 
 
@@ -40,7 +42,9 @@ def remove(context: Context, name: str, handler: str = "") -> None:
     if image is None:
         return
     context.images.store.remove(image.id)
-    context.events.tell(Event(EventKind.IMAGE_REMOVED, image.id, "", time.time_ns()), handler)
+    context.events.tell(
+        Event(kind=EventKind.IMAGE_REMOVED, subject=image.id, pod_id="", at=time.time_ns()), handler
+    )
 
 
 def route(context: Context, profile: Profile) -> Route:

@@ -29,5 +29,7 @@ def tell_owner(context: Context, vm: Vm, text: str) -> None:
         context.consoles.tell(vm, text)
     except VirtletError as error:
         log.warning("notice not in the pod's log", extra={"vm": vm.id, "problem": str(error)})
-    event = Event(EventKind.VM_NOTICE, vm.id, vm.pod.id, time.time_ns(), text)
+    event = Event(
+        kind=EventKind.VM_NOTICE, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=text
+    )
     context.events.tell(event, vm.pod.profile.handler)

@@ -40,7 +40,13 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
 
         pod_id = uuid.uuid4().hex
         directory = context.node.data_dir / "pods" / pod_id
-        pod = Pod(pod_id, config, profile, directory, time.time_ns())
+        pod = Pod(
+            id=pod_id,
+            config=config,
+            profile=profile,
+            directory=directory,
+            created_at=time.time_ns(),
+        )
         context.hypervisors.require(context.hypervisors.plugin_of(profile))
         check_annotations(context.hooks, pod)
         context.hooks.admit(pod, None)

@@ -72,7 +72,15 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     vm_id = uuid.uuid4().hex
     directory = context.node.data_dir / "volumes" / vm_id
     assert pod.network is not None
-    vm = Vm(vm_id, pod.pod, config, image, pod.network, directory, time.time_ns())
+    vm = Vm(
+        id=vm_id,
+        pod=pod.pod,
+        config=config,
+        image=image,
+        network=pod.network,
+        directory=directory,
+        created_at=time.time_ns(),
+    )
     hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
     context.hypervisors.require(hypervisor)
     context.hooks.admit(pod.pod, config)
@@ -280,7 +288,7 @@ def _image(context: Context, pod: PodRecord, config: VmConfig) -> AbstractContex
 def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
     sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
     return tuple(
-        _serve_volume(context, vm, VolumeRequest(f"volume-{number}", source))
+        _serve_volume(context, vm, VolumeRequest(role=f"volume-{number}", source=source))
         for number, source in enumerate(sources)
     )
 
@@ -336,7 +344,7 @@ def _machine(
         root=root,
         volumes=volumes,
         seed=seed,
-        console=Console(runtime / "console"),
+        console=Console(pipe=runtime / "console"),
         accelerator=context.hypervisors.named(hypervisor).info().accelerator,
         emulator=node.emulator,
         environment={

@@ -38,60 +38,66 @@ def _refused(name: str, form: str, instead: str) -> Annotation[str]:
             )
         return text
 
-    return Annotation(name, Kind(form, parse), "", f"Refused for now; use {instead}")
+    return Annotation(
+        name=name,
+        kind=Kind(name=form, parse=parse),
+        default="",
+        help=f"Refused for now; use {instead}",
+    )
 
 
 _SOURCE = "configmap/NAME or secret/NAME"
 
 SSH_KEYS: Annotation[tuple[str, ...]] = Annotation(
-    "VirtletSSHKeys",
-    Kind("one OpenSSH public key a line", _keys),
-    (),
-    "Public keys that may log in",
+    name="VirtletSSHKeys",
+    kind=Kind(name="one OpenSSH public key a line", parse=_keys),
+    default=(),
+    help="Public keys that may log in",
     secret=True,
 )
 IMAGE_TYPE = Annotation(
-    "VirtletCloudInitImageType",
-    Kind("nocloud or configdrive", _image_type),
-    "nocloud",
-    "Which of cloud-init's data sources the seed is written for",
+    name="VirtletCloudInitImageType",
+    kind=Kind(name="nocloud or configdrive", parse=_image_type),
+    default="nocloud",
+    help="Which of cloud-init's data sources the seed is written for",
 )
 META_DATA: Annotation[dict[str, Any]] = Annotation(
-    "VirtletCloudInitMetaData",
-    mapping(),
-    {},
-    "Meta-data; its keys replace the generated ones",
+    name="VirtletCloudInitMetaData",
+    kind=mapping(),
+    default={},
+    help="Meta-data; its keys replace the generated ones",
     secret=True,
 )
 USER_DATA: Annotation[dict[str, Any]] = Annotation(
-    "VirtletCloudInitUserData",
-    mapping(),
-    {},
-    "User-data (a cloud-config document), merged into the generated: mappings recurse, lists "
+    name="VirtletCloudInitUserData",
+    kind=mapping(),
+    default={},
+    help="User-data (a cloud-config document), merged into the generated: mappings recurse, lists "
     "append, anything else replaces",
     secret=True,
 )
 USER_DATA_OVERWRITE = Annotation(
-    "VirtletCloudInitUserDataOverwrite",
-    TRUE_ONLY,
-    False,
-    "Let the keys of VirtletCloudInitUserData replace the generated ones instead",
+    name="VirtletCloudInitUserDataOverwrite",
+    kind=TRUE_ONLY,
+    default=False,
+    help="Let the keys of VirtletCloudInitUserData replace the generated ones instead",
 )
 USER_DATA_SCRIPT = Annotation(
-    "VirtletCloudInitUserDataScript",
-    TEXT,
-    "",
-    "A script that is the whole user-data; `@virtlet-mount-script@` in it becomes shell code that "
+    name="VirtletCloudInitUserDataScript",
+    kind=TEXT,
+    default="",
+    help="A script that is the whole user-data; `@virtlet-mount-script@` in it becomes shell code "
+    "that "
     "writes the pod's files and environment and mounts its volumes. Without it, ConfigMaps, "
     "Secrets and other files are refused, but for the kubelet's own (hosts file, service "
     "account), and the script finds directories by tag and disks by serial number, `volume-N`",
     secret=True,
 )
 FORCE_DHCP = Annotation(
-    "VirtletForceDHCPNetworkConfig",
-    TRUE_ONLY,
-    False,
-    "Leave the network configuration out, so that the guest uses DHCP",
+    name="VirtletForceDHCPNetworkConfig",
+    kind=TRUE_ONLY,
+    default=False,
+    help="Leave the network configuration out, so that the guest uses DHCP",
 )
 SSH_KEY_SOURCE = _refused("VirtletSSHKeySource", f"{_SOURCE}[/KEY]", SSH_KEYS.name)
 USER_DATA_SOURCE = _refused("VirtletCloudInitUserDataSource", _SOURCE, USER_DATA.name)

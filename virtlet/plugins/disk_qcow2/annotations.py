@@ -13,9 +13,9 @@ def _refuse(text: str) -> str:
 
 
 FILES_FROM = Annotation(
-    "VirtletFilesFromDataSource",
-    Kind("configmap/NAME or secret/NAME", _refuse),
-    "",
-    "Files put on the root disk before boot; refused until the manager can read objects of "
+    name="VirtletFilesFromDataSource",
+    kind=Kind(name="configmap/NAME or secret/NAME", parse=_refuse),
+    default="",
+    help="Files put on the root disk before boot; refused until the manager can read objects of "
     "Kubernetes",
 )

@@ -15,7 +15,7 @@ MAX_ROOT_SIZE = 1 << 46
 
 def _optional(kind: Kind[T]) -> Kind[T | None]:
     """As `kind`, and nothing for an empty text, which leaves the choice to the handler."""
-    return Kind(kind.name, lambda text: kind.parse(text) if text.strip() else None)
+    return Kind(name=kind.name, parse=lambda text: kind.parse(text) if text.strip() else None)
 
 
 def _uuid(text: str) -> str:
@@ -40,50 +40,55 @@ def disk_size(text: str) -> int:
 
 
 VCPU_COUNT: Annotation[int | None] = Annotation(
-    "VirtletVCPUCount", _optional(integer(1, 255)), None, "Number of vCPUs; 1 unless said"
+    name="VirtletVCPUCount",
+    kind=_optional(integer(1, 255)),
+    default=None,
+    help="Number of vCPUs; 1 unless said",
 )
 MAX_VCPU_COUNT: Annotation[int | None] = Annotation(
-    "VirtletMaxVCPUCount",
-    _optional(integer(1, 255)),
-    None,
-    "How many vCPUs the VM can have while it runs; above 1, their number follows the CPU limit",
+    name="VirtletMaxVCPUCount",
+    kind=_optional(integer(1, 255)),
+    default=None,
+    help="How many vCPUs the VM can have while it runs; above 1, their number follows the CPU "
+    "limit",
 )
 MAX_MEMORY: Annotation[int | None] = Annotation(
-    "VirtletMaxMemory",
-    _optional(BYTES),
-    None,
-    "How far the memory of the VM can be raised while it runs",
+    name="VirtletMaxMemory",
+    kind=_optional(BYTES),
+    default=None,
+    help="How far the memory of the VM can be raised while it runs",
 )
 CPU_MODEL: Annotation[str | None] = Annotation(
-    "VirtletCPUModel",
-    _optional(choice("host-model")),
-    None,
-    "`host-model` gives the guest the host's CPU, which nested virtualisation needs; empty takes "
+    name="VirtletCPUModel",
+    kind=_optional(choice("host-model")),
+    default=None,
+    help="`host-model` gives the guest the host's CPU, which nested virtualisation needs; empty "
+    "takes "
     "the handler's or the node's model",
 )
 CPU_SETTING: Annotation[Cpu | None] = Annotation(
-    "VirtletLibvirtCPUSetting",
-    Kind("YAML of libvirt's <cpu> element", parse_cpu),
-    None,
-    "libvirt's `<cpu>` element as YAML, keys in any case; wins over VirtletCPUModel",
+    name="VirtletLibvirtCPUSetting",
+    kind=Kind(name="YAML of libvirt's <cpu> element", parse=parse_cpu),
+    default=None,
+    help="libvirt's `<cpu>` element as YAML, keys in any case; wins over VirtletCPUModel",
 )
 DISK_DRIVER: Annotation[str | None] = Annotation(
-    "VirtletDiskDriver",
-    _optional(choice("scsi", "virtio")),
-    None,
-    "Bus of the disks; scsi unless said",
+    name="VirtletDiskDriver",
+    kind=_optional(choice("scsi", "virtio")),
+    default=None,
+    help="Bus of the disks; scsi unless said",
 )
 ROOT_VOLUME_SIZE: Annotation[int | None] = Annotation(
-    "VirtletRootVolumeSize",
-    _optional(Kind("quantity", disk_size)),
-    None,
-    "Size of the root disk; the image's own where that is larger",
+    name="VirtletRootVolumeSize",
+    kind=_optional(Kind(name="quantity", parse=disk_size)),
+    default=None,
+    help="Size of the root disk; the image's own where that is larger",
 )
 SYSTEM_UUID: Annotation[str | None] = Annotation(
-    "VirtletSystemUUID",
-    _optional(Kind("UUID", _uuid)),
-    None,
-    "SMBIOS UUID the guest sees; a new one for every VM unless said",
+    name="VirtletSystemUUID",
+    kind=_optional(Kind(name="UUID", parse=_uuid)),
+    default=None,
+    help="SMBIOS UUID the guest sees; a new one for every VM unless said",
 )
 ALL = (
     VCPU_COUNT,

@@ -87,7 +87,7 @@ def check_flavors(handlers: Mapping[str, Any]) -> None:
             case {"without": [*names]} if "flavors" in names:
                 pass  # it means something to another plugin
             case {"flavor": Mapping() as settings}:
-                flavor_of(Profile(handler, (), settings))
+                flavor_of(Profile(handler=handler, plugins=(), flavor=settings))
 
 
 def flavor_of(profile: Profile) -> Flavor:

@@ -49,9 +49,9 @@ def download(source: ImageSource, credentials: Credentials, staging: Staging) ->
 def _attempt(session: Session, staging: Staging, asked: Mapping[str, str]) -> FetchedImage:
     with session.get(asked) as response:
         if response.status_code == 304 and "If-None-Match" in asked:
-            return FetchedImage(staging.size)
+            return FetchedImage(size=staging.size)
         if response.status_code == 416 and _is_whole(response, staging):
-            return FetchedImage(staging.size)
+            return FetchedImage(size=staging.size)
         offset, total = _extent(session, response, staging, asked)
         if not (session.pinned or _tells_its_end(response)):
             raise FailedPrecondition(
@@ -62,7 +62,9 @@ def _attempt(session: Session, staging: Staging, asked: Mapping[str, str]) -> Fe
         staging.begin(_validator(response) if offset == 0 else staging.validator, offset, total)
         for chunk in response.iter_raw():
             staging.write(chunk)
-        return FetchedImage(staging.size if total is None else total, _told(response))
+        return FetchedImage(
+            size=staging.size if total is None else total, annotations=_told(response)
+        )
 
 
 def _is_whole(response: httpx.Response, staging: Staging) -> bool:

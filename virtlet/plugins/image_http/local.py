@@ -50,7 +50,7 @@ def fetch_file(source: ImageSource, staging: Staging) -> FetchedImage:
                 staging.write(chunk)
             if _validator(os.fstat(descriptor)) != validator:
                 raise Unavailable(f"image {source.name}: {path} changed while it was read")
-    return FetchedImage(before.st_size)
+    return FetchedImage(size=before.st_size)
 
 
 def _path(source: ImageSource) -> Path:

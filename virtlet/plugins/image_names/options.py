@@ -6,28 +6,28 @@ from typing import Any
 from virtlet.model.option import BOOLEAN, PATH, Option, choice
 
 TRANSLATIONS_DIR: Option[Path] = Option(
-    "imageTranslationConfigsDir",
-    "--image-translation-configs-dir",
-    "VIRTLET_IMAGE_TRANSLATIONS_DIR",
-    PATH,
-    "/etc/virtlet/images",
-    "directory of image translation files (*.yaml); read again when they change",
+    field="imageTranslationConfigsDir",
+    flag="--image-translation-configs-dir",
+    env="VIRTLET_IMAGE_TRANSLATIONS_DIR",
+    kind=PATH,
+    default="/etc/virtlet/images",
+    help="directory of image translation files (*.yaml); read again when they change",
 )
 REGEXP_TRANSLATION: Option[bool] = Option(
-    "enableRegexpImageTranslation",
-    "--enable-regexp-image-translation",
-    "IMAGE_REGEXP_TRANSLATION",
-    BOOLEAN,
-    "true",
-    "translate image names by regular expressions too",
+    field="enableRegexpImageTranslation",
+    flag="--enable-regexp-image-translation",
+    env="IMAGE_REGEXP_TRANSLATION",
+    kind=BOOLEAN,
+    default="true",
+    help="translate image names by regular expressions too",
 )
 DOWNLOAD_PROTOCOL: Option[str] = Option(
-    "downloadProtocol",
-    "--image-download-protocol",
-    "VIRTLET_DOWNLOAD_PROTOCOL",
-    choice("https", "http"),
-    "https",
-    "scheme for addresses that have none",
+    field="downloadProtocol",
+    flag="--image-download-protocol",
+    env="VIRTLET_DOWNLOAD_PROTOCOL",
+    kind=choice("https", "http"),
+    default="https",
+    help="scheme for addresses that have none",
 )
 
 OPTIONS: tuple[Option[Any], ...] = (TRANSLATIONS_DIR, REGEXP_TRANSLATION, DOWNLOAD_PROTOCOL)

@@ -107,4 +107,4 @@ def _certificate(document: Document, node: yaml.Node) -> TlsCertificate:
         raise document.fail(fields.get("cert", node), "cert must be a PEM certificate")
     if key and "PRIVATE KEY-----" not in key:
         raise document.fail(fields["key"], "key must be a PEM private key")
-    return TlsCertificate(cert, key or None)
+    return TlsCertificate(cert=cert, key=key or None)

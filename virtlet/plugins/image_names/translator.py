@@ -51,14 +51,18 @@ class Translator:
         """Say where an image is; None when its scheme is for others to know."""
         if image.scheme:
             known = image.scheme in ("file", "http", "https")
-            return ImageSource(image.name, image.name, image.digest) if known else None
+            return (
+                ImageSource(name=image.name, url=image.name, digest=image.digest) if known else None
+            )
         files = self._refresh()
         target = self._translate(image.name, files)
         if target is None:
             url = self._plain(image.name, files)
-            return ImageSource(image.name, url, image.digest)
+            return ImageSource(name=image.name, url=url, digest=image.digest)
         url = target.url if scheme_of(target.url) else f"{self._protocol}://{target.url}"
-        return ImageSource(image.name, url, image.digest, target.transport)
+        return ImageSource(
+            name=image.name, url=url, digest=image.digest, transport=target.transport
+        )
 
     def explain(self, name: str) -> str:
         """Why a name leads nowhere, and what to do."""

@@ -85,8 +85,13 @@ class Changes:
         for vm_id in set(self._told) - set(current):
             before = self._told.pop(vm_id)
             if tell and before.state in _LIVE:
-                gone = VmExit(255, "Error", "libvirt does not know the VM any more", now())
-                tell(Observation(vm_id, DomainState.STOPPED, gone))
+                gone = VmExit(
+                    exit_code=255,
+                    reason="Error",
+                    message="libvirt does not know the VM any more",
+                    finished_at=now(),
+                )
+                tell(Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=gone))
         for observation in current.values():
             settled = self._settled(observation)
             if settled is not None:
@@ -118,7 +123,7 @@ class Changes:
             out_of_memory=out_of_memory,
         )
         how = self._runs.end(seen.vm_id, how)
-        self._tell(Observation(seen.vm_id, DomainState.STOPPED, how), tell)
+        self._tell(Observation(vm_id=seen.vm_id, state=DomainState.STOPPED, exit=how), tell)
 
     def _tell(self, observation: Observation, tell: DomainCallback | None) -> None:
         before = self._told.get(observation.vm_id)

@@ -137,7 +137,7 @@ class Connections:
         if not problem:
             return HypervisorHealth(ready=True)
         message = f"libvirt at {self._uri} does not answer: {problem}"
-        return HypervisorHealth(False, "LibvirtUnavailable", message)
+        return HypervisorHealth(ready=False, reason="LibvirtUnavailable", message=message)
 
     @property
     def _connected(self) -> bool:

@@ -31,7 +31,9 @@ def make_hypervisor(config: Config, node: Node) -> "LibvirtHypervisor":
     kvm = not config[DISABLE_KVM] and (forced or (host.kvm is not None and host.kvm.usable))
     if asked and not kvm and host.kvm is not None:
         log.warning("guests are emulated, which is slow", extra={"problem": host.kvm.reason})
-    info = HypervisorInfo("QEMU", host.qemu_version, "kvm" if kvm else "qemu")
+    info = HypervisorInfo(
+        name="QEMU", version=host.qemu_version, accelerator="kvm" if kvm else "qemu"
+    )
     with quietly(place.root / "log/libvirt.log" if place.root else None):
         from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
     return LibvirtHypervisor(place, node, info)

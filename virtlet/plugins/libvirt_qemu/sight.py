@@ -53,11 +53,11 @@ class Sight:
         state, reason = domain.state()
         live = states.live_state(state, reason)
         if live is not None:
-            return Observation(vm_id, live)
+            return Observation(vm_id=vm_id, state=live)
         if not self._runs.begun(vm_id):
-            return Observation(vm_id, DomainState.DEFINED)
+            return Observation(vm_id=vm_id, state=DomainState.DEFINED)
         ended = self._runs.wait_for_end(vm_id, patience or 0.0)
         if ended is None and patience is not None:
             how = states.exit_by_reason(reason, lambda: self._by_signal(domain.name()))
             ended = self._runs.end(vm_id, how)
-        return Observation(vm_id, DomainState.STOPPED, ended)
+        return Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=ended)

@@ -103,4 +103,4 @@ def forced() -> VmExit:
 
 def _exit(how: tuple[int, str, str]) -> VmExit:
     code, reason, message = how
-    return VmExit(code, reason, message, now())
+    return VmExit(exit_code=code, reason=reason, message=message, finished_at=now())

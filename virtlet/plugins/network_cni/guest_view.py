@@ -122,7 +122,7 @@ def _from_kernel(routes: Sequence[KernelRoute], device: str) -> Iterator[Route]:
         if route.device != device or route.automatic or destination.is_multicast:
             continue
         metric = 0 if route.metric == _DEFAULT_METRIC[destination.version] else route.metric
-        yield Route(route.destination, route.gateway, metric)
+        yield Route(destination=route.destination, gateway=route.gateway, metric=metric)
 
 
 def _from_result(result: CniResult, name: str) -> Iterator[Route]:

@@ -33,9 +33,11 @@ def launch_part(machine: Machine) -> LaunchPart:
     if len(interfaces) > _SLOTS:
         raise FailedPrecondition(f"a VM can have {_SLOTS} NICs, not {len(interfaces)}")
     taps = netns.inside(path, lambda: _open_all([i.tap for i in interfaces]))
-    fds = [LaunchFd(f"tap{number}", descriptor) for number, descriptor in enumerate(taps)]
+    fds = [LaunchFd(name=f"tap{number}", fd=descriptor) for number, descriptor in enumerate(taps)]
     vhosts = _vhosts(len(interfaces)) if machine.accelerator == "kvm" else []
-    fds += [LaunchFd(f"vhost{number}", descriptor) for number, descriptor in enumerate(vhosts)]
+    fds += [
+        LaunchFd(name=f"vhost{number}", fd=descriptor) for number, descriptor in enumerate(vhosts)
+    ]
     bus = "pci.0" if _has_plain_pci(machine.flavor.machine) else "pcie.0"
     arguments = [
         argument

@@ -6,39 +6,39 @@ from virtlet.model.option import BOOLEAN, PATH, Annotation, Kind, Option, intege
 from virtlet.model.quantity import parse_quantity
 
 CNI_BIN_DIR: Option[Path] = Option(
-    "cniPluginDir",
-    "--cni-bin-dir",
-    "VIRTLET_CNI_PLUGIN_DIR",
-    PATH,
-    "/opt/cni/bin",
-    "Directory of the CNI plugins.",
+    field="cniPluginDir",
+    flag="--cni-bin-dir",
+    env="VIRTLET_CNI_PLUGIN_DIR",
+    kind=PATH,
+    default="/opt/cni/bin",
+    help="Directory of the CNI plugins.",
 )
 
 CNI_CONF_DIR: Option[Path] = Option(
-    "cniConfigDir",
-    "--cni-conf-dir",
-    "VIRTLET_CNI_CONFIG_DIR",
-    PATH,
-    "/etc/cni/net.d",
-    "Directory of the CNI configuration; the first file by name is used.",
+    field="cniConfigDir",
+    flag="--cni-conf-dir",
+    env="VIRTLET_CNI_CONFIG_DIR",
+    kind=PATH,
+    default="/etc/cni/net.d",
+    help="Directory of the CNI configuration; the first file by name is used.",
 )
 
 ENABLE_SRIOV: Option[bool] = Option(
-    "enableSriov",
-    "--enable-sriov",
-    "VIRTLET_SRIOV_SUPPORT",
-    BOOLEAN,
-    "false",
-    "Pass SR-IOV virtual functions to guests; not supported yet, so that true is refused.",
+    field="enableSriov",
+    flag="--enable-sriov",
+    env="VIRTLET_SRIOV_SUPPORT",
+    kind=BOOLEAN,
+    default="false",
+    help="Pass SR-IOV virtual functions to guests; not supported yet, so that true is refused.",
 )
 
 CALICO_SUBNET_SIZE: Option[int] = Option(
-    "calicoSubnetSize",
-    "--calico-subnet-size",
-    "VIRTLET_CALICO_SUBNET",
-    integer(1, 32),
-    "24",
-    "Prefix length a guest is told instead of Calico's /32; 32 leaves it as it is.",
+    field="calicoSubnetSize",
+    flag="--calico-subnet-size",
+    env="VIRTLET_CALICO_SUBNET",
+    kind=integer(1, 32),
+    default="24",
+    help="Prefix length a guest is told instead of Calico's /32; 32 leaves it as it is.",
 )
 
 
@@ -50,18 +50,20 @@ def _bits_per_second(text: str) -> int:
     return int(rate)
 
 
-_RATE: Kind[int] = Kind("bits per second", _bits_per_second)
+_RATE: Kind[int] = Kind(name="bits per second", parse=_bits_per_second)
 
 INGRESS: Annotation[int] = Annotation(
-    "kubernetes.io/ingress-bandwidth",
-    _RATE,
-    0,
-    "Traffic to the pod is kept below this, where the CNI configuration has a bandwidth plugin.",
+    name="kubernetes.io/ingress-bandwidth",
+    kind=_RATE,
+    default=0,
+    help="Traffic to the pod is kept below this, where the CNI configuration has a bandwidth "
+    "plugin.",
 )
 
 EGRESS: Annotation[int] = Annotation(
-    "kubernetes.io/egress-bandwidth",
-    _RATE,
-    0,
-    "Traffic from the pod is kept below this, where the CNI configuration has a bandwidth plugin.",
+    name="kubernetes.io/egress-bandwidth",
+    kind=_RATE,
+    default=0,
+    help="Traffic from the pod is kept below this, where the CNI configuration has a bandwidth "
+    "plugin.",
 )

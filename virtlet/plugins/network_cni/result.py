@@ -126,7 +126,11 @@ def _route(entry: Any, where: str) -> Route:
     metric = item.get("priority") or 0
     if not _is_integer(metric) or not 0 <= metric < 2**32:
         raise ValueError(f"{where}.priority {metric!r} is no metric")
-    return Route(str(destination), _gateway(item, "gw", where, destination.version), metric)
+    return Route(
+        destination=str(destination),
+        gateway=_gateway(item, "gw", where, destination.version),
+        metric=metric,
+    )
 
 
 def _dns(value: Any) -> DnsConfig:
@@ -142,7 +146,7 @@ def _dns(value: Any) -> DnsConfig:
     if domain and domain not in searches:
         # resolv.conf(5): `search` wins over `domain`, so the domain comes last.
         searches = (*searches, domain)
-    return DnsConfig(servers, searches, _each(dns, "options", _plain))
+    return DnsConfig(servers=servers, searches=searches, options=_each(dns, "options", _plain))
 
 
 def _gateway(item: Mapping[str, Any], key: str, where: str, family: int) -> str:

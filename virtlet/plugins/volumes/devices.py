@@ -42,7 +42,7 @@ def serve_device(device: Device, role: str) -> Disk:
             "given no other: use a PersistentVolumeClaim with volumeMode Block"
         )
     return Disk(
-        Path(path),
+        path=Path(path),
         format="raw",
         readonly="w" not in (device.permissions or "rwm"),
         block=True,

@@ -34,8 +34,8 @@ def serve_mount(mount: Mount, origin: Origin, role: str, raw_devices: Sequence[s
             raise InvalidArgument(f"mount: path {path!r} is not absolute")
     if origin is Origin.TERMINATION_LOG:
         return Unneeded(
-            mount.guest_path,
-            "a VM leaves no termination message; its last words are in the pod's log",
+            guest_path=mount.guest_path,
+            reason="a VM leaves no termination message; its last words are in the pod's log",
         )
     if origin is Origin.FLEXVOLUME:
         raise Unimplemented(
@@ -43,9 +43,13 @@ def serve_mount(mount: Mount, origin: Origin, role: str, raw_devices: Sequence[s
             "yet: use a PersistentVolumeClaim with volumeMode Block or Filesystem"
         )
     if origin in (Origin.CONFIG, Origin.HOSTS):
-        return GuestFiles(Path(mount.host_path), mount.guest_path, PUBLIC_MODE)
+        return GuestFiles(
+            host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=PUBLIC_MODE
+        )
     if origin is Origin.SECRET:
-        return GuestFiles(Path(mount.host_path), mount.guest_path, SECRET_MODE)
+        return GuestFiles(
+            host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=SECRET_MODE
+        )
     return _by_content(mount, role, raw_devices)
 
 
@@ -53,7 +57,11 @@ def _by_content(mount: Mount, role: str, raw_devices: Sequence[str]) -> Volume:
     mode = _mode(mount)
     if stat.S_ISDIR(mode):
         return Share(
-            Path(mount.host_path), mount.guest_path, tag=role, readonly=mount.readonly, driver="9p"
+            host_path=Path(mount.host_path),
+            guest_path=mount.guest_path,
+            tag=role,
+            readonly=mount.readonly,
+            driver="9p",
         )
     if stat.S_ISBLK(mode):
         return _node_disk(mount, role, raw_devices)
@@ -67,7 +75,9 @@ def _by_content(mount: Mount, role: str, raw_devices: Sequence[str]) -> Volume:
             f"mount {mount.guest_path}: {mount.host_path} is a file, of which a VM gets a copy "
             "that never reaches the node: mount it with readOnly, or mount its directory"
         )
-    return GuestFiles(Path(mount.host_path), mount.guest_path, PUBLIC_MODE)
+    return GuestFiles(
+        host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=PUBLIC_MODE
+    )
 
 
 def _mode(mount: Mount) -> int:
@@ -88,7 +98,7 @@ def _node_disk(mount: Mount, role: str, raw_devices: Sequence[str]) -> Disk:
             "in the manager's configuration, or use a block PersistentVolumeClaim"
         )
     return Disk(
-        Path(path),
+        path=Path(path),
         format="raw",
         readonly=mount.readonly,
         block=True,
