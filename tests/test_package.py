@@ -1,0 +1,39 @@
+"""What a built package holds."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METADATA = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> dict[str, str]:
+    """The texts of a package built from a copy, by their names."""
+    source = tmp_path / "source"
+    (source / "virtlet").mkdir(parents=True)
+    for name in METADATA:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    shutil.copy(ROOT / "virtlet" / "__init__.py", source / "virtlet")
+    argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*argv, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def test_the_licence_that_the_metadata_names_is_shipped(wheel: dict[str, str]) -> None:
+    (metadata,) = (text for name, text in wheel.items() if name.endswith("/METADATA"))
+    headers = Parser().parsestr(metadata)
+    assert headers["License"] == "Apache-2.0"
+    assert headers.get_all("License-File") == ["LICENSE"]
+    (shipped,) = (text for name, text in wheel.items() if name.endswith("/LICENSE"))
+    assert shipped == (ROOT / "LICENSE").read_text()
+    assert "END OF TERMS AND CONDITIONS" in shipped
