@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
+from tests.fakes import kubelet
 from virtlet.cli.client import Client
-from virtlet.cli.manifest import PodManifest, read_manifest
+from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
@@ -42,23 +43,31 @@ class Pod:
     manifest: PodManifest
     id: str = ""
     vm: str = ""
+    handler_in_image_calls: bool = False
+    """Whether the kubelet has its alpha gate RuntimeClassInImageCriApi; a stock one has not."""
 
     def run(self) -> "Pod":
         """RunPodSandbox."""
         return evolve(self, id=self.client.run_pod(self.manifest.pod, self.manifest.handler))
 
     def create(self, attempt: int = 0, name: str = "guest") -> "Pod":
-        """CreateContainer, with the image pulled before."""
-        image = self.manifest.container.image.image
-        self.client.pull(image, handler=self.manifest.handler)
+        """ImageStatus, PullImage and CreateContainer."""
+        self.client.image_id(self.image)
+        self.client.pull(self.image, self.pod)
         return evolve(self, vm=self.client.create(self.id, self.config(attempt, name), self.pod))
 
+    @property
+    def image(self) -> cri.ImageSpec:
+        """The image as the kubelet asks for it."""
+        image = self.manifest.image()
+        if self.handler_in_image_calls:
+            image.runtime_handler = self.manifest.handler
+        return image
+
     def config(self, attempt: int = 0, name: str = "guest") -> cri.ContainerConfig:
-        """The container's configuration for an attempt."""
-        config = cri.ContainerConfig()
-        config.CopyFrom(self.manifest.container)
-        config.metadata.name = name
-        config.metadata.attempt = attempt
+        """The container's configuration for an attempt; its image was pulled before."""
+        config = self.manifest.attempt(attempt, self.client.image_id(self.image))
+        config.metadata.name = config.labels["io.kubernetes.container.name"] = name
         config.log_path = f"{name}/{attempt}.log"
         return config
 
@@ -138,14 +147,11 @@ def payload(log: Path) -> bytes:
 
 
 def make_manifest(node: Playground, name: str = "", handler: str = "") -> PodManifest:
-    """The tiny guest's manifest under a name of its own."""
-    manifest = read_manifest(MANIFEST, node.log_root)
-    name = name or f"pod{next(_numbers)}"
-    manifest.pod.metadata.name = name
-    manifest.pod.metadata.uid = f"uid-{name}"
-    manifest.pod.hostname = name
-    manifest.pod.log_directory = str(node.log_root / name)
-    return evolve(manifest, handler=handler)
+    """The tiny guest's manifest under a name of its own, as a kubelet of a cluster has it."""
+    document = kubelet.document(MANIFEST, name or f"pod{next(_numbers)}")
+    manifest = evolve(pod_manifest(document, node.log_root), handler=handler)
+    kubelet.complete(manifest, node.kubelet_dir)
+    return manifest
 
 
 PodFactory = Callable[..., Pod]

@@ -163,7 +163,7 @@ def test_lists_honour_every_filter(new_pod: PodFactory) -> None:
 
 def test_a_reopened_log_goes_on_in_a_new_file_without_losing_a_byte(new_pod: PodFactory) -> None:
     pod = new_pod().up()
-    log = pod.node.log_root / pod.manifest.pod.metadata.name / "guest" / "0.log"
+    log = Path(pod.pod.log_directory) / "guest" / "0.log"
     wait_until(log.exists, 10, "the log")
     pod.wait_for_console("Linux version")
     rotated = log.with_suffix(".rotated")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import grpc
 from virtlet.cli.errors import CommandFailed
 from virtlet.cri import api_pb2 as cri
 from virtlet.cri import api_pb2_grpc
+from virtlet.model.endpoint import socket_path
 
 DEFAULT_SOCKET = "/run/virtlet.sock"
 SOCKET_ENVIRONMENT = "VIRTLET_CRI_SOCKET_PATH"
@@ -37,12 +39,18 @@ class Client:
     """A connection to a CRI socket.
 
     Args:
-        socket: the runtime's unix socket.
+        endpoint: the runtime's unix socket, as a path or a unix:// URL.
         timeout: seconds for one call.
+
+    Raises:
+        NoRuntime: it is no unix socket's.
     """
 
-    def __init__(self, socket: str | Path, timeout: float = TIMEOUT) -> None:
-        self.socket = Path(socket)
+    def __init__(self, endpoint: str | Path, timeout: float = TIMEOUT) -> None:
+        try:
+            self.socket = Path(socket_path(str(endpoint)))
+        except ValueError as error:
+            raise NoRuntime(str(error)) from None
         self._timeout = timeout
         self._channel = grpc.insecure_channel(
             f"unix:{self.socket}", options=[("grpc.max_receive_message_length", 16 << 20)]
@@ -66,18 +74,38 @@ class Client:
 
         Raises:
             CallFailed: the runtime answered with an error, or went away.
-            NoRuntime: there is no socket.
+            NoRuntime: there is no socket, nobody listens on it, or it may not be opened.
         """
         stub = getattr(self.runtime, method, None) or getattr(self.images, method)
         try:
             return stub(request, timeout=timeout or self._timeout)
         except grpc.RpcError as error:
-            if not self.socket.exists():
-                raise NoRuntime(
-                    f"no runtime listens on {self.socket}: start it (`virtlet serve`), or name its "
-                    f"socket with --socket or {SOCKET_ENVIRONMENT}"
-                ) from None
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._look_why()
             raise CallFailed(method, error) from None
+
+    def _look_why(self) -> None:
+        """Tell what keeps us from the runtime where the socket shows it; gRPC tells too little.
+
+        Raises:
+            NoRuntime: there is no socket, nobody listens on it, or it may not be opened.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1.0)
+                connection.connect(str(self.socket))
+        except PermissionError:
+            raise NoRuntime(
+                f"{self.socket}: permission denied: run this as root or as a user who may write "
+                "to the socket"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise NoRuntime(
+                f"no runtime listens on {self.socket}: start it (`virtlet serve`), or name its "
+                f"socket with --socket or {SOCKET_ENVIRONMENT}"
+            ) from None
+        except OSError:
+            return  # It is busy, say: what gRPC told stands.
 
     def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
         """RunPodSandbox; returns the pod's id."""
@@ -86,13 +114,31 @@ class Client:
         return reply.pod_sandbox_id
 
     def pull(
-        self, image: str, config: cri.PodSandboxConfig | None = None, handler: str = ""
+        self,
+        image: str | cri.ImageSpec,
+        config: cri.PodSandboxConfig | None = None,
+        handler: str = "",
     ) -> str:
-        """PullImage; returns the image's id."""
-        spec = cri.ImageSpec(image=image, runtime_handler=handler)
+        """PullImage; returns the image's id.
+
+        Args:
+            image: its name, or all that is said of it.
+            config: the pod that it is for.
+            handler: whose plugins serve it; a kubelet never says this.
+        """
+        spec = image if isinstance(image, cri.ImageSpec) else cri.ImageSpec(image=image)
+        if handler:
+            spec.runtime_handler = handler
         request = cri.PullImageRequest(image=spec, sandbox_config=config)
         reply: cri.PullImageResponse = self.call("PullImage", request, timeout=3600.0)
         return reply.image_ref
+
+    def image_id(self, image: cri.ImageSpec) -> str:
+        """ImageStatus; returns the image's id, or nothing where the store has none."""
+        reply: cri.ImageStatusResponse = self.call(
+            "ImageStatus", cri.ImageStatusRequest(image=image)
+        )
+        return reply.image.id
 
     def create(
         self, pod_id: str, container: cri.ContainerConfig, config: cri.PodSandboxConfig
@@ -127,12 +173,14 @@ class Client:
 
     def pods(self) -> list[cri.PodSandbox]:
         """ListPodSandbox, all of them."""
-        return list(self.call("ListPodSandbox", cri.ListPodSandboxRequest()).items)
+        request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter())
+        return list(self.call("ListPodSandbox", request).items)
 
     def containers(self, pod_id: str = "") -> list[cri.Container]:
-        """ListContainers, of one pod or all."""
-        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod_id))
-        return list(self.call("ListContainers", request).containers)
+        """ListContainers; those of one pod or all."""
+        request = cri.ListContainersRequest(filter=cri.ContainerFilter())
+        found = self.call("ListContainers", request).containers
+        return [one for one in found if pod_id in ("", one.pod_sandbox_id)]
 
     def pod_status(self, pod_id: str) -> cri.PodSandboxStatus:
         """PodSandboxStatus."""

@@ -7,12 +7,17 @@ from typing import Any
 import yaml
 from attrs import frozen
 
+from virtlet.cli import kubelet
 from virtlet.cli.errors import CommandFailed
 from virtlet.cri import api_pb2 as cri
-from virtlet.model.quantity import parse_bytes, parse_quantity
+from virtlet.model.plain import yaml_problem
+from virtlet.model.quantity import parse_quantity
 
-CPU_PERIOD = 100_000
-"""Microseconds; the kubelet's period."""
+_PROPAGATION = {
+    "None": cri.MountPropagation.PROPAGATION_PRIVATE,
+    "HostToContainer": cri.MountPropagation.PROPAGATION_HOST_TO_CONTAINER,
+    "Bidirectional": cri.MountPropagation.PROPAGATION_BIDIRECTIONAL,
+}
 
 
 class BadManifest(CommandFailed):
@@ -25,9 +30,33 @@ class PodManifest:
 
     pod: cri.PodSandboxConfig
     container: cri.ContainerConfig
+    """Its image is named as in the manifest; see `attempt` for what is sent."""
     handler: str
     grace: int
     """Seconds the guest gets to power off."""
+    pull_policy: str = "Always"
+
+    def image(self) -> cri.ImageSpec:
+        """The image as a kubelet asks for it before there is a container."""
+        name = kubelet.image_name(self.container.image.image)
+        return cri.ImageSpec(image=name, annotations=self.pod.annotations)
+
+    def attempt(self, number: int, image_id: str) -> cri.ContainerConfig:
+        """The container as a kubelet asks for it, with the image by its id.
+
+        Args:
+            number: how many attempts there were before.
+            image_id: as PullImage or ImageStatus answered.
+        """
+        config = cri.ContainerConfig()
+        config.CopyFrom(self.container)
+        config.metadata.attempt = number
+        config.image.CopyFrom(
+            cri.ImageSpec(image=image_id, user_specified_image=self.container.image.image)
+        )
+        config.annotations["io.kubernetes.container.restartCount"] = str(number)
+        config.log_path = f"{config.metadata.name}/{number}.log"
+        return config
 
 
 def read_manifest(path: Path, log_root: Path) -> PodManifest:
@@ -41,18 +70,19 @@ def read_manifest(path: Path, log_root: Path) -> PodManifest:
         BadManifest: it is not such a file.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = _one_document(path.read_text())
+        seen = path.stat().st_mtime_ns
     except OSError as error:
         raise BadManifest(f"{path}: {error.strerror}") from None
     except RecursionError:
         raise BadManifest(f"{path}: nested too deeply for a pod manifest") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise BadManifest(
-            f"{path}: no valid YAML{f' at line {mark.line + 1}' if mark else ''}"
-        ) from None
+        problem = yaml_problem(error) if isinstance(error, yaml.YAMLError) else "is no UTF-8 text"
+        raise BadManifest(f"{path}: {problem}") from None
+    except BadManifest as error:
+        raise BadManifest(f"{path}: {error}") from None
     try:
-        return _convert(document, log_root)
+        return pod_manifest(document, log_root, seen)
     except BadManifest as error:
         raise BadManifest(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -60,42 +90,58 @@ def read_manifest(path: Path, log_root: Path) -> PodManifest:
         raise BadManifest(f"{path}: no usable pod manifest: {what}") from None
 
 
-def _convert(document: Any, log_root: Path) -> PodManifest:
+def _one_document(text: str) -> Any:
+    """The one document of a file, which may have empty ones beside it."""
+    found = [document for document in yaml.safe_load_all(text) if document is not None]
+    if len(found) > 1:
+        kinds = [str(d.get("kind")) if isinstance(d, dict) else "no object" for d in found]
+        raise BadManifest(
+            f"holds {len(found)} documents ({', '.join(kinds)}), and `virtlet run` takes one: "
+            "write the Pod into a file of its own"
+        )
+    return found[0] if found else None
+
+
+def pod_manifest(document: Any, log_root: Path, seen: int = 0) -> PodManifest:
+    """What a manifest's one document asks for.
+
+    Args:
+        document: of kind Pod.
+        log_root: where the pods' log directories go.
+        seen: when it was written, in nanoseconds of Unix time.
+
+    Raises:
+        BadManifest: it is no pod, or one that no VM can be.
+        KeyError, TypeError, AttributeError, ValueError: it is no usable pod.
+    """
     if not isinstance(document, dict) or document.get("kind") != "Pod":
         raise BadManifest("expected one object of kind Pod")
     meta, spec = document["metadata"], document["spec"]
     if len(spec["containers"]) != 1 or spec.get("initContainers"):
         raise BadManifest("a VM pod has exactly one container")
     container = spec["containers"][0]
+    _check_quantities(container.get("resources") or {})
     name, namespace = meta["name"], meta.get("namespace", "default")
     # A name's own uid keeps `virtlet run` of one file idempotent, as a kubelet's retry is.
     uid = meta.get("uid") or hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:32]
     labels = {
-        **_strings(meta, "labels"),
         "io.kubernetes.pod.name": name,
         "io.kubernetes.pod.namespace": namespace,
         "io.kubernetes.pod.uid": uid,
     }
-    dns = spec.get("dnsConfig") or {}
-    namespaces = _namespaces(spec)
-    privileged = (container.get("securityContext") or {}).get("privileged")
     pod = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
-        hostname=spec.get("hostname", name),
+        hostname=kubelet.host_name(spec.get("hostname", name)),
         log_directory=str(log_root / f"{namespace}_{name}_{uid}"),
-        dns_config=cri.DNSConfig(
-            servers=dns.get("nameservers") or [],
-            searches=dns.get("searches") or [],
-            options=[_dns_option(option) for option in dns.get("options") or []],
-        ),
-        port_mappings=[_port(port) for port in container.get("ports") or [] if "hostPort" in port],
-        labels=labels,
-        annotations=_strings(meta, "annotations"),
+        dns_config=kubelet.dns(spec),
+        port_mappings=[_port(port) for port in container.get("ports") or []],
+        labels={**_strings(meta, "labels"), **labels},
+        annotations={**_strings(meta, "annotations"), **kubelet.pod_annotations(seen)},
         linux=cri.LinuxPodSandboxConfig(
-            security_context=cri.LinuxSandboxSecurityContext(
-                namespace_options=namespaces, privileged=privileged
-            ),
+            security_context=kubelet.sandbox_security(spec, container),
             sysctls=_sysctls(spec.get("securityContext") or {}),
+            overhead=kubelet.overhead(spec),
+            resources=kubelet.pod_resources(container),
         ),
     )
     config = cri.ContainerConfig(
@@ -103,20 +149,27 @@ def _convert(document: Any, log_root: Path) -> PodManifest:
         image=cri.ImageSpec(image=container["image"]),
         command=container.get("command") or [],
         args=container.get("args") or [],
+        working_dir=container.get("workingDir") or "",
         envs=[_env(env) for env in container.get("env") or []],
         mounts=_mounts(spec.get("volumes") or [], container),
         labels={**labels, "io.kubernetes.container.name": container["name"]},
+        annotations=kubelet.container_annotations(container, _grace(spec)),
         log_path=f"{container['name']}/0.log",
         stdin=bool(container.get("stdin")),
+        stdin_once=bool(container.get("stdinOnce")),
         tty=bool(container.get("tty")),
         linux=cri.LinuxContainerConfig(
-            resources=_resources(container.get("resources") or {}),
-            security_context=cri.LinuxContainerSecurityContext(
-                namespace_options=namespaces, privileged=privileged
-            ),
+            resources=kubelet.container_resources(container),
+            security_context=kubelet.container_security(spec, container),
         ),
     )
-    return PodManifest(pod, config, spec.get("runtimeClassName", ""), _grace(spec))
+    return PodManifest(
+        pod,
+        config,
+        spec.get("runtimeClassName", ""),
+        _grace(spec),
+        kubelet.pull_policy(container),
+    )
 
 
 def _string(value: Any, what: str) -> str:
@@ -136,21 +189,6 @@ def _strings(meta: dict[str, Any], field: str) -> dict[str, str]:
     }
 
 
-def _namespaces(spec: dict[str, Any]) -> cri.NamespaceOption:
-    """What the pod shares with the node; source: the kubelet's NamespacesForPod."""
-    node, pod, container = (
-        cri.NamespaceMode.NODE,
-        cri.NamespaceMode.POD,
-        cri.NamespaceMode.CONTAINER,
-    )
-    processes = pod if spec.get("shareProcessNamespace") else container
-    return cri.NamespaceOption(
-        network=node if spec.get("hostNetwork") else pod,
-        pid=node if spec.get("hostPID") else processes,
-        ipc=node if spec.get("hostIPC") else pod,
-    )
-
-
 def _sysctls(context: dict[str, Any]) -> dict[str, str]:
     return {
         sysctl["name"]: _string(sysctl["value"], f"sysctl {sysctl['name']}")
@@ -167,22 +205,11 @@ def _grace(spec: dict[str, Any]) -> int:
     return grace
 
 
-def _resources(resources: dict[str, Any]) -> cri.LinuxContainerResources:
-    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    for kind, quantities in (("limits", limits), ("requests", requests)):
-        for name, quantity in quantities.items():
+def _check_quantities(resources: dict[str, Any]) -> None:
+    for kind in ("limits", "requests"):
+        for name, quantity in (resources.get(kind) or {}).items():
             if parse_quantity(str(quantity)) < 0:
                 raise BadManifest(f"{kind}.{name} {str(quantity)!r} is negative")
-    result = cri.LinuxContainerResources()
-    if "memory" in limits:
-        result.memory_limit_in_bytes = parse_bytes(str(limits["memory"]))
-    if "cpu" in limits:
-        result.cpu_period = CPU_PERIOD
-        result.cpu_quota = int(parse_quantity(str(limits["cpu"])) * CPU_PERIOD)
-    if "cpu" in (requests or limits):
-        cores = parse_quantity(str((requests if "cpu" in requests else limits)["cpu"]))
-        result.cpu_shares = max(2, int(cores * 1024))
-    return result
 
 
 def _env(env: dict[str, Any]) -> cri.KeyValue:
@@ -210,20 +237,16 @@ def _mounts(volumes: list[dict[str, Any]], container: dict[str, Any]) -> list[cr
                 container_path=mount["mountPath"],
                 host_path=path,
                 readonly=bool(mount.get("readOnly")),
+                propagation=_PROPAGATION[mount.get("mountPropagation", "None")],
             )
         )
     return mounts
-
-
-def _dns_option(option: dict[str, Any]) -> str:
-    value = option.get("value")
-    return option["name"] if value is None else f"{option['name']}:{value}"
 
 
 def _port(port: dict[str, Any]) -> cri.PortMapping:
     return cri.PortMapping(
         protocol=port.get("protocol", "TCP"),
         container_port=port["containerPort"],
-        host_port=port["hostPort"],
+        host_port=port.get("hostPort", 0),
         host_ip=port.get("hostIP", ""),
     )

@@ -65,6 +65,7 @@ class Playground:
         self.socket = self.directory / "virtlet.sock"
         self.log_file = self.directory / "manager.log"
         self.log_root = self.directory / "pod-logs"
+        self.kubelet_dir = self.directory / "kubelet"
         self.netns = self.directory / "netns"
         self.temporary = self.directory / "tmp"
         self.temporary.mkdir(exist_ok=True)
@@ -127,6 +128,7 @@ class Playground:
             "cniPluginDir": CNI_BIN_DIR,
             "cniConfigDir": str(cni),
             "imageTranslationConfigsDir": str(translations),
+            "kubeletRootDir": str(self.kubelet_dir),
             "streamPort": 0,
             **settings,
         }

@@ -9,6 +9,7 @@ from attrs import frozen
 from rich.console import Console as Terminal
 
 from virtlet.cli.client import Client
+from virtlet.cli.errors import CommandFailed
 from virtlet.cli.manifest import PodManifest
 from virtlet.cri import api_pb2 as cri
 
@@ -67,10 +68,11 @@ def bring_up(client: Client, manifest: PodManifest, report: Reporter) -> Running
     with report.step(f"RunPodSandbox    {name}"):
         pod_id = client.run_pod(manifest.pod, manifest.handler)
     with report.step(f"PullImage        {image}"):
-        if not _image_is_there(client, image, manifest.handler):
-            client.pull(image, manifest.pod, manifest.handler)
+        image_id = ensure_image(client, manifest)
     with report.step(f"CreateContainer  {manifest.container.metadata.name}"):
-        container_id = client.create(pod_id, _next_attempt(client, pod_id, manifest), manifest.pod)
+        container_id = client.create(
+            pod_id, manifest.attempt(_next_attempt(client, pod_id), image_id), manifest.pod
+        )
     with report.step("StartContainer"):
         client.start(container_id)
     address = client.pod_status(pod_id).network.ip
@@ -104,18 +106,31 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         time.sleep(0.1)
 
 
-def _image_is_there(client: Client, image: str, handler: str) -> bool:
-    spec = cri.ImageSpec(image=image, runtime_handler=handler)
-    reply: cri.ImageStatusResponse = client.call("ImageStatus", cri.ImageStatusRequest(image=spec))
-    return bool(reply.image.id)
+def ensure_image(client: Client, manifest: PodManifest) -> str:
+    """Have a pod's image in the store by its pull policy, as a kubelet has; returns its id.
+
+    Raises:
+        CommandFailed: it is not there, and the policy is to never pull it.
+    """
+    image = manifest.image()
+    found = client.image_id(image)
+    if manifest.pull_policy == "Always" or not (found or manifest.pull_policy == "Never"):
+        return client.pull(image, manifest.pod)
+    if not found:
+        raise CommandFailed(
+            f"image {image.image} is not in the store, and the manifest's imagePullPolicy is "
+            "Never: pull it (`virtlet pull`), or use IfNotPresent"
+        )
+    return found
 
 
-def _next_attempt(client: Client, pod_id: str, manifest: PodManifest) -> cri.ContainerConfig:
-    """The container with the attempt after those that have ended, as a kubelet restarts it."""
-    config = cri.ContainerConfig()
-    config.CopyFrom(manifest.container)
-    for container in client.containers(pod_id):
-        if container.state == cri.CONTAINER_EXITED:
-            config.metadata.attempt = max(config.metadata.attempt, container.metadata.attempt + 1)
-    config.log_path = f"{config.metadata.name}/{config.metadata.attempt}.log"
-    return config
+def _next_attempt(client: Client, pod_id: str) -> int:
+    """The number after those of the attempts that have ended, as a kubelet counts restarts."""
+    return max(
+        (
+            container.metadata.attempt + 1
+            for container in client.containers(pod_id)
+            if container.state == cri.CONTAINER_EXITED
+        ),
+        default=0,
+    )

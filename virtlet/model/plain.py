@@ -28,6 +28,16 @@ def quote(text: str) -> str:
     return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}…"
 
 
+def kind_of(value: Any) -> str:
+    """A value's type with its article, `an int` or `a list` say; the value itself is not shown."""
+    return with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """The name of a type as it stands in a sentence."""
+    return f"{'an' if name[:1] in 'aeioAEIO' else 'a'} {name}"
+
+
 class _Budget:
     def __init__(self, size: int) -> None:
         self._left = size
@@ -103,7 +113,7 @@ def _scalar(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, bytes):
         raise UnquotedError("it holds a byte string (!!binary): write it as base64 text instead")
-    raise UnquotedError(f"it holds a {type(value).__name__}, which JSON cannot express")
+    raise UnquotedError(f"it holds {kind_of(value)}, which JSON cannot express")
 
 
 def _text(value: str) -> str:
@@ -118,6 +128,16 @@ def _text(value: str) -> str:
     return str(value)
 
 
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a text that PyYAML refused, without quoting any of it."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    # PyYAML knows no other way to tell it.
+    if getattr(error, "context", None) == "expected a single document in the stream":
+        return f"it holds a second document{where}: leave one alone in it"
+    return f"no valid YAML{where}"
+
+
 def load_yaml(text: str) -> Any:
     """The plain data of one YAML or JSON document.
 
@@ -127,9 +147,7 @@ def load_yaml(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UnquotedError(f"no valid YAML{where}") from None
+        raise UnquotedError(yaml_problem(error)) from None
     except RecursionError:
         raise UnquotedError("no valid YAML: it is nested too deep") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):

@@ -1,9 +1,14 @@
 """Fields that no request may hold so: for the checks themselves and for the real socket."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
+
+from tests.fakes import kubelet
 from virtlet.cri import api_pb2 as cri
+
+_M = TypeVar("_M", bound=Message)
 
 SECRET = "hunter2"
 """Stands in values that no message may show."""
@@ -45,6 +50,7 @@ def _mount(says: str, **paths: str) -> Bad:
 
 
 def _group(message: Any) -> None:
+    message.linux.security_context.ClearField("run_as_user")
     message.linux.security_context.run_as_group.value = 0
 
 
@@ -115,22 +121,22 @@ VMS: list[Bad] = [
 
 def good_pod() -> cri.PodSandboxConfig:
     """A pod as a kubelet with the cgroupfs driver asks for it."""
-    return cri.PodSandboxConfig(
-        metadata=cri.PodSandboxMetadata(
-            name="web-0", uid="0c4f3e76-2cd5-4a3b-8a07-6d5a3c1b9e55", namespace="default"
-        ),
-        hostname="web-0",
-        log_directory="/var/log/pods/default_web-0_0c4f3e76-2cd5-4a3b-8a07-6d5a3c1b9e55",
-        linux=cri.LinuxPodSandboxConfig(
-            cgroup_parent="/kubepods/burstable/pod0c4f3e76-2cd5-4a3b-8a07-6d5a3c1b9e55"
-        ),
-    )
+    config: cri.PodSandboxConfig = kubelet.recorded("RunPodSandbox")[0].message.config
+    return _copy(config)
 
 
 def good_vm() -> cri.ContainerConfig:
     """A container as a kubelet asks for it."""
-    return cri.ContainerConfig(
-        metadata=cri.ContainerMetadata(name="guest"),
-        image=cri.ImageSpec(image="virtlet.cloud/tiny"),
-        log_path="guest/0.log",
+    config: cri.ContainerConfig = next(
+        one.message.config
+        for one in kubelet.recorded("CreateContainer")
+        if one.message.config.metadata.name == "guest"
+        and not any(mount.HasField("image") for mount in one.message.config.mounts)
     )
+    return _copy(config)
+
+
+def _copy(message: _M) -> _M:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy

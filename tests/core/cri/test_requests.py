@@ -108,8 +108,8 @@ def test_labels_and_annotations_hold_any_text() -> None:
     message.labels["a b/c\n"] = "x\0"
     message.annotations["note"] = "two\nlines = ünïcode"
     config = requests.pod_config(message)
-    assert config.labels == {"a b/c\n": "x\0"}
-    assert config.annotations == {"note": "two\nlines = ünïcode"}
+    assert config.labels == {**good_pod().labels, "a b/c\n": "x\0"}
+    assert config.annotations == {**good_pod().annotations, "note": "two\nlines = ünïcode"}
 
 
 def test_ports_as_kubelets_publish_them() -> None:
@@ -137,7 +137,7 @@ def test_environments_as_kubernetes_allows_them() -> None:
     message = good_vm()
     for key, value in (("my.var-1", "a=b\nc"), ("with space", ""), ("KEY", "ü")):
         message.envs.add(key=key, value=value.encode())
-    assert requests.vm_config(message).envs == (
+    assert requests.vm_config(message).envs[-3:] == (
         ("my.var-1", "a=b\nc"),
         ("with space", ""),
         ("KEY", "ü"),
