@@ -125,11 +125,13 @@ def read_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     try:
-        document = yaml.safe_load(text)
+        documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     try:
-        return _section({} if document is None else document, "", TOP)
+        if len(documents) > 1:
+            raise ConfigError(f"holds {len(documents)} documents: write one alone")
+        return _section({} if documents in ([], [None]) else documents[0], "", TOP)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -129,6 +129,23 @@ def test_nothing_of_the_node_is_asked_for_unless_the_manifest_does(tmp_path: Pat
     assert not context.privileged
 
 
+POD = "kind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: guest, image: a}]}\n"
+
+
+def test_of_several_documents_the_kinds_are_told_and_no_line_is_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text(f"kind: ConfigMap\n---\n{POD}")
+    with pytest.raises(BadManifest, match=r"holds 2 documents \(ConfigMap, Pod\)") as caught:
+        read_manifest(path, tmp_path)
+    assert "no valid YAML" not in str(caught.value)
+
+
+def test_empty_documents_beside_the_pod_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text(f"---\n# nothing\n---\n{POD}---\n")
+    assert read_manifest(path, tmp_path).pod.metadata.name == "web"
+
+
 @pytest.mark.parametrize("text", ["[", "kind: Service", "- 1", "kind: Pod", "[" * 5000])
 def test_what_is_no_pod_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "pod.yaml"

@@ -60,7 +60,7 @@ def test_a_secret_document_is_refused_with_the_place_of_the_mistake() -> None:
 
 @pytest.mark.parametrize("text", ["[1]", "word", "1", "- a"])
 def test_a_mapping_is_nothing_else(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a mapping, not a "):
+    with pytest.raises(ValueError, match="must be a mapping, not an? "):
         mapping().parse(text)
 
 

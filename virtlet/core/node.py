@@ -10,6 +10,7 @@ from virtlet.core.config.options import DATA_DIR, EMULATOR_USER
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import make_private_directory
 from virtlet.model.option import Config
+from virtlet.model.plain import quote
 
 LONGEST_SOCKET = 107
 """Bytes of a unix socket's path (sun_path of unix(7), less the final NUL)."""
@@ -79,5 +80,8 @@ def emulator_user(config: Config) -> tuple[int, int]:
     except KeyError:
         if name == EMULATOR_USER.default:
             return 0, 0
-        raise FailedPrecondition(f"--emulator-user {name!r}: there is no such user") from None
+        raise FailedPrecondition(
+            f"{EMULATOR_USER.flag} {quote(name)}: there is no such user on this node: create it or "
+            "name another"
+        ) from None
     return entry.pw_uid, entry.pw_gid

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from attrs import field, frozen
 
 from virtlet.errors import InvalidArgument
-from virtlet.model.plain import UnquotedError, load_yaml, quote
+from virtlet.model.plain import UnquotedError, kind_of, load_yaml, quote
 from virtlet.model.pod import Pod
 from virtlet.model.quantity import parse_bytes
 
@@ -75,7 +75,7 @@ def mapping() -> Kind[dict[str, Any]]:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise UnquotedError(f"must be a mapping, not a {type(value).__name__}")
+            raise UnquotedError(f"must be a mapping, not {kind_of(value)}")
         return value
 
     return Kind(name="YAML mapping", parse=parse)

@@ -44,6 +44,13 @@ def test_the_environment_wins_over_the_file_and_a_flag_over_both(tmp_path: Path)
     assert _load(tmp_path, text, environment, {"streamPort": "3"})[STREAM_PORT] == 3
 
 
+@pytest.mark.parametrize("endpoint", ["/x/a.sock", "unix:///x/a.sock", "unix:/x/a.sock"])
+def test_a_socket_is_named_as_a_path_or_as_a_kubelet_names_it(
+    tmp_path: Path, endpoint: str
+) -> None:
+    assert _load(tmp_path, flags={"criSocketPath": endpoint})[LISTEN] == Path("/x/a.sock")
+
+
 def test_a_yaml_boolean_is_a_boolean(tmp_path: Path) -> None:
     assert _load(tmp_path, "disableLogging: yes\n")[DISABLE_LOGGING] is True
 
@@ -82,6 +89,10 @@ def test_a_setting_of_a_refused_plugin_is_passed_over_and_told_of(
         ('dataDir: "/tmp/a\\ud800b"\n', "half of a surrogate pair"),
         ("handlers: 0\n", "handlers must be a mapping"),
         ('emulatorUser: "a\\0b"\n', "emulatorUser: holds a NUL character"),
+        ("emulatorUser: {a: b}\n", r"emulatorUser: is a mapping \(wanted: text\)"),
+        ("emulatorUser: [[a]]\n", "emulatorUser: is a list of more than single values"),
+        ("streamPort: 1\n---\nstreamPort: 2\n", "holds a second document at line 2"),
+        ("criSocketPath: tcp://127.0.0.1:1\n", "is no unix socket: write its path"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name(tmp_path: Path, text: str, problem: str) -> None:

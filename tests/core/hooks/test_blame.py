@@ -85,7 +85,7 @@ def test_the_operator_s_own_interrupt_on_the_main_thread_is_left_alone(thing: Bl
 
 def test_an_answer_of_another_type_than_the_protocol_s_is_refused(thing: Blamed) -> None:
     with pytest.raises(
-        PluginError, match=r"'acme'.*lies returned a tuple whose item \[0\] is a int"
+        PluginError, match=r"'acme'.*lies returned a tuple whose item \[0\] is an int"
     ):
         thing.lies()
 

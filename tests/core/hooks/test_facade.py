@@ -75,7 +75,7 @@ def test_an_object_without_the_methods_of_a_hypervisor_or_session_is_refused(
     with pytest.raises(PluginError, match="returned a str instead of Hypervisor"):
         hooks.hypervisor(profile)
     machine = models.machine(tmp_path, plugins=("WrongType",))
-    with pytest.raises(PluginError, match="returned a int instead of ExecSession"):
+    with pytest.raises(PluginError, match="returned an int instead of ExecSession"):
         hooks.guest_exec(machine, GuestCommand(argv=("true",)))
 
 

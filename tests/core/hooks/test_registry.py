@@ -35,6 +35,9 @@ def test_a_misspelt_hook_is_refused_by_name() -> None:
     registry = _discover(typo="Misspelt", good="Good")
     assert "virtlet_setup_netwrk" in registry.refused["typo"]
     assert "docs/hooks.md" in registry.refused["typo"]
+    # An object's address says nothing to anybody.
+    assert "in plugin Misspelt:" in registry.refused["typo"]
+    assert "0x" not in registry.refused["typo"]
     assert registry.extra == ("good",)
 
 

@@ -93,22 +93,22 @@ def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
         (
             Flavor,
             untyped(Flavor)(guest_agent=1),
-            "a Flavor whose guest_agent is a int instead of bool",
+            "a Flavor whose guest_agent is an int instead of bool",
         ),
         (
             Flavor,
             untyped(Flavor)(extras={"x": 1}),
-            "a Flavor whose extras['x'] is a int instead of str",
+            "a Flavor whose extras['x'] is an int instead of str",
         ),
         (
             Flavor,
             untyped(Flavor)(extras={1: "x"}),
-            "a Flavor whose extras (one of its keys) is a int instead of str",
+            "a Flavor whose extras (one of its keys) is an int instead of str",
         ),
         (
             LaunchPart,
             untyped(LaunchPart)(arguments=("-x", 1)),
-            "a LaunchPart whose arguments[1] is a int instead of str",
+            "a LaunchPart whose arguments[1] is an int instead of str",
         ),
         (
             LaunchPart,
@@ -138,15 +138,15 @@ def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
         (
             ImageSource,
             untyped(ImageSource)(name=5, url=6),
-            "a ImageSource whose name is a int instead of str",
+            "an ImageSource whose name is an int instead of str",
         ),
         (
             Disk | Share,
             untyped(Share)(host_path=Path("/srv"), guest_path="/x", tag=5),
-            "a Share whose tag is a int instead of str",
+            "a Share whose tag is an int instead of str",
         ),
         (Sequence[str], "text", "a str instead of list or tuple"),
-        (Sequence[str], [1], "a list whose item [0] is a int instead of str"),
+        (Sequence[str], [1], "a list whose item [0] is an int instead of str"),
         (tuple[tuple[str, str], ...], (("a",),), "a tuple whose item [0] is a tuple instead of"),
         (
             Option,

@@ -46,13 +46,13 @@ def test_a_spoilt_contribution_to_the_seed_names_its_field(tmp_path: Path) -> No
 def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     write_ends = 1  # The plugin itself keeps the other end of its pipe.
-    with pytest.raises(PluginError, match=r"'Spoils'.*arguments\[0\] is a int"):
+    with pytest.raises(PluginError, match=r"'Spoils'.*arguments\[0\] is an int"):
         _hooks("Spoils").launch(models.machine(tmp_path, plugins=("Spoils",)))
     assert len(os.listdir("/proc/self/fd")) == before + write_ends
 
 
 def test_a_spoilt_status_names_the_plugin() -> None:
-    with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_status.*\[0\] is a int"):
+    with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_status.*\[0\] is an int"):
         _hooks("Spoils").status(Profile(handler="", plugins=("Spoils",)))
 
 

@@ -101,6 +101,11 @@ def test_what_does_not_fit_is_named_with_the_file(
         load(tmp_path, text)
 
 
+def test_a_second_document_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"criproxy\.yaml: holds 2 documents"):
+        load(tmp_path, f"{FULL}\n---\nhttp: null\n")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*none\.yaml"):
         read_file(str(tmp_path / "none.yaml"))

@@ -60,7 +60,8 @@ def load(
         if option.env in environment:
             return _parse(option, environment[option.env], f"environment {option.env}")
         if option.field in content:
-            return _parse(option, _text(content[option.field]), f"{file}: {option.field}")
+            where = f"{file}: {option.field}"
+            return _parse(option, _text(content[option.field], option, where), where)
         return _parse(option, option.default.format(**places), f"default of {option.field}")
 
     data_dir = value(DATA_DIR, {})
@@ -86,7 +87,11 @@ def _parse(option: Option[Any], text: str, where: str) -> Any:
         raise InvalidArgument(f"{where}: {error} (wanted: {option.kind.name})") from None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, option: Option[Any], where: str) -> str:
+    parts = value if isinstance(value, list) else [value]
+    if any(isinstance(part, dict | list) for part in parts):
+        what = "a mapping" if isinstance(value, dict) else "a list of more than single values"
+        raise InvalidArgument(f"{where}: is {what} (wanted: {option.kind.name})")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):

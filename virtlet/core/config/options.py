@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from virtlet.model.endpoint import socket_path
 from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, Kind, Option, choice, integer
 
 
@@ -16,6 +17,10 @@ def _absolute(text: str) -> Path:
     if not path.is_absolute():
         raise ValueError(f"{text!r} is no absolute path")
     return path
+
+
+def _socket(text: str) -> Path:
+    return _absolute(socket_path(text))
 
 
 def _host(text: str) -> str:
@@ -28,6 +33,7 @@ def _host(text: str) -> str:
 
 
 ABSOLUTE: Kind[Path] = Kind(name="absolute path", parse=_absolute)
+SOCKET: Kind[Path] = Kind(name="absolute path or unix:// URL", parse=_socket)
 HOST: Kind[str] = Kind(name="host", parse=_host)
 
 DATA_DIR = Option(
@@ -42,7 +48,7 @@ LISTEN = Option(
     field="criSocketPath",
     flag="--listen",
     env="VIRTLET_CRI_SOCKET_PATH",
-    kind=ABSOLUTE,
+    kind=SOCKET,
     default="{socket_dir}/virtlet.sock",
     help="unix socket to serve CRI on",
 )
@@ -50,7 +56,7 @@ FD_SERVER_SOCKET = Option(
     field="fdServerSocketPath",
     flag="--fd-server-socket-path",
     env="VIRTLET_FD_SERVER_SOCKET_PATH",
-    kind=ABSOLUTE,
+    kind=SOCKET,
     default="{data_dir}/tapfdserver.sock",
     help="unix socket where vmwrapper fetches descriptors and arguments",
 )

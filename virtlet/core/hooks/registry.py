@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -129,4 +130,6 @@ def _is_ctrl_c(error: BaseException) -> bool:
 
 
 def _flat(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """An error's text in one line, with objects by their types: an address says nothing."""
+    text = re.sub(r"<(?:[\w.]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
+    return " ".join(text.split())[:300]

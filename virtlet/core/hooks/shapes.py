@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import attrs
 
+from virtlet.model.plain import kind_of, with_article
+
 
 class Flaw(NamedTuple):
     """The first thing that has a wrong type. Never holds a value, which may be a secret."""
@@ -18,11 +20,11 @@ class Flaw(NamedTuple):
 
     def of(self, value: object) -> str:
         """The flaw of a value as a clause, for a message."""
-        kind, wrong = type(value).__name__, f"a {self.found} instead of {self.wanted}"
+        wrong = f"{with_article(self.found)} instead of {self.wanted}"
         if not self.path:
             return wrong
         where = f"item {self.path}" if self.path.startswith("[") else self.path[1:]
-        return f"a {kind} whose {where} is {wrong}"
+        return f"{kind_of(value)} whose {where} is {wrong}"
 
 
 Inspect = Callable[[Any], Flaw | None]
