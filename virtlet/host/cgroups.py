@@ -52,6 +52,11 @@ def expand(parent: str) -> Path:
     return Path(*(f"{'-'.join(parts[:n])}.slice" for n in range(1, len(parts) + 1)))
 
 
+def group_of(parent: str) -> Path | None:
+    """Where a pod's group is below each hierarchy's root; None for a pod without one."""
+    return expand(parent) if parent.strip("/") else None
+
+
 def create(parent: str, name: str, mounts: Path = MOUNTS) -> tuple[Path, ...]:
     """Make a group below a pod's in every hierarchy that has the pod's; idempotent.
 

@@ -14,8 +14,20 @@ class DomainStats:
     """The emulator's process, where that is known."""
     vcpus: int = 0
     balloon: int = 0
-    """Bytes of memory the guest has now."""
+    """Bytes that the balloon leaves of the memory the guest started with."""
     guest_unused: int | None = None
     """Bytes the guest itself calls free, where its balloon driver tells."""
     guest_available: int | None = None
     """Bytes the guest itself calls its own."""
+    memory: int = 0
+    """Bytes of RAM the guest has now: `balloon`, and what was added while it runs."""
+    guest_usable: int | None = None
+    """Bytes the guest itself could give without swapping: free ones, and those of caches."""
+    guest_caches: int | None = None
+    """Bytes of the guest's that hold what its disks hold too."""
+    guest_faults: int | None = None
+    """Page faults in the guest."""
+    guest_major_faults: int | None = None
+    """Page faults in the guest that waited for a disk."""
+    guest_told_at: int = 0
+    """Nanoseconds since the epoch when the guest told the last of these; 0 if it never did."""

@@ -30,7 +30,7 @@ class Measured:
         pod = self.pod if name == "web" else self.manager.run(name)
         vm = self.manager.create(pod)
         self.manager.start(vm)
-        self.consume(vm, cpu_time=5_000_000_000, balloon=100 << 20)
+        self.consume(vm, cpu_time=5_000_000_000, balloon=1 << 30)
         return vm
 
     def consume(self, vm: str, **values: int) -> None:

@@ -1,129 +1,22 @@
 """ListMetricDescriptors and ListPodSandboxMetrics: cAdvisor's names for what VMs consume."""
 
-from collections.abc import Callable
-
-from attrs import frozen
+from collections.abc import Iterator, Sequence
 
 from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.metric_kinds import Metric, Rows
+from virtlet.core.cri.metric_table import METRICS
 from virtlet.core.cri.streams import streamed
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.metrics.sample import NicSample, VmSample
+from virtlet.core.metrics.figures import group_of, pod_figures, vm_figures
 from virtlet.core.metrics.sampler import Sampler, Samples
-from virtlet.core.store.records import PodRecord, VmPhase
+from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
+from virtlet.host.cgroup_usage import CgroupUsage
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
 
-_NANO = 1_000_000_000
-
-
-_IDENTITY = ("id", "name", "image", "container", "pod", "namespace")
+IDENTITY = ("id", "name", "image", "container", "pod", "namespace")
 """Labels of every metric: a kubelet adds none of its own; names as its cAdvisor gives them."""
-
-
-@frozen
-class _VmMetric:
-    """A metric of every VM."""
-
-    name: str
-    help: str
-    kind: cri.MetricType
-    read: Callable[[VmSample], int | None]
-    """None where it is not known of this VM: it is left out then."""
-
-
-@frozen
-class _NicMetric:
-    """A metric of every interface of a pod."""
-
-    name: str
-    help: str
-    read: Callable[[NicSample], int]
-
-
-# CRI carries whole numbers only, so seconds are rounded down.
-_VM_METRICS = (
-    _VmMetric(
-        "container_cpu_usage_seconds_total",
-        "CPU time used, in seconds.",
-        cri.COUNTER,
-        lambda s: None if s.cpu_time is None else s.cpu_time // _NANO,
-    ),
-    _VmMetric(
-        "container_memory_working_set_bytes",
-        "Memory that cannot be given back, in bytes.",
-        cri.GAUGE,
-        lambda s: s.working_set,
-    ),
-    _VmMetric(
-        "container_memory_usage_bytes", "Memory used, in bytes.", cri.GAUGE, lambda s: s.resident
-    ),
-    _VmMetric(
-        "container_memory_rss", "Resident memory, in bytes.", cri.GAUGE, lambda s: s.resident
-    ),
-    _VmMetric(
-        "container_memory_failures_total",
-        "Major page faults.",
-        cri.COUNTER,
-        lambda s: s.major_page_faults,
-    ),
-    _VmMetric(
-        "container_spec_memory_limit_bytes",
-        "Memory the pod may use, in bytes; 0 when unlimited.",
-        cri.GAUGE,
-        lambda s: s.limit,
-    ),
-    _VmMetric(
-        "container_fs_usage_bytes",
-        "Allocated bytes of the VM's disks.",
-        cri.GAUGE,
-        lambda s: s.disk_bytes,
-    ),
-    _VmMetric("container_processes", "Emulator processes.", cri.GAUGE, lambda s: s.processes),
-    # What cAdvisor has no name for: the emulator's footprint, above, and the guest's own view.
-    _VmMetric(
-        "virtlet_vm_balloon_bytes",
-        "Memory that the balloon leaves the guest, of what it started with, in bytes.",
-        cri.GAUGE,
-        lambda s: s.balloon,
-    ),
-    _VmMetric(
-        "virtlet_vm_guest_available_bytes",
-        "Memory that the guest's kernel manages, in bytes; where its balloon driver tells.",
-        cri.GAUGE,
-        lambda s: s.guest_available,
-    ),
-    _VmMetric(
-        "virtlet_vm_guest_unused_bytes",
-        "Memory that the guest's kernel has free, in bytes; where its balloon driver tells.",
-        cri.GAUGE,
-        lambda s: s.guest_unused,
-    ),
-)
-_NIC_METRICS = (
-    _NicMetric("container_network_receive_bytes_total", "Bytes received.", lambda n: n.rx_bytes),
-    _NicMetric("container_network_transmit_bytes_total", "Bytes sent.", lambda n: n.tx_bytes),
-    _NicMetric(
-        "container_network_receive_packets_total", "Packets received.", lambda n: n.rx_packets
-    ),
-    _NicMetric("container_network_transmit_packets_total", "Packets sent.", lambda n: n.tx_packets),
-    _NicMetric(
-        "container_network_receive_errors_total", "Errors on reception.", lambda n: n.rx_errors
-    ),
-    _NicMetric(
-        "container_network_transmit_errors_total", "Errors on sending.", lambda n: n.tx_errors
-    ),
-    _NicMetric(
-        "container_network_receive_packets_dropped_total",
-        "Packets dropped on reception.",
-        lambda n: n.rx_dropped,
-    ),
-    _NicMetric(
-        "container_network_transmit_packets_dropped_total",
-        "Packets dropped on sending.",
-        lambda n: n.tx_dropped,
-    ),
-)
 
 
 class Metrics:
@@ -132,6 +25,7 @@ class Metrics:
     def __init__(self, context: Context, sampler: Sampler) -> None:
         self._context = context
         self._sampler = sampler
+        self._groups = CgroupUsage()
 
     def calls(self) -> list[Call]:
         """The calls served here."""
@@ -151,15 +45,12 @@ class Metrics:
         self, request: cri.ListMetricDescriptorsRequest
     ) -> cri.ListMetricDescriptorsResponse:
         """ListMetricDescriptors."""
-        vm = [
-            cri.MetricDescriptor(name=m.name, help=m.help, label_keys=_IDENTITY)
-            for m in _VM_METRICS
-        ]
-        nic = [
-            cri.MetricDescriptor(name=m.name, help=m.help, label_keys=[*_IDENTITY, "interface"])
-            for m in _NIC_METRICS
-        ]
-        return cri.ListMetricDescriptorsResponse(descriptors=[*vm, *nic])
+        return cri.ListMetricDescriptorsResponse(
+            descriptors=[
+                cri.MetricDescriptor(name=m.name, help=m.help, label_keys=[*IDENTITY, *m.labels])
+                for m in METRICS
+            ]
+        )
 
     def list(self, request: cri.ListPodSandboxMetricsRequest) -> cri.ListPodSandboxMetricsResponse:
         """ListPodSandboxMetrics."""
@@ -173,31 +64,45 @@ class Metrics:
         )
 
     def _pod(self, record: PodRecord, samples: Samples) -> cri.PodSandboxMetrics:
-        pod = samples.pods.get(record.pod.id)
+        pod = record.pod
+        running = [vm for vm in self._context.store.vms_of(pod.id) if vm.phase is VmPhase.RUNNING]
+        group = group_of(self._groups, pod, running)
+        figures = pod_figures(self._groups, record, samples.pods.get(pod.id), group)
+        labels = _pod_labels(pod)
         return cri.PodSandboxMetrics(
-            pod_sandbox_id=record.pod.id,
+            pod_sandbox_id=pod.id,
             metrics=[
-                cri.Metric(
-                    name=metric.name,
-                    timestamp=pod.at,
-                    metric_type=cri.COUNTER,
-                    label_values=[*_pod_labels(record.pod), nic.name],
-                    value=cri.UInt64Value(value=metric.read(nic)),
-                )
-                for metric in _NIC_METRICS
-                for nic in pod.nics
-            ]
-            if pod
-            else [],
-            container_metrics=[
-                cri.ContainerMetrics(
-                    container_id=vm.vm.id,
-                    metrics=_vm_metrics(vm.vm, samples.vms[vm.vm.id]),
-                )
-                for vm in self._context.store.vms_of(record.pod.id)
-                if vm.phase is VmPhase.RUNNING and vm.vm.id in samples.vms
+                message
+                for metric in METRICS
+                for message in _messages(metric, labels, figures.at, metric.of_pod(figures))
+            ],
+            container_metrics=[self._vm(vm, samples) for vm in running if vm.vm.id in samples.vms],
+        )
+
+    def _vm(self, record: VmRecord, samples: Samples) -> cri.ContainerMetrics:
+        sample = samples.vms[record.vm.id]
+        figures = vm_figures(self._groups, record, sample)
+        labels = _vm_labels(record.vm)
+        return cri.ContainerMetrics(
+            container_id=record.vm.id,
+            metrics=[
+                message
+                for metric in METRICS
+                for message in _messages(metric, labels, sample.at, metric.of_vm(figures))
             ],
         )
+
+
+def _messages(metric: Metric, labels: Sequence[str], at: int, rows: Rows) -> Iterator[cri.Metric]:
+    for further, value in rows:
+        if value is not None:
+            yield cri.Metric(
+                name=metric.name,
+                timestamp=at,
+                metric_type=metric.kind,
+                label_values=[*labels, *further],
+                value=cri.UInt64Value(value=value),
+            )
 
 
 def _pod_labels(pod: Pod) -> list[str]:
@@ -206,19 +111,7 @@ def _pod_labels(pod: Pod) -> list[str]:
     return [pod.id, pod.id, "", "", metadata.name, metadata.namespace]
 
 
-def _vm_metrics(vm: Vm, sample: VmSample) -> list[cri.Metric]:
+def _vm_labels(vm: Vm) -> list[str]:
     pod, config = vm.pod.config.metadata, vm.config
     image = config.user_image or config.image
-    labels = [vm.id, vm.id, image, config.metadata.name, pod.name, pod.namespace]
-    read = [(metric, metric.read(sample)) for metric in _VM_METRICS]
-    return [
-        cri.Metric(
-            name=metric.name,
-            timestamp=sample.at,
-            metric_type=metric.kind,
-            label_values=labels,
-            value=cri.UInt64Value(value=value),
-        )
-        for metric, value in read
-        if value is not None
-    ]
+    return [vm.id, vm.id, image, config.metadata.name, pod.name, pod.namespace]

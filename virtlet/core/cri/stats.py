@@ -1,14 +1,18 @@
 """The Stats calls: consumption in CRI's terms."""
 
+from collections.abc import Sequence
+
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.cri.streams import streamed
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.metrics.figures import group_of
 from virtlet.core.metrics.sample import NicSample, PodSample, VmSample
 from virtlet.core.metrics.sampler import Sampler, Samples
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import NotFound
+from virtlet.host.cgroup_usage import CgroupUsage, Cpu, Memory
 
 
 class Stats:
@@ -17,6 +21,7 @@ class Stats:
     def __init__(self, context: Context, sampler: Sampler) -> None:
         self._context = context
         self._sampler = sampler
+        self._groups = CgroupUsage()
 
     def calls(self) -> list[Call]:
         """The calls served here."""
@@ -93,6 +98,8 @@ class Stats:
         # Of VMs that run and were never measured nothing is known: no figure is no zero.
         known = len(seen) == len(running)
         network = samples.pods.get(pod.id)
+        group = group_of(self._groups, pod, running)
+        now = replies.now()
         item = replies.pod_item(record)
         return cri.PodSandboxStats(
             attributes=cri.PodSandboxAttributes(
@@ -102,12 +109,12 @@ class Stats:
                 annotations=item.annotations,
             ),
             linux=cri.LinuxPodSandboxStats(
-                cpu=_cpu(seen[0]) if seen else None,
-                memory=_memory(seen[0]) if seen else None,
+                cpu=_pod_cpu(self._groups.cpu(group) if group else None, now, seen),
+                memory=_pod_memory(self._groups.memory(group) if group else None, now, seen),
                 network=_network(network),
                 process=cri.ProcessUsage(
                     timestamp=min(
-                        (s.at for s in seen), default=network.at if network else replies.now()
+                        (s.looked_at for s in seen), default=network.at if network else now
                     ),
                     process_count=_value(sum(s.processes for s in seen)),
                 )
@@ -134,13 +141,15 @@ def _vm_stats(record: VmRecord, samples: Samples) -> cri.ContainerStats:
         cpu=_cpu(sample),
         memory=_memory(sample),
         writable_layer=cri.FilesystemUsage(
-            timestamp=sample.at,
+            timestamp=sample.looked_at or sample.at,
             fs_id=cri.FilesystemIdentifier(mountpoint=str(vm.directory.parent)),
             used_bytes=_value(sample.disk_bytes),
             inodes_used=_value(sample.disk_inodes),
         ),
         swap=cri.SwapUsage(
-            timestamp=sample.at, swap_available_bytes=_value(0), swap_usage_bytes=_value(0)
+            timestamp=sample.at,
+            swap_available_bytes=_value(0),
+            swap_usage_bytes=_value(sample.process.swapped if sample.process else 0),
         ),
     )
 
@@ -156,14 +165,55 @@ def _cpu(sample: VmSample) -> cri.CpuUsage | None:
 
 
 def _memory(sample: VmSample) -> cri.MemoryUsage:
+    """Of the container: what the guest uses, of which the container's limit is the most."""
+    memory = sample.memory
+    most = sample.limit or sample.ram
     return cri.MemoryUsage(
-        timestamp=sample.at,
-        working_set_bytes=_value(sample.working_set),
-        available_bytes=_value(max(0, sample.limit - sample.working_set)),
-        usage_bytes=_value(sample.resident),
-        rss_bytes=_value(sample.resident),
-        page_faults=_value(sample.page_faults),
-        major_page_faults=_value(sample.major_page_faults),
+        timestamp=sample.memory_at or sample.at,
+        working_set_bytes=_value(memory.working_set),
+        available_bytes=_value(max(0, most - memory.working_set)),
+        usage_bytes=_value(memory.usage),
+        rss_bytes=_value(memory.rss),
+        page_faults=_value(memory.page_faults),
+        major_page_faults=_value(memory.major_page_faults),
+    )
+
+
+def _pod_cpu(group: Cpu | None, now: int, vms: Sequence[VmSample]) -> cri.CpuUsage | None:
+    """Of the pod: what its control group has used, with emulators that are gone."""
+    if group is None:
+        return _cpu(vms[0]) if vms else None
+    return cri.CpuUsage(
+        timestamp=now,
+        usage_core_nano_seconds=_value(group.used),
+        usage_nano_cores=_value(sum(vm.nano_cores for vm in vms)),
+    )
+
+
+def _pod_memory(group: Memory | None, now: int, vms: Sequence[VmSample]) -> cri.MemoryUsage | None:
+    """Of the pod: what the node gives for it, guest and emulator, as its control group counts."""
+    if group is not None:
+        return cri.MemoryUsage(
+            timestamp=now,
+            working_set_bytes=_value(group.working_set),
+            available_bytes=_value(max(0, group.limit - group.working_set)),
+            usage_bytes=_value(group.usage),
+            rss_bytes=_value(group.rss),
+            page_faults=_value(group.page_faults),
+            major_page_faults=_value(group.major_page_faults),
+        )
+    processes = [vm.process for vm in vms if vm.process is not None]
+    if not processes:
+        return _memory(vms[0]) if vms else None
+    resident = sum(p.resident for p in processes)
+    working_set = sum(max(0, p.resident - p.file_backed) for p in processes)
+    return cri.MemoryUsage(
+        timestamp=min(vm.at for vm in vms),
+        working_set_bytes=_value(working_set),
+        usage_bytes=_value(resident),
+        rss_bytes=_value(resident),
+        page_faults=_value(sum(p.minor_faults for p in processes)),
+        major_page_faults=_value(sum(p.major_faults for p in processes)),
     )
 
 
@@ -188,5 +238,5 @@ def _nic(nic: NicSample) -> cri.NetworkInterfaceUsage:
     )
 
 
-def _value(value: int) -> cri.UInt64Value:
-    return cri.UInt64Value(value=value)
+def _value(value: int | None) -> cri.UInt64Value | None:
+    return None if value is None else cri.UInt64Value(value=value)

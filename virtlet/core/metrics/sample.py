@@ -2,6 +2,8 @@
 
 from attrs import frozen
 
+from virtlet.core.metrics.process import ProcessUsage
+
 
 @frozen
 class NicSample:
@@ -29,6 +31,26 @@ class PodSample:
 
 
 @frozen
+class VmMemory:
+    """A VM's memory as its limit counts it: what the guest uses of its RAM, in bytes.
+
+    Where the guest does not tell that, it is what the emulator has in memory, as far as RAM goes.
+    """
+
+    usage: int = 0
+    working_set: int = 0
+    """Without what the guest could give back at once."""
+    rss: int = 0
+    """Without what the guest's disks hold, too."""
+    cache: int | None = None
+    """What the guest's disks hold, too."""
+    page_faults: int | None = None
+    major_page_faults: int | None = None
+    by_guest: bool = False
+    """Whether the guest tells."""
+
+
+@frozen
 class VmSample:
     """A VM's processor, memory and disk."""
 
@@ -39,22 +61,27 @@ class VmSample:
     """Nanoseconds; never goes back within one VM. None when it is not known: the VM ended before
     this manager looked."""
     nano_cores: int = 0
-    """Nanoseconds of CPU per second, over the time since the sample before."""
-    resident: int = 0
-    """Bytes of the emulator in memory: guest memory it has touched, and its own."""
-    working_set: int = 0
-    """Resident bytes without those that a file holds (clean page cache)."""
+    """Nanoseconds of CPU per second, over a second or more until then."""
+    memory: VmMemory = VmMemory()
+    memory_at: int = 0
+    """Nanoseconds since the epoch: when the memory was like that."""
+    ram: int = 0
+    """Bytes of RAM that the guest has."""
     limit: int = 0
-    """Bytes of memory the pod may use; 0 when unlimited."""
+    """Bytes of memory the container may use; 0 when unlimited."""
     balloon: int | None = None
     """Bytes that the balloon leaves the guest of what it started with."""
     guest_available: int | None = None
     """Bytes that the guest's kernel manages, where its balloon driver tells."""
     guest_unused: int | None = None
     """Bytes of these that the guest's kernel has free, where its balloon driver tells."""
-    page_faults: int = 0
-    major_page_faults: int = 0
+    pid: int | None = None
+    """The emulator's."""
+    process: ProcessUsage | None = None
+    """What the emulator uses of the node; None when it has ended or is not known."""
     processes: int = 0
+    looked_at: int = 0
+    """Nanoseconds since the epoch: when hypervisor and disks were looked at."""
     disk_bytes: int = 0
     """Allocated bytes of the VM's disks."""
     disk_inodes: int = 0

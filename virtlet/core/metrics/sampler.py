@@ -1,21 +1,21 @@
-"""The sampler: one look at all VMs serves everybody who asks for a while."""
+"""The sampler: one look at all VMs serves everybody who asks for a while.
 
-import contextlib
+What the kernel tells of emulators is read anew for each question, and takes no hypervisor.
+"""
+
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from attrs import evolve, frozen
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.network import nic_samples
-from virtlet.core.metrics.process import ProcessMemory, process_memory
 from virtlet.core.metrics.sample import PodSample, VmSample
-from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
+from virtlet.core.metrics.vms import refreshed, vm_sample
+from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import VirtletError
 from virtlet.model.stats import DomainStats
 
@@ -55,6 +55,8 @@ class Sampler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._latest = NOTHING
+        self._told: dict[str, int] = {}
+        """CPU time of VMs, the most that anybody was told."""
         self._asked = _NEVER
         self._wanted = False
         self._stopping = False
@@ -79,7 +81,25 @@ class Sampler:
         self._thread.join(5.0)
 
     def samples(self) -> Samples:
-        """The newest samples; waits for others when these are old or a VM is new, but not long."""
+        """The samples of now.
+
+        What hypervisors and guests tell is that of the newest look; one is waited for when that is
+        old or a VM is new, but not long.
+        """
+        latest = self._newest()
+        vms = {vm_id: self._never_back(refreshed(vm)) for vm_id, vm in latest.vms.items()}
+        return evolve(latest, vms=MappingProxyType(vms))
+
+    def _never_back(self, sample: VmSample) -> VmSample:
+        """A sample with no less CPU time than anybody was told."""
+        if sample.cpu_time is None:
+            return sample
+        with self._turn:
+            told = self._told.get(sample.vm_id, 0)
+            self._told[sample.vm_id] = max(told, sample.cpu_time)
+        return sample if sample.cpu_time >= told else evolve(sample, cpu_time=told)
+
+    def _newest(self) -> Samples:
         asked = time.monotonic()
         deadline = asked + PATIENCE
         with self._looked:
@@ -127,6 +147,9 @@ class Sampler:
             return False
 
     def _look(self, began: float) -> Samples:
+        with self._turn:
+            known = self._context.store.vms
+            self._told = {vm_id: told for vm_id, told in self._told.items() if vm_id in known}
         domains: dict[str, DomainStats] = {}
         answered = set()
         for plugin, hypervisor in self._context.hypervisors.all.items():
@@ -144,7 +167,7 @@ class Sampler:
                 if before is not None:
                     vms[vm_id] = before
             elif record.phase in (VmPhase.RUNNING, VmPhase.EXITED):
-                vms[vm_id] = _vm_sample(record, domains.get(vm_id), before)
+                vms[vm_id] = vm_sample(record, domains.get(vm_id), before)
         pods = {
             record.pod.id: PodSample(
                 record.pod.id,
@@ -155,45 +178,3 @@ class Sampler:
             if record.phase is PodPhase.READY
         }
         return Samples(MappingProxyType(vms), MappingProxyType(pods), began)
-
-
-def _vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | None) -> VmSample:
-    """What a VM consumes now; without a domain its emulator has ended, and consumes nothing."""
-    vm = record.vm
-    now = time.time_ns()
-    told = (domain.cpu_time if domain else None, before.cpu_time if before else None)
-    cpu_time = max((known for known in told if known is not None), default=None)
-    nano_cores = 0
-    if before and cpu_time is not None and before.cpu_time is not None and now > before.at:
-        nano_cores = (cpu_time - before.cpu_time) * 1_000_000_000 // (now - before.at)
-    memory = (process_memory(domain.pid) if domain and domain.pid else None) or ProcessMemory()
-    disk_bytes, disk_inodes = _allocated(vm.directory)
-    return VmSample(
-        vm_id=vm.id,
-        at=now,
-        cpu_time=cpu_time,
-        nano_cores=nano_cores,
-        resident=memory.resident,
-        working_set=max(0, memory.resident - memory.file_backed),
-        limit=(record.resources or vm.config.resources).memory_limit,
-        balloon=(domain.balloon or None) if domain else None,
-        guest_available=domain.guest_available if domain else None,
-        guest_unused=domain.guest_unused if domain else None,
-        page_faults=memory.minor_faults,
-        major_page_faults=memory.major_faults,
-        processes=1 if domain else 0,
-        disk_bytes=disk_bytes,
-        disk_inodes=disk_inodes,
-    )
-
-
-def _allocated(directory: Path) -> tuple[int, int]:
-    """(bytes, inodes) that the files of a directory take on disk."""
-    size = count = 0
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                # 512-byte units, whatever the block size: stat(2).
-                size += entry.stat(follow_symlinks=False).st_blocks * 512
-                count += 1
-    return size, count

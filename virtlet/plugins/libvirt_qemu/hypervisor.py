@@ -24,7 +24,14 @@ from virtlet.model.hypervisor import (
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu import consumption, domain_log, failures, process, states
+from virtlet.plugins.libvirt_qemu import (
+    consumption,
+    domain_log,
+    failures,
+    memory,
+    process,
+    states,
+)
 from virtlet.plugins.libvirt_qemu.changes import Changes
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
@@ -227,7 +234,11 @@ class LibvirtHypervisor:
                 vm_id = canonical(domain.UUIDString())
                 if self._domains.is_ours(domain, vm_id):
                     pid = self._pid(domain.name())
-                    consumed = consumption.stats_of(vm_id, pid, values)
+                    plugged = 0
+                    if consumption.can_differ(values):
+                        with missing_is_fine():
+                            plugged = memory.plugged(domain)
+                    consumed = consumption.stats_of(vm_id, pid, values, plugged)
                     if consumed is not None:
                         found[vm_id] = consumed
         return found

@@ -1,0 +1,142 @@
+"""All that a metric can tell of a pod and its VMs at this moment."""
+
+import functools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from virtlet.core.metrics.process import ProcessFiles, process_files
+from virtlet.core.metrics.sample import PodSample, VmSample
+from virtlet.core.store.records import PodRecord, VmRecord
+from virtlet.host import cgroups
+from virtlet.host.cgroup_usage import CgroupUsage, Cpu, DeviceIo, Memory, Pressure, Throttling
+from virtlet.model.pod import Pod
+from virtlet.model.resources import Resources
+
+_BLOCK_DEVICES = Path("/sys/dev/block")
+SHORT_OF = ("cpu", "memory", "io")
+
+
+@frozen
+class Filesystem:
+    """Where VMs' disks lie."""
+
+    device: str
+    size: int
+    """Bytes."""
+    inodes: int
+    inodes_free: int
+
+
+@frozen
+class VmFigures:
+    """A VM, its emulator and its control group."""
+
+    record: VmRecord
+    sample: VmSample
+    filesystem: Filesystem | None
+    files: ProcessFiles | None
+    throttling: Throttling | None
+    oom_kills: int | None
+    io: tuple[DeviceIo, ...]
+    pressure: Mapping[str, Pressure]
+    """By what it is short of."""
+    most_threads: int | None
+    """0 for any number."""
+
+    @property
+    def resources(self) -> Resources:
+        """What the VM may use."""
+        return self.record.resources or self.record.vm.config.resources
+
+
+@frozen
+class PodFigures:
+    """A pod's network and its control group, with everything in it."""
+
+    record: PodRecord
+    at: int
+    """Nanoseconds since the epoch."""
+    network: PodSample | None
+    cpu: Cpu | None
+    memory: Memory | None
+
+
+def group_of(groups: CgroupUsage, pod: Pod, running: Sequence[VmRecord]) -> Path | None:
+    """A pod's control group; None if it has none, or a VM of it runs elsewhere."""
+    group = cgroups.group_of(pod.config.cgroup_parent)
+    if group is None or not all(groups.holds(group / record.vm.id) for record in running):
+        return None
+    return group
+
+
+def vm_figures(groups: CgroupUsage, record: VmRecord, sample: VmSample) -> VmFigures:
+    """The figures of a VM that runs."""
+    filesystem = filesystem_of(record.vm.directory.parent)
+    pod = cgroups.group_of(record.vm.pod.config.cgroup_parent)
+    own = pod / record.vm.id if pod else None
+    files = process_files(sample.pid) if sample.pid is not None else None
+    if pod is None or own is None or not groups.holds(own):
+        return VmFigures(record, sample, filesystem, files, None, None, (), {}, None)
+    told = [most for group in (own, pod) if (most := groups.most_threads(group)) is not None]
+    return VmFigures(
+        record=record,
+        sample=sample,
+        filesystem=filesystem,
+        files=files,
+        throttling=groups.throttling(own),
+        oom_kills=groups.oom_kills(own),
+        io=groups.io(own),
+        pressure={
+            what: pressure
+            for what in SHORT_OF
+            if (pressure := groups.pressure(own, what)) is not None
+        },
+        most_threads=min((most for most in told if most), default=0) if told else None,
+    )
+
+
+def pod_figures(
+    groups: CgroupUsage, record: PodRecord, network: PodSample | None, group: Path | None
+) -> PodFigures:
+    """The figures of a pod.
+
+    Args:
+        groups: reads control groups.
+        record: the pod's.
+        network: what is known of its interfaces.
+        group: its control group.
+    """
+    return PodFigures(
+        record,
+        time.time_ns(),
+        network,
+        groups.cpu(group) if group else None,
+        groups.memory(group) if group else None,
+    )
+
+
+def filesystem_of(directory: Path) -> Filesystem | None:
+    """The filesystem that a directory is on; None when it is gone."""
+    try:
+        told, device = os.statvfs(directory), directory.stat().st_dev
+    except OSError:
+        return None
+    return Filesystem(
+        device=device_name(f"{os.major(device)}:{os.minor(device)}"),
+        size=told.f_blocks * told.f_frsize,
+        inodes=told.f_files,
+        inodes_free=told.f_ffree,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def device_name(number: str) -> str:
+    """A block device's path by its `MAJOR:MINOR`; that itself for what is none."""
+    try:
+        return f"/dev/{(_BLOCK_DEVICES / number).readlink().name}"
+    except OSError:
+        return number
