@@ -6,6 +6,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.interrupts import Interrupts
+
 TESTS = Path(__file__).parent
 SHARED = ("criproxy/real/",)
 """Directories whose tests share a node that takes long to set up."""
@@ -16,6 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--refresh-golden", action="store_true", help="write the golden documents anew"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What an interrupted run has made is taken away."""
+    config.pluginmanager.register(Interrupts(config))
 
 
 class Scheduler(LoadScopeScheduling):

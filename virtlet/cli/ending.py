@@ -2,14 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _unbroken = False
-_noted: list[int] = []
+_noted: list[BaseException] = []
 
 
 class Ended(BaseException):
@@ -27,22 +27,35 @@ def ended_by_signals() -> Iterator[None]:
     Nor are those after the block, so that nothing breaks off the clean-up: `timeout` and `make`
     send a signal each. A signal that is ignored, as by nohup, stays so.
     """
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def end(number: int, frame: FrameType | None) -> None:
-        _heed_no_more(heeded)
-        if number == signal.SIGHUP:
-            _write_nowhere()
-        if not _unbroken:
-            raise Ended(number)
-        _noted.append(number)
-
-    for number in heeded:
-        signal.signal(number, end)
+    heeded = end_at_signals(Ended)
     try:
         yield
     finally:
-        _heed_no_more(heeded)
+        heed_no_more(heeded)
+
+
+def end_at_signals(ending: Callable[[int], BaseException]) -> list[signal.Signals]:
+    """Have something raised in the main thread at the first of the signals, and at no later one.
+
+    Args:
+        ending: what to raise, by the signal's number.
+
+    Returns:
+        The signals; one that is ignored, as by nohup, stays so.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        heed_no_more(heeded)
+        if number == signal.SIGHUP:
+            _write_nowhere()
+        if not _unbroken:
+            raise ending(number)
+        _noted.append(ending(number))
+
+    for number in heeded:
+        signal.signal(number, end)
+    return heeded
 
 
 @contextmanager
@@ -55,10 +68,11 @@ def unbroken() -> Iterator[None]:
     finally:
         _unbroken = False
         if _noted:
-            raise Ended(_noted.pop())
+            raise _noted.pop()
 
 
-def _heed_no_more(numbers: list[signal.Signals]) -> None:
+def heed_no_more(numbers: list[signal.Signals]) -> None:
+    """Let signals do nothing any more."""
     for number in numbers:
         # Not SIG_IGN, which a manager that is started for the clean-up would inherit.
         signal.signal(number, lambda number, frame: None)
