@@ -72,7 +72,8 @@ class Kubelet:
         self.deaths = 0
         self.attempt = 0
         manifest = make_manifest(node, name)
-        # So that volumes are among the effects.
+        # So that volumes are among the effects; one is as good as the kubelet's three.
+        del manifest.container.mounts[:]
         manifest.container.mounts.add(
             container_path="/etc/pod.yaml", host_path=str(MANIFEST), readonly=True
         )

@@ -18,10 +18,12 @@ def test_names_resolver_settings_labels_and_annotations_arrive(new_pod: PodFacto
     pod.pod.hostname = "a-name-of-its-own"
     pod.pod.labels["tier"] = "back end"
     pod.pod.annotations["example.com/note"] = "ünïcode\nand a second line"
-    dns = pod.pod.dns_config
-    dns.servers.extend(["10.96.0.10", "10.96.0.11"])
-    dns.searches.extend(["a.test", "b.test"])
-    dns.options.extend(["ndots:5", "timeout:2"])
+    dns = cri.DNSConfig(
+        servers=["10.96.0.10", "10.96.0.11"],
+        searches=["a.test", "b.test"],
+        options=["ndots:5", "timeout:2"],
+    )
+    pod.pod.dns_config.CopyFrom(dns)
     pod.manifest.container.labels["app"] = "tiny"
     pod.manifest.container.annotations["io.kubernetes.container.hash"] = "cafe"
     # What restricts processes means nothing for a VM, and is in every pod of a hardened cluster.
@@ -55,7 +57,7 @@ def test_names_resolver_settings_labels_and_annotations_arrive(new_pod: PodFacto
     assert sandbox.annotations == pod.pod.annotations
     (listed,) = (p for p in pod.client.pods() if p.id == pod.id)
     assert (listed.labels, listed.annotations) == (pod.pod.labels, pod.pod.annotations)
-    config = pod.manifest.container
+    config = pod.config()
     assert (pod.status.labels, pod.status.annotations) == (config.labels, config.annotations)
     (container,) = (c for c in pod.client.containers() if c.id == pod.vm)
     assert (container.labels, container.annotations) == (config.labels, config.annotations)
