@@ -86,6 +86,7 @@ PROFILE = {
     "disk_bus": "virtio",
     "root_size": "20Gi",
     "guest_agent": False,
+    "translation_buffer": "128Mi",
     "extras": {"gpu": "a100", "slots": 2},
 }
 
@@ -100,6 +101,7 @@ def test_the_handler_s_profile_chooses_where_the_pod_does_not() -> None:
         disk_bus="virtio",
         root_size=20 << 30,
         guest_agent=False,
+        translation_buffer=128 << 20,
         extras={"gpu": "a100", "slots": "2"},
     )
 
@@ -179,6 +181,7 @@ def test_impossible_memory_of_a_profile_names_the_handler() -> None:
         ({"disk_bus": ["scsi"]}, "disk_bus: must be a word"),
         ({"root_size": "65Ti"}, "root_size: '65Ti' is more than the largest"),
         ({"guest_agent": "no"}, "guest_agent: must be true or false"),
+        ({"translation_buffer": "2Gi"}, "translation_buffer: must be between 16Mi and 1Gi"),
         ({"extras": ["a"]}, "extras: must be a mapping"),
         ({"extras": {"a": {"b": 1}}}, "extras: must be a mapping of names to texts or numbers"),
     ],

@@ -11,6 +11,8 @@ from virtlet.model.option import BYTES, choice, integer
 from virtlet.model.pod import Profile
 from virtlet.plugins.flavors.annotations import disk_size
 
+LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
+"""Bytes of the translation buffer; QEMU takes no more than a GiB."""
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
@@ -20,6 +22,13 @@ def _number(value: Any) -> int:
 
 def _memory(value: Any) -> int:
     return BYTES.parse(_scalar(value))
+
+
+def _buffer(value: Any) -> int:
+    size = BYTES.parse(_scalar(value))
+    if not LEAST_BUFFER <= size <= MOST_BUFFER:
+        raise ValueError("must be between 16Mi and 1Gi")
+    return size
 
 
 def _size(value: Any) -> int:
@@ -72,6 +81,7 @@ _SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "disk_bus": _one_of("scsi", "virtio"),
     "root_size": _size,
     "guest_agent": _boolean,
+    "translation_buffer": _buffer,
     "extras": _extras,
 }
 
