@@ -34,7 +34,7 @@ def test_a_manifest_becomes_a_machine_that_answers_and_goes_away_without_a_trace
     assert status.started_at >= status.created_at > 0
     assert status.image_ref.startswith("tiny@sha256:") or status.image_ref.startswith("sha256:")
     assert status.image_id.startswith("sha256:")
-    assert status.resources.linux.memory_limit_in_bytes == 192 << 20
+    assert status.resources.linux.memory_limit_in_bytes == 320 << 20
 
     pod.client.stop(pod.vm, 30)
     status = pod.status

@@ -78,6 +78,7 @@ def pod(growing_node: Playground, cgroup_parent: str, crash_points: CrashPoints)
     """A pod of one CPU and 256 MiB whose guest reports what it has; not started."""
     manifest = make_manifest(growing_node, handler="growing")
     manifest.pod.linux.cgroup_parent = cgroup_parent
+    manifest.pod.linux.overhead.memory_limit_in_bytes = 256 * MIB
     manifest.pod.annotations["VirtletCloudInitUserDataScript"] = REPORT
     manifest.container.linux.resources.CopyFrom(_resources(cpus=1.0, memory=256 * MIB))
     pod = Pod(growing_node, growing_node.client(), manifest).run().create()

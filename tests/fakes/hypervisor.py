@@ -51,6 +51,8 @@ class FakeHypervisor:
     """Why it does not answer; "" when it does."""
     machines: dict[str, Machine] = field(factory=dict)
     """As they were defined last."""
+    need: int = 0
+    """Bytes that every emulator needs beside its guest."""
     sizes: dict[str, Resize] = field(factory=dict)
     """What running VMs have."""
 
@@ -71,6 +73,9 @@ class FakeHypervisor:
         return HypervisorHealth(
             ready=not self.away, reason="Away" if self.away else "", message=self.away
         )
+
+    def overhead(self, machine: Machine) -> int:
+        return self.need
 
     def define(self, machine: Machine, document: str) -> None:
         self.faults.strike("define")

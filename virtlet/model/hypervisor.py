@@ -85,6 +85,12 @@ class Hypervisor(Protocol):
     def health(self) -> HypervisorHealth:
         """Whether it answers now. Does not block."""
 
+    def overhead(self, machine: Machine) -> int:
+        """Bytes that the machine's emulator may come to need beside the guest's RAM.
+
+        Counts for the pod's memory, by what the machine is. Does not block.
+        """
+
     def define(self, machine: Machine, document: str) -> None:
         """Make the domain known, not running. Defining the same VM again replaces it.
 

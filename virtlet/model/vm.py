@@ -130,6 +130,9 @@ class Machine:
     """What vmwrapper needs to find us; holds the one-time token."""
     guest_agent: Path | None = None
     """Unix socket of the guest agent's channel, where the machine has one."""
+    withheld: int = 0
+    """Bytes of its memory limit that the guest does not get, because the emulator needs them and
+    the pod's overhead does not hold them."""
 
     @property
     def network(self) -> Network:

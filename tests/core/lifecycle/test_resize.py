@@ -15,6 +15,8 @@ from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.resize import resize_vm
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import cgroups
+from virtlet.model.event import EventKind
+from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Resize
 from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.resources import Resources
@@ -234,6 +236,24 @@ def test_the_flavor_says_what_a_limit_means(
     """This node's makes the same memory of every limit."""
     resize_vm(manager.context, running, Resources(memory_limit=7 * GIB))
     assert hypervisor.asked == [Resize(memory=GIB)]
+
+
+def test_vcpus_that_a_guest_may_not_use_are_told_to_the_owner(
+    manager: Manager, node: Node, running: str
+) -> None:
+    """Without KVM, as with this hypervisor, a Linux guest ignores those that come while it runs."""
+    node.flavor = lambda vm: Flavor(
+        vcpus=max(1, vm.resources.cpu_quota // 100_000), max_vcpus=3, guest_agent=False
+    )
+    record = manager.vm(running)
+    assert record.machine is not None
+    growing = evolve(record.machine, flavor=evolve(record.machine.flavor, max_vcpus=3))
+    manager.store.put_vm(evolve(record, machine=growing))
+    for quota in (100_000, 200_000):
+        resize_vm(manager.context, running, Resources(cpu_quota=quota))
+    notices = [event.reason for event in manager.told.events if event.kind is EventKind.VM_NOTICE]
+    (notice,) = notices
+    assert "was given 2 vCPUs while it runs, after 1: without KVM" in notice
 
 
 def test_huge_pages_need_a_restart(manager: Manager, running: str) -> None:

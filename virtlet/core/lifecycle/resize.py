@@ -16,6 +16,8 @@ from attrs import evolve
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.domain import domain_document
+from virtlet.core.lifecycle.fit import fitted
+from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.lifecycle.resize_steps import Steps, merged
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import FailedPrecondition, NotFound, VirtletError
@@ -125,6 +127,7 @@ def _resize_created(
     """Define the machine anew, of the size that the new limits ask for."""
     vm = machine.vm
     chosen = _flavor(context, record, wanted)
+    hypervisor = context.hypervisors.named(record.hypervisor)
     sized = evolve(
         machine,
         # The disks are made for the other properties of the first flavor.
@@ -137,7 +140,7 @@ def _resize_created(
         ),
         vm=evolve(vm, config=evolve(vm.config, resources=wanted)),
     )
-    hypervisor = context.hypervisors.named(record.hypervisor)
+    sized = fitted(sized, wanted, hypervisor)
     document = domain_document(context.hooks, sized)
     steps = Steps(context, record, change, {})
     try:
@@ -176,6 +179,7 @@ def _resize_running(
     changed = steps.resizing.change
     difference = _difference(context, record, machine, changed, wanted)
     hypervisor = context.hypervisors.named(record.hypervisor)
+    before = Resize()
     try:
         steps.intend()
         # The groups first: threads cannot be put on CPUs that their group does not have.
@@ -203,6 +207,15 @@ def _resize_running(
         _undo(context, record, steps, error)
         raise
     log.info("VM resized", extra={"vm": vm.id})
+    if machine.accelerator != "kvm" and (before.vcpus or 0) < (difference.vcpus or 0):
+        tell_owner(
+            context,
+            vm,
+            f"the VM was given {difference.vcpus} vCPUs while it runs, after {before.vcpus}: "
+            "without KVM a Linux guest uses only those that it started with, so that a higher CPU "
+            "limit may change nothing; to use them, run the pod anew with that limit, or on a node "
+            "with KVM",
+        )
 
 
 def _set_oom_score_adj(hypervisor: Hypervisor, vm_id: str, value: int) -> None:
@@ -220,10 +233,16 @@ def _difference(
         FailedPrecondition: it cannot without a restart.
     """
     chosen = _flavor(context, record, wanted)
+    now = record.resources or record.vm.config.resources
     memory = None
-    if changed.memory_limit:
-        # Without a limit it had what the flavor said then.
-        memory = chosen.memory if wanted.memory_limit else machine.flavor.memory
+    # A kubelet sends all limits with every change. Where memory's is as before, so is the memory.
+    if changed.memory_limit and (record.resizing or wanted.memory_limit != now.memory_limit):
+        memory = machine.flavor.memory
+        # Without a limit, or with the first one, it has what it started with.
+        if wanted.memory_limit not in (0, machine.vm.config.resources.memory_limit):
+            sized = evolve(machine, flavor=evolve(machine.flavor, memory=chosen.memory))
+            sized = fitted(sized, wanted, context.hypervisors.named(record.hypervisor))
+            memory = sized.flavor.memory
     most = max(machine.flavor.memory, machine.flavor.max_memory)
     if memory is not None and memory > most:
         raise FailedPrecondition(

@@ -22,6 +22,7 @@ from virtlet.core.lifecycle.effects import (
     VmDirectories,
     VolumeDisk,
 )
+from virtlet.core.lifecycle.fit import fitted, tell_of_shortage
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.seed.merge import merge
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
@@ -94,6 +95,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         root = _make_root_disk(context, vm, flavor)
         seed = _make_seed(context, vm, volumes)
         machine = _machine(context, vm, hypervisor, flavor, root, volumes, seed)
+        machine = fitted(machine, config.resources, context.hypervisors.named(hypervisor))
         document = domain_document(context.hooks, machine)
         context.journal.perform(Domain(context, vm, hypervisor, machine=machine, document=document))
         created = evolve(record, phase=VmPhase.CREATED, machine=machine)
@@ -156,6 +158,7 @@ def start_vm(context: Context, vm_id: str) -> None:
                     # The kubelet starts the next attempt in a new sandbox only if this one is down.
                     commit_pod_stopped(context, pod)
                 raise
+    tell_of_shortage(context, record.machine)
     # The guest may have ended before we wrote that it runs; its event found no running VM then.
     exits.look_again(context, vm_id)
 

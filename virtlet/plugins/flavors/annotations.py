@@ -50,7 +50,7 @@ MAX_VCPU_COUNT: Annotation[int | None] = Annotation(
     kind=_optional(integer(1, 255)),
     default=None,
     help="How many vCPUs the VM can have while it runs; above 1, their number follows the CPU "
-    "limit",
+    "limit. Without KVM a Linux guest uses only those that it starts with",
 )
 MAX_MEMORY: Annotation[int | None] = Annotation(
     name="VirtletMaxMemory",

@@ -37,6 +37,7 @@ from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
 from virtlet.plugins.libvirt_qemu.mark import canonical, marked
 from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
+from virtlet.plugins.libvirt_qemu.overhead import overhead
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
 from virtlet.plugins.libvirt_qemu.resize import Resizer
 from virtlet.plugins.libvirt_qemu.runs import Runs
@@ -118,6 +119,10 @@ class LibvirtHypervisor:
     def subscribe(self, callback: DomainCallback) -> None:
         """Tell `callback` of every change of our domains."""
         self._watch.subscribe(callback)
+
+    def overhead(self, machine: Machine) -> int:
+        """What QEMU takes beside the guest's RAM."""
+        return overhead(machine)
 
     def define(self, machine: Machine, document: str) -> None:
         """Define the domain, with our mark in its metadata."""

@@ -1,0 +1,85 @@
+"""How a guest and its emulator fit into the memory of their pod.
+
+A kubelet limits a pod's control group to the memory limits of its containers and the overhead that
+its RuntimeClass declares. Guest and emulator both live there. Where the overhead is less than the
+emulator needs, the guest gets the rest, so that the kernel does not kill the VM for it later.
+"""
+
+from attrs import evolve
+
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.notices import tell_owner
+from virtlet.errors import InvalidArgument
+from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.resources import Resources
+from virtlet.model.vm import Machine
+
+_MIB = 1 << 20
+LEAST = 128 * _MIB
+"""Bytes of RAM below which hardly any Linux boots: a VM that would get less is refused."""
+
+
+def fitted(machine: Machine, resources: Resources, hypervisor: Hypervisor) -> Machine:
+    """The machine with as much RAM as fits into its pod beside the emulator.
+
+    Nothing changes where nothing limits the pod: without a control group, or a memory limit.
+
+    Args:
+        machine: with the RAM that its flavor says for the memory limit.
+        resources: the VM's, of which the memory limit counts.
+        hypervisor: that is to run it.
+
+    Raises:
+        InvalidArgument: what is left is too little for a guest.
+    """
+    pod, limit, memory = machine.vm.pod, resources.memory_limit, machine.flavor.memory
+    whole = evolve(machine, withheld=0)
+    if limit <= 0 or not pod.config.cgroup_parent.strip("/"):
+        return whole
+    declared, need = pod.config.overhead.memory_limit, hypervisor.overhead(machine)
+    left = (limit + declared - need) // _MIB * _MIB
+    if left >= memory:
+        return whole
+    if left < LEAST:
+        least_need = hypervisor.overhead(_with_memory(machine, LEAST))
+        if limit + declared < LEAST + least_need:
+            raise InvalidArgument(
+                f"VM {machine.vm.name}: the pod's memory does not hold a guest and its emulator: "
+                f"the limit of {limit >> 20}Mi and the RuntimeClass's overhead of "
+                f"{declared >> 20}Mi are less than the {_up(least_need)}Mi that the emulator needs "
+                f"and {LEAST >> 20}Mi for the guest: {_remedy(need)}, or raise the limit to "
+                f"{_up(LEAST + least_need - declared)}Mi or more"
+            )
+        left = LEAST
+    return evolve(_with_memory(machine, left), withheld=memory - left)
+
+
+def tell_of_shortage(context: Context, machine: Machine) -> None:
+    """Tell the owner of a VM that runs, if its guest has less RAM than its memory limit."""
+    if not machine.withheld:
+        return
+    memory, declared = machine.flavor.memory, machine.vm.pod.config.overhead.memory_limit
+    limit, need = memory + machine.withheld, machine.withheld + declared
+    tell_owner(
+        context,
+        machine.vm,
+        f"the guest has {memory >> 20}Mi of RAM, not the {limit >> 20}Mi of its memory "
+        f"limit: the emulator needs up to {_up(need)}Mi in the pod, and the RuntimeClass "
+        f"declares an overhead of {declared >> 20}Mi; for all of it {_remedy(need)}",
+    )
+
+
+def _with_memory(machine: Machine, memory: int) -> Machine:
+    return evolve(machine, flavor=evolve(machine.flavor, memory=memory))
+
+
+def _remedy(need: int) -> str:
+    return (
+        f"use a RuntimeClass with overhead: {{podFixed: {{memory: {_up(need)}Mi}}}} "
+        "(deploy/runtimeclass.yaml)"
+    )
+
+
+def _up(size: int) -> int:
+    """MiB, rounded up."""
+    return -(-size // _MIB)
