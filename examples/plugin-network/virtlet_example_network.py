@@ -10,13 +10,10 @@ from typing import Any
 from virtlet import hookimpl
 from virtlet.errors import ResourceExhausted
 from virtlet.host import links
-from virtlet.host.taps import open_tap
-from virtlet.model.launch import LaunchFd, LaunchPart
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.node import Node
 from virtlet.model.option import Config, Kind, Option
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Machine
 
 SUBNET: Option[IPv4Network] = Option(
     field="exampleSubnet",
@@ -27,7 +24,6 @@ SUBNET: Option[IPv4Network] = Option(
     help="Where the example network plugin takes a /30 for every pod from.",
 )
 
-MARK = '{"made_by": "example_network"}'
 MTU = 1500
 
 
@@ -61,15 +57,15 @@ class Plugin:
                 f"link set {tap} mtu {MTU} up",
             ]
         )
-        interface = Interface(
+        nic = Nic(
             name="eth0",
             mac="02:" + ":".join(pod.id[i : i + 2] for i in range(0, 10, 2)),
             mtu=MTU,
             addresses=(f"{guest_end}/30",),
             routes=(Route(destination="0.0.0.0/0", gateway=str(node_end)),),
-            tap=tap,
+            device=tap,
         )
-        return Network(netns=None, interfaces=(interface,), dns=pod.config.dns, details=MARK)
+        return Network(netns=None, nics=(nic,), dns=pod.config.dns)
 
     @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
@@ -81,23 +77,6 @@ class Plugin:
             with contextlib.suppress(FileNotFoundError):  # another pod's, given back meanwhile
                 if os.readlink(path) == pod.id:
                     path.unlink()
-
-    @hookimpl
-    def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
-        """Give the emulator the tap, if the network is ours."""
-        if machine.network.details != MARK:
-            return None
-        (interface,) = machine.network.interfaces
-        bus = "pci.0" if machine.flavor.machine.startswith("pc") else "pcie.0"
-        return LaunchPart(
-            arguments=(
-                "-netdev",
-                "tap,id=routed,fd={fd:routed}",
-                "-device",
-                f"virtio-net-pci,netdev=routed,mac={interface.mac},bus={bus},addr=0x10,romfile=",
-            ),
-            fds=(LaunchFd(name="routed", fd=open_tap(interface.tap)),),
-        )
 
     def _take(self, pod: Pod) -> IPv4Network:
         """A /30 that no other pod has; a symbolic link is made by one taker only."""

@@ -9,6 +9,7 @@ from virtlet.host import cpus
 from virtlet.model.hypervisor import (
     DomainCallback,
     DomainState,
+    Hypervisor,
     HypervisorHealth,
     HypervisorInfo,
     Observation,
@@ -36,7 +37,7 @@ class Faults:
 
 
 @define
-class FakeHypervisor:
+class FakeHypervisor(Hypervisor):
     """Keeps domains; `start` may do its deed and fail all the same ("started")."""
 
     faults: Faults

@@ -1,11 +1,13 @@
 """What the core asks of a hypervisor; a plugin's `virtlet_hypervisor` returns one."""
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
+from virtlet.errors import Unimplemented
+from virtlet.model.launch import LaunchPart
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine, VmExit
 
@@ -66,31 +68,35 @@ DomainCallback = Callable[[Observation], None]
 """Called on a thread of the hypervisor's whenever a domain of ours changes; must return soon."""
 
 
-@runtime_checkable
-class Hypervisor(Protocol):
+class Hypervisor(ABC):
     """Runs VMs. Every method is called on a worker thread, several at a time.
 
-    Methods raise Unavailable while the hypervisor is away.
+    Methods raise Unavailable while the hypervisor is away. Those that are not abstract have a
+    default, as every method that a later version adds.
     """
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027
         """Connect (and start what has to run in this process). Returns once ready."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Disconnect; VMs go on running."""
 
+    @abstractmethod
     def info(self) -> HypervisorInfo:
         """What this hypervisor is. Known after `open`; does not block."""
 
     def health(self) -> HypervisorHealth:
-        """Whether it answers now. Does not block."""
+        """Whether it answers now. Does not block. Default: it does."""
+        return HypervisorHealth(ready=True)
 
     def overhead(self, machine: Machine) -> int:
         """Bytes that the machine's emulator may come to need beside the guest's RAM.
 
-        Counts for the pod's memory, by what the machine is. Does not block.
+        Counts for the pod's memory, by what the machine is. Does not block. Default: nothing.
         """
+        return 0
 
+    @abstractmethod
     def define(self, machine: Machine, document: str) -> None:
         """Make the domain known, not running. Defining the same VM again replaces it.
 
@@ -98,9 +104,21 @@ class Hypervisor(Protocol):
             InvalidArgument: the hypervisor refuses the document.
         """
 
+    @abstractmethod
     def remove(self, vm_id: str) -> None:
         """Forget the domain and all the hypervisor keeps of it. Stops it if it runs. Idempotent."""
 
+    def launch(self, machine: Machine) -> LaunchPart:
+        """Contribute to the emulator's start what this hypervisor gives it: the NICs, say.
+
+        Called before every `start`. The descriptors are the core's from then on. Default: nothing.
+
+        Raises:
+            FailedPrecondition: it has no way to connect one of the NICs.
+        """
+        return LaunchPart()
+
+    @abstractmethod
     def start(self, vm_id: str) -> None:
         """Start a defined domain; returns when the guest's CPUs run.
 
@@ -109,9 +127,11 @@ class Hypervisor(Protocol):
             FailedPrecondition: the emulator did not start; the message says why.
         """
 
+    @abstractmethod
     def shutdown(self, vm_id: str) -> None:
         """Press the guest's power button (ACPI) and return at once. Idempotent."""
 
+    @abstractmethod
     def stop(self, vm_id: str) -> None:
         """End the domain by force; returns when its process is gone. Idempotent."""
 
@@ -132,16 +152,25 @@ class Hypervisor(Protocol):
             FailedPrecondition: it does not run, it cannot have that much without a restart, or
                 the guest did not do its part; all is as before.
             VirtletError: any other says nothing of how much was done.
+            Unimplemented: the default.
         """
+        raise Unimplemented(f"{self.info().name} cannot change a running VM: restart it instead")
 
     def observe(self, vm_id: str) -> Observation | None:
-        """The domain now, or None when there is none."""
+        """The domain now, or None when there is none. Default: looked up in `list`."""
+        return self.list().get(vm_id)
 
+    @abstractmethod
     def list(self) -> Mapping[str, Observation]:
         """All domains that are ours (this manager's), by VM id. Foreign ones never appear."""
 
+    @abstractmethod
     def subscribe(self, callback: DomainCallback) -> None:
         """Tell `callback` of every later change of our domains; one subscriber, set before open."""
 
     def stats(self) -> Mapping[str, DomainStats]:
-        """Consumption of all running domains of ours, by VM id, with one bulk call."""
+        """Consumption of all running domains of ours, by VM id, with one bulk call.
+
+        Default: nothing is known.
+        """
+        return {}

@@ -20,7 +20,7 @@ class Route:
 
 
 @frozen(kw_only=True)
-class Interface:
+class Nic:
     """One NIC of the guest."""
 
     name: str
@@ -31,8 +31,15 @@ class Interface:
     addresses: tuple[str, ...] = ()
     """CIDR form, IPv4 and IPv6, the primary first."""
     routes: tuple[Route, ...] = ()
-    tap: str = ""
-    """Name of the tap in the pod's namespace; "" for an interface without one."""
+    kind: str = "tap"
+    """How the hypervisor connects it. `tap`: it opens the tap `device`."""
+    device: str = ""
+    """`tap`: the tap's name in the pod's network namespace, or in the node's own where the pod has
+    none. It is made with `vnet_hdr` and without `pi`; the hypervisor alone opens it."""
+    queues: int = 1
+    """Pairs of queues; more than one takes a tap made with `multi_queue`."""
+    boot_order: int = 0
+    """When the firmware tries to boot from it, 1 first; 0 never."""
 
 
 @frozen(kw_only=True)
@@ -41,7 +48,7 @@ class Network:
 
     netns: Path | None
     """The pod's network namespace; None where there is none."""
-    interfaces: tuple[Interface, ...] = ()
+    nics: tuple[Nic, ...] = ()
     dns: DnsConfig = DnsConfig()
     details: str = ""
     """The plugin's own notes (JSON), handed back to it for teardown."""
@@ -49,4 +56,4 @@ class Network:
     @property
     def addresses(self) -> tuple[str, ...]:
         """All addresses without prefix lengths, the primary first."""
-        return tuple(a.split("/")[0] for i in self.interfaces for a in i.addresses)
+        return tuple(a.split("/")[0] for nic in self.nics for a in nic.addresses)

@@ -16,21 +16,21 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.image import ImageSource
 from virtlet.model.launch import LaunchFd, LaunchPart
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.option import TEXT, Annotation, Option
 from virtlet.model.pod import DnsConfig
 
 NETWORK = Network(
     netns=Path("/run/netns/x"),
-    interfaces=(
-        Interface(
+    nics=(
+        Nic(
             name="eth0",
             mac="02:00:00:00:00:01",
             mtu=1500,
             addresses=("10.1.0.2/16",),
             routes=(Route(destination="0.0.0.0/0"),),
         ),
-        Interface(
+        Nic(
             name="net1",
             mac="02:00:00:00:00:02",
             mtu=1500,
@@ -132,8 +132,8 @@ def test_what_is_right_has_no_flaw(kind: Any, value: object) -> None:
         ),
         (
             Network,
-            untyped(Network)(netns=None, interfaces=("eth0",)),
-            "a Network whose interfaces[0] is a str instead of Interface",
+            untyped(Network)(netns=None, nics=("eth0",)),
+            "a Network whose nics[0] is a str instead of Nic",
         ),
         (
             ImageSource,

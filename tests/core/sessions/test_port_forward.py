@@ -22,7 +22,7 @@ from virtlet.core.store.store import Store
 from virtlet.core.streaming.sessions import PortForwardRequest
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.host import links, netns
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 
 FOUR, SIX = "10.99.0.2", "fd99::2"
 NOWHERE = "fd98::2"
@@ -40,8 +40,8 @@ class Guest:
     def put(self, phase: PodPhase = PodPhase.READY, addresses: tuple[str, ...] = ()) -> str:
         """Store the pod with its addresses; returns its id."""
         pod = models.pod(self.namespace.parent)
-        interface = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=addresses)
-        self.store.put_pod(PodRecord(pod, phase, Network(netns=None, interfaces=(interface,))))
+        interface = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=addresses)
+        self.store.put_pod(PodRecord(pod, phase, Network(netns=None, nics=(interface,))))
         return pod.id
 
     def refuse(self, rules: str) -> None:

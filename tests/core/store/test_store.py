@@ -16,14 +16,14 @@ from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, V
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Mount, VmExit
 
 
 def _pod_record(tmp_path: Path) -> PodRecord:
-    nic = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/24",))
-    network = Network(netns=tmp_path / "netns", interfaces=(nic,), details="{}")
+    nic = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/24",))
+    network = Network(netns=tmp_path / "netns", nics=(nic,), details="{}")
     return PodRecord(models.pod(tmp_path, labels={"a": "b"}), PodPhase.READY, network)
 
 

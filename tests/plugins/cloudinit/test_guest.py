@@ -12,15 +12,15 @@ from tests.images.conftest import tiny_image as tiny_image
 from tests.images.tiny_guest import Guest
 from tests.plugins.cloudinit.test_plugin import write
 from virtlet.model.disk import Disk, GuestFiles, Volume
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.cloudinit.plugin import Plugin
 
 MAC = "52:54:00:12:34:56"
 NETWORK = Network(
     netns=None,
-    interfaces=(
-        Interface(
+    nics=(
+        Nic(
             name="eth0",
             mac=MAC,
             mtu=1400,

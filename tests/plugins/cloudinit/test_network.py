@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.cloudinit.document import dump
 from virtlet.plugins.cloudinit.network import network_config
@@ -14,8 +14,8 @@ from virtlet.plugins.cloudinit.openstack import meta_data_json, network_data_jso
 MAC = "52:54:00:12:34:56"
 DUAL = Network(
     netns=None,
-    interfaces=(
-        Interface(
+    nics=(
+        Nic(
             name="eth0",
             mac=MAC,
             mtu=1450,
@@ -25,7 +25,7 @@ DUAL = Network(
                 Route(destination="::/0", gateway="fe80::1", metric=50),
             ),
         ),
-        Interface(name="net1", mac="52:54:00:12:34:57", mtu=0),
+        Nic(name="net1", mac="52:54:00:12:34:57", mtu=0),
     ),
     dns=DnsConfig(
         servers=("10.96.0.10",),
@@ -68,9 +68,7 @@ def routes_of(addresses: tuple[str, ...], *routes: Route) -> list[dict[str, obje
     config = network_config(
         Network(
             netns=None,
-            interfaces=(
-                Interface(name="eth0", mac=MAC, mtu=0, addresses=addresses, routes=routes),
-            ),
+            nics=(Nic(name="eth0", mac=MAC, mtu=0, addresses=addresses, routes=routes),),
         )
     )
     assert config is not None
@@ -118,9 +116,7 @@ def test_any_network_survives_a_yaml_reader(
     routes = (Route(destination="0.0.0.0/0", gateway=str(gateway)), Route(destination="10.0.0.0/8"))
     network = Network(
         netns=None,
-        interfaces=(
-            Interface(name="eth0", mac=mac, mtu=mtu, addresses=tuple(addresses), routes=routes),
-        ),
+        nics=(Nic(name="eth0", mac=mac, mtu=mtu, addresses=tuple(addresses), routes=routes),),
     )
     config = network_config(network)
     assert yaml.safe_load(dump(config)) == config
@@ -174,14 +170,14 @@ def test_a_config_drive_has_openstack_s_form() -> None:
 
 
 def test_a_second_address_of_a_family_does_not_repeat_the_routes() -> None:
-    interface = Interface(
+    interface = Nic(
         name="eth0",
         mac=MAC,
         mtu=0,
         addresses=("10.1.2.3/24", "10.1.3.3/24"),
         routes=(Route(destination="0.0.0.0/0", gateway="10.1.2.1"),),
     )
-    networks = network_data_json(Network(netns=None, interfaces=(interface,)))["networks"]
+    networks = network_data_json(Network(netns=None, nics=(interface,)))["networks"]
     assert [len(entry["routes"]) for entry in networks] == [1, 0]
     assert ip_interface("10.1.3.3/24").ip.compressed == networks[1]["ip_address"]
 

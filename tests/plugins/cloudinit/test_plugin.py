@@ -13,14 +13,14 @@ from tests.plugins.cloudinit.conftest import EMULATOR
 from virtlet.errors import InvalidArgument
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, GuestFiles, Volume
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.vm import Vm
 from virtlet.plugins.cloudinit.plugin import Plugin
 
 NETWORK = Network(
     netns=None,
-    interfaces=(
-        Interface(
+    nics=(
+        Nic(
             name="eth0",
             mac="52:54:00:12:34:56",
             mtu=1500,

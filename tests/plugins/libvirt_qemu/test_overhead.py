@@ -11,7 +11,7 @@ from attrs import evolve
 from tests.fakes.models import machine
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 from virtlet.model.quantity import parse_bytes
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu.overhead import overhead
@@ -27,7 +27,7 @@ def _machine(
     made = machine(Path("/nowhere"))
     network = Network(
         netns=None,
-        interfaces=tuple(Interface(name=f"net{n}", mac="", mtu=1500) for n in range(nics)),
+        nics=tuple(Nic(name=f"net{n}", mac="", mtu=1500) for n in range(nics)),
     )
     return evolve(
         made,

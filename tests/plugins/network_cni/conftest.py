@@ -135,9 +135,9 @@ class TestNode:
     @contextmanager
     def guest(self, network: Network, number: int = 0) -> Iterator[Guest]:
         """A guest on one of a pod's NICs, for a while."""
-        interface = network.interfaces[number]
+        interface = network.nics[number]
         assert network.netns is not None
-        tap = netns.inside(network.netns, lambda: open_tap(interface.tap))
+        tap = netns.inside(network.netns, lambda: open_tap(interface.device))
         with plugged(self.root / "guests" / secrets.token_hex(4), tap, interface.mac) as guest:
             yield guest
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtlet.errors import InvalidArgument
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
-from virtlet.plugins.network_cni.bridging import Nic
+from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.dhcp import configuration
 from virtlet.plugins.network_cni.guest_view import dns
 from virtlet.plugins.network_cni.plugin import Plugin
@@ -75,13 +75,11 @@ def test_admitted_text_stays_where_it_belongs(hostname: str, domain: str, name: 
         Plugin().virtlet_admit(pod(config), None)
     except InvalidArgument:
         return
-    interface = Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/8",))
-    nic = Nic(0, "eth0", interface.mac, 1500, (), (), ("10.0.0.2",), (), "169.254.77.1")
-    network = Network(netns=None, interfaces=(interface,), dns=dns(config.dns, DnsConfig()))
+    interface = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/8",))
+    nic = BridgedNic(0, "eth0", interface.mac, 1500, (), (), ("10.0.0.2",), (), "169.254.77.1")
+    network = Network(netns=None, nics=(interface,), dns=dns(config.dns, DnsConfig()))
     lines = configuration(hostname or name, network, [nic]).splitlines()
-    plain = Network(
-        netns=None, interfaces=(interface,), dns=DnsConfig(servers=(), searches=("y.test",))
-    )
+    plain = Network(netns=None, nics=(interface,), dns=DnsConfig(servers=(), searches=("y.test",)))
     expected = configuration("x", plain, [nic]).splitlines()
     assert {keyword(line) for line in lines} <= {keyword(line) for line in expected}
     assert len(lines) <= len(expected)

@@ -1,7 +1,6 @@
 """The example that replaces network set-up by a routed tap."""
 
 import importlib.util
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ import pytest
 
 from tests.fakes.guest import plugged
 from tests.plugins.network_cni.conftest import TestNode
-from tests.plugins.network_cni.test_launch import emulator_says, machine
+from tests.plugins.network_cni.test_launch import close, emulator_says, machine
 from virtlet.errors import ResourceExhausted
 from virtlet.host.taps import open_tap
 from virtlet.model.option import Config
+from virtlet.plugins.libvirt_qemu.nics import launch_part
 from virtlet.plugins.network_cni.plugin import Plugin
 
 SOURCE = Path(__file__).parents[3] / "examples" / "plugin-network" / "virtlet_example_network.py"
@@ -37,10 +37,10 @@ def test_node_and_guest_reach_each_other(node: TestNode) -> None:
     plugin = example(node, "10.78.0.0/16")
     network = plugin.virtlet_setup_network(node.pod())
     pod = node.pods[-1]
-    (interface,) = network.interfaces
-    assert interface.addresses == ("10.78.0.2/30",)
-    with plugged(node.root / "guest", open_tap(interface.tap), interface.mac) as guest:
-        guest.run("ip", "address", "add", interface.addresses[0], "dev", "eth0")
+    (nic,) = network.nics
+    assert nic.addresses == ("10.78.0.2/30",)
+    with plugged(node.root / "guest", open_tap(nic.device), nic.mac) as guest:
+        guest.run("ip", "address", "add", nic.addresses[0], "dev", "eth0")
         assert guest.reaches("10.78.0.1")
         ping = ("busybox", "ping", "-c", "1", "-W", "2", "10.78.0.2")
         assert subprocess.run(ping, capture_output=True).returncode == 0
@@ -50,14 +50,14 @@ def test_node_and_guest_reach_each_other(node: TestNode) -> None:
 
 
 def test_emulator_takes_the_tap(node: TestNode) -> None:
-    """The example launches its own networks; the built-in plugin keeps out of it."""
+    """The default hypervisor connects it; the built-in network keeps out of it."""
     plugin = example(node, "10.78.0.0/16")
     network = plugin.virtlet_setup_network(node.pod())
     made = machine(node.root, network)
     assert Plugin().virtlet_launch(made) is None
-    part = plugin.virtlet_launch(made)
-    assert network.interfaces[0].mac in emulator_says(part, "q35", "info network")
-    os.close(part.fds[0].fd)
+    part = launch_part(made)
+    assert network.nics[0].mac in emulator_says(part, "q35", "info network")
+    close(part)
     plugin.virtlet_teardown_network(node.pods[-1], network)
 
 

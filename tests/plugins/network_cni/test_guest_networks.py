@@ -46,7 +46,7 @@ def test_calico_subnet_is_widened(node: TestNode) -> None:
     pod = node.pod()
     network = plugin.virtlet_setup_network(pod)
     bring_up_calico_host_side()
-    (interface,) = network.interfaces
+    (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/24",)
     assert interface.routes == (Route(destination="0.0.0.0/0", gateway="10.99.0.1"),)
     with node.guest(network) as guest:
@@ -66,7 +66,7 @@ def test_calico_subnet_size_32_leaves_the_dummy_gateway(node: TestNode) -> None:
     pod = node.pod()
     network = plugin.virtlet_setup_network(pod)
     bring_up_calico_host_side()
-    (interface,) = network.interfaces
+    (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/32",)
     assert interface.routes == (
         Route(destination="169.254.1.1/32"),
@@ -87,7 +87,7 @@ def test_neighbours_of_ptp_are_reached_by_the_gateway(node: TestNode) -> None:
     plugin = node.plugin()
     pods = [node.pod(), node.pod()]
     networks = [plugin.virtlet_setup_network(pod) for pod in pods]
-    (interface,) = networks[0].interfaces
+    (interface,) = networks[0].nics
     assert interface.addresses == ("10.99.0.2/32",)
     assert Route(destination="10.99.0.1/32") in interface.routes
     assert Route(destination="10.99.0.0/24", gateway="10.99.0.1") in interface.routes
@@ -111,7 +111,7 @@ def test_dual_stack(node: TestNode) -> None:
     plugin = node.plugin()
     pod = node.pod(dns=DnsConfig(servers=("10.96.0.10", "fd96::10")))
     network = plugin.virtlet_setup_network(pod)
-    assert network.interfaces[0].addresses == ("10.99.0.2/24", "fd99::2/64")
+    assert network.nics[0].addresses == ("10.99.0.2/24", "fd99::2/64")
     with node.guest(network) as guest:
         lease = guest.dhcp()
         assert lease is not None
@@ -141,8 +141,8 @@ def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
     network = plugin.virtlet_setup_network(pod)
     subprocess.run(["ip", "address", "add", "10.98.0.1/16", "dev", "far1"], check=True)
     subprocess.run(["ip", "link", "set", "far1", "up"], check=True)
-    assert [i.name for i in network.interfaces] == ["eth0", "net1"]
-    assert network.interfaces[1].routes == (
+    assert [i.name for i in network.nics] == ["eth0", "net1"]
+    assert network.nics[1].routes == (
         Route(destination="10.97.0.0/16", gateway="10.98.0.1", metric=7),
     )
     with node.guest(network, 0) as first, node.guest(network, 1) as second:

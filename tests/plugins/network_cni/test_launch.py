@@ -1,4 +1,4 @@
-"""The guest's NICs on a real emulator's command line."""
+"""What is looked at before a VM starts in a network, and the NICs that its emulator gets."""
 
 import os
 import re
@@ -10,13 +10,14 @@ import pytest
 from tests.fakes import models
 from tests.plugins.network_cni.conftest import TestNode
 from virtlet.errors import FailedPrecondition, PodBroken
-from virtlet.host import netns
+from virtlet.host import links, netns
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Console, Machine, Vm
+from virtlet.plugins.libvirt_qemu import nics
 from virtlet.plugins.network_cni.plugin import Plugin
 
 
@@ -48,6 +49,12 @@ def machine(
     )
 
 
+def close(part: LaunchPart) -> None:
+    """What the core does once a launch is over."""
+    for item in part.fds:
+        os.close(item.fd)
+
+
 def emulator_says(part: LaunchPart, kind: str, question: str) -> str:
     """Start QEMU with what the plugin contributes, as vmwrapper would, and ask its monitor."""
     numbers = {f"{{fd:{fd.name}}}": str(fd.fd) for fd in part.fds}
@@ -77,27 +84,46 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
     plugin = node.plugin()
     pod = node.pod()
     network = plugin.virtlet_setup_network(pod)
-    part = plugin.virtlet_launch(machine(node.root, network, kind))
-    assert part is not None
-    with pytest.raises(FailedPrecondition, match="cannot open tap vtap0: another process holds it"):
-        plugin.virtlet_launch(machine(node.root, network, kind))
+    made = machine(node.root, network, kind)
+    assert plugin.virtlet_launch(made) is None
+    part = nics.launch_part(made)
+    for open_it in (plugin.virtlet_launch, nics.launch_part):
+        with pytest.raises(FailedPrecondition, match="tap vtap0: another process holds it"):
+            open_it(made)
     told = emulator_says(part, kind, "info network\ninfo pci")
-    assert f"model=virtio-net-pci,macaddr={network.interfaces[0].mac}" in told
+    assert f"model=virtio-net-pci,macaddr={network.nics[0].mac}" in told
     assert "Bus  0, device  16, function 0:" in told
-    for fd in part.fds:
-        os.close(fd.fd)
-    again = plugin.virtlet_launch(machine(node.root, network, kind))
-    assert again is not None
-    os.close(again.fds[0].fd)
+    close(part)
+    close(nics.launch_part(made))
     plugin.virtlet_teardown_network(pod, network)
     assert node.leftovers() == []
 
 
+def test_emulator_takes_several_queues_of_a_nic_and_boots_from_it(node: TestNode) -> None:
+    """A tap of the node's own namespace, with a descriptor for each queue."""
+    links.change(["tuntap add mode tap name queues0 vnet_hdr multi_queue"])
+    nic = Nic(
+        name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="queues0", queues=2, boot_order=1
+    )
+    part = nics.launch_part(machine(node.root, Network(netns=None, nics=(nic,))))
+    assert [fd.name for fd in part.fds] == ["tap0", "tap1"]
+    told = emulator_says(part, "q35", "info network\ninfo qtree")
+    assert told.count("type=tap") == 2
+    assert "mq = true" in told
+    assert part.arguments[3].endswith(",bootindex=1")
+    close(part)
+    links.change(["link delete queues0"])
+
+
+def test_a_nic_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    nic = Nic(name="net1", mac="02:00:00:00:00:01", mtu=1500, kind="hostdev", device="0000:01:00.0")
+    with pytest.raises(FailedPrecondition, match="NIC net1 is of kind 'hostdev'"):
+        nics.launch_part(machine(tmp_path, Network(netns=None, nics=(nic,))))
+
+
 def test_networks_of_others(tmp_path: Path) -> None:
     """A network that another plugin made is left to it."""
-    network = Network(
-        netns=None, interfaces=(Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500),)
-    )
+    network = Network(netns=None, nics=(Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500),))
     assert Plugin().virtlet_launch(machine(tmp_path, network)) is None
 
 

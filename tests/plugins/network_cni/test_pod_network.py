@@ -20,7 +20,7 @@ def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
     )
     pod = node.pod(hostname="12", dns=dns)
     network = plugin.virtlet_setup_network(pod)
-    (interface,) = network.interfaces
+    (interface,) = network.nics
     assert (interface.name, interface.mtu) == ("eth0", 1400)
     assert interface.addresses == ("10.99.0.2/24",)
     assert interface.routes == (Route(destination="0.0.0.0/0", gateway="10.99.0.1"),)
@@ -69,7 +69,7 @@ def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
     links.change(
         [
             "link add outside type veth peer name port",
-            f"link set outside address {network.interfaces[0].mac} up",
+            f"link set outside address {network.nics[0].mac} up",
             "link set port master cni0 up",
         ]
     )

@@ -93,9 +93,10 @@ def pod_info(record: PodRecord) -> dict[str, str]:
                 "mac": nic.mac,
                 "mtu": nic.mtu,
                 "addresses": list(nic.addresses),
-                "tap": nic.tap,
+                "kind": nic.kind,
+                "device": nic.device,
             }
-            for nic in (network.interfaces if network else ())
+            for nic in (network.nics if network else ())
         ],
     }
     return {"info": json.dumps(info)}

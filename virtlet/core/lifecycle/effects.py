@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from attrs import frozen
 
+from virtlet.core.launch.merge import close_all
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.journal import Effect
 from virtlet.core.store.records import EffectRow
@@ -221,14 +222,20 @@ class Running(_VmEffect):
     def apply(self) -> bool:
         assert self.machine is not None
         launches = self.context.launches
+        hypervisor = self.context.hypervisors.named(self.plugin)
         groups = cgroups.find(self.vm.pod.config.cgroup_parent, self.vm.id)
         known = self.context.store.vms.get(self.vm.id)
         resources = (known.resources if known else None) or self.vm.config.resources
         part = LaunchPart(cgroups=groups, oom_score_adj=resources.oom_score_adj)
         parts = [(CORE, part), *self.context.hooks.launch(self.machine)]
+        try:
+            parts.insert(1, (self.plugin, hypervisor.launch(self.machine)))
+        except BaseException:
+            close_all(item for _, other in parts for item in other.fds)
+            raise
         launches.arm(self.vm.id, self.token, parts)
         try:
-            self.context.hypervisors.named(self.plugin).start(self.vm.id)
+            hypervisor.start(self.vm.id)
         finally:
             launches.disarm(self.vm.id)
         return DONE

@@ -1,4 +1,4 @@
-"""Interface counters inside a pod's namespace.
+"""Nic counters inside a pod's namespace.
 
 Source: /proc/net/dev of proc(5); sixteen counters behind each name.
 """
@@ -18,7 +18,7 @@ def nic_samples(network: Network) -> tuple[NicSample, ...]:
         text = netns.inside(network.netns, _read)
     except OSError:
         return ()
-    return parse(text, tuple(nic.name for nic in network.interfaces))
+    return parse(text, tuple(nic.name for nic in network.nics))
 
 
 def parse(text: str, names: tuple[str, ...]) -> tuple[NicSample, ...]:

@@ -4,17 +4,55 @@ Write-ahead log with `synchronous=NORMAL`: whatever is committed survives a kill
 a power cut the last commits may be missing, and start-up removes what they had made.
 """
 
+import json
 import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
 
-MIGRATIONS = (
+
+def _name_nics(connection: sqlite3.Connection) -> None:
+    """What a network has was called interfaces, and of one that is a tap, its name `tap`."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        value = {key: renamed(item) for key, item in value.items()}
+        if {"netns", "interfaces"} <= value.keys():
+            value["nics"] = [
+                {key: item for key, item in nic.items() if key != "tap"}
+                | {"kind": "tap", "device": nic["tap"]}
+                for nic in value.pop("interfaces")
+            ]
+        return value
+
+    _rewrite(connection, renamed)
+
+
+def _rewrite(connection: sqlite3.Connection, change: Callable[[Any], Any]) -> None:
+    """Change every JSON document of every table."""
+    for table, key in (("pods", "id"), ("vms", "id"), ("effects", "seq")):
+        rows = connection.execute(
+            f"SELECT {key}, record FROM {table} WHERE record IS NOT NULL"
+        ).fetchall()
+        connection.executemany(
+            f"UPDATE {table} SET record = ? WHERE {key} = ?",
+            [
+                (json.dumps(change(json.loads(record)), separators=(",", ":")), which)
+                for which, record in rows
+            ],
+        )
+
+
+MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE pods (id TEXT PRIMARY KEY, record TEXT NOT NULL);
@@ -29,8 +67,9 @@ MIGRATIONS = (
     );
     CREATE INDEX effects_by_owner ON effects (owner, seq);
     """,
+    _name_nics,
 )
-"""Each text takes the schema one version further; never edit one that was released."""
+"""Each takes the file one version further; never edit one that was released."""
 
 
 class Database:
@@ -62,10 +101,20 @@ class Database:
                 f"{path} has schema version {version}, written by a newer Virtlet; this one knows "
                 f"{len(MIGRATIONS)}: install the newer release again"
             )
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            self._connection.executescript(
-                f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;"
-            )
+        for number, step in enumerate(MIGRATIONS[version:], version + 1):
+            if callable(step):
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    step(self._connection)
+                    self._connection.execute(f"PRAGMA user_version = {number}")
+                    self._connection.execute("COMMIT")
+                finally:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+            else:
+                self._connection.executescript(
+                    f"BEGIN; {step}; PRAGMA user_version = {number}; COMMIT;"
+                )
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
-from virtlet.model.network import Interface, Network
+from virtlet.model.network import Network, Nic
 
 
 def meta_data_json(meta_data: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,33 +31,33 @@ def network_data_json(network: Network) -> dict[str, Any]:
     return {
         "links": [
             {
-                "id": interface.name,
-                "name": interface.name,
+                "id": nic.name,
+                "name": nic.name,
                 "type": "phy",
-                "ethernet_mac_address": interface.mac,
-                "mtu": interface.mtu or None,
+                "ethernet_mac_address": nic.mac,
+                "mtu": nic.mtu or None,
             }
-            for interface in network.interfaces
+            for nic in network.nics
         ],
-        "networks": [entry for interface in network.interfaces for entry in _networks(interface)],
+        "networks": [entry for nic in network.nics for entry in _networks(nic)],
         "services": [{"type": "dns", "address": server} for server in network.dns.servers],
     }
 
 
-def _networks(interface: Interface) -> list[dict[str, Any]]:
+def _networks(nic: Nic) -> list[dict[str, Any]]:
     """One entry per address; routes stand with the first address of their family."""
     entries = []
     seen: set[int] = set()
-    for number, text in enumerate(interface.addresses):
+    for number, text in enumerate(nic.addresses):
         address = ip_interface(text)
-        routes = [] if address.version in seen else _routes(interface, address.version)
+        routes = [] if address.version in seen else _routes(nic, address.version)
         seen.add(address.version)
         entries.append(
             {
-                "id": f"{interface.name}-{number}",
-                "network_id": f"{interface.name}-{number}",
+                "id": f"{nic.name}-{number}",
+                "network_id": f"{nic.name}-{number}",
                 "type": f"ipv{address.version}",
-                "link": interface.name,
+                "link": nic.name,
                 "ip_address": str(address.ip),
                 "netmask": str(address.netmask),
                 "routes": routes,
@@ -66,7 +66,7 @@ def _networks(interface: Interface) -> list[dict[str, Any]]:
     return entries
 
 
-def _routes(interface: Interface, version: int) -> list[dict[str, str]]:
+def _routes(nic: Nic, version: int) -> list[dict[str, str]]:
     # The format has no routes without a gateway; those on the link follow from the address.
     return [
         {
@@ -74,6 +74,6 @@ def _routes(interface: Interface, version: int) -> list[dict[str, str]]:
             "netmask": str(ip_network(route.destination).netmask),
             "gateway": route.gateway,
         }
-        for route in interface.routes
+        for route in nic.routes
         if route.gateway and ip_network(route.destination).version == version
     ]

@@ -16,11 +16,13 @@ from virtlet.host.files import remove_file
 from virtlet.host.processes import end_process, ended, open_process
 from virtlet.model.hypervisor import (
     DomainCallback,
+    Hypervisor,
     HypervisorHealth,
     HypervisorInfo,
     Observation,
     Resize,
 )
+from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
@@ -29,6 +31,7 @@ from virtlet.plugins.libvirt_qemu import (
     domain_log,
     failures,
     memory,
+    nics,
     process,
     states,
 )
@@ -59,8 +62,8 @@ _LEARNING = 10.0
 """Seconds to wait at most for what the driver is finding out."""
 
 
-class LibvirtHypervisor:
-    """Implements virtlet.model.hypervisor.Hypervisor.
+class LibvirtHypervisor(Hypervisor):
+    """Domains of libvirt.
 
     Args:
         place: the libvirt to use.
@@ -123,6 +126,10 @@ class LibvirtHypervisor:
     def overhead(self, machine: Machine) -> int:
         """What QEMU takes beside the guest's RAM."""
         return overhead(machine)
+
+    def launch(self, machine: Machine) -> LaunchPart:
+        """The NICs; libvirt knows of none, as it would open their taps in its own namespace."""
+        return nics.launch_part(machine)
 
     def define(self, machine: Machine, document: str) -> None:
         """Define the domain, with our mark in its metadata."""

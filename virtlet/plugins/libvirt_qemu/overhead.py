@@ -32,7 +32,7 @@ def overhead(machine: Machine) -> int:
     if machine.seed is not None:
         disks.append(machine.seed)
     need = BASE + PER_VCPU * max(flavor.vcpus, flavor.max_vcpus)
-    need += PER_DEVICE * (len(disks) + len(machine.network.interfaces))
+    need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
     need += min(size // DISK_PER_TABLE, MOST_TABLE)
     if machine.accelerator == "kvm":

@@ -22,7 +22,7 @@ from virtlet.errors import FailedPrecondition
 from virtlet.host import links
 from virtlet.host.commands import run
 from virtlet.host.links import KernelRoute, Link
-from virtlet.model.network import Interface
+from virtlet.model.network import Nic
 from virtlet.plugins.network_cni.guest_view import Sandbox
 
 # From <linux/sockios.h> and <linux/ethtool.h>.
@@ -70,7 +70,7 @@ with bridge-nf-call-iptables sends back in its bridge, with the source address l
 
 
 @frozen
-class Nic:
+class BridgedNic:
     """One guest NIC and its way to the pod's veth."""
 
     index: int
@@ -129,34 +129,34 @@ def read_sandbox() -> Sandbox:
 
 
 def plan(
-    sandbox: Sandbox, veths: Sequence[Link], interfaces: Sequence[Interface], taken: Iterable[str]
-) -> tuple[Nic, ...]:
+    sandbox: Sandbox, veths: Sequence[Link], guest_nics: Sequence[Nic], taken: Iterable[str]
+) -> tuple[BridgedNic, ...]:
     """Say how each veth will be bridged, and what it needs to become as it was.
 
     Args:
         sandbox: the namespace before anything is changed.
         veths: what is bridged.
-        interfaces: the guest's view of them, in the same order.
+        guest_nics: the guest's view of them, in the same order.
         taken: addresses the guest has to reach, which no bridge may have.
     """
     servers = _server_addresses(set(taken))
     return tuple(
-        Nic(
+        BridgedNic(
             index=index,
             veth=veth.name,
             mac=veth.mac,
             mtu=veth.mtu,
             addresses=veth.addresses,
             routes=tuple(_restorable(sandbox.routes, veth.name)),
-            guest_addresses=tuple(a.split("/")[0] for a in interface.addresses),
+            guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
             guest_routes6=tuple(
                 f"{r.destination} via {r.gateway}"
-                for r in interface.routes
+                for r in nic.routes
                 if r.gateway and ":" in r.destination
             ),
             server=next(servers),
         )
-        for index, (veth, interface) in enumerate(zip(veths, interfaces, strict=True))
+        for index, (veth, nic) in enumerate(zip(veths, guest_nics, strict=True))
     )
 
 
@@ -166,7 +166,7 @@ def prepare() -> None:
         links.set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
 
 
-def connect(nics: Sequence[Nic]) -> None:
+def connect(nics: Sequence[BridgedNic]) -> None:
     """Make bridges and taps, and hand the veths over.
 
     Raises:
@@ -185,7 +185,7 @@ def connect(nics: Sequence[Nic]) -> None:
         _checksum_in_software(nic.bridge)
 
 
-def hand_over(nics: Sequence[Nic], before: Sequence[str] = ()) -> None:
+def hand_over(nics: Sequence[BridgedNic], before: Sequence[str] = ()) -> None:
     """Take the veths' addresses away and put them into the bridges.
 
     Args:
@@ -205,7 +205,7 @@ def hand_over(nics: Sequence[Nic], before: Sequence[str] = ()) -> None:
             links.change(_ipv6_commands(nic))
 
 
-def restore(nics: Sequence[Nic]) -> None:
+def restore(nics: Sequence[BridgedNic]) -> None:
     """Give the veths back what they had, as CNI's DEL and CHECK expect to find it.
 
     The masquerading that the bridge plugin made, for one, is only removed for addresses that it
@@ -219,14 +219,14 @@ def restore(nics: Sequence[Nic]) -> None:
     links.change([c for nic in nics for c in _restore_commands(nic)], carry_on=True)
 
 
-def _bridge_commands(nic: Nic) -> Iterator[str]:
+def _bridge_commands(nic: BridgedNic) -> Iterator[str]:
     yield f"link add {nic.bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
     yield f"link set {nic.bridge} address {nic.bridge_mac} mtu {nic.mtu}"
     yield f"tuntap add mode tap name {nic.tap} vnet_hdr"
     yield f"link set {nic.tap} mtu {nic.mtu} master {nic.bridge} up"
 
 
-def _veth_commands(nic: Nic) -> Iterator[str]:
+def _veth_commands(nic: BridgedNic) -> Iterator[str]:
     yield f"address flush dev {nic.veth}"
     # The bridge would take frames for a port's own MAC as its own: the guest's must be nobody's.
     yield f"link set {nic.veth} address {_changed(nic.mac, 0x10)}"
@@ -240,7 +240,7 @@ def _veth_commands(nic: Nic) -> Iterator[str]:
             yield f"route replace {address} dev {nic.bridge}"
 
 
-def _ipv6_commands(nic: Nic) -> Iterator[str]:
+def _ipv6_commands(nic: BridgedNic) -> Iterator[str]:
     for address in nic.guest_addresses:
         if ":" in address:
             yield f"route replace {address} dev {nic.bridge}"
@@ -249,7 +249,7 @@ def _ipv6_commands(nic: Nic) -> Iterator[str]:
         yield f"route replace {route} dev {nic.bridge} onlink"
 
 
-def _restore_commands(nic: Nic) -> Iterator[str]:
+def _restore_commands(nic: BridgedNic) -> Iterator[str]:
     yield f"link set {nic.veth} nomaster"
     yield f"link set {nic.veth} address {nic.mac} up"
     for address in nic.addresses:
@@ -266,7 +266,7 @@ def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[str]:
             yield f"{route.destination}{via} dev {device}{metric}"
 
 
-def _filter_frames(nics: Sequence[Nic]) -> None:
+def _filter_frames(nics: Sequence[BridgedNic]) -> None:
     echoes = (
         f'iifname "{nic.veth}" ether saddr {nic.mac} ether daddr != {nic.mac} drop' for nic in nics
     )

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_interface
 
-from virtlet.model.network import Interface, Network, Route
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.network_cni.bridging import Nic
+from virtlet.plugins.network_cni.bridging import BridgedNic
 
 _OPTION_BYTES = 255
 """Length of a DHCPv4 option (RFC 2132)."""
@@ -14,7 +14,7 @@ _RA_LIFETIME = 1800
 """Seconds between router advertisements, and that one is good for."""
 
 
-def configuration(hostname: str, network: Network, nics: Sequence[Nic]) -> str:
+def configuration(hostname: str, network: Network, bridged_nics: Sequence[BridgedNic]) -> str:
     """The whole configuration file.
 
     Leases are fixed and endless, so the server keeps no state: a restarted one answers the same.
@@ -33,31 +33,31 @@ def configuration(hostname: str, network: Network, nics: Sequence[Nic]) -> str:
         "quiet-ra",
         "dhcp-ignore=tag:!known",
     ]
-    for nic, interface in zip(nics, network.interfaces, strict=True):
-        lines.append(f"interface={nic.bridge}")
-        lines.extend(_ipv4(hostname, interface, nic, network.dns))
-        lines.extend(_ipv6(interface, nic, network.dns))
+    for bridged, nic in zip(bridged_nics, network.nics, strict=True):
+        lines.append(f"interface={bridged.bridge}")
+        lines.extend(_ipv4(hostname, nic, bridged, network.dns))
+        lines.extend(_ipv6(nic, bridged, network.dns))
     return "\n".join((*lines, ""))
 
 
-def _ipv4(hostname: str, interface: Interface, nic: Nic, dns: DnsConfig) -> Iterator[str]:
-    address = next((ip_interface(a) for a in interface.addresses if ":" not in a), None)
+def _ipv4(hostname: str, nic: Nic, bridged: BridgedNic, dns: DnsConfig) -> Iterator[str]:
+    address = next((ip_interface(a) for a in nic.addresses if ":" not in a), None)
     if address is None:
         return
-    tag = f"nic{nic.index}"
+    tag = f"nic{bridged.index}"
     # The bridge has no address in the guest's subnet: shared-network makes the range usable.
-    yield f"shared-network={nic.bridge},{address.ip}"
+    yield f"shared-network={bridged.bridge},{address.ip}"
     yield f"dhcp-range={address.ip},static,{address.netmask},infinite"
-    yield f"dhcp-host={interface.mac},set:{tag},{address.ip},infinite"
+    yield f"dhcp-host={nic.mac},set:{tag},{address.ip},infinite"
     # Not in dhcp-host, where a name like `12` or `infinite` would be a lease time.
     yield f'dhcp-option=tag:{tag},12,"{hostname}"'
-    routes = [route for route in interface.routes if ":" not in route.destination]
+    routes = [route for route in nic.routes if ":" not in route.destination]
     default = next((r.gateway for r in routes if r.destination == "0.0.0.0/0"), "")
     # Without a value it is left out: else dnsmasq would name itself.
     yield f"dhcp-option=tag:{tag},option:router{',' if default else ''}{default}"
     if routes:
         yield f"dhcp-option=tag:{tag},option:classless-static-route,{_classless(routes)}"
-    yield f"dhcp-option=tag:{tag},option:mtu,{interface.mtu}"
+    yield f"dhcp-option=tag:{tag},option:mtu,{nic.mtu}"
     servers = [s for s in dns.servers if ip_address(s).version == 4]
     if servers:
         yield f"dhcp-option=tag:{tag},option:dns-server,{','.join(servers)}"
@@ -67,19 +67,19 @@ def _ipv4(hostname: str, interface: Interface, nic: Nic, dns: DnsConfig) -> Iter
         yield f"dhcp-option=tag:{tag},option:domain-search,{','.join(searches)}"
 
 
-def _ipv6(interface: Interface, nic: Nic, dns: DnsConfig) -> Iterator[str]:
-    address = next((ip_interface(a) for a in interface.addresses if ":" in a), None)
+def _ipv6(nic: Nic, bridged: BridgedNic, dns: DnsConfig) -> Iterator[str]:
+    address = next((ip_interface(a) for a in nic.addresses if ":" in a), None)
     if address is None:
         return
-    tag = f"nic{nic.index}"
+    tag = f"nic{bridged.index}"
     # Neighbours are on the link only where the pod's prefix says so; dnsmasq knows no longer
     # prefix than /64, so the guest asks the router for those.
     on_link = "" if address.network.prefixlen == 64 else ",off-link"
     yield f"dhcp-range={address.ip},static{on_link},64,infinite"
-    yield f"dhcp-host={interface.mac},set:{tag},[{address.ip}],infinite"
+    yield f"dhcp-host={nic.mac},set:{tag},[{address.ip}],infinite"
     yield "enable-ra"
-    default = any(r.destination == "::/0" for r in interface.routes)
-    yield f"ra-param={nic.bridge},mtu:{interface.mtu},{_RA_INTERVAL},{_RA_LIFETIME * default}"
+    default = any(r.destination == "::/0" for r in nic.routes)
+    yield f"ra-param={bridged.bridge},mtu:{nic.mtu},{_RA_INTERVAL},{_RA_LIFETIME * default}"
     servers = [s for s in dns.servers if ip_address(s).version == 6]
     if servers:
         yield f"dhcp-option=tag:{tag},option6:dns-server,{','.join(f'[{s}]' for s in servers)}"

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.links import KernelRoute, Link
-from virtlet.model.network import Interface, Route
+from virtlet.model.network import Nic, Route
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.network_cni.chain import IFNAME
 from virtlet.plugins.network_cni.result import CniResult
@@ -30,7 +30,7 @@ class Sandbox:
     routes: tuple[KernelRoute, ...]
 
 
-def nics(sandbox: Sandbox, result: CniResult) -> tuple[Link, ...]:
+def links(sandbox: Sandbox, result: CniResult) -> tuple[Link, ...]:
     """The interfaces that become the guest's NICs, the pod's own first.
 
     Raises:
@@ -58,16 +58,16 @@ def nics(sandbox: Sandbox, result: CniResult) -> tuple[Link, ...]:
     return tuple(sorted(found, key=lambda link: link.name != IFNAME))
 
 
-def interfaces(
-    sandbox: Sandbox, result: CniResult, links: Sequence[Link], calico_subnet_size: int
-) -> tuple[Interface, ...]:
-    """The guest's interfaces, without taps, for the links that `nics` chose.
+def nics(
+    sandbox: Sandbox, result: CniResult, chosen: Sequence[Link], calico_subnet_size: int
+) -> tuple[Nic, ...]:
+    """The guest's NICs, without taps, for what `links` chose.
 
     Raises:
         FailedPrecondition: the pod has no address at all.
     """
-    view = tuple(_widened(_interface(sandbox, result, link), calico_subnet_size) for link in links)
-    if not any(interface.addresses for interface in view):
+    view = tuple(_widened(_nic(sandbox, result, link), calico_subnet_size) for link in chosen)
+    if not any(nic.addresses for nic in view):
         raise FailedPrecondition("CNI gave the pod no address")
     return view
 
@@ -81,7 +81,7 @@ def dns(asked: DnsConfig, offered: DnsConfig) -> DnsConfig:
     )
 
 
-def _interface(sandbox: Sandbox, result: CniResult, link: Link) -> Interface:
+def _nic(sandbox: Sandbox, result: CniResult, link: Link) -> Nic:
     configured = {ip_interface(text).ip: ip_interface(text) for text in link.addresses}
     told = [a.address for a in result.addresses if _belongs(result, a.interface, link.name)]
     addresses = [configured.pop(a.ip, a) for a in told] + list(configured.values())
@@ -91,7 +91,7 @@ def _interface(sandbox: Sandbox, result: CniResult, link: Link) -> Interface:
         addresses = [_on_link(address, connected) for address in addresses]
     else:
         routes = tuple(_from_result(result, link.name))
-    return Interface(
+    return Nic(
         name=link.name,
         mac=link.mac,
         mtu=link.mtu,
@@ -134,29 +134,27 @@ def _from_result(result: CniResult, name: str) -> Iterator[Route]:
         yield evolve(route, gateway=route.gateway or gateways.get(family, ""))
 
 
-def _widened(interface: Interface, size: int) -> Interface:
+def _widened(nic: Nic, size: int) -> Nic:
     """Hide Calico's dummy gateway from guests, many of which cannot use one off their subnet.
 
     Calico gives a /32 and a default route by the link-local 169.254.1.1, and its end of the veth
     answers ARP for every address. So any address of a wider subnet will do as the gateway.
     """
-    if not interface.addresses or size == 32:
-        return interface
-    first = ip_interface(interface.addresses[0])
-    dummies = {
-        r.gateway for r in interface.routes if r.gateway and ip_address(r.gateway) in _LINK_LOCAL
-    }
+    if not nic.addresses or size == 32:
+        return nic
+    first = ip_interface(nic.addresses[0])
+    dummies = {r.gateway for r in nic.routes if r.gateway and ip_address(r.gateway) in _LINK_LOCAL}
     if first.version != 4 or first.network.prefixlen != 32 or len(dummies) != 1:
-        return interface
+        return nic
     subnet = ip_network(f"{first.ip}/{size}", strict=False)
     gateway = str(next(host for host in subnet.hosts() if host != first.ip))
     dummy = dummies.pop()
     return evolve(
-        interface,
-        addresses=(f"{first.ip}/{size}", *interface.addresses[1:]),
+        nic,
+        addresses=(f"{first.ip}/{size}", *nic.addresses[1:]),
         routes=tuple(
             evolve(route, gateway=gateway if route.gateway == dummy else route.gateway)
-            for route in interface.routes
+            for route in nic.routes
             if route.destination != f"{dummy}/32"
         ),
     )

@@ -104,5 +104,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
-        """Open the taps, for networks that are ours, and check those that had a VM before."""
-        return self.networks.launch(machine) if machine.network.details == MARK else None
+        """Check a network that is ours; the hypervisor connects its NICs."""
+        if machine.network.details == MARK:
+            self.networks.check(machine.vm.pod, machine.network)
+        return None

@@ -1,5 +1,7 @@
 """Setting up, checking and taking down the network of one pod, step by step."""
 
+import contextlib
+import functools
 import logging
 import os
 import threading
@@ -11,10 +13,9 @@ from attrs import evolve, frozen
 
 from virtlet.errors import PodBroken, VirtletError
 from virtlet.host import netns
-from virtlet.model.launch import LaunchPart
+from virtlet.host.taps import open_tap
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Machine
 from virtlet.plugins.network_cni import (
     bridging,
     chain,
@@ -26,7 +27,6 @@ from virtlet.plugins.network_cni import (
 from virtlet.plugins.network_cni.chain import Attachment
 from virtlet.plugins.network_cni.dnsmasq import Server
 from virtlet.plugins.network_cni.execution import TRY_AGAIN, CniError, end_interrupted
-from virtlet.plugins.network_cni.launch import launch_part
 from virtlet.plugins.network_cni.result import CniResult
 from virtlet.plugins.network_cni.state import PodState, StateStore
 from virtlet.plugins.network_cni.supervisor import Supervisor
@@ -91,24 +91,25 @@ class PodNetworks:
             state = self._guess(pod.id, runtime_config.arguments(pod), values)
         self._undo(pod.id, state)
 
-    def launch(self, machine: Machine) -> LaunchPart:
-        """Open the taps for a VM; before a further one of its pod, the network is checked.
+    def check(self, pod: Pod, network: Network) -> None:
+        """See whether a VM can have the network; before a further one, CNI is asked too.
 
         Raises:
             PodBroken: the network is not in order any more.
-            FailedPrecondition: a tap is held by another process, or there are too many NICs.
+            FailedPrecondition: a tap is held by another process.
         """
-        pod_id = machine.vm.pod.id
-        part = launch_part(machine)
-        # From here on the taps are ours, so no other VM of the pod runs.
-        try:
-            if not self.store.first_launch(pod_id):
-                self._check(pod_id)
-        except BaseException:
-            for descriptor in part.fds:
-                os.close(descriptor.fd)
-            raise
-        return part
+        path = network.netns
+        if path is None or not netns.exists(path):
+            raise PodBroken(
+                f"the network namespace {path} is gone: the pod is stopped; run it anew"
+            )
+        with contextlib.ExitStack() as held:
+            for nic in network.nics:
+                # While the taps are ours, no other VM of the pod runs.
+                tap = netns.inside(path, functools.partial(open_tap, nic.device))
+                held.callback(os.close, tap)
+            if not self.store.first_launch(pod.id):
+                self._check(pod.id)
 
     def _check(self, pod_id: str) -> None:
         """Ask CNI's plugins whether the pod's network is still as they made it.
@@ -216,25 +217,18 @@ class PodNetworks:
     def _connect(self, pod: Pod, state: PodState, result: CniResult) -> Network:
         """Inside the namespace: hand what CNI made over to the guest."""
         sandbox = bridging.read_sandbox()
-        veths = guest_view.nics(sandbox, result)
-        interfaces = guest_view.interfaces(sandbox, result, veths, self.calico_subnet_size)
+        veths = guest_view.links(sandbox, result)
+        nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
         dns = guest_view.dns(pod.config.dns, result.dns)
-        network = Network(
-            netns=state.attachment.netns, interfaces=interfaces, dns=dns, details=MARK
-        )
-        nics = bridging.plan(sandbox, veths, interfaces, _reached(network))
-        self.store.save(pod.id, evolve(state, nics=nics))
-        bridging.connect(nics)
-        network = evolve(
-            network,
-            interfaces=tuple(
-                evolve(interface, tap=nic.tap)
-                for interface, nic in zip(interfaces, nics, strict=True)
-            ),
-        )
+        network = Network(netns=state.attachment.netns, nics=nics, dns=dns, details=MARK)
+        bridged = bridging.plan(sandbox, veths, nics, _reached(network))
+        self.store.save(pod.id, evolve(state, nics=bridged))
+        bridging.connect(bridged)
+        nics = tuple(evolve(nic, device=b.tap) for nic, b in zip(nics, bridged, strict=True))
+        network = evolve(network, nics=nics)
         hostname = pod.config.hostname or pod.config.metadata.name
         server = self._server(pod.id)
-        server.configure(dhcp.configuration(hostname, network, nics))
+        server.configure(dhcp.configuration(hostname, network, bridged))
         self.supervisor.start(pod.id, server)
         return network
 
@@ -253,5 +247,5 @@ class PodNetworks:
 
 def _reached(network: Network) -> set[str]:
     """Addresses that the guest has to reach."""
-    gateways = (r.gateway for i in network.interfaces for r in i.routes if r.gateway)
+    gateways = (r.gateway for nic in network.nics for r in nic.routes if r.gateway)
     return {*network.addresses, *network.dns.servers, *gateways}

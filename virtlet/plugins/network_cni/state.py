@@ -10,7 +10,7 @@ import cattrs
 from attrs import frozen
 
 from virtlet.host.files import make_private_directory, remove_tree, write_atomically
-from virtlet.plugins.network_cni.bridging import Nic
+from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.chain import Attachment
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class PodState:
     """With the configuration it was added with, whatever the files say by now."""
     result: Mapping[str, Any] | None = None
     """The last CNI result, once there is one."""
-    nics: tuple[Nic, ...] = ()
+    nics: tuple[BridgedNic, ...] = ()
     """Once bridging has begun."""
 
 

@@ -1,0 +1,117 @@
+"""The guest's NICs on the emulator's command line.
+
+They are appended behind the domain document, because libvirt would open the taps itself, in its own
+network namespace.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from virtlet.errors import FailedPrecondition
+from virtlet.host import netns
+from virtlet.host.taps import open_tap
+from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.network import Nic
+from virtlet.model.vm import Machine
+
+_FIRST_SLOT = 0x10
+"""PCI slot of the first NIC: above those that libvirt gives out."""
+_SLOTS = 16
+_VHOST = Path("/dev/vhost-net")
+
+
+def launch_part(machine: Machine) -> LaunchPart:
+    """Arguments and open descriptors for all NICs of the VM.
+
+    Raises:
+        FailedPrecondition: a tap is gone or held by another process, a NIC is of a kind that is
+            not known here, or there are more NICs than slots.
+    """
+    network = machine.network
+    if len(network.nics) > _SLOTS:
+        raise FailedPrecondition(f"a VM can have {_SLOTS} NICs, not {len(network.nics)}")
+    for nic in network.nics:
+        if nic.kind != "tap":
+            raise FailedPrecondition(
+                f"NIC {nic.name} is of kind {nic.kind!r}, and libvirt_qemu connects taps only: "
+                "configure a network that gives the pod one"
+            )
+    queues = [(number, nic) for number, nic in enumerate(network.nics) for _ in range(nic.queues)]
+    taps = _open_taps(network.netns, [nic for _, nic in queues])
+    vhosts = _open_vhosts(len(queues)) if machine.accelerator == "kvm" else []
+    fds = [*_named("tap", taps), *_named("vhost", vhosts)]
+    bus = "pci.0" if _has_plain_pci(machine.flavor.machine) else "pcie.0"
+    arguments: list[str] = []
+    for number, nic in enumerate(network.nics):
+        mine = [index for index, (owner, _) in enumerate(queues) if owner == number]
+        arguments += _arguments(number, nic, mine, bus, bool(vhosts))
+    return LaunchPart(arguments=tuple(arguments), fds=tuple(fds))
+
+
+def _arguments(
+    number: int, nic: Nic, queues: Sequence[int], bus: str, vhost: bool
+) -> Iterator[str]:
+    several = "s" if nic.queues > 1 else ""
+    netdev = f"tap,id=net{number},fd{several}={_references('tap', queues)}"
+    if vhost:
+        netdev += f",vhost=on,vhostfd{several}={_references('vhost', queues)}"
+    yield "-netdev"
+    yield netdev
+    device = (
+        f"virtio-net-pci,netdev=net{number},mac={nic.mac},host_mtu={nic.mtu},"
+        f"bus={bus},addr={_FIRST_SLOT + number:#x}"
+    )
+    if nic.queues > 1:
+        # A vector for each queue, one for the configuration and one for control.
+        device += f",mq=on,vectors={2 * nic.queues + 2}"
+    # Without an option ROM the firmware does not try to boot from the network.
+    device += f",bootindex={nic.boot_order}" if nic.boot_order else ",romfile="
+    yield "-device"
+    yield device
+
+
+def _references(name: str, numbers: Sequence[int]) -> str:
+    return ":".join(f"{{fd:{name}{number}}}" for number in numbers)
+
+
+def _named(name: str, descriptors: Sequence[int]) -> Iterator[LaunchFd]:
+    for number, descriptor in enumerate(descriptors):
+        yield LaunchFd(name=f"{name}{number}", fd=descriptor)
+
+
+def _has_plain_pci(machine: str) -> bool:
+    """Whether a machine type's first bus is `pci.0`; on others it is `pcie.0`."""
+    return machine == "pc" or machine.startswith("pc-i440fx")
+
+
+def _open_taps(path: Path | None, queues: Sequence[Nic]) -> list[int]:
+    """A descriptor for each queue, in the pod's namespace where it has one."""
+
+    def work() -> list[int]:
+        return _all_or_none(
+            [partial(open_tap, nic.device, multi_queue=nic.queues > 1) for nic in queues]
+        )
+
+    return work() if path is None else netns.inside(path, work)
+
+
+def _open_vhosts(count: int) -> list[int]:
+    """A descriptor of the kernel's virtio-net back-end per queue; none where the node lacks it."""
+    try:
+        return _all_or_none([lambda: os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)] * count)
+    except OSError:
+        return []
+
+
+def _all_or_none(openers: Sequence[Callable[[], int]]) -> list[int]:
+    opened: list[int] = []
+    try:
+        for opener in openers:
+            opened.append(opener())
+    except BaseException:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise
+    return opened
