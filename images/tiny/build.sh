@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the tiny guest: Debian's cloud kernel and a busybox initramfs on a bootable FAT
+# Builds the tiny guest: Debian's kernel and a busybox initramfs on a bootable FAT
 # partition, as a compressed qcow2. Needs neither root nor loop devices.
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
@@ -138,7 +138,7 @@ add_modules() {
 	cp "$tree"/modules.{builtin,builtin.modinfo,order} "$root/"
 	depmod -b "$work/packages/usr" "$release" 2>"$work/depmod.log" ||
 		die "depmod: $(tail -n 1 "$work/depmod.log")"
-	mapfile -t wanted < <(sed '/^#/d; /^$/d' "$here/modules.list")
+	mapfile -t wanted < <(sed '/^#/d; /^$/d; s/ .*//' "$here/modules.list")
 	for module in "${wanted[@]}"; do
 		grep -q "/$module\.ko" "$tree/modules.dep" ||
 			die "kernel $release has no module $module (see modules.list)"
@@ -150,7 +150,7 @@ add_modules() {
 		drop_signature "$root/${file%.xz}"
 	done <"$work/modules"
 	depmod -b "$work/root/usr" "$release"
-	printf '%s\n' "${wanted[@]}" >"$work/root/etc/modules"
+	sed '/^#/d; /^$/d; / later$/d' "$here/modules.list" >"$work/root/etc/modules"
 }
 
 # Cuts a module's signature off, which an emulated guest checks for longer than it takes to load
@@ -188,6 +188,8 @@ make_root() {
 		[ -e "$root/usr/sbin/$applet" ] || [ -e "$root/usr/bin/$applet" ] ||
 			ln -s busybox "$root/usr/bin/$applet"
 	done
+	# Where the kernel calls it, for modules that nobody has loaded yet.
+	ln -s ../bin/busybox "$root/usr/sbin/modprobe"
 	install -m 755 "$work/packages/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" \
 		"$root/usr/lib64/ld-linux-x86-64.so.2"
 	add_program /usr/sbin/qemu-ga
