@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.e2e.conftest import MANIFEST, TINY, Pod, make_manifest
+from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.crash_points import CrashPoints
 from tests.fakes.pod_cgroup import pod_cgroup
 from virtlet.cli.client import CallFailed, NoRuntime
@@ -72,11 +72,12 @@ class Kubelet:
         self.deaths = 0
         self.attempt = 0
         manifest = make_manifest(node, name)
-        # So that volumes are among the effects; one is as good as the kubelet's three.
+        # So that volumes are among the effects; one that is mounted on the node stands for all.
         del manifest.container.mounts[:]
-        manifest.container.mounts.add(
-            container_path="/etc/pod.yaml", host_path=str(MANIFEST), readonly=True
-        )
+        self.volume = node.directory / "volumes" / name
+        self.volume.mkdir(parents=True)
+        (self.volume / "file").write_text("the pod's")
+        manifest.container.mounts.add(container_path="/data", host_path=str(self.volume))
         manifest.pod.linux.cgroup_parent = cgroup_parent
         self.pod = Pod(node, node.client(), manifest)
 
@@ -152,6 +153,7 @@ def _end(kubelet: Kubelet) -> None:
     for step in ("down", "remove"):
         kubelet.insist(step)
     assert kubelet.node.settled_leftovers() == []
+    assert (kubelet.volume / "file").read_text() == "the pod's"
     assert _groups_below(kubelet.pod.pod.linux.cgroup_parent) == []
     assert kubelet.pod.client.pods() == []
 

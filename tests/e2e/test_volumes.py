@@ -1,15 +1,21 @@
 """Volumes of a pod, seen from inside the guest."""
 
+import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve, frozen
 
-from tests.e2e.conftest import PodFactory
+from tests.e2e.conftest import BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
 SIZE = 1 << 20
+UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
 
 
 @pytest.fixture
@@ -60,3 +66,140 @@ def test_a_block_volume_is_read_and_written_by_the_guest(
         before.st_mode,
     )
     assert not (pod.node.data_dir / "volumes" / pod.vm).exists()
+
+
+@frozen
+class KubeletPod:
+    """A pod with volumes as a kubelet makes them: nobody but root passes its directories."""
+
+    pod: Pod
+
+    @property
+    def directory(self) -> Path:
+        """The kubelet's for this pod."""
+        return self.pod.node.kubelet_dir / self.pod.pod.metadata.uid
+
+    def volume(self, plugin: str, name: str) -> Path:
+        """Where a volume is."""
+        return self.directory / "volumes" / f"kubernetes.io~{plugin}" / name
+
+    def make(self) -> None:
+        """Make emptyDirs of both kinds and a Secret, and ask for what a kubelet 1.36 asks for."""
+        memory, on_disk = self.volume("empty-dir", "m"), self.volume("empty-dir", "e")
+        on_node = self.pod.node.directory / "srv"
+        for path in (on_disk, memory, on_node):
+            path.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", memory], check=True)
+        for path in (on_disk, memory):
+            path.chmod(0o777)
+        (on_node / "of-the-node").write_text("on the node")
+        _write_atomic(self.volume("secret", "sec"), {"key": (b"hunter2", 0o440, 2000)})
+        for path in (self.pod.node.kubelet_dir, self.directory, self.directory / "volumes"):
+            path.chmod(0o750)
+        add = self.pod.manifest.container.mounts.add
+        add(container_path="/e", host_path=str(on_disk))
+        add(container_path="/m", host_path=str(memory))
+        add(
+            container_path="/h",
+            host_path=str(on_node),
+            propagation=cri.PROPAGATION_HOST_TO_CONTAINER,
+        )
+        secret = str(self.volume("secret", "sec"))
+        add(container_path="/etc/sec", host_path=secret, readonly=True)
+
+
+def _write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]]) -> None:
+    """Files (content, mode, group) as a kubelet writes them: links to a version of all of them."""
+    version = volume / "..2026_11_27_10_00_00.1"
+    version.mkdir(parents=True)
+    for name, (content, mode, group) in files.items():
+        (version / name).write_bytes(content)
+        (version / name).chmod(mode)
+        os.chown(version / name, 0, group)
+        (volume / name).symlink_to(f"..data/{name}")
+    (volume / "..data").symlink_to(version.name)
+
+
+@pytest.fixture(scope="module")
+def own_node() -> Iterator[Playground]:
+    """A node whose manager is restarted."""
+    with Playground({"tiny": TINY}, subnet="10.131.0.0/16") as playground:
+        yield playground
+
+
+@pytest.fixture
+def kubelet_pod(own_node: Playground) -> Iterator[KubeletPod]:
+    """The pod, with a cloud-config instead of a script."""
+    made = KubeletPod(Pod(own_node, own_node.client(), make_manifest(own_node)))
+    made.pod.pod.annotations.pop("VirtletCloudInitUserDataScript")
+    made.make()
+    yield made
+    subprocess.run(["umount", made.volume("empty-dir", "m")], check=True)
+
+
+def _run(pod: Pod, script: str) -> str:
+    command = cri.ExecSyncRequest(container_id=pod.vm, cmd=["/bin/sh", "-c", script], timeout=90)
+    reply = pod.client.call("ExecSync", command, timeout=100)
+    assert reply.exit_code == 0, reply.stderr
+    return bytes(reply.stdout).decode()
+
+
+def _with_another_manager(pod: Pod) -> Pod:
+    pod.node.stop()
+    pod.node.start()
+    return evolve(pod, client=pod.node.client())
+
+
+def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
+    own_node: Playground, kubelet_pod: KubeletPod
+) -> None:
+    """Of both kinds of emptyDir, over a restart of the manager; nothing of it stays mounted."""
+    pod = kubelet_pod.pod.up()
+    _run(pod, UNTIL_UP + "for at in /e /m; do echo written in the guest >$at/file; done")
+    for name in ("e", "m"):
+        file = kubelet_pod.volume("empty-dir", name) / "file"
+        assert file.read_text() == "written in the guest\n"
+    assert _run(pod, "cat /h/of-the-node") == "on the node"
+
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    seen = _run(pod, f"stat -L -c '%a %u:%g %n' {account}/namespace /etc/sec/key")
+    assert seen.splitlines() == [f"644 0:0 {account}/namespace", "440 0:2000 /etc/sec/key"]
+
+    pod = _with_another_manager(pod)
+    _run(pod, "echo and again >>/m/file")
+    assert "and again" in (kubelet_pod.volume("empty-dir", "m") / "file").read_text()
+    assert "has not mounted" not in Path(pod.status.log_path).read_text()
+
+    pod = _with_another_manager(pod)
+    pod.down()
+    assert own_node.settled_leftovers() == []
+    for name in ("e", "m"):
+        assert [path.name for path in kubelet_pod.volume("empty-dir", name).iterdir()] == ["file"]
+    assert kubelet_pod.volume("empty-dir", "m").is_mount()
+    assert stat.S_IMODE(own_node.kubelet_dir.stat().st_mode) == 0o750
+
+
+def test_a_share_that_the_guest_cannot_mount_is_told_in_the_pods_log(
+    own_node: Playground, kubelet_pod: KubeletPod
+) -> None:
+    """As in a guest whose kernel has no 9p."""
+    pod = kubelet_pod.pod
+    pod.pod.annotations["VirtletCloudInitUserData"] = (
+        "bootcmd: ['rm -rf /lib/modules/*/kernel/fs/9p /lib/modules/*/kernel/net/9p']"
+    )
+    pod.manifest.container.command.append("/bin/sh")
+    pod.manifest.container.args.append("-c")
+    pod.manifest.container.working_dir = "/srv"
+    pod = pod.up()
+
+    def notices(words: str) -> list[str]:
+        lines = Path(pod.status.log_path).read_text().splitlines()
+        return [line for line in lines if " stderr F [virtlet: " in line and words in line]
+
+    assert len(notices("command, args and workingDir of container guest have no effect")) == 1
+    unmounted = "the guest has not mounted /e (9p, tag volume-"
+    wait_until(lambda: bool(notices(unmounted)), BOOT_TIMEOUT, "a notice of the share")
+    (told,) = notices(unmounted)
+    assert "knows no 9p file system" in told
+    pod.down()
+    assert own_node.settled_leftovers() == []

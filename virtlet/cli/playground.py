@@ -7,7 +7,6 @@ network is touched and nothing is left when it goes.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from virtlet.cli.ending import unbroken
 from virtlet.cli.errors import CommandFailed
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
-from virtlet.host import netns
+from virtlet.host import mounts, netns
+from virtlet.host.files import remove_tree
 
 CNI_BIN_DIR = "/usr/lib/cni"
 BRIDGE = "vlnode0"
@@ -154,7 +154,7 @@ class Playground:
         What the manager cannot remove is told, and taken away by force.
         """
         with ExitStack() as always:
-            always.callback(shutil.rmtree, self.directory)
+            always.callback(remove_tree, self.directory)
             always.callback(netns.delete, self.netns)
             always.callback(self._sweep)
             self._clear()
@@ -195,8 +195,7 @@ class Playground:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self._processes(), 10, "end of the processes that were left")
-        for path in self._mounts():
-            netns.delete(Path(path))
+        mounts.unmount_below(self.data_dir)
 
     @property
     def _lives(self) -> bool:

@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from virtlet.host import mounts
+
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file in one step, so that no reader ever sees half of it."""
@@ -26,7 +28,15 @@ def make_private_directory(path: Path, *, uid: int = -1, gid: int = -1, mode: in
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it; no error when it is not there."""
+    """Remove a directory and all below it; no error when it is not there.
+
+    What is mounted there belongs to somebody else: it is unmounted first, and nothing is removed
+    while that fails.
+
+    Raises:
+        VirtletError: something cannot be unmounted.
+    """
+    mounts.unmount_below(path)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 

@@ -48,7 +48,9 @@ class GuestFiles:
 
     host_path: Path
     guest_path: str
-    mode: int = 0o644
+    mode: int | None = 0o644
+    """Mode of each, root's in the guest; None gives each the mode, user and group that it has on
+    the node."""
 
 
 @frozen(kw_only=True)

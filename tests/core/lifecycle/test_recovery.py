@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -202,6 +203,19 @@ def test_orphaned_domains_and_directories_are_removed_though_one_of_them_resists
     assert node.hypervisor.domains == {}
     assert {path.name for path in (node.root / "pods").iterdir()} == {pod, "a-stray"}
     assert list((node.root / "volumes").iterdir()) == []
+
+
+def test_what_is_mounted_in_an_orphaned_directory_stays_as_it_is(
+    managers: Managers, node: Node, tmp_path: Path
+) -> None:
+    volume, orphan = tmp_path / "volume", node.root / "volumes" / ("d" * 32)
+    volume.mkdir()
+    (volume / "file").write_text("the pod's")
+    (orphan / "volume-0").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", volume, orphan / "volume-0"], check=True)
+    managers.restart()
+    assert list((node.root / "volumes").iterdir()) == []
+    assert (volume / "file").read_text() == "the pod's"
 
 
 @pytest.mark.parametrize("ended", ["before", "meanwhile"])

@@ -37,6 +37,18 @@ def test_a_configmap_is_read_as_the_pod_sees_it(tmp_path: Path) -> None:
     ]
 
 
+def test_files_may_keep_the_mode_and_owner_that_they_have_on_the_node(tmp_path: Path) -> None:
+    """What a kubelet makes of defaultMode, items' modes and fsGroup; never set-user-id."""
+    volume = kubelet_volume(tmp_path / "v", key=b"1", tool=b"2")
+    (volume / "key").chmod(0o440)
+    os.chown(volume / "key", 0, 2000)
+    (volume / "tool").chmod(0o4755)
+    assert read_all([GuestFiles(host_path=volume, guest_path="/etc/app", mode=None)]) == [
+        GuestFile("/etc/app/key", b"1", 0o440, 0, 2000),
+        GuestFile("/etc/app/tool", b"2", 0o755),
+    ]
+
+
 def test_an_empty_volume_has_no_files(tmp_path: Path) -> None:
     assert (
         read_all([GuestFiles(host_path=kubelet_volume(tmp_path / "v"), guest_path="/etc/app")])

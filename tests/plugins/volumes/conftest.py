@@ -1,10 +1,12 @@
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.model import POD_UID, make_config, make_node
+from virtlet.host.files import remove_tree
 from virtlet.plugins.volumes.options import KUBELET_ROOT_DIR, RAW_DEVICES
 from virtlet.plugins.volumes.plugin import Plugin
 
@@ -22,6 +24,15 @@ def pod_dir(kubelet_root: Path) -> Path:
     directory = kubelet_root / POD_UID
     directory.mkdir(parents=True)
     return directory
+
+
+@pytest.fixture
+def vm_dir(tmp_path: Path) -> Iterator[Path]:
+    """The VM's directory."""
+    directory = tmp_path / "volumes/vm"
+    directory.mkdir(parents=True)
+    yield directory
+    remove_tree(directory)
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def test_what_a_kubelet_always_mounts_is_served(plugin: Plugin, pod_dir: Path) -
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     assert serve(
         plugin, Mount(guest_path=account, host_path=str(token), readonly=True)
-    ) == GuestFiles(host_path=token, guest_path=account, mode=0o600)
+    ) == GuestFiles(host_path=token, guest_path=account, mode=None)
     assert serve(plugin, Mount(guest_path="/etc/hosts", host_path=str(hosts))) == GuestFiles(
-        host_path=hosts, guest_path="/etc/hosts", mode=0o644
+        host_path=hosts, guest_path="/etc/hosts", mode=None
     )
     unneeded = serve(plugin, Mount(guest_path="/dev/termination-log", host_path=str(log)))
     assert isinstance(unneeded, Unneeded)
@@ -51,29 +51,82 @@ def test_what_a_kubelet_always_mounts_is_served(plugin: Plugin, pod_dir: Path) -
     assert "termination message" in unneeded.reason
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"), [("configmap", 0o644), ("downward-api", 0o644), ("secret", 0o600)]
-)
-def test_configuration_becomes_files(plugin: Plugin, pod_dir: Path, kind: str, mode: int) -> None:
+@pytest.mark.parametrize("kind", ["configmap", "downward-api", "secret", "projected"])
+def test_configuration_becomes_files_of_the_mode_that_the_kubelet_gave_them(
+    plugin: Plugin, pod_dir: Path, kind: str
+) -> None:
     path = pod_dir / f"volumes/kubernetes.io~{kind}/settings"
     assert serve(plugin, Mount(guest_path="/etc/app", host_path=str(path))) == GuestFiles(
-        host_path=path, guest_path="/etc/app", mode=mode
+        host_path=path, guest_path="/etc/app", mode=None
     )
 
 
 @pytest.mark.parametrize("readonly", [True, False])
-def test_a_directory_is_shared(plugin: Plugin, pod_dir: Path, readonly: bool) -> None:
+def test_a_directory_is_shared_by_a_place_that_the_emulator_can_pass(
+    plugin: Plugin, pod_dir: Path, vm_dir: Path, readonly: bool
+) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
-    assert serve(
-        plugin, Mount(guest_path="/cache", host_path=str(cache), readonly=readonly)
-    ) == Share(host_path=cache, guest_path="/cache", tag="volume-3", readonly=readonly, driver="9p")
-
-
-def test_a_directory_of_the_node_is_shared(plugin: Plugin, tmp_path: Path) -> None:
-    assert serve(plugin, Mount(guest_path="/data", host_path=str(tmp_path))) == Share(
-        host_path=tmp_path, guest_path="/data", tag="volume-3", readonly=False, driver="9p"
+    cache.chmod(0o777)
+    (cache / "file").write_text("x")
+    mount = Mount(guest_path="/cache", host_path=str(cache), readonly=readonly)
+    assert serve(plugin, mount, directory=vm_dir) == Share(
+        host_path=vm_dir / "volume-3",
+        guest_path="/cache",
+        tag="volume-3",
+        readonly=readonly,
+        driver="9p",
     )
+    assert (vm_dir / "volume-3/file").read_text() == "x"
+    assert os.access(vm_dir / "volume-3", os.W_OK) is not readonly
+    assert stat.S_IMODE((vm_dir / "volume-3").stat().st_mode) == 0o777
+
+
+def test_what_a_vm_has_of_a_shared_directory_goes_and_the_directory_stays(
+    plugin: Plugin, pod_dir: Path, vm_dir: Path
+) -> None:
+    cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
+    cache.mkdir(parents=True)
+    (cache / "file").write_text("x")
+    volume = serve(plugin, Mount(guest_path="/cache", host_path=str(cache)), directory=vm_dir)
+    for record in (volume, None):
+        plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", record)
+        assert list(vm_dir.iterdir()) == []
+    assert (cache / "file").read_text() == "x"
+
+
+def test_a_place_that_is_taken_is_no_way_into_another(
+    plugin: Plugin, tmp_path: Path, vm_dir: Path
+) -> None:
+    """The VM's directory belongs to the emulator's user."""
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere.mkdir()
+    data.mkdir()
+    (data / "file").write_text("x")
+    (vm_dir / "volume-3").symlink_to(elsewhere)
+    with pytest.raises(FailedPrecondition, match=r"mount /data: .*volume-3 as well \(File exists"):
+        serve(plugin, Mount(guest_path="/data", host_path=str(data)), directory=vm_dir)
+    plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
+    assert list(vm_dir.iterdir()) == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_directory_of_the_node_that_holds_our_own_is_shared_without_what_is_mounted_inside(
+    plugin: Plugin, tmp_path: Path, vm_dir: Path, nodev: Path
+) -> None:
+    """Else each VM would have the shares of all others a second time."""
+    (nodev / "file").write_text("x")
+    share = serve(plugin, Mount(guest_path="/data", host_path=str(tmp_path)), directory=vm_dir)
+    assert isinstance(share, Share)
+    assert share == Share(
+        host_path=vm_dir / "volume-3",
+        guest_path="/data",
+        tag="volume-3",
+        readonly=False,
+        driver="9p",
+    )
+    assert (share.host_path / nodev.name).is_dir()
+    assert list((share.host_path / nodev.name).iterdir()) == []
 
 
 def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
@@ -83,7 +136,7 @@ def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
     file.write_bytes(b"x")
     assert serve(
         plugin, Mount(guest_path="/etc/localtime", host_path=str(file), readonly=True)
-    ) == GuestFiles(host_path=file, guest_path="/etc/localtime", mode=0o644)
+    ) == GuestFiles(host_path=file, guest_path="/etc/localtime", mode=None)
     with pytest.raises(InvalidArgument, match=r"/etc/localtime: .* never reaches the node: mount"):
         serve(plugin, Mount(guest_path="/etc/localtime", host_path=str(file)))
 
@@ -225,7 +278,9 @@ def test_a_block_device_that_the_node_gives_away_is_a_disk(
     assert disk.path.stat().st_rdev == Path("/dev", found[0]).stat().st_rdev
 
 
-def test_a_share_is_given_to_the_emulator_where_the_pod_asks(plugin: Plugin, pod_dir: Path) -> None:
+def test_a_share_is_given_to_the_emulator_where_the_pod_asks(
+    plugin: Plugin, pod_dir: Path, vm_dir: Path
+) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     (cache / "deep").mkdir(parents=True)
     (cache / "deep/file").write_text("x")
@@ -234,16 +289,17 @@ def test_a_share_is_given_to_the_emulator_where_the_pod_asks(plugin: Plugin, pod
     (cache / "link").symlink_to(outside)
     mount = Mount(guest_path="/cache", host_path=str(cache))
 
-    serve(plugin, mount)
+    serve(plugin, mount, directory=vm_dir)
     assert cache.stat().st_uid == os.getuid()
-    serve(plugin, mount, {"VirtletChown9pfsMounts": "true"})
+    plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
+    serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
     for path in (cache, cache / "deep", cache / "deep/file", cache / "link"):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (EMULATOR, EMULATOR)
     assert outside.stat().st_uid == os.getuid()
 
 
 def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
-    plugin: Plugin, pod_dir: Path, tmp_path: Path
+    plugin: Plugin, pod_dir: Path, tmp_path: Path, vm_dir: Path
 ) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
@@ -251,5 +307,6 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
         Mount(guest_path="/cache", host_path=str(cache), readonly=True),
         Mount(guest_path="/data", host_path=str(tmp_path)),
     ):
-        serve(plugin, mount, {"VirtletChown9pfsMounts": "true"})
+        serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
+        plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
         assert Path(mount.host_path).stat().st_uid == os.getuid()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from virtlet.host.mounts import at_or_below
+
 
 @frozen
 class FilesystemUsage:
@@ -20,10 +22,15 @@ class FilesystemUsage:
 
 
 def measure(directory: Path) -> FilesystemUsage:
-    """Add up what is below a directory: allocated bytes, and inodes with the directories'."""
+    """Add up what is below a directory: allocated bytes, and inodes with the directories'.
+
+    What is mounted there, as a pod's shared volumes are, belongs to somebody else.
+    """
     used_bytes = 0
     inodes = 0
-    waiting = [os.fspath(directory)]
+    top = os.path.realpath(directory)
+    waiting = [top]
+    mounted = set(map(os.fspath, at_or_below(Path(top))))
     while waiting:
         inodes += 1
         try:
@@ -31,7 +38,8 @@ def measure(directory: Path) -> FilesystemUsage:
                 for entry in entries:
                     try:
                         if entry.is_dir(follow_symlinks=False):
-                            waiting.append(entry.path)
+                            if entry.path not in mounted:
+                                waiting.append(entry.path)
                             continue
                         stat = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:

@@ -124,6 +124,8 @@ def _allocated(directory: Path) -> tuple[int, int]:
     size = count = 0
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                continue  # A shared directory is mounted there, and may be slow to answer.
             with contextlib.suppress(OSError):
                 # 512-byte units, whatever the block size: stat(2).
                 size += entry.stat(follow_symlinks=False).st_blocks * 512

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from virtlet.model.disk import GuestFiles
@@ -25,6 +25,8 @@ class GuestFile:
     path: str
     content: bytes = field(repr=False)
     mode: int
+    uid: int = 0
+    gid: int = 0
 
 
 def read_all(volumes: Iterable[GuestFiles]) -> list[GuestFile]:
@@ -40,9 +42,11 @@ def read_all(volumes: Iterable[GuestFiles]) -> list[GuestFile]:
     total = 0
     for volume in volumes:
         for path, source in _sources(volume):
-            content = _read(source, path)
-            files.append(GuestFile(path, content, volume.mode))
-            total += len(content)
+            file = _read(source, path)
+            if volume.mode is not None:
+                file = evolve(file, mode=volume.mode, uid=0, gid=0)
+            files.append(file)
+            total += len(file.content)
             if len(files) > MAX_FILES or total > MAX_TOTAL:
                 raise ResourceExhausted(
                     f"mount {volume.guest_path}: the pod's ConfigMaps, Secrets and other files "
@@ -79,7 +83,7 @@ def _vanished(error: OSError) -> None:
     raise Unavailable(f"{error.filename} changed while it was read: try again") from None
 
 
-def _read(source: Path, guest_path: str) -> bytes:
+def _read(source: Path, guest_path: str) -> GuestFile:
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -87,7 +91,8 @@ def _read(source: Path, guest_path: str) -> bytes:
             f"mount {guest_path}: {source} on the node: {error.strerror}"
         ) from None
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidArgument(f"mount {guest_path}: {source} on the node is no regular file")
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
@@ -95,4 +100,5 @@ def _read(source: Path, guest_path: str) -> bytes:
             f"mount {guest_path}: {source} has more than {MAX_FILE >> 20} MiB, the most that "
             "cloud-init is given as a file: use a volume"
         )
-    return content
+    # A set-user-id bit means nothing good in a copy.
+    return GuestFile(guest_path, content, status.st_mode & 0o777, status.st_uid, status.st_gid)

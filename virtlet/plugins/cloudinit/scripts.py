@@ -14,6 +14,7 @@ from virtlet.plugins.cloudinit.guest_files import GuestFile
 
 MOUNT_SCRIPT = "/etc/cloud/mount-volumes.sh"
 SYMLINK_SCRIPT = "/etc/cloud/symlink-devs.sh"
+OWNER_SCRIPT = "/etc/cloud/own-files.sh"
 RESOLVER_SCRIPT = "/etc/cloud/resolver-options.sh"
 PER_BOOT = "/var/lib/cloud/scripts/per-boot"
 
@@ -72,10 +73,10 @@ resolver_options() {
 }
 """
 _WRITE = """\
-# write_file MODE PATH; standard input is its content in base64.
+# write_file MODE OWNER PATH; standard input is its content in base64.
 write_file() {
-	mkdir -p "$(dirname "$2")"
-	(umask 077 && base64 -d >"$2") && chmod "$1" "$2"
+	mkdir -p "$(dirname "$3")"
+	(umask 077 && base64 -d >"$3") && chown "$2" "$3" && chmod "$1" "$3"
 }
 """
 _HEAD = "#!/bin/sh\n# Written by Virtlet for this pod.\n"
@@ -127,6 +128,18 @@ def resolver_body(options: Sequence[str], file: str = "/etc/resolv.conf") -> str
     return f"{_RESOLVER}resolver_options {words}\n"
 
 
+def owner_body(files: Iterable[GuestFile]) -> str:
+    """Shell code that gives files to their users and groups; "" when all are root's.
+
+    cloud-init knows owners by names only, and a pod's (fsGroup) have none.
+    """
+    return "".join(
+        f"chown {file.uid}:{file.gid} {quote(file.path)}\n"
+        for file in files
+        if file.uid or file.gid
+    )
+
+
 def whole_body(
     volumes: Iterable[Volume], files: Iterable[GuestFile], options: Sequence[str]
 ) -> str:
@@ -135,7 +148,7 @@ def whole_body(
     volumes = list(volumes)
     body = mount_body(volumes) + symlink_body(volumes) + resolver_body(options)
     written = [
-        f"write_file {file.mode:04o} {quote(file.path)} <<'EOF'\n"
+        f"write_file {file.mode:04o} {file.uid}:{file.gid} {quote(file.path)} <<'EOF'\n"
         f"{base64.encodebytes(file.content).decode()}EOF\n"
         for file in files
     ]

@@ -11,9 +11,6 @@ from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Mount
 from virtlet.plugins.volumes.kubelet import Origin
 
-PUBLIC_MODE = 0o644
-SECRET_MODE = 0o600
-
 
 def serve_mount(mount: Mount, origin: Origin, role: str, raw_devices: Sequence[str]) -> Volume:
     """What a mount becomes in the VM.
@@ -42,14 +39,9 @@ def serve_mount(mount: Mount, origin: Origin, role: str, raw_devices: Sequence[s
             f"mount {mount.guest_path}: FlexVolumes (virtlet/flexvolume_driver) are not served "
             "yet: use a PersistentVolumeClaim with volumeMode Block or Filesystem"
         )
-    if origin in (Origin.CONFIG, Origin.HOSTS):
-        return GuestFiles(
-            host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=PUBLIC_MODE
-        )
-    if origin is Origin.SECRET:
-        return GuestFiles(
-            host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=SECRET_MODE
-        )
+    if origin in (Origin.CONFIG, Origin.SECRET, Origin.HOSTS):
+        # The kubelet gives them what the pod says: defaultMode, the items' modes, fsGroup.
+        return GuestFiles(host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=None)
     return _by_content(mount, role, raw_devices)
 
 
@@ -75,9 +67,7 @@ def _by_content(mount: Mount, role: str, raw_devices: Sequence[str]) -> Volume:
             f"mount {mount.guest_path}: {mount.host_path} is a file, of which a VM gets a copy "
             "that never reaches the node: mount it with readOnly, or mount its directory"
         )
-    return GuestFiles(
-        host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=PUBLIC_MODE
-    )
+    return GuestFiles(host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=None)
 
 
 def _mode(mount: Mount) -> int:

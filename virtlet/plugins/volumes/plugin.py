@@ -7,7 +7,8 @@ from typing import Any
 from attrs import evolve
 
 from virtlet import hookimpl
-from virtlet.host.files import remove_file
+from virtlet.host.files import remove_file, remove_tree
+from virtlet.host.mounts import unmount_below
 from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Config, Option
@@ -18,6 +19,7 @@ from virtlet.plugins.volumes.mounts import serve_mount
 from virtlet.plugins.volumes.nodes import make_node
 from virtlet.plugins.volumes.options import CHOWN_MOUNTS, KUBELET_ROOT_DIR, RAW_DEVICES
 from virtlet.plugins.volumes.ownership import give_away
+from virtlet.plugins.volumes.shares import bring_near
 
 
 class Plugin:
@@ -55,15 +57,22 @@ class Plugin:
         volume = serve_mount(source, origin, request.role, raw_devices)
         if isinstance(volume, Disk):
             return self._opened(vm, volume)
-        writable = isinstance(volume, Share) and not volume.readonly
-        if writable and origin is Origin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
+        if not isinstance(volume, Share):
+            return volume
+        if not volume.readonly and origin is Origin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
             give_away(Path(source.host_path), self._node.emulator_uid, self._node.emulator_gid)
-        return volume
+        return bring_near(volume, source, vm.directory, self._node.data_dir)
 
     @hookimpl
     def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
-        """Remove the VM's node of a block device; the device itself is none of ours."""
-        remove_file(vm.directory / role)
+        """Remove what the VM has of its own for a directory or block device, and nothing else."""
+        path = vm.directory / role
+        # Before anything looks at it: the file server of a share may be away.
+        unmount_below(path)
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            remove_file(path)
 
     def _opened(self, vm: Vm, disk: Disk) -> Disk:
         """The disk by a node that the emulator can open."""
