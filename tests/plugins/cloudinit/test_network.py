@@ -165,8 +165,34 @@ def test_a_config_drive_has_openstack_s_form() -> None:
                 "routes": [{"network": "::", "netmask": "::", "gateway": "fe80::1"}],
             },
         ],
-        "services": [{"type": "dns", "address": "10.96.0.10"}],
+        "services": [
+            {
+                "type": "dns",
+                "address": "10.96.0.10",
+                "search": ["default.svc.cluster.local", "cluster.local"],
+            }
+        ],
     }
+
+
+@pytest.mark.parametrize(
+    ("servers", "services"),
+    [
+        (
+            ("10.96.0.10", "10.96.0.11"),
+            [
+                {"type": "dns", "address": "10.96.0.10", "search": ["svc.cluster.local"]},
+                {"type": "dns", "address": "10.96.0.11"},
+            ],
+        ),
+        ((), [{"type": "dns", "address": [], "search": ["svc.cluster.local"]}]),
+    ],
+)
+def test_a_config_drive_names_the_search_list_once(
+    servers: tuple[str, ...], services: list[dict[str, object]]
+) -> None:
+    dns = DnsConfig(servers=servers, searches=("svc.cluster.local",))
+    assert network_data_json(Network(netns=None, nics=(), dns=dns))["services"] == services
 
 
 def test_a_second_address_of_a_family_does_not_repeat_the_routes() -> None:

@@ -1,4 +1,5 @@
 import base64
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,6 +193,44 @@ def test_the_annotation_replaces_whole_keys_where_it_is_told_to() -> None:
     assert told_now.overrides == {"runcmd", "apt"}
     assert told_now.document["runcmd"] == ["mine"]
     assert list(files(told_now.document)) == ["/etc/cloud/mount-volumes.sh"]
+
+
+OVERWRITE = "VirtletCloudInitUserDataOverwrite"
+
+
+def test_files_of_the_pod_s_own_stand_beside_those_that_it_mounts(tmp_path: Path) -> None:
+    """Where one is at the same path, the pod's own is meant."""
+    for name in ("key", "other"):
+        (tmp_path / name).write_text("mounted")
+    own = "write_files: [{path: /etc/app/key, content: mine}, {path: /mine, content: mine}]"
+    volumes: list[Volume] = [GuestFiles(host_path=tmp_path, guest_path="/etc/app"), CACHE]
+    document = told(volumes, {"VirtletCloudInitUserData": own, OVERWRITE: "true"}).document
+    written = [(entry["path"], entry["content"]) for entry in document["write_files"]]
+    assert written[0] == ("/etc/app/other", "mounted")
+    assert written[1][0] == "/etc/cloud/mount-volumes.sh"
+    assert written[2:] == [("/etc/app/key", "mine"), ("/mine", "mine")]
+    assert document["runcmd"] == ["/etc/cloud/mount-volumes.sh"]
+
+
+def test_files_of_the_pod_s_own_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("mounted")
+    marks = {"VirtletCloudInitUserData": "write_files: {}", OVERWRITE: "true"}
+    with pytest.raises(InvalidArgument, match="VirtletCloudInitUserData: write_files is no list"):
+        told([GuestFiles(host_path=tmp_path, guest_path="/etc/app")], marks)
+
+
+def test_a_file_of_another_s_is_given_to_him_by_number(tmp_path: Path) -> None:
+    """cloud-init knows owners by names only; the guest has none for a pod's fsGroup."""
+    (tmp_path / "key").write_text("x")
+    (tmp_path / "key").chmod(0o440)
+    os.chown(tmp_path / "key", 0, 2000)
+    document = told([GuestFiles(host_path=tmp_path, guest_path="/etc/my app", mode=None)]).document
+    key, script = document["write_files"]
+    assert (key["path"], key["permissions"]) == ("/etc/my app/key", "0440")
+    assert "owner" not in key
+    assert script["path"] == "/etc/cloud/own-files.sh"
+    assert script["content"].endswith("chown 0:2000 '/etc/my app/key'\n")
+    assert document["runcmd"] == ["/etc/cloud/own-files.sh"]
 
 
 @pytest.mark.parametrize(

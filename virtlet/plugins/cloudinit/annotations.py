@@ -80,7 +80,10 @@ USER_DATA_OVERWRITE = Annotation(
     name="VirtletCloudInitUserDataOverwrite",
     kind=TRUE_ONLY,
     default=False,
-    help="Let the keys of VirtletCloudInitUserData replace the generated ones instead",
+    help="Let the keys of VirtletCloudInitUserData replace the generated ones instead; of "
+    "`write_files` only entries of the same path, so that the pod's mounted files stay. A `runcmd` "
+    "that replaces the generated one calls what it needs of /etc/cloud/*.sh (volumes, owners of "
+    "files, device paths, resolver options) and `sysctl -p` itself",
 )
 USER_DATA_SCRIPT = Annotation(
     name="VirtletCloudInitUserDataScript",

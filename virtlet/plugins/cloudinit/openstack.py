@@ -8,6 +8,7 @@ from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from virtlet.model.network import Network, Nic
+from virtlet.model.pod import DnsConfig
 
 
 def meta_data_json(meta_data: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +41,21 @@ def network_data_json(network: Network) -> dict[str, Any]:
             for nic in network.nics
         ],
         "networks": [entry for nic in network.nics for entry in _networks(nic)],
-        "services": [{"type": "dns", "address": server} for server in network.dns.servers],
+        "services": _services(network.dns),
     }
+
+
+def _services(dns: DnsConfig) -> list[dict[str, Any]]:
+    """The resolver's servers; the search list stands with the first.
+
+    OpenStack knows no search list. cloud-init makes a `nameserver` of its version 1 configuration
+    of each service, which takes `search`, and a list of addresses, empty where there are none.
+    """
+    services: list[dict[str, Any]] = [{"type": "dns", "address": s} for s in dns.servers]
+    if dns.searches:
+        services = services or [{"type": "dns", "address": []}]
+        services[0]["search"] = list(dns.searches)
+    return services
 
 
 def _networks(nic: Nic) -> list[dict[str, Any]]:

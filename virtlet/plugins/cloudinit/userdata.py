@@ -47,7 +47,7 @@ def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
     generated = _generated(vm, volumes)
     added = USER_DATA.of(vm.pod)
     if USER_DATA_OVERWRITE.of(vm.pod):
-        return UserData(generated | added, overrides=frozenset(added))
+        return UserData(_over(generated, added), overrides=frozenset(added))
     return UserData(merge_over(generated, added))
 
 
@@ -64,6 +64,22 @@ def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
             f"nothing writes the files mounted at {', '.join(lost)}: put {PLACEHOLDER} on a line "
             "of the script, or take the mounts out"
         )
+
+
+def _over(generated: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """The generated document with the pod's keys in place of its own.
+
+    Of `write_files` only entries of the same path make way: the others are what the pod mounts,
+    and what the other generated keys need.
+    """
+    document = {**generated, **added}
+    mine, theirs = generated.get("write_files"), added.get("write_files")
+    if mine and "write_files" in added:
+        if not isinstance(theirs, list):
+            raise InvalidArgument(f"annotation {USER_DATA.name}: write_files is no list of files")
+        taken = {entry.get("path") for entry in theirs if isinstance(entry, Mapping)}
+        document["write_files"] = [e for e in mine if e["path"] not in taken] + theirs
+    return document
 
 
 def merge_over(base: Any, addition: Any) -> Any:
@@ -103,6 +119,10 @@ def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
 def _generated(vm: Vm, volumes: Sequence[Volume]) -> dict[str, Any]:
     files = _files(vm, volumes)
     commands: list[str] = []
+    owners = scripts.owner_body(files)
+    if owners:
+        files.append(GuestFile(scripts.OWNER_SCRIPT, scripts.script(owners).encode(), 0o755))
+        commands.append(scripts.OWNER_SCRIPT)
     mounts, links = scripts.mount_body(volumes), scripts.symlink_body(volumes)
     if mounts:
         files.append(GuestFile(scripts.MOUNT_SCRIPT, scripts.script(mounts).encode(), 0o755))
