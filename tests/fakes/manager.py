@@ -27,6 +27,7 @@ from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event
+from virtlet.model.execution import GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
@@ -55,6 +56,8 @@ class Node:
     """The namespace that new networks say they have."""
     flavor: Callable[[VmConfig], Flavor] = lambda vm: Flavor(guest_agent=False)
     """The machine that a VM gets."""
+    guest: Callable[[], bytes] | None = None
+    """What any command in a guest prints; None for guests without an agent."""
     hypervisor: FakeHypervisor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -118,8 +121,23 @@ class Plugin:
         self.node.disks.discard((vm.id, role))
 
     @hookimpl
+    def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> "Printed | None":
+        return Printed(self.node.guest) if self.node.guest else None
+
+    @hookimpl
     def virtlet_render_domain(self, machine: Machine) -> str:
         return "<domain/>"
+
+
+class Printed:
+    """A command that prints something and ends."""
+
+    def __init__(self, answer: Callable[[], bytes]) -> None:
+        self._answer = answer
+
+    def run(self, streams: GuestStreams, timeout: float | None) -> int:
+        streams.write_output(self._answer())
+        return 0
 
 
 class NoLaunches:

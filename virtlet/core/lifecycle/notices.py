@@ -33,3 +33,20 @@ def tell_owner(context: Context, vm: Vm, text: str) -> None:
         kind=EventKind.VM_NOTICE, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=text
     )
     context.events.tell(event, vm.pod.profile.handler)
+
+
+def tell_ineffective(context: Context, vm: Vm) -> None:
+    """Tell the owner of a started VM which fields of its container mean nothing to a VM."""
+    config = vm.config
+    given = {"command": config.command, "args": config.args, "workingDir": config.working_dir}
+    fields = [name for name, value in given.items() if value]
+    if fields:
+        names = " and ".join(part for part in (", ".join(fields[:-1]), fields[-1]) if part)
+        tell_owner(
+            context,
+            vm,
+            f"{names} of container {config.metadata.name} {'have' if fields[1:] else 'has'} no "
+            "effect: a VM boots its image, which starts what it is made for; give it commands "
+            "with the annotation VirtletCloudInitUserData (runcmd) or "
+            "VirtletCloudInitUserDataScript",
+        )

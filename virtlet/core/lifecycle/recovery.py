@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import exits, pods, resize, vms
+from virtlet.core.lifecycle import exits, guest_mounts, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import Running
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
@@ -60,6 +60,7 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
         case VmPhase.RUNNING:
             context.consoles.follow(record.vm)
             exits.look_again(context, vm_id, console=False)
+            guest_mounts.watch(context, vm_id)
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
             context.journal.undo(vm_id, {Running.kind})

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import exits, images
+from virtlet.core.lifecycle import exits, guest_mounts, images
 from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.domain import domain_document
@@ -23,6 +23,7 @@ from virtlet.core.lifecycle.effects import (
     VolumeDisk,
 )
 from virtlet.core.lifecycle.fit import fitted, tell_of_shortage
+from virtlet.core.lifecycle.notices import tell_ineffective
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.seed.merge import merge
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
@@ -161,6 +162,8 @@ def start_vm(context: Context, vm_id: str) -> None:
     tell_of_shortage(context, record.machine)
     # The guest may have ended before we wrote that it runs; its event found no running VM then.
     exits.look_again(context, vm_id)
+    tell_ineffective(context, vm)
+    guest_mounts.watch(context, vm_id)
 
 
 def stop_vm(context: Context, vm_id: str, grace: float) -> None:

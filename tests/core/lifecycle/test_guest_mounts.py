@@ -1,0 +1,118 @@
+"""Telling a pod's owner of shared directories that the guest has not mounted."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from tests.core.lifecycle.conftest import Managers
+from tests.fakes.manager import Manager, Node
+from virtlet.core.lifecycle import guest_mounts
+from virtlet.core.lifecycle.guest_mounts import Pace
+from virtlet.core.store.records import VmRecord
+from virtlet.errors import Unavailable
+from virtlet.model.disk import Share
+from virtlet.model.event import EventKind
+
+SOON = Pace(pauses=(0.01,), patience=30.0)
+PROC = "nodev\tproc\n\text4\n"
+CACHE = Share(host_path=Path("/srv"), guest_path="/cache", tag="volume-0")
+DATA = Share(host_path=Path("/srv"), guest_path="/data", tag="volume-1")
+
+
+@pytest.fixture
+def vm(manager: Manager) -> str:
+    """A VM with two shared directories that runs."""
+    vm_id = manager.create(manager.run())
+    manager.start(vm_id)
+
+    def share(record: VmRecord) -> VmRecord:
+        assert record.machine is not None
+        machine = evolve(record.machine, volumes=(CACHE, DATA), guest_agent=Path("agent.sock"))
+        return evolve(record, machine=machine)
+
+    manager.store.change_vm(vm_id, share)
+    return vm_id
+
+
+def says(node: Node, *answers: str | Exception) -> None:
+    """Have the guest answer so, the last one from then on."""
+    left = list(answers)
+
+    def answer() -> bytes:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, Exception):
+            raise now
+        return now.encode()
+
+    node.guest = answer
+
+
+def notices(manager: Manager, vm: str, pace: Pace = SOON) -> Sequence[str]:
+    """What is told until the guest is asked no more."""
+    watching = guest_mounts.watch(manager.context, vm, pace)
+    if watching is not None:
+        watching.join(30)
+        assert not watching.is_alive()
+    return [e.reason for e in manager.told.events if e.kind is EventKind.VM_NOTICE]
+
+
+def test_a_guest_that_has_all_mounted_is_nothing_to_tell_of(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    mounts = "volume-1 /x 9p rw 0 0\nvolume-0 /cache 9p rw 0 0\n"
+    says(node, f"{PROC}\n/dev/vda / ext4 rw 0 0\n", f"up\n{PROC}nodev\t9p\n\n{mounts}")
+    assert notices(manager, vm) == []
+
+
+def test_what_the_guest_has_not_mounted_is_told_once_it_is_up(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    still_booting = f"{PROC}\n"
+    says(node, Unavailable("boots"), still_booting, f"up\n{PROC}\nvolume-1 /x 9p rw 0 0\n")
+    (told,) = notices(manager, vm)
+    assert told.startswith("the guest has not mounted /cache (9p, tag volume-0): what it writes")
+    assert "its kernel knows no 9p file system: use an image" in told
+    assert "modules 9p and 9pnet_virtio" in told
+
+
+def test_a_kernel_that_knows_the_file_system_is_not_to_blame(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    says(node, f"up\n{PROC}nodev\t9p\n\nnonsense\n")
+    (told,) = notices(manager, vm)
+    assert "/cache (9p, tag volume-0), /data (9p, tag volume-1)" in told
+    assert told.endswith("run /etc/cloud/mount-volumes.sh in the guest to see why")
+
+
+def test_a_guest_that_never_says_it_is_up_is_told_of_in_the_end(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    says(node, f"{PROC}\n")
+    assert len(notices(manager, vm, Pace(pauses=(0.05,), patience=5.0))) == 1
+
+
+def test_a_guest_that_does_not_answer_is_nothing_to_tell_of(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    says(node, Unavailable("no agent"))
+    assert notices(manager, vm, Pace(pauses=(0.05,), patience=0.3)) == []
+
+
+def test_nobody_asks_a_vm_that_has_ended(manager: Manager, node: Node, vm: str) -> None:
+    says(node, f"up\n{PROC}\n")
+    manager.stop(vm)
+    assert notices(manager, vm) == []
+
+
+def test_the_next_manager_asks_a_vm_that_was_started_a_moment_ago(
+    managers: Managers, node: Node, vm: str
+) -> None:
+    says(node, f"up\n{PROC}\n")
+    manager = managers.restart()
+    assert len(notices(manager, vm)) == 1
+    long_ago = time.time_ns() - 3600 * 10**9
+    manager.store.change_vm(vm, lambda record: evolve(record, started_at=long_ago))
+    assert guest_mounts.watch(manager.context, vm) is None

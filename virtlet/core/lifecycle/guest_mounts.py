@@ -1,0 +1,168 @@
+"""Whether a guest has mounted the directories that it shares with the node.
+
+Nothing fails on the node where it has not: what the guest writes stays in the guest, and is lost
+with it. So a guest with an agent is asked once it has come up, and the pod's owner is told.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from virtlet.core.execution.streams import CollectedStreams
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.notices import tell_owner
+from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.errors import VirtletError
+from virtlet.model.disk import Share
+from virtlet.model.execution import GuestCommand
+from virtlet.model.vm import Machine
+
+log = logging.getLogger(__name__)
+
+
+@frozen
+class Pace:
+    """When a guest is asked; seconds."""
+
+    pauses: tuple[float, ...] = (5.0, 5.0, 10.0, 10.0, 20.0, 30.0)
+    """Before each look; the last counts from then on."""
+    patience: float = 600.0
+    """From the VM's start to the last look."""
+
+
+ANSWER_TIME = 60.0
+"""Seconds for an answer; a guest that boots is waited for."""
+ANSWER_LIMIT = 256 << 10
+"""Bytes of an answer; a guest may have many mounts."""
+_UP = "up"
+_LOOK = f"""\
+for mark in /run/cloud-init/result.json /var/lib/cloud/instance/boot-finished; do
+	[ ! -e $mark ] || echo {_UP}
+done
+cat /proc/filesystems
+echo
+cat /proc/1/mounts
+"""
+
+
+@frozen
+class _Seen:
+    """What a guest says of itself."""
+
+    up: bool
+    """Whether cloud-init is through with it."""
+    filesystems: frozenset[str]
+    """Kinds that its kernel knows; a module that is not loaded is not among them."""
+    mounted: frozenset[tuple[str, str]]
+    """Source and kind of everything mounted."""
+
+
+def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.Thread | None:
+    """Ask a running guest in the background; None where there is nothing to ask.
+
+    Once the patience is over, as for a VM that was started long before the manager, nobody is
+    asked any more.
+    """
+    record = context.store.vms.get(vm_id)
+    if record is None or record.machine is None or record.machine.guest_agent is None:
+        return None
+    shares = [volume for volume in record.machine.volumes if isinstance(volume, Share)]
+    age = (time.time_ns() - record.started_at) / 1e9
+    pace = pace or Pace()
+    if not shares or age > pace.patience:
+        return None
+    arguments = (context, record, shares, pace, time.monotonic() + pace.patience - age)
+    thread = threading.Thread(target=_watch, args=arguments, name="guest-mounts", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(
+    context: Context, record: VmRecord, shares: list[Share], pace: Pace, deadline: float
+) -> None:
+    try:
+        missing = _missing(context, record, shares, pace, deadline)
+    except Exception:
+        log.exception("guest's mounts not looked at", extra={"vm": record.vm.id})
+        return
+    if missing and _runs(context, record.vm.id):
+        tell_owner(context, record.vm, missing)
+
+
+def _missing(
+    context: Context, record: VmRecord, shares: list[Share], pace: Pace, deadline: float
+) -> str:
+    """What to tell of shares that the guest has not mounted; "" when there is nothing to tell."""
+    assert record.machine is not None
+    words, seen_up = "", False
+    for pause in _pauses(pace):
+        if context.closing.wait(pause) or not _runs(context, record.vm.id):
+            return ""
+        seen = _look(context, record.machine)
+        if seen is not None:
+            lost = [share for share in shares if (share.tag, share.driver) not in seen.mounted]
+            if not lost:
+                return ""
+            words = _words(lost, seen)
+            # The mark may be older than this boot, so it counts when it is there a second time.
+            if seen.up and seen_up:
+                return words
+            seen_up = seen.up
+        if time.monotonic() >= deadline:
+            return words
+    return ""
+
+
+def _pauses(pace: Pace) -> Iterator[float]:
+    return itertools.chain(pace.pauses, itertools.repeat(pace.pauses[-1]))
+
+
+def _runs(context: Context, vm_id: str) -> bool:
+    record = context.store.vms.get(vm_id)
+    return record is not None and record.phase is VmPhase.RUNNING and not record.stopping
+
+
+def _look(context: Context, machine: Machine) -> _Seen | None:
+    """What the guest says; None when nobody in it answers."""
+    vm_id = machine.vm.id
+    streams = CollectedStreams(
+        ANSWER_LIMIT, lambda: context.closing.is_set() or not _runs(context, vm_id)
+    )
+    command = GuestCommand(argv=("/bin/sh", "-c", _LOOK), captured=True)
+    try:
+        code = context.hooks.guest_exec(machine, command).run(streams, ANSWER_TIME)
+    except VirtletError as error:
+        log.debug("guest not asked", extra={"vm": vm_id, "problem": str(error)})
+        return None
+    if code != 0:
+        return None
+    head, _, mounts = bytes(streams.output).decode(errors="replace").partition("\n\n")
+    lines = head.splitlines()
+    sources = (line.split() for line in mounts.splitlines())
+    return _Seen(
+        up=_UP in lines,
+        filesystems=frozenset(line.split()[-1] for line in lines if line.split()),
+        mounted=frozenset((words[0], words[2]) for words in sources if len(words) > 2),
+    )
+
+
+def _words(lost: list[Share], seen: _Seen) -> str:
+    points = ", ".join(f"{share.guest_path} ({share.driver}, tag {share.tag})" for share in lost)
+    unknown = sorted({share.driver for share in lost} - seen.filesystems)
+    if unknown:
+        kinds = " and ".join(unknown)
+        modules = " (modules 9p and 9pnet_virtio)" if "9p" in unknown else ""
+        remedy = (
+            f"its kernel knows no {kinds} file system: use an image whose kernel has it{modules}; "
+            "Debian's cloud kernel has no 9p, linux-image-amd64 has"
+        )
+    else:
+        remedy = "run /etc/cloud/mount-volumes.sh in the guest to see why"
+    return (
+        f"the guest has not mounted {points}: what it writes there stays in the guest and is lost "
+        f"with it; {remedy}"
+    )
