@@ -23,6 +23,7 @@ from virtlet.core.lifecycle import effects, exits, images, pods, recovery, vms
 from virtlet.core.lifecycle.context import Context, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk
@@ -196,6 +197,7 @@ class Manager:
             launches=NoLaunches(),
             consoles=VmConsoles(self.console_logs, here.run_dir, -1, -1, disabled=False),
             events=self.told,
+            locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(
             self.store, lambda row: effects.restore(self.context, row), self._reach

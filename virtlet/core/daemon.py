@@ -19,6 +19,7 @@ from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.console.logs import ConsoleLogs
 from virtlet.core.consoles import VmConsoles
 from virtlet.core.events import EventTeller
+from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry
@@ -32,6 +33,7 @@ from virtlet.core.lifecycle import effects, exits, points, recovery
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.serial import InOrder
 from virtlet.core.store.ownership import open_store
@@ -52,7 +54,12 @@ def settings(
     """All layers of the configuration; see `load.load`."""
     declared = [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
     return load.load(
-        declared, file=file, environment=environment, flags=flags, refused=registry.refused
+        declared,
+        file=file,
+        environment=environment,
+        flags=flags,
+        refused=registry.refused,
+        departed=lambda data_dir: settings_of_departed(data_dir, registry),
     )
 
 
@@ -97,8 +104,13 @@ def _assemble(registry: Registry, config: Config, undo: ExitStack) -> Context:
     # effects are orphaned.
     recovery.remove_orphaned_directories(store, here)
     hooks = Hooks(registry)
+    hooks.watch.patience = config[core_options.HOOK_PATIENCE]
+    hooks.watch.start()
+    undo.callback(hooks.watch.stop)
     undo.callback(hooks.shutdown)
     hooks.configure(config, here)
+    hooks.recall(data_dir, config[core_options.FORGOTTEN_PLUGINS])
+    hooks.remember(data_dir)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
     launches = LaunchServer(here.launch_socket, uid, gid)
@@ -134,6 +146,7 @@ def _assemble(registry: Registry, config: Config, undo: ExitStack) -> Context:
         launches=launches,
         consoles=consoles,
         events=events,
+        locks=KeyedLocks(hooks.watch.hanging),
     )
     undo.callback(context.images.close)
     context.journal = Journal(

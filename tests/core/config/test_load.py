@@ -72,9 +72,26 @@ def test_a_setting_of_a_refused_plugin_is_passed_over_and_told_of(
     )
 
 
+def test_a_setting_of_a_plugin_that_is_not_installed_any_more_is_passed_over_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "virtlet.yaml"
+    file.write_text("dataDir: /x\nstreamPorts: 2\nstreamPort: 1\n")
+    config = load(
+        CORE_OPTIONS,
+        file=file,
+        environment={},
+        flags={},
+        departed=lambda data_dir: {"streamPorts": f"plugin 'many' of {data_dir}"},
+    )
+    assert config[STREAM_PORT] == 1
+    assert "setting 'streamPorts' is passed over: it is of plugin 'many' of /x" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("colour: red\n", "unknown setting 'colour'; if it is of a plugin that is not installed"),
         ("streamport: 1\n", "unknown setting 'streamport'; did you mean 'streamPort'"),
         ("streamPort: 99999\n", "streamPort: 99999 is not between 0 and 65535"),
         ("criSocketPath: run/x\n", "is no absolute path"),

@@ -105,5 +105,7 @@ def test_the_error_of_an_observer_goes_no_further(caplog: pytest.LogCaptureFixtu
 
 def test_undoing_with_a_plugin_that_is_gone_says_so(tmp_path: Path) -> None:
     hooks = _hooks("Good")
-    with pytest.raises(FailedPrecondition, match="'gone' is needed for virtlet_teardown_network"):
+    with pytest.raises(
+        FailedPrecondition, match="virtlet_teardown_network is needed: plugin 'gone'"
+    ):
         hooks.teardown_network("gone", models.pod(tmp_path), None)

@@ -1,7 +1,7 @@
 """Merging the layers: default < file < environment < command line."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ def load(
     environment: Mapping[str, str],
     flags: Mapping[str, str],
     refused: Collection[str] = (),
+    departed: Callable[[Path], Mapping[str, str]] = lambda data_dir: {},
 ) -> Config:
     """Read every option.
 
@@ -35,24 +36,14 @@ def load(
         flags: option field to the text given on the command line.
         refused: plugins that are installed and were refused. An unknown setting of the file may be
             one of theirs: then it is told of and passed over.
+        departed: setting to its plugin, of plugins that ran with a data directory and are not
+            installed any more; these settings are told of and passed over too.
 
     Raises:
         InvalidArgument: the file, or one value, is wrong; says which and where it came from.
     """
     declared = {option.field: option for option in options}
     content = _read(file) if file else {}
-    known = {*declared, *SECTIONS}
-    for key in content:
-        if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            if not refused:
-                raise InvalidArgument(f"{file}: unknown setting {key!r}{hint}")
-            names = ", ".join(sorted(refused))
-            log.warning(
-                "%s: setting %r is passed over: unknown, or of a refused plugin (%s)%s",
-                *(file, key, names, hint),
-            )
 
     def value(option: Option[Any], places: Mapping[str, str]) -> Any:
         if option.field in flags:
@@ -65,6 +56,9 @@ def load(
         return _parse(option, option.default.format(**places), f"default of {option.field}")
 
     data_dir = value(DATA_DIR, {})
+    unknown = [key for key in content if key not in {*declared, *SECTIONS}]
+    if unknown:
+        _look_at_unknown(file, unknown, declared, refused, departed(data_dir))
     default_root = str(data_dir) == DATA_DIR.default
     places = {
         "data_dir": str(data_dir),
@@ -76,6 +70,36 @@ def load(
         if not isinstance(section, dict):
             raise InvalidArgument(f"{file}: {name} must be a mapping")
     return Config(values=MappingProxyType(values), sections=MappingProxyType(sections))
+
+
+def _look_at_unknown(
+    file: Path | None,
+    unknown: Sequence[str],
+    declared: Collection[str],
+    refused: Collection[str],
+    departed: Mapping[str, str],
+) -> None:
+    """Pass over settings that are, or can be, of plugins that are not there; refuse the others."""
+    for key in unknown:
+        near = get_close_matches(str(key), {*declared, *SECTIONS}, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        if str(key) in departed:
+            log.warning(
+                "%s: setting %r is passed over: it is of %s, which is not installed any more; take "
+                "it out of the file, or install the plugin again",
+                *(file, key, departed[str(key)]),
+            )
+        elif refused:
+            names = ", ".join(sorted(refused))
+            log.warning(
+                "%s: setting %r is passed over: unknown, or of a refused plugin (%s)%s",
+                *(file, key, names, hint),
+            )
+        else:
+            raise InvalidArgument(
+                f"{file}: unknown setting {key!r}{hint}; if it is of a plugin that is not "
+                "installed any more, take it out of the file"
+            )
 
 
 def _parse(option: Option[Any], text: str, where: str) -> Any:

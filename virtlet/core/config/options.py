@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from virtlet.model.endpoint import socket_path
-from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, Kind, Option, choice, integer
+from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, WORDS, Kind, Option, choice, integer
 
 
 def _absolute(text: str) -> Path:
@@ -166,6 +166,24 @@ LOG_LEVEL = Option(
     default="1",
     help="0 errors, 1 changes, 2 and more every call",
 )
+HOOK_PATIENCE = Option(
+    field="hookPatience",
+    flag="--hook-patience",
+    env="VIRTLET_HOOK_PATIENCE",
+    kind=integer(1, 86400),
+    default="60",
+    help="seconds after which a plugin that has not returned from a hook is named in the log, and "
+    "calls about its pod answer with an error that names it instead of waiting",
+)
+FORGOTTEN_PLUGINS = Option(
+    field="forgottenPlugins",
+    flag="--forgotten-plugins",
+    env="VIRTLET_FORGOTTEN_PLUGINS",
+    kind=WORDS,
+    default="",
+    help="plugins that are not installed any more and whose pods are to go all the same: what they "
+    "made stays on the node; without effect for a plugin that is installed",
+)
 
 CORE_OPTIONS: tuple[Option[Any], ...] = (
     DATA_DIR,
@@ -184,4 +202,6 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     STREAM_TLS_KEY,
     DISABLE_LOGGING,
     LOG_LEVEL,
+    HOOK_PATIENCE,
+    FORGOTTEN_PLUGINS,
 )

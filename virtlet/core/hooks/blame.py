@@ -5,11 +5,12 @@ import logging
 import threading
 from asyncio import CancelledError
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from virtlet.core.hooks.shapes import Shape, shape
+from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import PluginError, VirtletError
 
 log = logging.getLogger(__name__)
@@ -77,21 +78,32 @@ class Blamed:
         hook: that returned it.
         protocol: what it has to be.
         target: the object.
+        watch: looks after calls of it, where they are to be short.
     """
 
-    def __init__(self, plugin: str, hook: str, protocol: type, target: object) -> None:
+    def __init__(
+        self,
+        plugin: str,
+        hook: str,
+        protocol: type,
+        target: object,
+        watch: HookWatch | None = None,
+    ) -> None:
         self._plugin = plugin
         self._hook = hook
         self._protocol = protocol
         self._target = target
+        self._watch = watch
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._target, name)
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            watched = self._watch.calling(self._plugin, name, *args) if self._watch else None
             try:
-                answer = method(*args, **kwargs)
+                with watched or nullcontext():
+                    answer = method(*args, **kwargs)
                 wanted = _result(self._protocol, name)
                 flaw = wanted.inspect(answer) if wanted else None
             except BREAKS as error:

@@ -1,5 +1,6 @@
 """Calling one hook of one plugin, so that every failure has a name."""
 
+import logging
 from functools import cache, lru_cache
 from types import CodeType, NoneType
 from typing import Any, get_type_hints
@@ -10,17 +11,28 @@ from virtlet import hookspecs
 from virtlet.core.hooks.blame import BREAKS, is_foreign, raised, returned
 from virtlet.core.hooks.registry import Registry
 from virtlet.core.hooks.shapes import Shape, shape
+from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition
+
+log = logging.getLogger(__name__)
+
+INVERSES = ("virtlet_teardown_network", "virtlet_release_disk")
+"""Hooks that undo an effect."""
 
 
 class Caller:
     """Calls hooks plugin by plugin, by pluggy's public means alone.
 
     Wrappers of the active plugins are part of every call.
+
+    Args:
+        registry: the plugins.
+        watch: looks after the calls.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, watch: HookWatch) -> None:
         self._registry = registry
+        self._watch = watch
         self._manager = registry.manager
         self._subset = lru_cache(maxsize=1024)(self._make_subset)
 
@@ -44,14 +56,15 @@ class Caller:
             out an inverse that has nothing to undo.
 
         Raises:
-            FailedPrecondition: the plugin is not installed.
+            FailedPrecondition: the plugin is not installed, and is needed.
             PluginError: it raised something that is not ours.
         """
         if not self._manager.has_plugin(plugin):
-            why = self._registry.refused.get(plugin, "it is not installed any more")
-            raise FailedPrecondition(f"plugin {plugin!r} is needed for {hook}, but {why}")
+            self._do_without(hook, plugin)
+            return None
         try:
-            result = self._subset(hook, plugin, active)(**arguments)
+            with self._watch.calling(plugin, hook, *arguments.values()):
+                result = self._subset(hook, plugin, active)(**arguments)
         except BREAKS as error:
             if not is_foreign(error):
                 raise
@@ -62,6 +75,21 @@ class Caller:
         if isinstance(result, list) and not self._is_first(hook):
             return result[0] if result else None
         return result
+
+    def _do_without(self, hook: str, plugin: str) -> None:
+        """Pass over a plugin that is not there, if there is nothing it would undo.
+
+        Raises:
+            FailedPrecondition: there is.
+        """
+        seen = self._registry.departed.get(plugin)
+        if hook in INVERSES and seen is not None and hook not in seen.inverses:
+            return
+        if hook in INVERSES and self._registry.forgets(plugin):
+            extra = {"plugin": plugin, "hook": hook}
+            log.warning("what a plugin made is forgotten and not undone", extra=extra)
+            return
+        raise FailedPrecondition(f"{hook} is needed: {self._registry.why_missing(plugin)}")
 
     def check(self, hook: str, plugin: str, active: tuple[str, ...], answer: Any) -> None:
         """Refuse an answer that is not of the hook's type, or holds something that is not.

@@ -4,14 +4,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from virtlet.core.hooks import startup
+from virtlet.core.hooks import departed, startup
 from virtlet.core.hooks.blame import Blamed, logged, returned
 from virtlet.core.hooks.caller import Caller
 from virtlet.core.hooks.registry import Registry
+from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, Volume
@@ -42,7 +44,8 @@ class Hooks:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._caller = Caller(registry)
+        self.watch = HookWatch()
+        self._caller = Caller(registry, self.watch)
 
     # Start-up and shut-down
 
@@ -73,6 +76,29 @@ class Hooks:
         """Hand every plugin its settings; see `startup.configure`."""
         startup.configure(self._registry, self._caller, config, node)
 
+    def recall(self, data_dir: Path, forgotten: tuple[str, ...]) -> None:
+        """Learn what is known of plugins that are not installed any more.
+
+        Args:
+            data_dir: where it is kept.
+            forgotten: those whose effects are forgotten instead of undone.
+        """
+        departed.recall(data_dir, self._registry)
+        self._registry.forgotten = frozenset(forgotten)
+
+    def remember(self, data_dir: Path) -> None:
+        """Keep what is to be known of the plugins of now when they are gone."""
+        departed.remember(data_dir, self._registry, self._caller, self.options())
+
+    def forgets(self, plugin: str) -> bool:
+        """Whether a plugin is not usable, and the operator has given up what it made."""
+        return self._registry.forgets(plugin)
+
+    def why_missing(self, plugin: str) -> str:
+        """Why a plugin is not usable, with the ways out; "" when it is."""
+        usable = self._registry.manager.has_plugin(plugin)
+        return "" if usable else self._registry.why_missing(plugin)
+
     def shutdown(self) -> None:
         """Let every plugin end its threads; errors are logged."""
         for plugin in self._caller.providers("virtlet_shutdown", self._everyone):
@@ -94,7 +120,8 @@ class Hooks:
         for plugin in self._caller.asked(hook, profile.plugins):
             answer = self._call(hook, plugin, profile.plugins)
             if answer is not None:
-                return plugin, cast("Hypervisor", Blamed(plugin, hook, Hypervisor, answer))
+                blamed = Blamed(plugin, hook, Hypervisor, answer, self.watch)
+                return plugin, cast("Hypervisor", blamed)
         raise self._nobody(hook, profile, "offers a hypervisor")
 
     # Images

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
-from attrs import define, field
+from attrs import define, field, frozen
 
 from virtlet import HOOK_API, PROJECT, hookspecs
 from virtlet.core.hooks.blame import BREAKS
@@ -17,6 +17,23 @@ log = logging.getLogger(__name__)
 
 BUILTIN_PACKAGE = "virtlet.plugins."
 """Entry points into this package are the built-in plugins: active for every handler."""
+
+
+@frozen
+class Seen:
+    """What is kept of a plugin of others for when it is not installed any more."""
+
+    package: str
+    """Name of the distribution that had it, or ""."""
+    fields: tuple[str, ...]
+    """Settings that it declared."""
+    inverses: tuple[str, ...]
+    """Hooks it had that undo an effect."""
+
+    @property
+    def of_package(self) -> str:
+        """The package, for messages, after the plugin's name."""
+        return f" (package {self.package})" if self.package else ""
 
 
 @define
@@ -30,12 +47,33 @@ class Registry:
     """Names of the usable plugins of others: active for the handlers that name them."""
     refused: dict[str, str] = field(factory=dict)
     """Name of an unusable plugin to the reason, with the remedy."""
+    packages: dict[str, str] = field(factory=dict)
+    """Name of a plugin to that of the installed package it came with."""
+    departed: dict[str, Seen] = field(factory=dict)
+    """Plugins that are not usable now, and what is known of them from before."""
+    forgotten: frozenset[str] = frozenset()
+    """Plugins whose effects are forgotten where they are not there to undo them."""
 
     def refuse(self, plugin: str, why: str) -> None:
         """Do without a plugin of others from now on; the handlers that name it are not served."""
         self.manager.unregister(name=plugin)
         self.extra = tuple(name for name in self.extra if name != plugin)
         self.note(plugin, why)
+
+    def forgets(self, plugin: str) -> bool:
+        """Whether a plugin is not usable, and the operator has given up what it made."""
+        return plugin in self.forgotten and not self.manager.has_plugin(plugin)
+
+    def why_missing(self, plugin: str) -> str:
+        """Why a plugin is not usable, and the ways out; for messages."""
+        seen = self.departed.get(plugin)
+        why = self.refused.get(plugin)
+        return (
+            f"plugin {plugin!r}{seen.of_package if seen else ''} "
+            + (f"was refused: {why}" if why else "is not installed any more: install it again")
+            + "; or, to leave on the node what it made, name it in the setting forgottenPlugins; "
+            "then restart the manager"
+        )
 
     def note(self, plugin: str, why: str) -> None:
         """Remember and log a refusal."""
@@ -58,6 +96,8 @@ def discover(entries: Iterable[EntryPoint] | None = None) -> Registry:
     # Registration order is part of the contract: built-ins first, then the others by name.
     found.sort(key=lambda entry: (not entry.value.startswith(BUILTIN_PACKAGE), entry.name))
     for entry in found:
+        if entry.dist is not None:
+            registry.packages[entry.name] = entry.dist.name
         problem = _register(registry.manager, entry)
         if problem:
             registry.note(entry.name, problem)

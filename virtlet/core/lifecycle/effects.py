@@ -168,7 +168,8 @@ class Domain(_VmEffect):
         return DONE
 
     def revert(self, record: bool | None) -> None:
-        self.context.hypervisors.named(self.plugin).remove(self.vm.id)
+        if not self.context.hypervisors.forgets(self.plugin):
+            self.context.hypervisors.named(self.plugin).remove(self.vm.id)
 
 
 @frozen
@@ -241,7 +242,8 @@ class Running(_VmEffect):
         return DONE
 
     def revert(self, record: bool | None) -> None:
-        self.context.hypervisors.named(self.plugin).stop(self.vm.id)
+        if not self.context.hypervisors.forgets(self.plugin):
+            self.context.hypervisors.named(self.plugin).stop(self.vm.id)
 
 
 def restore(context: Context, row: EffectRow) -> Effect:

@@ -24,6 +24,7 @@ class Hypervisors:
     """
 
     def __init__(self, hooks: Hooks, profiles: Profiles) -> None:
+        self._hooks = hooks
         self._by_plugin: dict[str, Hypervisor] = {}
         self._by_handler: dict[str, str] = {}
         self._missing: dict[str, str] = dict(profiles.broken)
@@ -78,9 +79,14 @@ class Hypervisors:
             return self._by_plugin[plugin]
         except KeyError:
             raise FailedPrecondition(
-                f"plugin {plugin!r}, whose hypervisor runs this VM, serves no handler now: name it "
-                "under `handlers:` in the configuration again"
+                self._hooks.why_missing(plugin)
+                or f"plugin {plugin!r}, whose hypervisor runs this VM, serves no handler now: name "
+                "it under `handlers:` in the configuration again"
             ) from None
+
+    def forgets(self, plugin: str) -> bool:
+        """Whether a plugin is not there, and the operator has given up what its hypervisor has."""
+        return self._hooks.forgets(plugin)
 
     def health(self, plugin: str) -> HypervisorHealth:
         """Whether a plugin's hypervisor answers now; never blocks, never raises."""

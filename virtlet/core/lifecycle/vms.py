@@ -180,7 +180,7 @@ def stop_vm(context: Context, vm_id: str, grace: float) -> None:
         with context.locks(known.vm.pod.id):
             pass
     record = _asked_to_end(context, vm_id)
-    if record is not None and grace > 0:
+    if record is not None and grace > 0 and not context.hypervisors.forgets(record.hypervisor):
         hypervisor = context.hypervisors.named(record.hypervisor)
         deadline = time.monotonic() + grace
         while (left := deadline - time.monotonic()) > 0:

@@ -1,0 +1,107 @@
+"""A plugin that does not return: it is named, and holds up nothing but its own pod."""
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.manager import Manager, Node
+from virtlet.cli.steps import wait_until
+from virtlet.errors import Unavailable
+from virtlet.model.flavor import Flavor
+from virtlet.model.vm import VmConfig
+
+PATIENCE = 0.3
+
+
+class Stuck:
+    """A plugin that waits for something before it chooses a flavor."""
+
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def flavor(self, vm: VmConfig) -> Flavor:
+        self.entered.set()
+        assert self.go_on.wait(60)
+        return Flavor(guest_agent=False)
+
+
+@pytest.fixture
+def stuck(node: Node, manager: Manager) -> Iterator[Stuck]:
+    """The node's plugin hangs once a VM is made."""
+    stuck = Stuck()
+    manager.context.hooks.watch.patience = PATIENCE
+    node.flavor = stuck.flavor
+    yield stuck
+    stuck.go_on.set()
+
+
+@pytest.fixture
+def pod(manager: Manager, stuck: Stuck) -> Iterator[str]:
+    """A pod whose VM is being made."""
+    pod_id = manager.run("stuck")
+    making = threading.Thread(target=manager.create, args=(pod_id,))
+    making.start()
+    assert stuck.entered.wait(10)
+    yield pod_id
+    stuck.go_on.set()
+    making.join(10)
+
+
+def test_who_asks_for_the_pods_end_is_told_which_plugin_hangs_and_what_to_do(
+    manager: Manager, pod: str
+) -> None:
+    for ask in (manager.stop_pod, manager.remove_pod):
+        with pytest.raises(Unavailable) as caught:
+            ask(pod)
+        message = str(caught.value)
+        assert "plugin 'fake' has not returned from virtlet_flavor" in message
+        assert "a restart of the manager ends the hook" in message
+
+
+def test_other_pods_go_on(manager: Manager, node: Node, pod: str) -> None:
+    other = manager.run("other")
+    node.flavor = lambda vm: Flavor(guest_agent=False)
+    manager.start(manager.create(other))
+    manager.remove_pod(other)
+    assert set(manager.store.pods) == {pod}
+
+
+def test_the_pod_can_be_removed_once_the_plugin_has_returned(
+    manager: Manager, node: Node, stuck: Stuck, pod: str
+) -> None:
+    with pytest.raises(Unavailable):
+        manager.stop_pod(pod)
+    stuck.go_on.set()
+    wait_until(lambda: bool(manager.store.vms_of(pod)), 10, "the VM")
+    manager.remove_pod(pod)
+    assert node.left == []
+
+
+def test_the_log_names_plugin_hook_and_pod(
+    manager: Manager, pod: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    watch = manager.context.hooks.watch
+    watch.start()
+    wait_until(lambda: bool(caplog.records), 10, "a line of the log")
+    watch.stop()
+    (record,) = caplog.records
+    said = record.__dict__
+    assert record.getMessage() == "a plugin has not returned"
+    assert (said["plugin"], said["hook"]) == ("fake", "virtlet_flavor")
+    assert (said["pod"], said["podId"]) == ("default/stuck", pod)
+
+
+def test_a_plugin_that_takes_its_time_is_waited_for(
+    manager: Manager, node: Node, stuck: Stuck, pod: str
+) -> None:
+    manager.context.hooks.watch.patience = 60
+    removing = threading.Thread(target=manager.remove_pod, args=(pod,))
+    removing.start()
+    removing.join(1)
+    assert removing.is_alive()
+    stuck.go_on.set()
+    removing.join(20)
+    assert node.left == []

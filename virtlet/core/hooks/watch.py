@@ -1,0 +1,132 @@
+"""Calls into plugins that do not come back: named in the log, and to who would wait for them."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import define
+
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Machine, Vm
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0
+"""Seconds, where nobody sets them."""
+AGAIN = 60.0
+"""Seconds until a call that still has not come back is named again."""
+_LONG = frozenset({"virtlet_fetch_image"})
+"""Hooks that take as long as they take, and have limits of their own."""
+_REMEDY = (
+    "see what the plugin waits for; a restart of the manager ends the hook and undoes what it "
+    "began, and VMs go on running"
+)
+
+
+@define(eq=False)
+class _Call:
+    """One call under way."""
+
+    plugin: str
+    what: str
+    subject: dict[str, str]
+    thread: int
+    since: float
+    named: float
+
+
+class HookWatch:
+    """Knows which calls into plugins are under way, and since when.
+
+    Attributes:
+        patience: seconds after which a call is said to hang.
+    """
+
+    def __init__(self) -> None:
+        self.patience = PATIENCE
+        self._calls: dict[int, _Call] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def calling(self, plugin: str, what: str, *about: object) -> Iterator[None]:
+        """Have a call looked after.
+
+        Args:
+            plugin: who is called.
+            what: the hook, or the method of an object that a hook returned.
+            about: the call's arguments; pods and VMs among them are named.
+        """
+        if what in _LONG:
+            yield
+            return
+        now = time.monotonic()
+        call = _Call(plugin, what, _subject(about), threading.get_ident(), now, 0.0)
+        with self._lock:
+            self._calls[id(call)] = call
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._calls[id(call)]
+
+    def hanging(self, thread: int) -> str:
+        """What a thread has waited for longer than the patience, for messages; or ""."""
+        now = time.monotonic()
+        for call in reversed(self._under_way()):
+            if call.thread == thread and now - call.since >= self.patience:
+                return (
+                    f"plugin {call.plugin!r} has not returned from {call.what} for "
+                    f"{now - call.since:.0f} s: {_REMEDY}"
+                )
+        return ""
+
+    def start(self) -> None:
+        """Name what hangs in the log from now on."""
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._look, name="hook-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self.patience / 4):
+            now = time.monotonic()
+            for call in self._under_way():
+                if now - max(call.since, call.named + AGAIN - self.patience) < self.patience:
+                    continue
+                call.named = now
+                log.warning(
+                    "a plugin has not returned",
+                    extra={
+                        "plugin": call.plugin,
+                        "hook": call.what,
+                        "seconds": round(now - call.since),
+                        **call.subject,
+                        "remedy": _REMEDY,
+                    },
+                )
+
+    def _under_way(self) -> list[_Call]:
+        with self._lock:
+            return list(self._calls.values())
+
+
+def _subject(about: tuple[object, ...]) -> dict[str, str]:
+    """The pod and VM that a call is about."""
+    found: dict[str, str] = {}
+    for value in about:
+        vm: Any = value.vm if isinstance(value, Machine) else value
+        if isinstance(vm, Vm):
+            found |= {"pod": vm.pod.name, "podId": vm.pod.id, "vm": vm.id}
+        elif isinstance(value, Pod):
+            found |= {"pod": value.name, "podId": value.id}
+    return found
