@@ -38,6 +38,7 @@ from virtlet.plugins.libvirt_qemu import (
 from virtlet.plugins.libvirt_qemu.changes import Changes
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
+from virtlet.plugins.libvirt_qemu.host_name import tell_of_slow_look_ups, without_look_up
 from virtlet.plugins.libvirt_qemu.mark import canonical, marked
 from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
 from virtlet.plugins.libvirt_qemu.overhead import overhead
@@ -94,6 +95,8 @@ class LibvirtHypervisor(Hypervisor):
         if root is not None:
             prepare_root(root, self._node)
             adopt_orphans()
+        else:
+            tell_of_slow_look_ups()
         process.prepare()
         self._connections.open()
         self._watch.start()
@@ -180,7 +183,10 @@ class LibvirtHypervisor(Hypervisor):
                 self._destroy(domain)
             self._runs.begin(vm_id)
             try:
-                domain.create()
+                if self._place.embedded:
+                    without_look_up(domain.create)
+                else:
+                    domain.create()
             except libvirt.libvirtError as error:
                 if failures.is_lost(error) or failures.is_missing(error):
                     raise
