@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import exits, guest_mounts, images
+from virtlet.core.lifecycle import exits, guest_mounts, images, siblings
 from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.domain import domain_document
@@ -163,6 +163,7 @@ def start_vm(context: Context, vm_id: str) -> None:
     # The guest may have ended before we wrote that it runs; its event found no running VM then.
     exits.look_again(context, vm_id)
     tell_ineffective(context, vm)
+    siblings.tell_of_waiting(context, vm)
     guest_mounts.watch(context, vm_id)
 
 
@@ -261,10 +262,7 @@ def _make_way(context: Context, pod_id: str, vm_id: str = "") -> None:
         if other.vm.id == vm_id:
             continue
         if other.phase is VmPhase.RUNNING:
-            raise FailedPrecondition(
-                f"a VM pod runs one container, and {other.vm.name} runs in this pod: put the other "
-                "into a pod of its own"
-            )
+            raise siblings.beside(other.vm)
         halt_vm(context, other.vm.id)
 
 
