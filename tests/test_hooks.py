@@ -25,7 +25,7 @@ from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, S
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import TEXT, Annotation, Config, Option
+from virtlet.model.option import TEXT, Annotation, Option, Settings
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Console, Machine, Mount, Vm, VmConfig, VolumeRequest
 
@@ -64,15 +64,15 @@ class Plugin:
         return [SHADE]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
-        self.heard += [config[COLOUR], node.state_dir("mine")]
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
+        self.heard += [settings[COLOUR], node.state_dir("mine")]
 
     @hookimpl
     def virtlet_shutdown(self) -> None:
         self.heard.append("shutdown")
 
     @hookimpl
-    def virtlet_status(self) -> Sequence[str]:
+    def virtlet_network_status(self) -> Sequence[str]:
         return ["the cable is out"]
 
     @hookimpl
@@ -90,9 +90,12 @@ class Plugin:
         return FetchedImage(size=7, annotations={"from": source.url, "user": credentials.username})
 
     @hookimpl
-    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
-        if vm is not None:
-            raise InvalidArgument(f"{pod.name} may not have a VM")
+    def virtlet_admit_pod(self, pod: Pod) -> None:
+        self.heard.append(pod.name)
+
+    @hookimpl
+    def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
+        raise InvalidArgument(f"{pod.name} may not have a VM of {config.image}")
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
@@ -103,7 +106,7 @@ class Plugin:
         self.heard += [pod.id, network]
 
     @hookimpl
-    def virtlet_flavor(self, pod: Pod, vm: VmConfig, image: Image) -> Flavor:
+    def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor:
         return Flavor(vcpus=3)
 
     @hookimpl
@@ -119,16 +122,26 @@ class Plugin:
         )
 
     @hookimpl
-    def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart:
-        return CloudInitPart(meta_data={"volumes": len(volumes)})
+    def virtlet_cloud_init(
+        self, vm: Vm, flavor: Flavor, volumes: Sequence[Volume]
+    ) -> CloudInitPart:
+        return CloudInitPart(meta_data={"vcpus": flavor.vcpus, "volumes": len(volumes)})
 
     @hookimpl
     def virtlet_seed(self, vm: Vm, cloud_init: CloudInit) -> Disk:
         return Disk(path=vm.directory / str(cloud_init.meta_data["label"]))
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
-        self.heard += [role, volume]
+    def virtlet_release_root_disk(self, vm: Vm, disk: Disk | None) -> None:
+        self.heard += [vm.id, disk]
+
+    @hookimpl
+    def virtlet_release_volume(self, vm: Vm, request: VolumeRequest, volume: Volume | None) -> None:
+        self.heard += [request, volume]
+
+    @hookimpl
+    def virtlet_release_seed(self, vm: Vm, disk: Disk | None) -> None:
+        self.heard += [vm.id, disk]
 
     @hookimpl
     def virtlet_render_domain(self, machine: Machine) -> str:
@@ -211,7 +224,7 @@ def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
         emulator_gid=0,
         launch_socket=tmp_path,
     )
-    hooks.configure(Config(values={"colour": "blue"}), node)
+    hooks.configure(Settings(values={"colour": "blue"}), node)
     assert plugin.heard == ["blue", tmp_path / "plugins" / "mine"]
 
 
@@ -220,8 +233,8 @@ def test_hook_shutdown(hooks: Hooks, plugin: Plugin) -> None:
     assert plugin.heard == ["shutdown"]
 
 
-def test_hook_status(hooks: Hooks) -> None:
-    assert hooks.status(PROFILE) == ["the cable is out"]
+def test_hook_network_status(hooks: Hooks) -> None:
+    assert hooks.network_status(PROFILE) == ["the cable is out"]
 
 
 def test_hook_hypervisor(hooks: Hooks) -> None:
@@ -240,10 +253,16 @@ def test_hook_fetch_image(hooks: Hooks) -> None:
     assert fetched == FetchedImage(size=7, annotations={"from": "mine://x", "user": "me"})
 
 
-def test_hook_admit(hooks: Hooks, vm: Vm) -> None:
-    hooks.admit(vm.pod, None)
-    with pytest.raises(InvalidArgument, match="default/web may not have a VM"):
-        hooks.admit(vm.pod, vm.config)
+def test_hook_admit_pod(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.admit_pod(vm.pod)
+    assert plugin.heard == ["default/web"]
+
+
+def test_hook_admit_vm(hooks: Hooks, vm: Vm) -> None:
+    with pytest.raises(
+        InvalidArgument, match=f"default/web may not have a VM of {vm.config.image}"
+    ):
+        hooks.admit_vm(vm.pod, vm.config)
 
 
 def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:
@@ -274,7 +293,8 @@ def test_hook_volume(hooks: Hooks, vm: Vm) -> None:
 
 
 def test_hook_cloud_init(hooks: Hooks, vm: Vm) -> None:
-    assert hooks.cloud_init(vm, ()) == [("mine", CloudInitPart(meta_data={"volumes": 0}))]
+    part = CloudInitPart(meta_data={"vcpus": 5, "volumes": 0})
+    assert hooks.cloud_init(vm, Flavor(vcpus=5), ()) == [("mine", part)]
 
 
 def test_hook_seed(hooks: Hooks, vm: Vm) -> None:
@@ -282,9 +302,20 @@ def test_hook_seed(hooks: Hooks, vm: Vm) -> None:
     assert disk == Disk(path=vm.directory / "cidata")
 
 
-def test_hook_release_disk(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
-    hooks.release_disk("mine", vm, "seed", None)
-    assert plugin.heard == ["seed", None]
+def test_hook_release_root_disk(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.release_root_disk("mine", vm, None)
+    assert plugin.heard == [vm.id, None]
+
+
+def test_hook_release_volume(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    request = VolumeRequest(role="volume-0", source=Mount(guest_path="/data", host_path="/srv"))
+    hooks.release_volume("mine", vm, request, None)
+    assert plugin.heard == [request, None]
+
+
+def test_hook_release_seed(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.release_seed("mine", vm, None)
+    assert plugin.heard == [vm.id, None]
 
 
 def test_hook_render_domain(hooks: Hooks, machine: Machine) -> None:

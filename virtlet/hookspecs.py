@@ -25,7 +25,7 @@ from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, S
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
@@ -47,7 +47,7 @@ def virtlet_annotations() -> Sequence[Annotation[Any]]:
 
 
 @hookspec
-def virtlet_configure(config: Config, node: Node) -> None:
+def virtlet_configure(settings: Settings, node: Node) -> None:
     """Take the settings, before anything is served (each)."""
 
 
@@ -57,7 +57,7 @@ def virtlet_shutdown() -> None:
 
 
 @hookspec
-def virtlet_status() -> Sequence[str]:
+def virtlet_network_status() -> Sequence[str]:
     """Say why pods cannot get a network now; nothing to say means NetworkReady (collect)."""
     raise NotImplementedError
 
@@ -86,8 +86,13 @@ def virtlet_fetch_image(
 
 
 @hookspec
-def virtlet_admit(pod: Pod, vm: VmConfig | None) -> None:
-    """Raise InvalidArgument to refuse a pod (vm is None) or a VM before any effect (all)."""
+def virtlet_admit_pod(pod: Pod) -> None:
+    """Raise InvalidArgument to refuse a pod before any effect (all)."""
+
+
+@hookspec
+def virtlet_admit_vm(pod: Pod, config: VmConfig) -> None:
+    """Raise InvalidArgument to refuse a VM of a pod before any effect (all)."""
 
 
 @hookspec(firstresult=True)
@@ -104,34 +109,43 @@ def virtlet_teardown_network(pod: Pod, network: Network | None) -> None:
 
 
 @hookspec(firstresult=True)
-def virtlet_flavor(pod: Pod, vm: VmConfig, image: Image) -> Flavor | None:
+def virtlet_flavor(pod: Pod, config: VmConfig, image: Image) -> Flavor | None:
     """Choose the machine a VM gets (first; wrappers may adjust the result)."""
 
 
 @hookspec(firstresult=True)
 def virtlet_root_disk(vm: Vm, flavor: Flavor) -> Disk | None:
-    """Make the disk the VM boots from (first). Inverse: virtlet_release_disk, role `root`."""
+    """Make the disk the VM boots from (first). Inverse: virtlet_release_root_disk."""
+
+
+@hookspec
+def virtlet_release_root_disk(vm: Vm, disk: Disk | None) -> None:
+    """Undo virtlet_root_disk; idempotent."""
 
 
 @hookspec(firstresult=True)
 def virtlet_volume(vm: Vm, request: VolumeRequest) -> Volume | None:
-    """Serve one mount or device (first). Inverse: virtlet_release_disk, role `volume-N`."""
+    """Serve one mount or device (first). Inverse: virtlet_release_volume."""
 
 
 @hookspec
-def virtlet_cloud_init(vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart | None:
+def virtlet_release_volume(vm: Vm, request: VolumeRequest, volume: Volume | None) -> None:
+    """Undo virtlet_volume; idempotent."""
+
+
+@hookspec
+def virtlet_cloud_init(vm: Vm, flavor: Flavor, volumes: Sequence[Volume]) -> CloudInitPart | None:
     """Contribute to what cloud-init in the guest is told (all)."""
 
 
 @hookspec(firstresult=True)
 def virtlet_seed(vm: Vm, cloud_init: CloudInit) -> Disk | None:
-    """Write the disk that carries the cloud-init data (first). Inverse: virtlet_release_disk, role
-    `seed`."""
+    """Write the disk that carries the cloud-init data (first). Inverse: virtlet_release_seed."""
 
 
 @hookspec
-def virtlet_release_disk(vm: Vm, role: str, volume: Volume | None) -> None:
-    """Undo virtlet_root_disk, virtlet_volume or virtlet_seed; idempotent."""
+def virtlet_release_seed(vm: Vm, disk: Disk | None) -> None:
+    """Undo virtlet_seed; idempotent."""
 
 
 @hookspec(firstresult=True)
@@ -167,19 +181,22 @@ HOOKS: Mapping[str, str] = {
     "virtlet_annotations": "collect",
     "virtlet_configure": "each",
     "virtlet_shutdown": "each",
-    "virtlet_status": "collect",
+    "virtlet_network_status": "collect",
     "virtlet_hypervisor": "first",
     "virtlet_resolve_image": "first",
     "virtlet_fetch_image": "first",
-    "virtlet_admit": "all",
+    "virtlet_admit_pod": "all",
+    "virtlet_admit_vm": "all",
     "virtlet_setup_network": "first",
     "virtlet_teardown_network": "inverse",
     "virtlet_flavor": "first",
     "virtlet_root_disk": "first",
+    "virtlet_release_root_disk": "inverse",
     "virtlet_volume": "first",
+    "virtlet_release_volume": "inverse",
     "virtlet_cloud_init": "all",
     "virtlet_seed": "first",
-    "virtlet_release_disk": "inverse",
+    "virtlet_release_seed": "inverse",
     "virtlet_render_domain": "first",
     "virtlet_customize_domain": "all",
     "virtlet_launch": "all",

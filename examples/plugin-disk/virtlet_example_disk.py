@@ -6,10 +6,10 @@ from virtlet import hookimpl
 from virtlet.host.commands import Limits, run
 from virtlet.host.disks import new_disk_file
 from virtlet.host.files import remove_file
-from virtlet.model.disk import Disk, Volume
+from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.model.vm import Vm
 
 SECTOR = 512
@@ -23,7 +23,7 @@ class Plugin:
     VIRTLET_HOOK_API = 1
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Learn which user the emulator runs as: the disk has to be that user's."""
         self.node = node
 
@@ -46,7 +46,6 @@ class Plugin:
         return Disk(path=path, format="raw")
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
-        """Remove the copy, finished or not; `volume` is None after a crash."""
-        if role == "root":
-            remove_file(vm.directory / "root.raw")
+    def virtlet_release_root_disk(self, vm: Vm, disk: Disk | None) -> None:
+        """Remove the copy, finished or not; `disk` is None after a crash."""
+        remove_file(vm.directory / "root.raw")

@@ -8,7 +8,7 @@ from typing import Any
 from virtlet import hookimpl
 from virtlet.model.event import Event
 from virtlet.model.node import Node
-from virtlet.model.option import PATH, Config, Option
+from virtlet.model.option import PATH, Option, Settings
 
 AUDIT_FILE = Option(
     field="exampleAuditFile",
@@ -31,9 +31,9 @@ class Plugin:
         return [AUDIT_FILE]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Remember the file's place."""
-        self._file: Path = config[AUDIT_FILE]
+        self._file: Path = settings[AUDIT_FILE]
 
     @hookimpl
     def virtlet_event(self, event: Event) -> None:

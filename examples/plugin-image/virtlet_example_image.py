@@ -10,7 +10,7 @@ from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
-from virtlet.model.option import PATH, Config, Option
+from virtlet.model.option import PATH, Option, Settings
 
 IMAGE_DIR = Option(
     field="exampleImageDir",
@@ -44,9 +44,9 @@ class Plugin:
         return [IMAGE_DIR]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Remember the directory's place."""
-        self._directory: Path = config[IMAGE_DIR]
+        self._directory: Path = settings[IMAGE_DIR]
 
     @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:

@@ -12,7 +12,7 @@ from virtlet.errors import ResourceExhausted
 from virtlet.host import links
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Kind, Option
+from virtlet.model.option import Kind, Option, Settings
 from virtlet.model.pod import Pod
 
 SUBNET: Option[IPv4Network] = Option(
@@ -38,9 +38,9 @@ class Plugin:
         return [SUBNET]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Remember the subnet, and make the directory of what is taken of it."""
-        self._subnet = config[SUBNET]
+        self._subnet = settings[SUBNET]
         self._taken: Path = node.state_dir("example_network")
         self._taken.mkdir(parents=True, exist_ok=True)
 

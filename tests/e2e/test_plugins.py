@@ -203,7 +203,7 @@ def test_a_refused_plugin_breaks_its_handler_alone_and_says_why(
 
 def test_a_plugin_that_exits_ends_nothing_but_its_own_call(pods: Playground) -> None:
     served_by = pods.process
-    with pytest.raises(CallFailed, match="'exits', hook virtlet_admit: raised SystemExit"):
+    with pytest.raises(CallFailed, match="'exits', hook virtlet_admit_pod: raised SystemExit"):
         _pod(pods, "exits").run()
     assert _pod(pods, "").up().status.state == cri.CONTAINER_RUNNING
     assert pods.process is served_by is not None

@@ -77,8 +77,6 @@ def test_a_broken_image_is_an_error_and_leaves_nothing(plugin: Any, vm: Vm, tmp_
 def test_release_removes_it_with_a_record_or_without(plugin: Any, vm: Vm) -> None:
     for record in (plugin.virtlet_root_disk(vm, Flavor()), None):
         (vm.directory / "root.raw").touch()
-        plugin.virtlet_release_disk(vm, "seed", record)
-        assert (vm.directory / "root.raw").exists()
-        plugin.virtlet_release_disk(vm, "root", record)
-        plugin.virtlet_release_disk(vm, "root", record)
+        plugin.virtlet_release_root_disk(vm, record)
+        plugin.virtlet_release_root_disk(vm, record)
         assert list(vm.directory.iterdir()) == []

@@ -14,7 +14,7 @@ from virtlet.core.images.route import Route
 from virtlet.core.images.store import ImageStore
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin-image"
 DISK = bytes(510) + b"\x55\xaa" + bytes(range(256)) * 256
@@ -47,7 +47,7 @@ def plugin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         emulator_gid=0,
         launch_socket=directory / "launch.sock",
     )
-    plugin.virtlet_configure(Config(values={option.field: directory}), node)
+    plugin.virtlet_configure(Settings(values={option.field: directory}), node)
     yield plugin
     del sys.modules[module_name]
 

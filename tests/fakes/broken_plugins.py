@@ -58,7 +58,7 @@ class FailsToConfigure(Current):
     """Does not take its settings."""
 
     @hookimpl
-    def virtlet_configure(self, config: object, node: object) -> None:
+    def virtlet_configure(self, settings: object, node: object) -> None:
         raise ValueError("hunter2")
 
 
@@ -66,7 +66,7 @@ class Exits(Current):
     """Wants the manager to end."""
 
     @hookimpl
-    def virtlet_admit(self, pod: object, vm: object) -> None:
+    def virtlet_admit_pod(self, pod: object) -> None:
         raise SystemExit(3)
 
 

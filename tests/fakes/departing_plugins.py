@@ -39,7 +39,7 @@ class Careful(Light):
         ]
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: object) -> None:
+    def virtlet_release_root_disk(self, vm: Vm, disk: object) -> None:
         (vm.directory / "light.raw").unlink(missing_ok=True)
 
 

@@ -107,8 +107,8 @@ class Plugin:
         self.node.networks.discard(pod.id)
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: VmConfig, image: object) -> Flavor:
-        return self.node.flavor(vm)
+    def virtlet_flavor(self, pod: object, config: VmConfig, image: object) -> Flavor:
+        return self.node.flavor(config)
 
     @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
@@ -117,9 +117,9 @@ class Plugin:
         return Disk(path=vm.directory / "root")
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: object) -> None:
-        self.node.faults.strike("release_disk")
-        self.node.disks.discard((vm.id, role))
+    def virtlet_release_root_disk(self, vm: Vm, disk: object) -> None:
+        self.node.faults.strike("release_root_disk")
+        self.node.disks.discard((vm.id, "root"))
 
     @hookimpl
     def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> "Printed | None":

@@ -8,7 +8,7 @@ from typing import Any
 from virtlet.model.image import Image
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Vm, VmConfig, VmMetadata
@@ -30,9 +30,9 @@ def make_node(root: Path, uid: int | None = None, gid: int | None = None) -> Nod
     )
 
 
-def make_config(options: Sequence[Option[Any]] = (), **values: str) -> Config:
+def make_config(options: Sequence[Option[Any]] = (), **values: str) -> Settings:
     """A configuration of the options' defaults and the given texts (option field to text)."""
-    return Config(values={o.field: o.kind.parse(values.get(o.field, o.default)) for o in options})
+    return Settings(values={o.field: o.kind.parse(values.get(o.field, o.default)) for o in options})
 
 
 def make_pod(

@@ -77,7 +77,7 @@ class SmallFlavor(Current):
     """Answers with one vCPU."""
 
     @hookimpl(trylast=True)
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Flavor:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Flavor:
         return Flavor(vcpus=1)
 
 
@@ -85,7 +85,7 @@ class LargeFlavor(Current):
     """Answers with eight vCPUs."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Flavor:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Flavor:
         return Flavor(vcpus=8)
 
 
@@ -93,7 +93,7 @@ class DoublingFlavor(Current):
     """Wraps the answer and doubles its vCPUs."""
 
     @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         flavor: Flavor = yield
         return Flavor(vcpus=flavor.vcpus * 2)
 
@@ -102,7 +102,7 @@ class Declines(Current):
     """Has the hook and never answers."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> None:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> None:
         return None
 
 
@@ -110,7 +110,7 @@ class Raises(Current):
     """Raises what is not ours, with a secret in its text."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Flavor:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Flavor:
         raise RuntimeError("hunter2")
 
     @hookimpl
@@ -122,7 +122,7 @@ class WrongType(Current):
     """Returns a dict where a flavor is wanted, and a string where a part is."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         return {"vcpus": 4}
 
     @hookimpl

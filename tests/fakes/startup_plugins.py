@@ -52,7 +52,7 @@ class RaisesAtConfigure(Current):
     """Does not take its settings."""
 
     @hookimpl
-    def virtlet_configure(self, config: object, node: object) -> None:
+    def virtlet_configure(self, settings: object, node: object) -> None:
         raise ValueError("hunter2")
 
 
@@ -60,7 +60,7 @@ class RefusesSettings(Current):
     """Says what is wrong with its settings."""
 
     @hookimpl
-    def virtlet_configure(self, config: object, node: object) -> None:
+    def virtlet_configure(self, settings: object, node: object) -> None:
         raise InvalidArgument("colour: red is sold out")
 
 
@@ -68,7 +68,7 @@ class WrapsConfigure(Current):
     """Meddles with the settings of others."""
 
     @hookimpl(wrapper=True)
-    def virtlet_configure(self, config: object, node: object) -> Any:
+    def virtlet_configure(self, settings: object, node: object) -> Any:
         raise ValueError("hunter2")
         yield
 
@@ -80,7 +80,7 @@ class Configured(Current):
         self.heard = 0
 
     @hookimpl
-    def virtlet_configure(self, config: object, node: object) -> None:
+    def virtlet_configure(self, settings: object, node: object) -> None:
         self.heard += 1
 
 

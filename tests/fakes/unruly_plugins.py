@@ -18,11 +18,11 @@ class Spoils(Current):
     """Answers of the right type, with something wrong inside each."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         return Flavor(vcpus=untyped("hunter2"))
 
     @hookimpl
-    def virtlet_status(self) -> Any:
+    def virtlet_network_status(self) -> Any:
         return [1]
 
     @hookimpl
@@ -66,7 +66,7 @@ class SpoilingWrapper(Current):
     """Spoils what others answer."""
 
     @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         flavor: Flavor = yield
         return evolve(flavor, vcpus=untyped("two"))
 
@@ -75,7 +75,7 @@ class RaisingWrapper(Current):
     """Raises when others have answered."""
 
     @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         yield
         raise RuntimeError("hunter2")
 
@@ -84,7 +84,7 @@ class TwiceWrapper(Current):
     """Is no wrapper at all: it yields twice."""
 
     @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         yield
         yield
 
@@ -97,7 +97,7 @@ class Exits(Current):
     """Wants the process to end."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         raise SystemExit(3)
 
     @hookimpl
@@ -109,7 +109,7 @@ class Interrupts(Current):
     """Raises what no plugin has to."""
 
     @hookimpl
-    def virtlet_flavor(self, pod: object, vm: object, image: object) -> Any:
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
         raise KeyboardInterrupt
 
     @hookimpl

@@ -40,7 +40,7 @@ from virtlet.core.store.ownership import open_store
 from virtlet.errors import VirtletError
 from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ RETRIES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 def settings(
     registry: Registry, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]
-) -> Config:
+) -> Settings:
     """All layers of the configuration; see `load.load`."""
     declared = [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
     return load.load(
@@ -63,7 +63,7 @@ def settings(
     )
 
 
-def serve(registry: Registry, config: Config) -> None:
+def serve(registry: Registry, config: Settings) -> None:
     """Run the manager until SIGTERM or SIGINT; VMs go on running after it.
 
     Raises:
@@ -83,7 +83,7 @@ def serve(registry: Registry, config: Config) -> None:
     log.info("stopped; VMs go on running")
 
 
-def _assemble(registry: Registry, config: Config, undo: ExitStack) -> Context:
+def _assemble(registry: Registry, config: Settings, undo: ExitStack) -> Context:
     """Start every part but the server; `undo` stops them, the last first."""
     data_dir, run_dir = node.prepare(config)
     undo.enter_context(node.lock(data_dir, "--data-dir"))

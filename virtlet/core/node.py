@@ -9,7 +9,7 @@ from typing import TextIO
 from virtlet.core.config.options import DATA_DIR, EMULATOR_USER
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import make_private_directory
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.model.plain import quote
 
 LONGEST_SOCKET = 107
@@ -17,7 +17,7 @@ LONGEST_SOCKET = 107
 _LONGEST_BELOW = len("/run/vm/0123456789ab/agent.sock")
 
 
-def prepare(config: Config) -> tuple[Path, Path]:
+def prepare(config: Settings) -> tuple[Path, Path]:
     """Make the data and run directories.
 
     Returns:
@@ -68,7 +68,7 @@ def lock(directory: Path, flag: str) -> TextIO:
     return file
 
 
-def emulator_user(config: Config) -> tuple[int, int]:
+def emulator_user(config: Settings) -> tuple[int, int]:
     """User and group id that the emulator runs as.
 
     Raises:

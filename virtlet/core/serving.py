@@ -30,7 +30,7 @@ from virtlet.core.sessions.port_forward import GuestDialer
 from virtlet.core.streaming.server import StreamingServer
 from virtlet.core.streaming.sessions import Handlers
 from virtlet.errors import FailedPrecondition
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Parts:
 
 def assemble(
     context: Context,
-    config: Config,
+    config: Settings,
     sampler: Sampler,
     hub: ConsoleHub,
     loop: asyncio.AbstractEventLoop,
@@ -84,7 +84,7 @@ def assemble(
 
 
 async def serve_until_asked(
-    context: Context, config: Config, sampler: Sampler, hub: ConsoleHub
+    context: Context, config: Settings, sampler: Sampler, hub: ConsoleHub
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -129,7 +129,7 @@ async def serve_until_asked(
     )
 
 
-def _streaming_server(config: Config, handlers: Handlers) -> StreamingServer:
+def _streaming_server(config: Settings, handlers: Handlers) -> StreamingServer:
     address, port = config[options.STREAM_ADDRESS], config[options.STREAM_PORT]
     return StreamingServer(
         address,
@@ -140,7 +140,7 @@ def _streaming_server(config: Config, handlers: Handlers) -> StreamingServer:
     )
 
 
-def _tls(config: Config) -> ssl.SSLContext | None:
+def _tls(config: Settings) -> ssl.SSLContext | None:
     certificate, key = config[options.STREAM_TLS_CERT], config[options.STREAM_TLS_KEY]
     if not certificate:
         if key:

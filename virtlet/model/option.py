@@ -145,7 +145,7 @@ class Annotation(Generic[T]):
 
 
 @frozen(kw_only=True)
-class Config:
+class Settings:
     """The manager's settings after all layers were merged; read with an Option as the key."""
 
     _values: Mapping[str, Any] = field(repr=False)

@@ -7,7 +7,7 @@ import pytest
 from virtlet.core.config.load import load
 from virtlet.core.config.options import CORE_OPTIONS, DATABASE, DISABLE_LOGGING, LISTEN, STREAM_PORT
 from virtlet.errors import InvalidArgument
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 
 
 def _load(
@@ -15,7 +15,7 @@ def _load(
     text: str | None = None,
     environment: dict[str, str] | None = None,
     flags: dict[str, str] | None = None,
-) -> Config:
+) -> Settings:
     file = None
     if text is not None:
         file = tmp_path / "virtlet.yaml"

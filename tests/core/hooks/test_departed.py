@@ -24,7 +24,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def _release(hooks: Hooks, plugin: str, directory: Path) -> None:
-    hooks.release_disk(plugin, models.vm(directory), "root", None)
+    hooks.release_root_disk(plugin, models.vm(directory), None)
 
 
 def test_a_plugin_that_had_no_inverse_is_not_missed_when_its_effect_is_undone(

@@ -81,14 +81,14 @@ def test_an_object_without_the_methods_of_a_hypervisor_or_session_is_refused(
 
 def test_every_active_plugin_contributes_to_the_seed_by_name(tmp_path: Path) -> None:
     hooks = _hooks("Contributes", "Declines")
-    parts = hooks.cloud_init(models.vm(tmp_path, plugins=("Contributes", "Declines")), ())
+    parts = hooks.cloud_init(models.vm(tmp_path, plugins=("Contributes", "Declines")), Flavor(), ())
     assert [name for name, _ in parts] == ["Contributes"]
 
 
 def test_a_contribution_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
     hooks = _hooks("WrongType")
     with pytest.raises(PluginError, match="returned a str instead of CloudInitPart"):
-        hooks.cloud_init(models.vm(tmp_path, plugins=("WrongType",)), ())
+        hooks.cloud_init(models.vm(tmp_path, plugins=("WrongType",)), Flavor(), ())
 
 
 def test_two_plugins_that_declare_one_annotation_are_both_named() -> None:

@@ -11,7 +11,7 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry, discover
 from virtlet.errors import FailedPrecondition, InvalidArgument, PluginError
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 
 
 def _registry(*names: str) -> Registry:
@@ -58,7 +58,7 @@ def test_a_plugin_that_does_not_take_its_settings_is_refused_and_the_others_go_o
 ) -> None:
     registry = _registry("Configured", plugin)
     hooks = Hooks(registry)
-    hooks.configure(Config(values={}), make_node(tmp_path))
+    hooks.configure(Settings(values={}), make_node(tmp_path))
     assert registry.extra == ("Configured",)
     assert reason in registry.refused[plugin]
     assert "hunter2" not in registry.refused[plugin]
@@ -69,7 +69,7 @@ def test_a_plugin_that_does_not_take_its_settings_is_refused_and_the_others_go_o
 
 def test_a_wrapper_has_no_part_in_how_others_are_configured(tmp_path: Path) -> None:
     registry = _registry("Configured", "WrapsConfigure")
-    Hooks(registry).configure(Config(values={}), make_node(tmp_path))
+    Hooks(registry).configure(Settings(values={}), make_node(tmp_path))
     assert registry.manager.get_plugin("Configured").heard == 1  # type: ignore[union-attr]
 
 
@@ -80,7 +80,7 @@ def test_without_a_built_in_plugin_the_manager_does_not_start(tmp_path: Path) ->
     with pytest.raises(PluginError, match="'RaisesAtOptions'.*virtlet_options: raised ValueError"):
         builtin("RaisesAtOptions").options()
     with pytest.raises(InvalidArgument, match="red is sold out"):
-        builtin("RefusesSettings").configure(Config(values={}), make_node(tmp_path))
+        builtin("RefusesSettings").configure(Settings(values={}), make_node(tmp_path))
 
 
 def test_a_built_in_plugin_keeps_an_option_that_another_declares_too() -> None:

@@ -40,7 +40,7 @@ def test_a_wrong_type_inside_an_answer_is_named_by_its_field_and_not_shown(tmp_p
 def test_a_spoilt_contribution_to_the_seed_names_its_field(tmp_path: Path) -> None:
     vm = models.vm(tmp_path, plugins=("Contributes", "Spoils"))
     with pytest.raises(PluginError, match="'Spoils'.*meta_data is a list instead of Mapping"):
-        _hooks("Contributes", "Spoils").cloud_init(vm, ())
+        _hooks("Contributes", "Spoils").cloud_init(vm, Flavor(), ())
 
 
 def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
 
 
 def test_a_spoilt_status_names_the_plugin() -> None:
-    with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_status.*\[0\] is an int"):
-        _hooks("Spoils").status(Profile(handler="", plugins=("Spoils",)))
+    with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_network_status.*\[0\] is an int"):
+        _hooks("Spoils").network_status(Profile(handler="", plugins=("Spoils",)))
 
 
 def test_the_answer_that_a_wrapper_spoils_names_both_and_nobody_else(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_would_end_the_manager_is_an_error_that_names_the_plugin(
 
 def test_what_looks_like_a_cancelled_call_is_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="'Interrupts'.*raised CancelledError"):
-        _hooks("Interrupts").cloud_init(models.vm(tmp_path, plugins=("Interrupts",)), ())
+        _hooks("Interrupts").cloud_init(models.vm(tmp_path, plugins=("Interrupts",)), Flavor(), ())
 
 
 def test_shutting_down_goes_on_past_a_plugin_that_exits(caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ def test_a_disk_that_can_be_neither_made_nor_released_goes_with_the_pod(
     manager: Manager, node: Node, pod: str
 ) -> None:
     node.faults.once["root_disk"] = ResourceExhausted("disk full")
-    node.faults.once["release_disk"] = Unavailable("busy")
+    node.faults.once["release_root_disk"] = Unavailable("busy")
     with pytest.raises(ResourceExhausted, match="disk full") as caught:
         manager.create(pod)
     assert "disk[root] by plugin 'fake': busy" in caught.value.__notes__[0]
@@ -67,7 +67,7 @@ def test_a_retry_of_a_failed_create_cleans_up_what_the_failure_left(
     manager: Manager, node: Node, pod: str
 ) -> None:
     node.faults.once["root_disk"] = ResourceExhausted("disk full")
-    node.faults.once["release_disk"] = Unavailable("busy")
+    node.faults.once["release_root_disk"] = Unavailable("busy")
     with pytest.raises(ResourceExhausted):
         manager.create(pod)
     vm_id = manager.create(pod)

@@ -80,9 +80,9 @@ def test_everything_that_may_hold_a_secret_is_marked() -> None:
 def test_a_document_beside_a_script_is_refused_before_anything_is_made() -> None:
     marks = {"VirtletCloudInitUserDataScript": "#!/bin/sh", "VirtletCloudInitUserData": "a: 1"}
     with pytest.raises(InvalidArgument, match="the script is the whole user-data, so choose one"):
-        Plugin().virtlet_admit(make_pod(marks), None)
+        Plugin().virtlet_admit_pod(make_pod(marks))
     for name, text in marks.items():
-        Plugin().virtlet_admit(make_pod({name: text}), None)
+        Plugin().virtlet_admit_pod(make_pod({name: text}))
 
 
 @given(st.fixed_dictionaries({}, optional={a.name: st.text(max_size=60) for a in annotations.ALL}))

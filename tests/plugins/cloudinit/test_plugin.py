@@ -207,15 +207,12 @@ def test_writing_it_again_replaces_it(plugin: Plugin, tmp_path: Path) -> None:
 def test_release_removes_it_once_and_again(plugin: Plugin, tmp_path: Path) -> None:
     vm = make(tmp_path)
     disk = write(plugin, vm)
-    for role in ("root", "volume-0"):
-        plugin.virtlet_release_disk(vm, role, None)
-    assert disk.path.exists()
-    plugin.virtlet_release_disk(vm, "seed", disk)
+    plugin.virtlet_release_seed(vm, disk)
     assert list(tmp_path.iterdir()) == []
-    plugin.virtlet_release_disk(vm, "seed", None)
+    plugin.virtlet_release_seed(vm, None)
 
 
 def test_release_without_a_record_removes_what_a_crash_left(plugin: Plugin, tmp_path: Path) -> None:
     (tmp_path / "seed.iso").write_bytes(b"half")
-    plugin.virtlet_release_disk(make(tmp_path), "seed", None)
+    plugin.virtlet_release_seed(make(tmp_path), None)
     assert list(tmp_path.iterdir()) == []

@@ -152,27 +152,20 @@ def test_a_failing_qemu_img_leaves_nothing(
 
 def test_release_removes_it_once_and_again(plugin: Plugin, vm: Vm) -> None:
     disk = plugin.virtlet_root_disk(vm, Flavor())
-    plugin.virtlet_release_disk(vm, "root", disk)
+    plugin.virtlet_release_root_disk(vm, disk)
     assert list(vm.directory.iterdir()) == []
-    plugin.virtlet_release_disk(vm, "root", disk)
+    plugin.virtlet_release_root_disk(vm, disk)
 
 
 def test_release_without_a_record_removes_what_a_crash_left(plugin: Plugin, vm: Vm) -> None:
     (vm.directory / "root.qcow2").write_bytes(b"half")
-    plugin.virtlet_release_disk(vm, "root", None)
+    plugin.virtlet_release_root_disk(vm, None)
     assert list(vm.directory.iterdir()) == []
-
-
-def test_release_leaves_other_roles_alone(plugin: Plugin, vm: Vm) -> None:
-    plugin.virtlet_root_disk(vm, Flavor())
-    for role in ("seed", "volume-0"):
-        plugin.virtlet_release_disk(vm, role, None)
-    assert (vm.directory / "root.qcow2").exists()
 
 
 def test_release_needs_no_directory(plugin: Plugin, vm: Vm) -> None:
     vm.directory.rmdir()
-    plugin.virtlet_release_disk(vm, "root", None)
+    plugin.virtlet_release_root_disk(vm, None)
 
 
 def test_files_from_kubernetes_objects_are_refused_with_what_to_do() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.model import make_image, make_pod, make_vm, make_vm_config
+from tests.fakes.model import make_image, make_pod
 from virtlet.errors import InvalidArgument
 from virtlet.model.flavor import Flavor
 from virtlet.model.resources import Resources
@@ -65,7 +65,7 @@ def test_more_vcpus_than_the_most_are_refused() -> None:
     """Before anything is made."""
     pod = make_pod({"VirtletVCPUCount": "4"}, flavor={"max_vcpus": 2})
     with pytest.raises(InvalidArgument, match="gets 4 vCPUs and can have 2 at most"):
-        Plugin().virtlet_admit(pod, None)
+        Plugin().virtlet_admit_pod(pod)
 
 
 def test_a_topology_has_to_fit_the_most_vcpus() -> None:
@@ -74,16 +74,16 @@ def test_a_topology_has_to_fit_the_most_vcpus() -> None:
         "VirtletLibvirtCPUSetting": "topology: {sockets: 4, cores: 1, threads: 1}",
         "VirtletMaxVCPUCount": "4",
     }
-    Plugin().virtlet_admit(make_pod(marks), None)
+    Plugin().virtlet_admit_pod(make_pod(marks))
     marks["VirtletMaxVCPUCount"] = "2"
     with pytest.raises(InvalidArgument, match='set VirtletMaxVCPUCount to "4"'):
-        Plugin().virtlet_admit(make_pod(marks), None)
+        Plugin().virtlet_admit_pod(make_pod(marks))
 
 
 def test_memory_beyond_all_machines_is_refused() -> None:
     """As it is for the limit."""
     with pytest.raises(InvalidArgument, match="16777216Mi is the most"):
-        Plugin().virtlet_admit(make_pod({"VirtletMaxMemory": "17Ti"}), None)
+        Plugin().virtlet_admit_pod(make_pod({"VirtletMaxMemory": "17Ti"}))
 
 
 @pytest.mark.parametrize("cpus", ["65000", "0-65535", "x", "1-", "-1", "3-1", "0,,1", " "])
@@ -105,11 +105,17 @@ def test_a_guest_is_told_to_use_what_it_will_be_given(
     profile: dict[str, object], rules: set[str]
 ) -> None:
     """By udev rules: kernels leave a CPU offline otherwise."""
-    pod = make_pod(flavor=profile)
-    vm = make_vm(Path("/nonexistent"), pod, config=make_vm_config(64 * MIB))
-    part = Plugin().virtlet_cloud_init(vm, ())
+    part = Plugin().virtlet_cloud_init(choose(profile, Resources(memory_limit=64 * MIB)))
     files = part.user_data["write_files"] if part else []
     told = {
         s for file in files for s in ("cpu", "memory") if f'SUBSYSTEM=="{s}"' in file["content"]
     }
     assert told == rules
+
+
+def test_the_flavor_of_another_plugin_counts_for_what_the_guest_is_told() -> None:
+    """Its own choice for the pod would have no rule at all."""
+    part = Plugin().virtlet_cloud_init(Flavor(vcpus=1, max_vcpus=4))
+    assert part is not None
+    (file,) = part.user_data["write_files"]
+    assert 'SUBSYSTEM=="cpu"' in file["content"]

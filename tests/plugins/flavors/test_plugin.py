@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.fakes.model import make_image, make_node, make_pod, make_vm_config
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.flavor import Flavor
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.plugins.flavors import annotations
 from virtlet.plugins.flavors.plugin import Plugin
 
@@ -27,8 +27,8 @@ def choose(
     """Admit a pod and its VM, then choose: as the core does."""
     plugin, config = Plugin(), make_vm_config(memory_limit)
     pod = make_pod(marks, flavor=flavor, handler=handler)
-    plugin.virtlet_admit(pod, None)
-    plugin.virtlet_admit(pod, config)
+    plugin.virtlet_admit_pod(pod)
+    plugin.virtlet_admit_vm(pod, config)
     chosen = plugin.virtlet_flavor(pod, config, IMAGE)
     assert chosen is not None
     return chosen
@@ -148,7 +148,7 @@ def test_a_topology_that_does_not_fit_the_vcpus_is_refused_before_anything_is_ma
     with pytest.raises(
         InvalidArgument, match=r'makes 4 vCPUs.*gets 1: set VirtletVCPUCount to "4"'
     ):
-        Plugin().virtlet_admit(make_pod(marks), None)
+        Plugin().virtlet_admit_pod(make_pod(marks))
     assert choose(marks | {"VirtletVCPUCount": "4"}).vcpus == 4
 
 
@@ -190,7 +190,7 @@ def test_a_wrong_profile_is_refused_by_handler_and_key(
     flavor: Mapping[str, Any], message: str
 ) -> None:
     with pytest.raises(FailedPrecondition) as caught:
-        Plugin().virtlet_admit(make_pod(flavor=flavor, handler="gpu"), None)
+        Plugin().virtlet_admit_pod(make_pod(flavor=flavor, handler="gpu"))
     assert str(caught.value).startswith("configuration: handler 'gpu': flavor")
     assert message in str(caught.value)
 
@@ -213,7 +213,7 @@ def test_any_annotations_choose_a_sane_machine_or_are_refused(marks: dict[str, s
 
 def _configure(tmp_path: Path, handlers: Mapping[str, Any]) -> None:
     Plugin().virtlet_configure(
-        Config(values={}, sections={"handlers": handlers}), make_node(tmp_path)
+        Settings(values={}, sections={"handlers": handlers}), make_node(tmp_path)
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from virtlet.model.image import ImageSource
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.plugins.image_names.options import (
     DOWNLOAD_PROTOCOL,
     REGEXP_TRANSLATION,
@@ -55,7 +55,7 @@ def configured(directory: Path, *, regexps: bool = True, protocol: str = "https"
         emulator_gid=0,
         launch_socket=directory / "launch.sock",
     )
-    plugin.virtlet_configure(Config(values=values), node)
+    plugin.virtlet_configure(Settings(values=values), node)
     return plugin
 
 

@@ -22,7 +22,7 @@ from virtlet.host import links, netns
 from virtlet.host.taps import open_tap
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
 from virtlet.plugins.network_cni.plugin import Plugin
 
@@ -83,7 +83,7 @@ class TestNode:
             "calicoSubnetSize": self.calico_subnet_size,
             "enableSriov": False,
         }
-        plugin.virtlet_configure(Config(values=options), self.node())
+        plugin.virtlet_configure(Settings(values=options), self.node())
         self.plugins.append(plugin)
         return plugin
 

@@ -35,7 +35,7 @@ def pod(config: PodConfig) -> Pod:
 
 def test_good_pod() -> None:
     """What Kubernetes allows is let through."""
-    Plugin().virtlet_admit(pod(GOOD), None)
+    Plugin().virtlet_admit_pod(pod(GOOD))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_good_pod() -> None:
 def test_wrong_pod(change: dict[str, Any], message: str) -> None:
     """What is wrong is named, before anything is done."""
     with pytest.raises(InvalidArgument) as caught:
-        Plugin().virtlet_admit(pod(evolve(GOOD, **change)), None)
+        Plugin().virtlet_admit_pod(pod(evolve(GOOD, **change)))
     assert message in str(caught.value)
 
 
@@ -72,7 +72,7 @@ def test_admitted_text_stays_where_it_belongs(hostname: str, domain: str, name: 
         dns=DnsConfig(servers=(), searches=(domain,)),
     )
     try:
-        Plugin().virtlet_admit(pod(config), None)
+        Plugin().virtlet_admit_pod(pod(config))
     except InvalidArgument:
         return
     interface = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/8",))

@@ -12,7 +12,7 @@ from tests.plugins.network_cni.conftest import TestNode
 from tests.plugins.network_cni.test_launch import close, emulator_says, machine
 from virtlet.errors import ResourceExhausted
 from virtlet.host.taps import open_tap
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.plugins.libvirt_qemu.nics import launch_part
 from virtlet.plugins.network_cni.plugin import Plugin
 
@@ -27,7 +27,7 @@ def example(node: TestNode, subnet: str) -> Any:
     spec.loader.exec_module(module)
     plugin = module.Plugin()
     plugin.virtlet_configure(
-        Config(values={"exampleSubnet": module.SUBNET.kind.parse(subnet)}), node.node()
+        Settings(values={"exampleSubnet": module.SUBNET.kind.parse(subnet)}), node.node()
     )
     return plugin
 

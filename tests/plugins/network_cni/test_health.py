@@ -12,17 +12,17 @@ from virtlet.errors import FailedPrecondition
 def test_no_configuration(node: TestNode) -> None:
     """Without a configuration the reason says what to do; with one there is nothing to say."""
     plugin = node.plugin()
-    assert plugin.virtlet_status() == (
+    assert plugin.virtlet_network_status() == (
         f"cannot read the CNI configuration directory {node.configuration}: it does not exist: "
         "install a network add-on, or name another one with --cni-conf-dir",
     )
     node.configuration.mkdir()
-    (problem,) = plugin.virtlet_status()
+    (problem,) = plugin.virtlet_network_status()
     assert problem == (
         f"no CNI configuration in {node.configuration}: install a network add-on for this node"
     )
     node.configure(node.bridge())
-    assert plugin.virtlet_status() == ()
+    assert plugin.virtlet_network_status() == ()
 
 
 def test_start_without_a_network(node: TestNode, caplog: pytest.LogCaptureFixture) -> None:
@@ -43,7 +43,7 @@ def test_broken_configuration(node: TestNode) -> None:
     node.configure(node.bridge())
     (node.configuration / "00-broken.conf").write_text("{")
     plugin = node.plugin()
-    (problem,) = plugin.virtlet_status()
+    (problem,) = plugin.virtlet_network_status()
     assert f"{node.configuration}/00-broken.conf: no valid JSON" in problem
     with pytest.raises(FailedPrecondition, match=r"00-broken\.conf"):
         plugin.virtlet_setup_network(node.pod())
@@ -53,19 +53,19 @@ def test_broken_configuration(node: TestNode) -> None:
 def test_missing_plugin(node: TestNode) -> None:
     """A plugin that is not installed is named."""
     node.configure(node.bridge(), {"type": "nowhere"})
-    (problem,) = node.plugin().virtlet_status()
+    (problem,) = node.plugin().virtlet_network_status()
     assert problem == f"CNI plugin nowhere is missing in {node.plugin_directory}: install it"
     bridge = node.bridge()
     bridge["ipam"]["type"] = "whereabouts"
     node.configure(bridge)
-    (problem,) = node.plugin().virtlet_status()
+    (problem,) = node.plugin().virtlet_network_status()
     assert problem.startswith("CNI plugin whereabouts is missing")
 
 
 def test_plugin_too_old(node: TestNode) -> None:
     """A configuration for a newer specification than a plugin speaks is told."""
     node.configure(node.bridge(), cniVersion="1.1.0")
-    (problem,) = node.plugin().virtlet_status()
+    (problem,) = node.plugin().virtlet_network_status()
     assert "written for CNI 1.1.0, but plugin bridge speaks" in problem
 
 
@@ -77,17 +77,17 @@ def test_status_of_plugins(node: TestNode) -> None:
     expected = (
         "CNI plugin cni_plugin failed to STATUS: code 50 (the plugin is not available): daemon down"
     )
-    assert plugin.virtlet_status() == (expected,)
-    assert plugin.virtlet_status() == (expected,)
+    assert plugin.virtlet_network_status() == (expected,)
+    assert plugin.virtlet_network_status() == (expected,)
     assert [call["command"] for call in node.calls()] == ["STATUS"]
     node.configure(node.fake(), cniVersion="1.0.0", cniVersions=["1.0.0", "1.1.0"])
-    assert plugin.virtlet_status() == ()
+    assert plugin.virtlet_network_status() == ()
 
 
 def test_hanging_status(node: TestNode) -> None:
     """A plugin that hangs at STATUS is a reason, after a bounded wait."""
     node.configure(node.fake(STATUS={"sleep": 60}), cniVersion="1.1.0")
     started = time.monotonic()
-    (problem,) = node.plugin().virtlet_status()
+    (problem,) = node.plugin().virtlet_network_status()
     assert problem == "CNI plugin cni_plugin did not finish STATUS within 3 s"
     assert time.monotonic() - started < 6

@@ -25,6 +25,12 @@ def serve(
     return plugin.virtlet_volume(vm, VolumeRequest(role="volume-3", source=source))
 
 
+def release(plugin: Plugin, directory: Path) -> None:
+    """Undo `serve`, whatever it served; only the role tells."""
+    source = Mount(guest_path="/data", host_path="/srv")
+    plugin.virtlet_release_volume(make_vm(directory), VolumeRequest(role="volume-3", source=source))
+
+
 @pytest.fixture
 def nodev(tmp_path: Path) -> Iterator[Path]:
     """A file system on which device nodes mean nothing."""
@@ -88,9 +94,9 @@ def test_what_a_vm_has_of_a_shared_directory_goes_and_the_directory_stays(
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
     (cache / "file").write_text("x")
-    volume = serve(plugin, Mount(guest_path="/cache", host_path=str(cache)), directory=vm_dir)
-    for record in (volume, None):
-        plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", record)
+    serve(plugin, Mount(guest_path="/cache", host_path=str(cache)), directory=vm_dir)
+    for _ in range(2):
+        release(plugin, vm_dir)
         assert list(vm_dir.iterdir()) == []
     assert (cache / "file").read_text() == "x"
 
@@ -106,7 +112,7 @@ def test_a_place_that_is_taken_is_no_way_into_another(
     (vm_dir / "volume-3").symlink_to(elsewhere)
     with pytest.raises(FailedPrecondition, match=r"mount /data: .*volume-3 as well \(File exists"):
         serve(plugin, Mount(guest_path="/data", host_path=str(data)), directory=vm_dir)
-    plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
+    release(plugin, vm_dir)
     assert list(vm_dir.iterdir()) == []
     assert list(elsewhere.iterdir()) == []
 
@@ -222,15 +228,14 @@ def test_the_emulator_opens_a_device_by_a_node_of_its_own_which_goes_with_the_vm
     plugin: Plugin, tmp_path: Path, block_node: Path
 ) -> None:
     before = block_node.stat()
-    disk = serve(
-        plugin, Device(guest_path="/dev/data", host_path=str(block_node)), directory=tmp_path
-    )
+    device = Device(guest_path="/dev/data", host_path=str(block_node))
+    disk = serve(plugin, device, directory=tmp_path)
     assert isinstance(disk, Disk)
     node = disk.path.stat()
     assert (node.st_uid, node.st_gid, node.st_rdev) == (EMULATOR, EMULATOR, before.st_rdev)
     assert (before.st_uid, before.st_mode) == (block_node.stat().st_uid, block_node.stat().st_mode)
     for _ in range(2):
-        plugin.virtlet_release_disk(make_vm(tmp_path), "volume-3", disk)
+        release(plugin, tmp_path)
         assert not disk.path.exists()
     assert block_node.is_block_device()
 
@@ -291,7 +296,7 @@ def test_a_share_is_given_to_the_emulator_where_the_pod_asks(
 
     serve(plugin, mount, directory=vm_dir)
     assert cache.stat().st_uid == os.getuid()
-    plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
+    release(plugin, vm_dir)
     serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
     for path in (cache, cache / "deep", cache / "deep/file", cache / "link"):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (EMULATOR, EMULATOR)
@@ -308,5 +313,5 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
         Mount(guest_path="/data", host_path=str(tmp_path)),
     ):
         serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
-        plugin.virtlet_release_disk(make_vm(vm_dir), "volume-3", None)
+        release(plugin, vm_dir)
         assert Path(mount.host_path).stat().st_uid == os.getuid()

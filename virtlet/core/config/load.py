@@ -9,7 +9,7 @@ from typing import Any
 
 from virtlet.core.config.options import DATA_DIR
 from virtlet.errors import InvalidArgument
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 from virtlet.model.plain import UnquotedError, load_yaml
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def load(
     flags: Mapping[str, str],
     refused: Collection[str] = (),
     departed: Callable[[Path], Mapping[str, str]] = lambda data_dir: {},
-) -> Config:
+) -> Settings:
     """Read every option.
 
     Args:
@@ -69,7 +69,7 @@ def load(
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise InvalidArgument(f"{file}: {name} must be a mapping")
-    return Config(values=MappingProxyType(values), sections=MappingProxyType(sections))
+    return Settings(values=MappingProxyType(values), sections=MappingProxyType(sections))
 
 
 def _look_at_unknown(

@@ -82,7 +82,7 @@ class Runtime:
 
     def _network_ready(self) -> cri.RuntimeCondition:
         try:
-            problems = self._context.hooks.status(self._context.profiles.get(""))
+            problems = self._context.hooks.network_status(self._context.profiles.get(""))
         except VirtletError as error:
             problems = [str(error)]
         if problems:

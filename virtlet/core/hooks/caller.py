@@ -16,7 +16,7 @@ from virtlet.errors import FailedPrecondition
 
 log = logging.getLogger(__name__)
 
-INVERSES = ("virtlet_teardown_network", "virtlet_release_disk")
+INVERSES = tuple(hook for hook, mode in hookspecs.HOOKS.items() if mode == "inverse")
 """Hooks that undo an effect."""
 
 

@@ -25,7 +25,7 @@ from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, S
 from virtlet.model.launch import LaunchFd, LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
@@ -72,9 +72,9 @@ class Hooks:
                 found.append((plugin, annotation))
         return found
 
-    def configure(self, config: Config, node: Node) -> None:
+    def configure(self, settings: Settings, node: Node) -> None:
         """Hand every plugin its settings; see `startup.configure`."""
-        startup.configure(self._registry, self._caller, config, node)
+        startup.configure(self._registry, self._caller, settings, node)
 
     def recall(self, data_dir: Path, forgotten: tuple[str, ...]) -> None:
         """Learn what is known of plugins that are not installed any more.
@@ -107,11 +107,11 @@ class Hooks:
             except VirtletError as error:
                 log.error("plugin did not shut down", extra={"problem": str(error)})
 
-    def status(self, profile: Profile) -> list[str]:
+    def network_status(self, profile: Profile) -> list[str]:
         """Why pods cannot get a network now; empty when they can."""
         problems: list[str] = []
-        for plugin in self._caller.providers("virtlet_status", profile.plugins):
-            problems += self._call("virtlet_status", plugin, profile.plugins) or ()
+        for plugin in self._caller.providers("virtlet_network_status", profile.plugins):
+            problems += self._call("virtlet_network_status", plugin, profile.plugins) or ()
         return problems
 
     def hypervisor(self, profile: Profile) -> tuple[str, Hypervisor]:
@@ -150,11 +150,17 @@ class Hooks:
 
     # Pods
 
-    def admit(self, pod: Pod, vm: VmConfig | None) -> None:
-        """Ask every plugin whether the pod or VM may be."""
+    def admit_pod(self, pod: Pod) -> None:
+        """Ask every plugin whether the pod may be."""
         active = pod.profile.plugins
-        for plugin in self._caller.providers("virtlet_admit", active):
-            self._call("virtlet_admit", plugin, active, pod=pod, vm=vm)
+        for plugin in self._caller.providers("virtlet_admit_pod", active):
+            self._call("virtlet_admit_pod", plugin, active, pod=pod)
+
+    def admit_vm(self, pod: Pod, config: VmConfig) -> None:
+        """Ask every plugin whether the VM may be."""
+        active = pod.profile.plugins
+        for plugin in self._caller.providers("virtlet_admit_vm", active):
+            self._call("virtlet_admit_vm", plugin, active, pod=pod, config=config)
 
     def asked_for(self, hook: str, profile: Profile) -> tuple[str, ...]:
         """Plugins that a first hook asks, in order."""
@@ -173,11 +179,11 @@ class Hooks:
 
     # VMs
 
-    def flavor(self, pod: Pod, vm: VmConfig, image: Image) -> Flavor:
+    def flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor:
         """The machine a VM gets."""
         hook = "virtlet_flavor"
         what = "chooses a flavor"
-        found: Flavor = self._first(hook, pod.profile, what, pod=pod, vm=vm, image=image)
+        found: Flavor = self._first(hook, pod.profile, what, pod=pod, config=config, image=image)
         return found
 
     def root_disk(self, plugin: str, vm: Vm, flavor: Flavor) -> Disk | None:
@@ -186,18 +192,32 @@ class Hooks:
         answer: Disk | None = self._call(hook, plugin, active, vm=vm, flavor=flavor)
         return answer
 
+    def release_root_disk(self, plugin: str, vm: Vm, disk: Disk | None) -> None:
+        """Undo `root_disk` on the plugin that did it."""
+        active = vm.pod.profile.plugins
+        self._call("virtlet_release_root_disk", plugin, active, vm=vm, disk=disk)
+
     def volume(self, plugin: str, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Ask one plugin to serve a mount or device."""
         hook, active = "virtlet_volume", vm.pod.profile.plugins
         answer: Volume | None = self._call(hook, plugin, active, vm=vm, request=request)
         return answer
 
-    def cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> list[tuple[str, CloudInitPart]]:
+    def release_volume(
+        self, plugin: str, vm: Vm, request: VolumeRequest, volume: Volume | None
+    ) -> None:
+        """Undo `volume` on the plugin that did it."""
+        hook, active = "virtlet_release_volume", vm.pod.profile.plugins
+        self._call(hook, plugin, active, vm=vm, request=request, volume=volume)
+
+    def cloud_init(
+        self, vm: Vm, flavor: Flavor, volumes: Sequence[Volume]
+    ) -> list[tuple[str, CloudInitPart]]:
         """Every plugin's contribution to the seed."""
         hook, active = "virtlet_cloud_init", vm.pod.profile.plugins
         parts: list[tuple[str, CloudInitPart]] = []
         for plugin in self._caller.providers(hook, active):
-            part = self._call(hook, plugin, active, vm=vm, volumes=volumes)
+            part = self._call(hook, plugin, active, vm=vm, flavor=flavor, volumes=volumes)
             if part is not None:
                 parts.append((plugin, part))
         return parts
@@ -208,10 +228,10 @@ class Hooks:
         answer: Disk | None = self._call(hook, plugin, active, vm=vm, cloud_init=cloud_init)
         return answer
 
-    def release_disk(self, plugin: str, vm: Vm, role: str, volume: Volume | None) -> None:
-        """Undo `root_disk`, `volume` or `seed` on the plugin that did it."""
+    def release_seed(self, plugin: str, vm: Vm, disk: Disk | None) -> None:
+        """Undo `seed` on the plugin that did it."""
         active = vm.pod.profile.plugins
-        self._call("virtlet_release_disk", plugin, active, vm=vm, role=role, volume=volume)
+        self._call("virtlet_release_seed", plugin, active, vm=vm, disk=disk)
 
     def render_domain(self, machine: Machine) -> str:
         """The domain document; it is XML."""

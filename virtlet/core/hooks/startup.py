@@ -16,7 +16,7 @@ from virtlet.core.hooks.caller import Caller
 from virtlet.core.hooks.registry import Registry
 from virtlet.errors import PluginError, VirtletError
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 
 OPTIONS, CONFIGURE = "virtlet_options", "virtlet_configure"
 
@@ -49,7 +49,7 @@ def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Optio
     return found
 
 
-def configure(registry: Registry, caller: Caller, config: Config, node: Node) -> None:
+def configure(registry: Registry, caller: Caller, settings: Settings, node: Node) -> None:
     """Hand every plugin its settings.
 
     Raises:
@@ -58,7 +58,7 @@ def configure(registry: Registry, caller: Caller, config: Config, node: Node) ->
     for plugin in _all(registry, caller, CONFIGURE):
         try:
             with logged():
-                caller.call(CONFIGURE, plugin, (plugin,), config=config, node=node)
+                caller.call(CONFIGURE, plugin, (plugin,), settings=settings, node=node)
         except VirtletError as error:
             _refuse(registry, plugin, CONFIGURE, error)
 

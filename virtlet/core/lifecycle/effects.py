@@ -21,7 +21,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Machine, Vm, VolumeRequest
+from virtlet.model.vm import Device, Machine, Mount, Vm, VolumeRequest
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +120,20 @@ class _VmDisk(_VmEffect):
         raise TypeError(f"{type(self).__name__} cannot be applied")
 
     def revert(self, record: Volume | None) -> None:
-        self.context.hooks.release_disk(self.plugin, self.vm, self.role, record)
+        hooks, vm = self.context.hooks, self.vm
+        if self.role in (RootDisk.ROLE, SeedDisk.ROLE):
+            release = hooks.release_root_disk if self.role == RootDisk.ROLE else hooks.release_seed
+            release(self.plugin, vm, record if isinstance(record, Disk) else None)
+        else:
+            (request,) = (r for r in volume_requests(vm) if r.role == self.role)
+            hooks.release_volume(self.plugin, vm, request, record)
 
 
 @frozen(kw_only=True)
 class RootDisk(_VmDisk):
     """The disk the VM boots from."""
 
+    ROLE: ClassVar[str] = "root"
     flavor: Flavor
 
     def apply(self) -> Disk | None:
@@ -143,10 +150,20 @@ class VolumeDisk(_VmDisk):
         return self.context.hooks.volume(self.plugin, self.vm, self.request)
 
 
+def volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
+    """What some plugin has to serve: the VM's mounts, then its devices."""
+    sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
+    return tuple(
+        VolumeRequest(role=f"volume-{number}", source=source)
+        for number, source in enumerate(sources)
+    )
+
+
 @frozen(kw_only=True)
 class SeedDisk(_VmDisk):
     """The disk with the cloud-init data."""
 
+    ROLE: ClassVar[str] = "seed"
     cloud_init: CloudInit
 
     def apply(self) -> Disk | None:

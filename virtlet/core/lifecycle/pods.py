@@ -49,7 +49,7 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
         )
         context.hypervisors.require(context.hypervisors.plugin_of(profile))
         check_annotations(context.hooks, pod)
-        context.hooks.admit(pod, None)
+        context.hooks.admit_pod(pod)
 
         record = PodRecord(pod, PodPhase.CREATING)
         context.journal.commit("pod-creating", lambda: context.store.put_pod(record))

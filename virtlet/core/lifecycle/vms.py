@@ -21,6 +21,7 @@ from virtlet.core.lifecycle.effects import (
     VmCgroup,
     VmDirectories,
     VolumeDisk,
+    volume_requests,
 )
 from virtlet.core.lifecycle.fit import fitted, tell_of_shortage
 from virtlet.core.lifecycle.notices import tell_ineffective
@@ -34,7 +35,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
-from virtlet.model.vm import Console, Device, Machine, Mount, Vm, VmConfig, VolumeRequest
+from virtlet.model.vm import Console, Machine, Vm, VmConfig, VolumeRequest
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     )
     hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
     context.hypervisors.require(hypervisor)
-    context.hooks.admit(pod.pod, config)
+    context.hooks.admit_vm(pod.pod, config)
     flavor = context.hooks.flavor(pod.pod, config, image)
 
     record = VmRecord(vm, VmPhase.CREATING, hypervisor, resources=config.resources)
@@ -94,7 +95,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         context.journal.perform(VmDirectories(context, vm))
         volumes = _serve_volumes(context, vm)
         root = _make_root_disk(context, vm, flavor)
-        seed = _make_seed(context, vm, volumes)
+        seed = _make_seed(context, vm, flavor, volumes)
         machine = _machine(context, vm, hypervisor, flavor, root, volumes, seed)
         machine = fitted(machine, config.resources, context.hypervisors.named(hypervisor))
         document = domain_document(context.hooks, machine)
@@ -290,11 +291,7 @@ def _image(context: Context, pod: PodRecord, config: VmConfig) -> AbstractContex
 
 
 def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
-    sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
-    return tuple(
-        _serve_volume(context, vm, VolumeRequest(role=f"volume-{number}", source=source))
-        for number, source in enumerate(sources)
-    )
+    return tuple(_serve_volume(context, vm, request) for request in volume_requests(vm))
 
 
 def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
@@ -312,7 +309,7 @@ def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
 
 def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
     for plugin in context.hooks.asked_for("virtlet_root_disk", vm.pod.profile):
-        effect = RootDisk(context, vm, plugin, "root", flavor=flavor)
+        effect = RootDisk(context, vm, plugin, RootDisk.ROLE, flavor=flavor)
         disk: Disk | None = context.journal.perform(effect)
         if disk is not None:
             return disk
@@ -321,10 +318,12 @@ def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
     )
 
 
-def _make_seed(context: Context, vm: Vm, volumes: tuple[Volume, ...]) -> Disk | None:
-    documents = merge(context.hooks.cloud_init(vm, volumes))
+def _make_seed(
+    context: Context, vm: Vm, flavor: Flavor, volumes: tuple[Volume, ...]
+) -> Disk | None:
+    documents = merge(context.hooks.cloud_init(vm, flavor, volumes))
     for plugin in context.hooks.asked_for("virtlet_seed", vm.pod.profile):
-        effect = SeedDisk(context, vm, plugin, "seed", cloud_init=documents)
+        effect = SeedDisk(context, vm, plugin, SeedDisk.ROLE, cloud_init=documents)
         disk: Disk | None = context.journal.perform(effect)
         if disk is not None:
             return disk

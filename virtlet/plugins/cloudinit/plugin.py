@@ -9,9 +9,9 @@ from virtlet.host.files import remove_file
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config
+from virtlet.model.option import Annotation, Settings
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Vm, VmConfig
+from virtlet.model.vm import Vm
 from virtlet.plugins.cloudinit import annotations, sysctls
 from virtlet.plugins.cloudinit.metadata import meta_data
 from virtlet.plugins.cloudinit.network import network_config
@@ -32,12 +32,12 @@ class Plugin:
         return annotations.ALL
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Learn the emulator's user."""
         self._node = node
 
     @hookimpl
-    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+    def virtlet_admit_pod(self, pod: Pod) -> None:
         """Refuse user-data that is both a document and a script, and sysctls it cannot carry."""
         sysctls.check(pod)
         if annotations.USER_DATA_SCRIPT.of(pod) and annotations.USER_DATA.of(pod):
@@ -65,7 +65,6 @@ class Plugin:
         return write_seed(vm, cloud_init, self._node.emulator_uid, self._node.emulator_gid)
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
+    def virtlet_release_seed(self, vm: Vm, disk: Disk | None) -> None:
         """Remove the seed, finished or not."""
-        if role == "seed":
-            remove_file(vm.directory / FILE_NAME)
+        remove_file(vm.directory / FILE_NAME)

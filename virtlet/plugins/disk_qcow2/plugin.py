@@ -5,10 +5,10 @@ from typing import Any
 
 from virtlet import hookimpl
 from virtlet.host.files import remove_file
-from virtlet.model.disk import Disk, Volume
+from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config
+from virtlet.model.option import Annotation, Settings
 from virtlet.model.vm import Vm
 from virtlet.plugins.disk_qcow2.annotations import FILES_FROM
 from virtlet.plugins.disk_qcow2.overlay import FILE_NAME, create_overlay
@@ -27,7 +27,7 @@ class Plugin:
         return [FILES_FROM]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Learn the emulator's user."""
         self._node = node
 
@@ -39,7 +39,6 @@ class Plugin:
         )
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
+    def virtlet_release_root_disk(self, vm: Vm, disk: Disk | None) -> None:
         """Remove `root.qcow2`, finished or not."""
-        if role == "root":
-            remove_file(vm.directory / FILE_NAME)
+        remove_file(vm.directory / FILE_NAME)

@@ -5,7 +5,7 @@ from typing import Any
 
 from virtlet import hookimpl
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 from virtlet.model.vm import Machine
 from virtlet.plugins.domain_xml.options import CPU_MODEL, OPTIONS
 from virtlet.plugins.domain_xml.render import Renderer
@@ -25,9 +25,9 @@ class Plugin:
         return OPTIONS
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Keep what every document needs of the node."""
-        self._renderer = Renderer(node.emulator_uid, node.emulator_gid, config[CPU_MODEL])
+        self._renderer = Renderer(node.emulator_uid, node.emulator_gid, settings[CPU_MODEL])
 
     @hookimpl(trylast=True)
     def virtlet_render_domain(self, machine: Machine) -> str | None:

@@ -5,13 +5,12 @@ from typing import Any
 
 from virtlet import hookimpl
 from virtlet.model.cloudinit import CloudInitPart
-from virtlet.model.disk import Volume
 from virtlet.model.flavor import Flavor
 from virtlet.model.image import Image
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config
+from virtlet.model.option import Annotation, Settings
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Vm, VmConfig
+from virtlet.model.vm import VmConfig
 from virtlet.plugins.flavors import annotations
 from virtlet.plugins.flavors.choose import choose, machine_of
 from virtlet.plugins.flavors.hotplug import hotplug_part
@@ -29,24 +28,26 @@ class Plugin:
         return annotations.ALL
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Refuse a handler's section that no pod of it could get its machine from."""
-        check_flavors(config.sections.get("handlers", {}))
+        check_flavors(settings.sections.get("handlers", {}))
 
     @hookimpl
-    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+    def virtlet_admit_pod(self, pod: Pod) -> None:
         """Refuse a machine that cannot be, before anything is made."""
-        if vm is None:
-            machine_of(pod)
-        else:
-            choose(pod, vm)
+        machine_of(pod)
+
+    @hookimpl
+    def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
+        """Refuse a machine that cannot be with these resources, before anything is made."""
+        choose(pod, config)
 
     @hookimpl(trylast=True)
-    def virtlet_flavor(self, pod: Pod, vm: VmConfig, image: Image) -> Flavor | None:
+    def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor | None:
         """Answer for every pod."""
-        return choose(pod, vm)
+        return choose(pod, config)
 
     @hookimpl
-    def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart | None:
+    def virtlet_cloud_init(self, flavor: Flavor) -> CloudInitPart | None:
         """Have the guest use CPUs and memory that come while it runs."""
-        return hotplug_part(choose(vm.pod, vm.config))
+        return hotplug_part(flavor)

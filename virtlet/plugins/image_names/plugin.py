@@ -7,7 +7,7 @@ from virtlet import hookimpl
 from virtlet.errors import NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 from virtlet.plugins.image_names.names import parse_name
 from virtlet.plugins.image_names.options import (
     DOWNLOAD_PROTOCOL,
@@ -31,12 +31,12 @@ class Plugin:
         return OPTIONS
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Take the settings."""
         self._translator = Translator(
-            config[TRANSLATIONS_DIR],
-            regexps=config[REGEXP_TRANSLATION],
-            protocol=config[DOWNLOAD_PROTOCOL],
+            settings[TRANSLATIONS_DIR],
+            regexps=settings[REGEXP_TRANSLATION],
+            protocol=settings[DOWNLOAD_PROTOCOL],
         )
 
     @hookimpl(trylast=True)

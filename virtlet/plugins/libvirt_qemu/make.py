@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from virtlet.model.hypervisor import HypervisorInfo
 from virtlet.model.node import Node
-from virtlet.model.option import Config
+from virtlet.model.option import Settings
 from virtlet.plugins.libvirt_qemu.accelerator import examine
 from virtlet.plugins.libvirt_qemu.library import quietly
 from virtlet.plugins.libvirt_qemu.options import DISABLE_KVM, KVM, LIBVIRT_URI
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def make_hypervisor(config: Config, node: Node) -> "LibvirtHypervisor":
+def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
     """The hypervisor that the settings describe, not connected yet.
 
     Raises:

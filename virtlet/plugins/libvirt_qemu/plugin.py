@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from virtlet import hookimpl
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.node import Node
-from virtlet.model.option import Config, Option
+from virtlet.model.option import Option, Settings
 from virtlet.plugins.libvirt_qemu.make import make_hypervisor
 from virtlet.plugins.libvirt_qemu.options import OPTIONS
 
@@ -21,7 +21,7 @@ class Plugin:
     VIRTLET_HOOK_API = 1
 
     def __init__(self) -> None:
-        self._settings: tuple[Config, Node] | None = None
+        self._settings: tuple[Settings, Node] | None = None
         self._hypervisor: LibvirtHypervisor | None = None
         self._making = threading.Lock()
 
@@ -31,9 +31,9 @@ class Plugin:
         return OPTIONS
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Keep the settings until a hypervisor is asked for."""
-        self._settings = (config, node)
+        self._settings = (settings, node)
 
     @hookimpl(trylast=True)
     def virtlet_hypervisor(self) -> Hypervisor | None:

@@ -9,9 +9,9 @@ from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Machine, VmConfig
+from virtlet.model.vm import Machine
 from virtlet.plugins.network_cni.admission import check
 from virtlet.plugins.network_cni.health import Health
 from virtlet.plugins.network_cni.options import (
@@ -49,19 +49,19 @@ class Plugin:
         return (INGRESS, EGRESS)
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Begin to look after the DHCP servers that are there."""
-        if config[ENABLE_SRIOV]:
+        if settings[ENABLE_SRIOV]:
             raise FailedPrecondition(
                 "SR-IOV virtual functions cannot be passed to guests yet: take enableSriov "
                 f"({ENABLE_SRIOV.flag}, {ENABLE_SRIOV.env}) out of the settings"
             )
-        self._health = Health(config[CNI_BIN_DIR], config[CNI_CONF_DIR])
+        self._health = Health(settings[CNI_BIN_DIR], settings[CNI_CONF_DIR])
         self._supervisor = Supervisor()
         self.networks = PodNetworks(
-            plugin_directory=config[CNI_BIN_DIR],
-            configuration_directory=config[CNI_CONF_DIR],
-            calico_subnet_size=config[CALICO_SUBNET_SIZE],
+            plugin_directory=settings[CNI_BIN_DIR],
+            configuration_directory=settings[CNI_CONF_DIR],
+            calico_subnet_size=settings[CALICO_SUBNET_SIZE],
             pods=node.data_dir / "pods",
             namespaces=node.run_dir / "netns",
             store=StateStore(node.state_dir("network_cni")),
@@ -82,15 +82,14 @@ class Plugin:
             self._supervisor = None
 
     @hookimpl
-    def virtlet_status(self) -> Sequence[str]:
+    def virtlet_network_status(self) -> Sequence[str]:
         """Whether there is a usable network."""
         return self._health.problems()
 
     @hookimpl
-    def virtlet_admit(self, pod: Pod, vm: VmConfig | None) -> None:
+    def virtlet_admit_pod(self, pod: Pod) -> None:
         """Refuse names and addresses that are none."""
-        if vm is None:
-            check(pod)
+        check(pod)
 
     @hookimpl(trylast=True)
     def virtlet_setup_network(self, pod: Pod) -> Network:

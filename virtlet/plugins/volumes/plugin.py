@@ -11,7 +11,7 @@ from virtlet.host.files import remove_file, remove_tree
 from virtlet.host.mounts import unmount_below
 from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Config, Option
+from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.vm import Device, Vm, VolumeRequest
 from virtlet.plugins.volumes.devices import serve_device
 from virtlet.plugins.volumes.kubelet import Origin, origin_of
@@ -27,7 +27,7 @@ class Plugin:
 
     VIRTLET_HOOK_API = 1
 
-    _config: Config
+    _config: Settings
     _node: Node
 
     @hookimpl
@@ -41,9 +41,9 @@ class Plugin:
         return [CHOWN_MOUNTS]
 
     @hookimpl
-    def virtlet_configure(self, config: Config, node: Node) -> None:
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Keep the settings."""
-        self._config, self._node = config, node
+        self._config, self._node = settings, node
 
     @hookimpl(trylast=True)
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
@@ -64,9 +64,9 @@ class Plugin:
         return bring_near(volume, source, vm.directory, self._node.data_dir)
 
     @hookimpl
-    def virtlet_release_disk(self, vm: Vm, role: str, volume: Volume | None) -> None:
+    def virtlet_release_volume(self, vm: Vm, request: VolumeRequest) -> None:
         """Remove what the VM has of its own for a directory or block device, and nothing else."""
-        path = vm.directory / role
+        path = vm.directory / request.role
         # Before anything looks at it: the file server of a share may be away.
         unmount_below(path)
         if path.is_dir() and not path.is_symlink():
