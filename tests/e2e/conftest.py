@@ -43,8 +43,6 @@ class Pod:
     manifest: PodManifest
     id: str = ""
     vm: str = ""
-    handler_in_image_calls: bool = False
-    """Whether the kubelet has its alpha gate RuntimeClassInImageCriApi; a stock one has not."""
 
     def run(self) -> "Pod":
         """RunPodSandbox."""
@@ -59,10 +57,7 @@ class Pod:
     @property
     def image(self) -> cri.ImageSpec:
         """The image as the kubelet asks for it."""
-        image = self.manifest.image()
-        if self.handler_in_image_calls:
-            image.runtime_handler = self.manifest.handler
-        return image
+        return self.manifest.image()
 
     def config(self, attempt: int = 0, name: str = "guest") -> cri.ContainerConfig:
         """The container's configuration for an attempt; its image was pulled before."""

@@ -90,9 +90,7 @@ def _pod(node: Playground, handler: str) -> Pod:
     if handler == "raises":
         script = f"#!/bin/sh\n: {SECRET}\n"
         manifest.pod.annotations["VirtletCloudInitUserDataScript"] = script
-    # Plugins for images are asked by the handler, which a kubelet tells with a gate alone.
-    gated = handler in ("local", "audited")
-    return Pod(node, node.client(), manifest, handler_in_image_calls=gated)
+    return Pod(node, node.client(), manifest)
 
 
 @pytest.mark.parametrize("handler", [h for h in EXAMPLES if h != "audited"])
@@ -112,7 +110,7 @@ def _check(handler: str, ours: Pod, theirs: Pod) -> None:
         assert not (_volumes(theirs) / "root.qcow2").exists()
         assert (_volumes(ours) / "root.qcow2").exists()
     elif handler == "local":
-        assert theirs.status.image_ref.startswith("local/tiny@sha256:")
+        assert "local/tiny@sha256:" in theirs.status.image_ref
     elif handler == "routed":
         assert theirs.address.startswith("10.78.")
         assert ours.address.startswith("10.126.")
@@ -121,6 +119,30 @@ def _check(handler: str, ours: Pod, theirs: Pod) -> None:
         assert "i6300esb" not in _command(ours)
     elif handler == "labelled":
         assert len(_command(theirs).split("\0")) > len(_command(ours).split("\0"))
+
+
+def test_a_kubelet_that_names_no_handler_gets_what_the_pods_plugin_fetches(
+    pods: Playground,
+) -> None:
+    pod, name = _pod(pods, "local").run(), "virtlet.cloud/local/tiny"
+    client = pod.client
+
+    def image(reference: str) -> cri.Image:
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=reference))
+        found: cri.Image = client.call("ImageStatus", request).image
+        return found
+
+    for old in (image(f"{name}:latest"), image("local/tiny")):
+        client.call(
+            "RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=old.id or name))
+        )
+    assert image(f"{name}:latest").id == ""
+    pulled = client.pull(f"{name}:latest", pod.pod)
+    assert image(name).id == image(f"{name}:latest").id == image(pulled).id == pulled
+    assert f"{name}:latest" in image(pulled).repo_tags
+    # Nor does crictl name a handler, and no pod either.
+    assert client.pull(f"{name}:v2") == pulled
+    assert f"{name}:v2" in image(pulled).repo_tags
 
 
 def _volumes(pod: Pod) -> Path:

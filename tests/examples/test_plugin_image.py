@@ -69,9 +69,9 @@ def test_a_local_name_is_a_file_of_the_directory(
     packed = file.endswith(".xz")
     (directory / file).write_bytes(lzma.compress(DISK) if packed else DISK)
     image = images.pull("virtlet.cloud/local/a:latest", route)
-    assert image.names == ("local/a",)
+    assert image.names == ("virtlet.cloud/local/a:latest",)
     assert image.path.read_bytes() == DISK
-    assert images.find(f"local/a@{image.id}", route) == image
+    assert images.store.get(f"local/a@{image.id}") == image
 
 
 def test_an_unchanged_file_is_not_read_again_and_a_new_one_is(

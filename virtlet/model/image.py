@@ -6,6 +6,9 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+IMAGE_PREFIX = "virtlet.cloud/"
+"""What image names start with for a CRI proxy to route on; it may be stripped already."""
+
 
 @frozen(kw_only=True)
 class TlsCertificate:
@@ -115,6 +118,7 @@ class Image:
     virtual_size: int
     """Bytes of the disk a guest sees."""
     names: tuple[str, ...] = ()
+    """`name:tag` of each name it was pulled by."""
     digests: tuple[str, ...] = ()
     """`name@sha256:…` for each name."""
     pulled_at: int = 0

@@ -53,7 +53,7 @@ def dies(change, root, at):
 def check(opened, may_be):
     """Every name leads to a whole image, and nothing else is there."""
     labels = {"old": raw_disk("old"), "new": raw_disk("new")}
-    found = {name: image for image in opened.list() for name in image.names}
+    found = {n.removesuffix(":latest"): i for i in opened.list() for n in i.names}
     state = {}
     for name, image in found.items():
         content = image.path.read_bytes()

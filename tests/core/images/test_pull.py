@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.fakes.image_source import FakeImageSource
 from virtlet.core.images.pull import Images, Progress, Retry
@@ -44,10 +45,10 @@ def test_a_pulled_image_is_found_by_the_name_a_pod_has(
     images: Images, server: FakeImageSource
 ) -> None:
     image = images.pull("x:latest", server.route())
-    assert image.names == ("x",)
+    assert image.names == ("x:latest",)
     for name in ("x:latest", "x", f"x@{image.id}", image.id):
-        assert images.find(name, server.route()) == image
-    assert images.find("y", server.route()) is None
+        assert images.store.get(name) == image
+    assert images.store.get("y") is None
 
 
 def test_a_digest_is_verified(images: Images, server: FakeImageSource) -> None:
@@ -62,7 +63,7 @@ def test_a_digest_that_a_plugin_makes_up_is_refused(
     images: Images, server: FakeImageSource
 ) -> None:
     with pytest.raises(InvalidArgument, match="no sha256"):
-        images.pull("x@md5:1", server.route())
+        images.pull("x", evolve(server.route(), resolve=lambda _: server.resolve("x@md5:1")))
     assert server.fetches == []
 
 
@@ -299,7 +300,7 @@ def test_a_cancelled_pull_goes_on_for_those_who_joined_it(
         while not server.fetches:
             time.sleep(0.01)
         image = pool.submit(images.pull, "x", server.route(), wanted=second_waits).result()
-    assert images.find("x", server.route()) == image
+    assert images.store.get("x") == image
     assert server.sent == image.size
     assert len(server.fetches) == 1
 
@@ -320,8 +321,8 @@ def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -
         started = time.perf_counter()
         for _ in range(100):
             assert len(images.store.list()) == 1
-            assert images.find("y", server.route())
-            assert images.find("x", server.route()) is None
+            assert images.store.get("y")
+            assert images.store.get("x") is None
         elapsed = time.perf_counter() - started
         go.set()
         pull.result()
@@ -337,24 +338,58 @@ def test_progress_tells_how_far_pulls_are(images: Images, server: FakeImageSourc
     assert images.progress() == ()
 
 
+def test_each_tag_that_was_pulled_is_a_name_of_the_image(
+    images: Images, server: FakeImageSource
+) -> None:
+    server.contents["x:v2"] = server.contents["x"]
+    server.contents["x:v3"] = raw_disk("v3")
+    for tag in ("x", "x:v2"):
+        image = images.pull(tag, server.route())
+    other = images.pull("x:v3", server.route())
+    assert image.names == ("x:latest", "x:v2")
+    assert image.digests == (f"x@{image.id}",)
+    assert other.names == ("x:v3",)
+    assert images.store.get("x:zzz") is None
+
+
+def test_another_name_of_a_source_is_not_fetched_again(
+    images: Images, server: FakeImageSource
+) -> None:
+    first = images.pull("x", server.route())
+    route = evolve(server.route(), resolve=lambda name: server.resolve("x"))
+    assert images.pull("x:v2", route).id == first.id
+    assert server.sent == first.size
+
+
+def test_a_digest_that_a_plugin_knows_of_a_name_is_verified(
+    images: Images, server: FakeImageSource
+) -> None:
+    route = evolve(server.route(), resolve=lambda name: server.resolve(f"x@{DIGEST}"))
+    with pytest.raises(FailedPrecondition, match="as asked for"):
+        images.pull("x", route)
+    assert files(images.store) == []
+
+
 def test_removal_is_by_any_name_and_idempotent(images: Images, server: FakeImageSource) -> None:
     images.pull("x", server.route())
-    images.remove("x:latest", server.route())
+    images.store.remove("x:latest")
     assert images.store.list() == ()
-    images.remove("x:latest", server.route())
-    images.remove(DIGEST, server.route())
+    images.store.remove("x:latest")
+    images.store.remove(DIGEST)
 
 
 def test_a_malformed_name_is_an_error_everywhere(images: Images, server: FakeImageSource) -> None:
     calls: list[Callable[[str], object]] = [
-        lambda name: images.find(name, server.route()),
-        lambda name: images.remove(name, server.route()),
+        images.store.get,
+        images.store.remove,
         lambda name: images.pull(name, server.route()),
     ]
     for call in calls:
-        for name in ("malformed", "a%b", ""):
+        for name in ("a%b", ""):
             with pytest.raises(InvalidArgument):
                 call(name)
+    with pytest.raises(InvalidArgument, match="'malformed' is malformed"):
+        images.pull("malformed", server.route())
 
 
 def test_an_id_can_be_pulled_only_while_it_is_there(

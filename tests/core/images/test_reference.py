@@ -22,8 +22,43 @@ def test_an_id_is_known_with_and_without_its_algorithm() -> None:
     assert parse_reference("a1" * 32) == parse_reference(DIGEST) == Reference("", DIGEST)
 
 
-def test_a_name_may_carry_a_digest() -> None:
-    assert parse_reference(f"example.com/x@{DIGEST}") == Reference("example.com/x", DIGEST)
+def test_a_name_may_carry_a_digest_and_then_its_tag_says_nothing() -> None:
+    for tag in ("", ":v1", ":latest"):
+        reference = parse_reference(f"virtlet.cloud/example.com:5000/x{tag}@{DIGEST}")
+        assert reference == Reference("example.com:5000/x", DIGEST)
+        assert str(reference) == f"example.com:5000/x@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "short"),
+    [
+        ("x", "x:latest", "x"),
+        ("x:latest", "x:latest", "x"),
+        ("virtlet.cloud/x", "x:latest", "x"),
+        ("x:v1", "x:v1", "x:v1"),
+        ("host:5000/x", "host:5000/x:latest", "host:5000/x"),
+        ("host:5000/x:1.2", "host:5000/x:1.2", "host:5000/x:1.2"),
+        ("x:latest:latest", "x:latest:latest", "x:latest:latest"),
+        ("file:///a/b", "file:///a/b", "file:///a/b"),
+        (
+            "https://example.com:443/a:b",
+            "https://example.com:443/a:b",
+            "https://example.com:443/a:b",
+        ),
+    ],
+)
+def test_a_name_without_a_tag_has_the_tag_that_a_kubelet_gives_it(
+    text: str, name: str, short: str
+) -> None:
+    reference = parse_reference(text)
+    assert (reference.name, str(reference)) == (name, short)
+    assert reference.repository == text.removeprefix("virtlet.cloud/") or ":" in text
+
+
+def test_what_follows_an_at_is_not_shown() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse_reference("https://user:hunter2@example.com/x")
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +69,10 @@ def test_a_name_may_carry_a_digest() -> None:
         "x@",
         "x@sha256:12",
         "x@" + DIGEST.upper(),
+        "virtlet.cloud/",
+        ":v1",
+        "a/:v1",
+        ":v1@" + DIGEST,
         f"x@{DIGEST}@{DIGEST}",
         ".hidden",
         "..",
@@ -52,7 +91,10 @@ def test_what_could_not_be_a_link_is_no_reference(text: str) -> None:
 
 @given(names, st.sampled_from(["", DIGEST]))
 def test_a_link_leads_back_to_its_reference(name: str, digest: str) -> None:
-    reference = Reference(name, digest)
+    try:
+        reference = parse_reference("@".join(part for part in (name, digest) if part))
+    except InvalidArgument:
+        return
     link = link_name(reference)
     assert "/" not in link
     assert link not in (".", "..")
@@ -67,5 +109,5 @@ def test_any_text_is_a_reference_or_a_clear_error(text: str) -> None:
     except InvalidArgument:
         return
     if reference.name:
-        assert str(reference) == text
+        assert parse_reference(str(reference)) == reference
         assert parse_link(link_name(reference)) == reference

@@ -2,12 +2,13 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.staging import Known, StagingFile
+from virtlet.core.images.staging import Known, Lease, StagingFile
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
 
 LIMITS = ImageLimits(size=1000, spare=0)
@@ -184,3 +185,23 @@ class TestKnown:
             staging.begin('"v1"', 3, 5)
         with pytest.raises(VirtletError, match="before begin"):
             staging.write(b"de")
+
+
+def test_a_lease_that_has_ended_neither_tells_nor_takes_anything(staging: StagingFile) -> None:
+    lease = Lease(staging)
+    lease.begin('"v1"', 0, 6)
+    lease.write(b"abc")
+    assert (lease.size, lease.validator, lease.complete) == (3, '"v1"', False)
+    lease.end()
+    lease.end()
+    uses: list[Callable[[], object]] = [
+        lambda: lease.size,
+        lambda: lease.validator,
+        lambda: lease.complete,
+        lambda: lease.begin('"v1"', 0, 6),
+        lambda: lease.write(b"def"),
+    ]
+    for use in uses:
+        with pytest.raises(Unavailable, match="cancelled"):
+            use()
+    assert staging.path.read_bytes() == b"abc"

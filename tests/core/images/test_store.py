@@ -1,3 +1,4 @@
+import json
 import subprocess
 import threading
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class TestPublish:
         assert image.id == image_id
         assert image.path.read_bytes() == raw_disk()
         assert (image.format, image.size, image.virtual_size) == ("raw", 65536, 65536)
-        assert image.names == ("example.com/a/b",)
+        assert image.names == ("example.com/a/b:latest",)
         assert image.digests == (f"example.com/a/b@{image_id}",)
         for reference in (image_id, image_id.removeprefix("sha256:"), image.digests[0]):
             assert store.get(reference) == image
@@ -75,7 +76,7 @@ class TestPublish:
     def test_the_same_content_is_kept_once_under_all_its_names(self, store: ImageStore) -> None:
         assert put(store, "a") == put(store, "b")
         (image,) = store.list()
-        assert image.names == ("a", "b")
+        assert image.names == ("a:latest", "b:latest")
         assert len([name for name in files(store) if name.startswith("data/")]) == 2
 
     def test_a_name_moves_to_new_content_and_the_old_goes(self, store: ImageStore) -> None:
@@ -122,7 +123,7 @@ class TestPublish:
         def read() -> None:
             while not stop.is_set():
                 image = store.get("a")
-                if image is None or image.names != ("a",) or len(store.list()) != 1:
+                if image is None or image.names != ("a:latest",) or len(store.list()) != 1:
                     torn.append(str(image))
 
         reader = threading.Thread(target=read)
@@ -135,6 +136,21 @@ class TestPublish:
 
 
 class TestRemove:
+    def test_a_name_that_was_never_pulled_removes_nothing(self, store: ImageStore) -> None:
+        put(store, "virtlet.cloud/tiny:latest")
+        put(store, "other")
+        for name in ("tiny:zzz", "virtlet.cloud/tiny:zzz", "other:v1"):
+            assert not store.remove(name)
+        (image,) = store.list()
+        assert image.names == ("other:latest", "virtlet.cloud/tiny:latest")
+
+    def test_an_image_can_be_removed_with_and_without_the_prefix(self, store: ImageStore) -> None:
+        put(store, "virtlet.cloud/tiny:v1")
+        assert store.remove("tiny:v1")
+        put(store, "tiny")
+        assert store.remove("virtlet.cloud/tiny:latest")
+        assert files(store) == []
+
     def test_it_takes_all_names_and_the_file(self, store: ImageStore) -> None:
         put(store, "a")
         put(store, "b")
@@ -210,10 +226,17 @@ class TestKnown:
             assert known is not None
             assert (known.digest, known.size, known.validator) == (image.id, image.size, '"v1"')
 
-    def test_another_source_or_name_is_not_known(self, store: ImageStore) -> None:
+    def test_another_source_is_not_known(self, store: ImageStore) -> None:
         store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
         assert store.known("a", "other") is None
-        assert store.known("b", "source") is None
+
+    def test_a_source_is_known_by_another_name_too_if_not_by_this_one(
+        self, store: ImageStore
+    ) -> None:
+        first = store.publish(stage(store, raw_disk("1"), '"v1"'), "a", "source")
+        second = store.publish(stage(store, raw_disk("2"), '"v2"'), "b", "source")
+        found = [store.known(name, "source") for name in ("a", "b", "c")]
+        assert [known and known.digest for known in found] == [first.id, second.id, second.id]
 
     def test_what_cannot_be_compared_is_not_known(self, store: ImageStore) -> None:
         store.publish(stage(store, raw_disk()), "a", "source")
@@ -260,6 +283,41 @@ class TestRestart:
         assert image is not None
         assert image.format == "qcow2"
         assert image.path.stat().st_mode & 0o777 == 0o440
+
+    def test_a_name_from_before_tags_were_kept_is_found_by_every_tag(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        image_id = put(store, "tiny")
+        record = store.usage().mountpoint / "data" / f"{image_id.removeprefix('sha256:')}.json"
+        document = json.loads(record.read_bytes())
+        document["origins"] = {"tiny": {"source": "s", "validator": '"v1"'}}
+        record.write_text(json.dumps(document))
+        again = open_store()
+        again.collect()
+        (image,) = again.list()
+        assert image.names == ("tiny:latest",)
+        assert again.known("tiny:latest", "s") is not None
+        assert again.handler("tiny") is None
+        for name in ("tiny", "virtlet.cloud/tiny:latest", "tiny:v1", f"tiny:v1@{image_id}"):
+            assert again.get(name) == image
+        assert not again.remove("tiny:v1")
+        put(again, "virtlet.cloud/tiny")
+        assert again.get("tiny:v1") is None
+        (image,) = again.list()
+        assert image.names == ("virtlet.cloud/tiny:latest",)
+        assert again.remove("tiny")
+        assert files(again) == []
+
+    def test_a_link_with_the_default_tag_written_out_is_taken_over(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        image_id = put(store, "x")
+        links = store.usage().mountpoint / "links"
+        (links / "x").rename(links / "x:latest")
+        again = open_store()
+        assert [image.id for image in again.list()] == [image_id]
+        assert again.remove("x")
+        assert files(again) == []
 
     def test_parts_and_unreferenced_files_go(
         self, store: ImageStore, open_store: Callable[[], ImageStore]

@@ -240,7 +240,7 @@ class TestErrors:
         self, server: ImageServer, staging: StagingFile, status: int, error: type[VirtletError]
     ) -> None:
         server.resources["/x"] = Resource(status=status)
-        with pytest.raises(error, match=f"image x: 127.0.0.1 .*{status}"):
+        with pytest.raises(error, match=rf"image x: 127.0.0.1:\d+ .*{status}"):
             fetch(f"{server.url}/x", staging)
 
     def test_nobody_there_is_unavailable(self, staging: StagingFile) -> None:

@@ -38,7 +38,7 @@ class Images:
         """ListImages."""
         wanted = request.filter.image.image
         if wanted:
-            image = images.find(self._context, wanted, request.filter.image.runtime_handler)
+            image = self._context.images.store.get(wanted)
             return cri.ListImagesResponse(images=[replies.image_item(image)] if image else [])
         return cri.ListImagesResponse(
             images=[replies.image_item(image) for image in self._context.images.store.list()]
@@ -46,7 +46,7 @@ class Images:
 
     def status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         """ImageStatus: empty when the image is not there."""
-        image = images.find(self._context, _reference(request.image), request.image.runtime_handler)
+        image = self._context.images.store.get(_reference(request.image))
         if image is None:
             return cri.ImageStatusResponse()
         return cri.ImageStatusResponse(
@@ -55,12 +55,13 @@ class Images:
         )
 
     def _info(self, image: Image) -> dict[str, str]:
-        store = self._context.images
+        store = self._context.images.store
         pulls = [
             {"name": pull.name, "bytes": pull.size, "total": pull.total}
-            for pull in store.progress()
+            for pull in self._context.images.progress()
         ]
-        return replies.image_info(image, store.store.annotations(image.id), pulls)
+        handler = store.handler(image.id)
+        return replies.image_info(image, handler, store.annotations(image.id), pulls)
 
     def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
         """PullImage; broken off when the client goes away and nobody else waits for the image."""
@@ -70,12 +71,14 @@ class Images:
             requests.credentials(request.auth),
             request.image.runtime_handler,
             caller.waits,
+            requests.pulling_pod(request.sandbox_config),
         )
         return cri.PullImageResponse(image_ref=image.id)
 
     def remove(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:
-        """RemoveImage: nothing to do for an unknown one."""
-        images.remove(self._context, _reference(request.image), request.image.runtime_handler)
+        """RemoveImage, by id or a name that was pulled: the whole image, as CRI means it, with all
+        its names; nothing to do for an unknown one."""
+        images.remove(self._context, _reference(request.image))
         return cri.RemoveImageResponse()
 
     def fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:

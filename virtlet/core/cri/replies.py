@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from virtlet.core.images.reference import is_id
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.image import Image
@@ -194,7 +195,10 @@ def image_item(image: Image) -> cri.Image:
 
 
 def image_info(
-    image: Image, annotations: Mapping[str, str], pulls: Sequence[Mapping[str, object]]
+    image: Image,
+    handler: str | None,
+    annotations: Mapping[str, str],
+    pulls: Sequence[Mapping[str, object]],
 ) -> dict[str, str]:
     """What `verbose` adds to an image's status; with it, how far the pulls under way are."""
     info = {
@@ -202,6 +206,7 @@ def image_info(
         "virtualSize": image.virtual_size,
         "path": str(image.path),
         "pulledAt": image.pulled_at,
+        "pulledFor": handler,
         "annotations": dict(annotations),
         "pullsUnderWay": list(pulls),
     }
@@ -229,8 +234,11 @@ def _vm_metadata(meta: VmMetadata) -> cri.ContainerMetadata:
 
 
 def _image_spec(record: VmRecord) -> cri.ImageSpec:
-    config = record.vm.config
-    return cri.ImageSpec(image=config.image, user_specified_image=config.user_image)
+    """A VM's image by name: a kubelet shows it as the pod's, and creates VMs by id."""
+    config, names = record.vm.config, record.vm.image.names
+    asked = "" if is_id(config.image) else config.image
+    name = config.user_image or asked or (names[0] if names else config.image)
+    return cri.ImageSpec(image=name, user_specified_image=config.user_image)
 
 
 def _image_ref(image: Image) -> str:

@@ -158,6 +158,14 @@ def credentials(message: cri.AuthConfig) -> Credentials:
     )
 
 
+def pulling_pod(message: cri.PodSandboxConfig) -> PodMetadata | None:
+    """The pod that an image is pulled for, where the request names one."""
+    meta = message.metadata
+    if not meta.uid:
+        return None
+    return PodMetadata(name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=meta.attempt)
+
+
 def _check_security(context: cri.LinuxSandboxSecurityContext) -> None:
     _check_namespaces(context.namespace_options)
     _check_user(context)

@@ -133,6 +133,15 @@ class Hooks:
         found: ImageSource = self._first(hook, profile, what, name=name)
         return found
 
+    def knows_image(self, plugin: str, profile: Profile, name: str) -> bool:
+        """Whether one plugin says where an image is; its errors are logged and mean no."""
+        try:
+            hook = "virtlet_resolve_image"
+            return self._call(hook, plugin, profile.plugins, name=name) is not None
+        except VirtletError as error:
+            log.warning("image name not known", extra={"plugin": plugin, "problem": str(error)})
+            return False
+
     def fetch_image(
         self, profile: Profile, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage:

@@ -79,7 +79,7 @@ class Layout:
 
     def links(self) -> Iterator[tuple[Reference, str]]:
         """References and the digests they lead to; links that are not ours are passed over."""
-        for path in self._links.iterdir():
+        for path in list(self._links.iterdir()):
             if path.is_symlink():
                 target = path.readlink()
                 try:
@@ -87,6 +87,9 @@ class Layout:
                 except InvalidArgument:
                     continue
                 if target.parent.name == "data" and _HEX.fullmatch(target.name):
+                    if path.name != link_name(reference):
+                        # Written by a manager that took `x` and `x:latest` for two names.
+                        path.rename(self._links / link_name(reference))
                     yield reference, f"sha256:{target.name}"
 
     def place(self, part: Path, digest: str) -> None:

@@ -12,11 +12,11 @@ from functools import partial
 from attrs import frozen
 
 from virtlet.core.images.flights import Abandoned, Flights, wait_for
-from virtlet.core.images.reference import Reference, is_digest, is_id, parse_reference
+from virtlet.core.images.reference import is_digest, is_id, parse_reference
 from virtlet.core.images.route import Route
 from virtlet.core.images.staging import Lease, StagingFile
 from virtlet.core.images.store import ImageStore
-from virtlet.errors import InvalidArgument, NotFound, Unavailable
+from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class Progress:
 class _Work:
     """A download that can be shared: everything that decides what it brings."""
 
+    reference: str
+    """The name to publish it under, as it was asked for."""
     scope: str
     source: ImageSource
     credentials: Credentials
@@ -77,30 +79,6 @@ class Images:
         self._under_way: dict[Hashable, StagingFile] = {}
         self._broken: dict[Hashable, StagingFile] = {}
 
-    def find(self, name: str, route: Route) -> Image | None:
-        """The image of an image spec: an id, or a name as a pod has it.
-
-        Raises:
-            InvalidArgument: the name is malformed.
-        """
-        if is_id(name):
-            return self.store.get(name)
-        try:
-            source = route.resolve(name)
-        except NotFound:
-            return None
-        return self.store.get(str(_reference(source)))
-
-    def remove(self, name: str, route: Route) -> None:
-        """Take an image out of the store; nothing happens when it is not there.
-
-        Raises:
-            InvalidArgument: the name is malformed.
-        """
-        image = self.find(name, route)
-        if image is not None:
-            self.store.remove(image.id)
-
     def pull(
         self,
         name: str,
@@ -110,8 +88,8 @@ class Images:
     ) -> Image:
         """Bring an image into the store.
 
-        A pull of the same source with the same credentials that is under way is joined: both
-        get its outcome, whatever it is. It goes on for as long as any of them waits.
+        A pull of the same name and source with the same credentials that is under way is joined:
+        both get its outcome, whatever it is. It goes on for as long as any of them waits.
 
         Args:
             name: an image name as a pod has it.
@@ -131,9 +109,12 @@ class Images:
             if image is None:
                 raise NotFound(f"image {name}: an id says where nothing is; pull it by its name")
             return image
+        # First the plugins: they know best what is wrong with a name of theirs.
         source = route.resolve(name)
-        _reference(source)
-        work = _Work(route.scope, source, credentials)
+        parse_reference(name)
+        if source.digest and not is_digest(source.digest):
+            raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is no sha256:…")
+        work = _Work(name, route.scope, source, credentials)
         try:
             return self._flights.run(work, partial(self._bring, work, route), wanted)
         except Abandoned:
@@ -161,8 +142,14 @@ class Images:
         keep = False
         try:
             fetched = self._fetch(work, route, staging, wanted)
-            reference = str(_reference(work.source))
-            image = self.store.publish(staging, reference, _hash(work.source), fetched.annotations)
+            if work.source.digest not in ("", staging.digest):
+                raise FailedPrecondition(
+                    f"image {work.source.name}: its content is {staging.digest}, not "
+                    f"{work.source.digest} as asked for"
+                )
+            image = self.store.publish(
+                staging, work.reference, _hash(work.source), fetched.annotations, route.handler
+            )
         except Unavailable:
             keep = bool(staging.size and staging.validator and not staging.complete)
             raise
@@ -195,6 +182,10 @@ class Images:
                 fetched = self._fetch_once(work, route, staging, wanted)
                 staging.finish(fetched.size)
                 return fetched
+            except Abandoned:
+                # Unless somebody has joined just now: that one is to get an outcome.
+                if not wanted():
+                    raise staging.cancelled() from None
             except Unavailable as error:
                 further = _progress(staging) > before
                 if not further or tries >= self._retry.attempts or not wanted():
@@ -213,7 +204,11 @@ class Images:
     def _fetch_once(
         self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
-        """Have the plugins fetch, on a thread that is left behind when nobody waits any more."""
+        """Have the plugins fetch, on a thread that is left behind when nobody waits any more.
+
+        Raises:
+            Abandoned: it was left behind.
+        """
         lease = Lease(staging)
         outcome: Future[FetchedImage] = Future()
 
@@ -227,8 +222,6 @@ class Images:
         threading.Thread(target=context.run, args=(fetch,), name="image-fetch", daemon=True).start()
         try:
             return wait_for(outcome, wanted)
-        except Abandoned:
-            raise staging.cancelled() from None
         finally:
             lease.end()
 
@@ -248,9 +241,8 @@ class Images:
             gone = [self._broken.pop(key) for key in stale if key != work]
             staging = self._broken.pop(work, None)
             if staging is None:
-                source = work.source
-                known = self.store.known(str(_reference(source)), _hash(source))
-                staging = self.store.new_staging(source.name, known)
+                known = self.store.known(work.reference, _hash(work.source))
+                staging = self.store.new_staging(work.source.name, known)
             self._under_way[work] = staging
         for other in gone:
             other.discard()
@@ -268,12 +260,6 @@ class Images:
 def _progress(staging: StagingFile) -> int:
     """Bytes that this download has brought so far; what the store had is none of it."""
     return 0 if staging.complete else staging.size
-
-
-def _reference(source: ImageSource) -> Reference:
-    if source.digest and not is_digest(source.digest):
-        raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is no sha256:…")
-    return parse_reference("@".join(part for part in (source.name, source.digest) if part))
 
 
 def _hash(source: ImageSource) -> str:

@@ -21,6 +21,11 @@ class Origin:
     source: str
     """Hash of the address; the address itself may hold credentials."""
     validator: str
+    name: str = ""
+    """The name as it was pulled, prefix and tag included, without a digest; "" where that was not
+    written down yet: such a name stands for every tag."""
+    handler: str = ""
+    """The handler that it was pulled for."""
 
 
 @frozen

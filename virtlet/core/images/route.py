@@ -26,3 +26,5 @@ class Route:
     """Tells routes apart; pulls of one source share their work within one scope only."""
     resolve: Callable[[str], ImageSource]
     fetch: Fetch
+    handler: str = ""
+    """Whose way it is, to be remembered with what comes over it."""

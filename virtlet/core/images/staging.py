@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attrs import frozen
@@ -35,8 +35,8 @@ class Known:
 class Lease:
     """A plugin's hold on a staging file, for one fetch.
 
-    A plugin that waits for its server cannot be ended from outside; the lease can, and whatever
-    the plugin still brings after that is refused.
+    A plugin that waits for its server cannot be ended from outside; the lease can: whatever the
+    plugin asks of it after that raises Unavailable.
     """
 
     def __init__(self, staging: "StagingFile") -> None:
@@ -47,46 +47,43 @@ class Lease:
     @property
     def size(self) -> int:
         """See `virtlet.model.image.Staging`."""
-        return self._staging.size
+        with self._held() as staging:
+            return staging.size
 
     @property
     def validator(self) -> str:
         """See `virtlet.model.image.Staging`."""
-        return self._staging.validator
+        with self._held() as staging:
+            return staging.validator
 
     @property
     def complete(self) -> bool:
         """See `virtlet.model.image.Staging`."""
-        return self._staging.complete
+        with self._held() as staging:
+            return staging.complete
 
     def begin(self, validator: str, offset: int, total: int | None) -> None:
-        """See `StagingFile.begin`.
-
-        Raises:
-            Unavailable: the pull was cancelled.
-        """
-        with self._lock:
-            self._check()
-            self._staging.begin(validator, offset, total)
+        """See `StagingFile.begin`."""
+        with self._held() as staging:
+            staging.begin(validator, offset, total)
 
     def write(self, chunk: bytes) -> None:
-        """See `StagingFile.write`.
-
-        Raises:
-            Unavailable: the pull was cancelled.
-        """
-        with self._lock:
-            self._check()
-            self._staging.write(chunk)
+        """See `StagingFile.write`."""
+        with self._held() as staging:
+            staging.write(chunk)
 
     def end(self) -> None:
-        """Refuse whatever comes from now on; idempotent."""
+        """Refuse whatever is asked from now on; idempotent."""
         with self._lock:
             self._ended = True
 
-    def _check(self) -> None:
-        if self._ended:
-            raise self._staging.cancelled()
+    @contextlib.contextmanager
+    def _held(self) -> Iterator["StagingFile"]:
+        with self._lock:
+            if self._ended:
+                # Another fetch may be at the file already: what it has is no business of this one.
+                raise self._staging.cancelled()
+            yield self._staging
 
 
 class StagingFile:

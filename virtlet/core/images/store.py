@@ -24,7 +24,7 @@ from virtlet.errors import (
     Unavailable,
 )
 from virtlet.host.files import remove_file
-from virtlet.model.image import Image
+from virtlet.model.image import IMAGE_PREFIX, Image
 
 log = logging.getLogger(__name__)
 
@@ -64,26 +64,42 @@ class ImageStore:
     def get(self, reference: str) -> Image | None:
         """The image of a name, a `name@sha256:…`, or a whole id with or without `sha256:`.
 
+        A name is the one that was pulled; without a tag it has the tag `latest`.
+
         Raises:
             InvalidArgument: the text is no reference.
         """
-        return self._view.find(parse_reference(reference))
+        return self._view.find_any_tag(parse_reference(reference))
+
+    def handler(self, reference: str) -> str | None:
+        """The handler that a name, or an image by one of its names, was pulled for; None where
+        that is not known.
+
+        Raises:
+            InvalidArgument: the text is no reference.
+        """
+        view, parsed = self._view, parse_reference(reference)
+        names = view.references(parsed.digest) if not parsed.name else [parsed]
+        origins = [o for name in names if (o := view.origin(name)) and o.name]
+        return origins[0].handler if origins else None
 
     def known(self, reference: str, source: str) -> Known | None:
         """What the store has of a source, where that can be compared with it.
 
         Args:
-            reference: the reference it was published under.
+            reference: the reference it is to be published under; another that was published
+                from the same source will do where this one was not.
             source: hash of its address.
         """
-        parsed = parse_reference(reference)
-        view = self._view
-        digest = view.links.get(parsed, "")
-        record = view.records.get(digest)
-        origin = record.origins.get(str(parsed)) if record else None
-        if record is None or origin is None or origin.source != source or not origin.validator:
-            return None
-        return Known(digest, record.size, origin.validator)
+        view, named = self._view, str(parse_reference(reference))
+        found = [
+            ((name == named, record.pulled_at), Known(digest, record.size, origin.validator))
+            for digest, record in view.records.items()
+            if digest in view.images
+            for name, origin in record.origins.items()
+            if origin.source == source and origin.validator
+        ]
+        return max(found, key=lambda item: item[0])[1] if found else None
 
     def annotations(self, digest: str) -> Mapping[str, str]:
         """What the plugin that fetched an image told of it."""
@@ -106,6 +122,7 @@ class ImageStore:
         reference: str,
         source: str = "",
         annotations: Mapping[str, str] | None = None,
+        handler: str = "",
     ) -> Image:
         """Take a finished staging file into the store, under a name, in one step.
 
@@ -114,6 +131,7 @@ class ImageStore:
             reference: a name, or a name with the digest that the content has.
             source: hash of the address it came from.
             annotations: what the fetching plugin tells of it.
+            handler: whom it was pulled for.
 
         Raises:
             InvalidArgument, ResourceExhausted: it is no image that a VM may start from.
@@ -128,9 +146,10 @@ class ImageStore:
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:
-            content = recognise(staging.path, parsed.name, self.limits)
+            content = recognise(staging.path, staging.name, self.limits)
             record = ImageRecord(content.format, content.size, content.virtual_size, 0)
-        origin = Origin(source, staging.validator)
+        prefix = IMAGE_PREFIX if reference.startswith(IMAGE_PREFIX) else ""
+        origin = Origin(source, staging.validator, f"{prefix}{parsed.name}", handler)
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):
@@ -157,6 +176,9 @@ class ImageStore:
 
     def remove(self, reference: str) -> bool:
         """Take all names from an image; its file goes too, once no VM uses it.
+
+        Args:
+            reference: its id, or a name that it was pulled by.
 
         Returns:
             Whether there was such an image.

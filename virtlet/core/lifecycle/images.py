@@ -8,16 +8,7 @@ from virtlet.core.images.route import Route
 from virtlet.core.lifecycle.context import Context
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
-from virtlet.model.pod import Profile
-
-
-def find(context: Context, name: str, handler: str = "") -> Image | None:
-    """The image of a name or id, or None.
-
-    Raises:
-        InvalidArgument: the name is malformed.
-    """
-    return context.images.find(name, route(context, context.profiles.get(handler)))
+from virtlet.model.pod import PodMetadata, Profile
 
 
 def pull(
@@ -26,25 +17,71 @@ def pull(
     credentials: Credentials,
     handler: str = "",
     wanted: Callable[[], bool] = always,
+    pod: PodMetadata | None = None,
 ) -> Image:
-    """Bring an image into the store; see `Images.pull`."""
-    through = route(context, context.profiles.get(handler))
-    image = context.images.pull(name, through, credentials, wanted)
-    context.events.tell(
-        Event(kind=EventKind.IMAGE_PULLED, subject=image.id, pod_id="", at=time.time_ns()), handler
-    )
+    """Bring an image into the store; see `Images.pull`.
+
+    Args:
+        context: the manager.
+        name: an image name as a pod has it.
+        credentials: for the image's server.
+        handler: whom the request says it is for; a kubelet says so behind a feature gate alone.
+        wanted: whether the caller still waits.
+        pod: the pod it is for, where the request names one.
+    """
+    profile = _profile(context, name, handler, pod)
+    image = context.images.pull(name, route(context, profile), credentials, wanted)
+    _tell(context, EventKind.IMAGE_PULLED, image, profile.handler)
     return image
 
 
-def remove(context: Context, name: str, handler: str = "") -> None:
-    """Take an image out of the store; its file stays while a VM uses it."""
-    image = find(context, name, handler)
-    if image is None:
-        return
-    context.images.store.remove(image.id)
-    context.events.tell(
-        Event(kind=EventKind.IMAGE_REMOVED, subject=image.id, pod_id="", at=time.time_ns()), handler
-    )
+def remove(context: Context, name: str) -> None:
+    """Take an image out of the store, by its id or a name it was pulled by; its file stays while
+    a VM uses it.
+
+    Raises:
+        InvalidArgument: the name is malformed.
+    """
+    store = context.images.store
+    image, handler = store.get(name), store.handler(name)
+    if image is not None and store.remove(name):
+        _tell(context, EventKind.IMAGE_REMOVED, image, handler or "")
+
+
+def _tell(context: Context, kind: EventKind, image: Image, handler: str) -> None:
+    event = Event(kind=kind, subject=image.id, pod_id="", at=time.time_ns())
+    context.events.tell(event, handler)
+
+
+def _profile(context: Context, name: str, handler: str, pod: PodMetadata | None) -> Profile:
+    """Whose plugins find and fetch an image; docs/images.md has the order."""
+    if handler:
+        return context.profiles.get(handler)
+    if pod is not None:
+        ours = [
+            record.pod
+            for record in context.store.pods.values()
+            if (known := record.pod.config.metadata).uid == pod.uid
+            and (known.namespace, known.name) == (pod.namespace, pod.name)
+        ]
+        if ours:
+            return max(ours, key=lambda known: known.created_at).profile
+    before = context.images.store.handler(name)
+    usable = {profile.handler: profile for profile in context.profiles.all}
+    if before is not None and before in usable:
+        return usable[before]
+    return _by_name(context, name)
+
+
+def _by_name(context: Context, name: str) -> Profile:
+    """The first handler with a plugin of its own that knows a name, else the default one."""
+    profiles = context.profiles.all
+    everyones = {plugin for p in profiles if not p.handler for plugin in p.plugins}
+    for profile in profiles:
+        for plugin in context.hooks.asked_for("virtlet_resolve_image", profile):
+            if plugin not in everyones and context.hooks.knows_image(plugin, profile, name):
+                return profile
+    return context.profiles.get("")
 
 
 def route(context: Context, profile: Profile) -> Route:
@@ -56,4 +93,5 @@ def route(context: Context, profile: Profile) -> Route:
         fetch=lambda source, credentials, staging: hooks.fetch_image(
             profile, source, credentials, staging
         ),
+        handler=profile.handler,
     )

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import exits, guest_mounts, images, siblings
+from virtlet.core.lifecycle import exits, guest_mounts, siblings
 from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.domain import domain_document
@@ -66,7 +66,7 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
                 context.journal.undo(other.vm.id)
                 context.store.delete_vm(other.vm.id)
         _make_way(context, pod_id)
-        with _image(context, pod, config) as image:
+        with _image(context, config) as image:
             vm = _make_vm(context, pod, config, image)
     return vm.id
 
@@ -282,9 +282,9 @@ def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
         log.warning("power button not pressed", extra={"vm": vm_id, "problem": str(error)})
 
 
-def _image(context: Context, pod: PodRecord, config: VmConfig) -> AbstractContextManager[Image]:
+def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
     """The VM's image, kept from going until the VM is on record."""
-    image = images.find(context, config.image, pod.pod.profile.handler)
+    image = context.images.store.get(config.image)
     if image is None:
         raise NotFound(f"image {config.image!r} is not in the store: pull it first")
     return context.images.store.held(image.id)

@@ -55,7 +55,7 @@ def _attempt(session: Session, staging: Staging, asked: Mapping[str, str]) -> Fe
         offset, total = _extent(session, response, staging, asked)
         if not (session.pinned or _tells_its_end(response)):
             raise FailedPrecondition(
-                f"image {session.name}: {session.host} tells neither its length nor its end, so "
+                f"image {session.name}: {session.server} tells neither its length nor its end, so "
                 "nobody could tell a part from the whole; pin it with @sha256:… or use a server "
                 "that sends Content-Length"
             )
@@ -93,7 +93,7 @@ def _extent(
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise FailedPrecondition(
-            f"image {session.name}: {session.host} sends it in {encoding[:20]!r} encoding, "
+            f"image {session.name}: {session.server} sends it in {encoding[:20]!r} encoding, "
             "although asked for the plain file"
         )
     length = response.headers.get("Content-Length", "")
@@ -107,7 +107,7 @@ def _tells_its_end(response: httpx.Response) -> bool:
 
 
 def _refusal(session: Session, status: int) -> VirtletError:
-    about = f"image {session.name}: {session.host}"
+    about = f"image {session.name}: {session.server}"
     if status in (404, 410):
         return NotFound(f"{about} does not have it (HTTP {status})")
     if status in (401, 403):

@@ -91,7 +91,7 @@ class Session:
                         return
                 self._asked = url = self._redirect(url, location)
         raise FailedPrecondition(
-            f"image {self.name}: {self.host} redirects more than {limit} times; "
+            f"image {self.name}: {self.server} redirects more than {limit} times; "
             "see maxRedirects of its transport"
         )
 
@@ -154,12 +154,12 @@ class Session:
             yield
         except httpx.ConnectTimeout:
             raise Unavailable(
-                f"{about}: {self._server()} does not take a connection in time; {_LOOK}"
+                f"{about}: {self._peer()} does not take a connection in time; {_LOOK}"
             ) from None
         except httpx.TimeoutException:
-            raise Unavailable(f"{about}: no answer from {self._server()} in time") from None
+            raise Unavailable(f"{about}: no answer from {self._peer()} in time") from None
         except httpx.ProxyError:
-            proxy = self._server() if self._transport.proxy else "the proxy of the environment"
+            proxy = self._peer() if self._transport.proxy else "the proxy of the environment"
             raise Unavailable(f"{about}: {proxy} does not let it through") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             # Its own address was looked at before.
@@ -170,7 +170,7 @@ class Session:
             untrusted = _cause(error, ssl.SSLCertVerificationError)
             if untrusted is not None:
                 raise FailedPrecondition(
-                    f"{about}: the certificate of {self._server()} is not trusted "
+                    f"{about}: the certificate of {self._peer()} is not trusted "
                     f"({untrusted.verify_message}); give its authority in the transport's tls"
                 ) from None
             nameless = _cause(error, socket.gaierror)
@@ -179,17 +179,21 @@ class Session:
             reason = _cause(error, OSError)
             text = (reason.strerror if reason else None) or _BROKEN
             look = f"; {_LOOK}" if isinstance(error, httpx.ConnectError) else ""
-            raise Unavailable(f"{about}: {self._server()}: {text}{look}") from None
+            raise Unavailable(f"{about}: {self._peer()}: {text}{look}") from None
 
-    def _server(self) -> str:
-        """Who is connected to, for messages: HOST:PORT, never a whole address."""
-        if self._transport.proxy:
-            return f"the proxy {_host_port(self._transport.proxy)}"
+    @property
+    def server(self) -> str:
+        """Who was asked last, for messages: HOST:PORT, never a whole address."""
         return _host_port(str(self._asked))
+
+    def _peer(self) -> str:
+        """Who is connected to, for messages."""
+        proxy = self._transport.proxy
+        return f"the proxy {_host_port(proxy)}" if proxy else self.server
 
     def _unresolved(self, error: socket.gaierror) -> str:
         text = (
-            f"the name of {self._server()} does not resolve ({error.strerror}); check the image's "
+            f"the name of {self._peer()} does not resolve ({error.strerror}); check the image's "
             "name, the image translation files and the node's DNS"
         )
         host = self._asked.host

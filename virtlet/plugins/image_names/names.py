@@ -5,9 +5,7 @@ import re
 from attrs import frozen
 
 from virtlet.errors import InvalidArgument
-
-PREFIX = "virtlet.cloud/"
-"""What the CRI proxy routes on; it may be stripped already."""
+from virtlet.model.image import IMAGE_PREFIX
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
@@ -46,7 +44,7 @@ def parse_name(text: str) -> ImageName:
     Raises:
         InvalidArgument: it is malformed, or holds what must not be shown in lists.
     """
-    name, at, digest = text.removeprefix(PREFIX).rpartition("@")
+    name, at, digest = text.removeprefix(IMAGE_PREFIX).rpartition("@")
     if not at:
         name, digest = digest, ""
     elif not _DIGEST.fullmatch(digest):

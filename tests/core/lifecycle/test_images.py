@@ -1,0 +1,163 @@
+"""Whose plugins find and fetch an image: a kubelet names no handler when it pulls."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+from attrs import evolve
+
+from tests.core.images.disks import raw_disk
+from tests.fakes.manager import Manager
+from tests.fakes.model import make_pod
+from virtlet import hookimpl
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import discover
+from virtlet.core.lifecycle import images
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.store.records import PodPhase, PodRecord
+from virtlet.errors import InvalidArgument
+from virtlet.model.event import EventKind
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.pod import PodConfig, PodMetadata
+
+
+class _Source:
+    """Serves a disk of its own for every name that has one of its words in it."""
+
+    VIRTLET_HOOK_API = 1
+    WORDS: tuple[str, ...] = ()
+
+    @hookimpl
+    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+        if not any(word in name for word in self.WORDS):
+            return None
+        return ImageSource(name=name, url=f"{type(self).__name__}:{name}")
+
+    @hookimpl
+    def virtlet_fetch_image(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage | None:
+        scheme = source.url.partition(":")[0]
+        if scheme != type(self).__name__:
+            return None
+        disk = raw_disk(scheme)
+        staging.begin("", 0, len(disk))
+        staging.write(disk)
+        return FetchedImage(size=len(disk))
+
+
+class Blue(_Source):
+    WORDS = ("blue", "both")
+
+    @hookimpl
+    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+        if name == "picky":
+            raise InvalidArgument("there is no such name")
+        return super().virtlet_resolve_image(name)
+
+
+class Green(_Source):
+    WORDS = ("green", "both")
+
+
+class Fallback(_Source):
+    WORDS = ("",)
+
+    @hookimpl(trylast=True)
+    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+        return super().virtlet_resolve_image(name)
+
+
+@pytest.fixture
+def context(manager: Manager) -> Context:
+    """Handlers `blue` and `green`, with a plugin each, and the default one."""
+    names = ("Blue", "Green", "Fallback")
+    registry = discover(EntryPoint(name, f"{__name__}:{name}", "virtlet") for name in names)
+    sections = {
+        "": {"plugins": ["Fallback"]},
+        "green": {"plugins": ["Green", "Fallback"]},
+        "blue": {"plugins": ["Blue", "Fallback"]},
+    }
+    made = evolve(manager.context, hooks=Hooks(registry), profiles=Profiles(sections, registry))
+    made.journal = manager.context.journal
+    return made
+
+
+def _pull(context: Context, name: str, handler: str = "", pod: PodMetadata | None = None) -> str:
+    """Pull; returns the class of the plugin that served it."""
+    image = images.pull(context, name, Credentials(), handler, pod=pod)
+    content = image.path.read_bytes()
+    return next(k.__name__ for k in (Blue, Green, Fallback) if content == raw_disk(k.__name__))
+
+
+def _run(context: Context, handler: str, attempt: int = 0) -> PodMetadata:
+    """Have a pod of a handler; returns what PullImage says of it."""
+    metadata = PodMetadata(name="web", uid="uid-web", namespace="default", attempt=attempt)
+    pod = evolve(
+        make_pod(),
+        id=f"{attempt:032x}",
+        config=PodConfig(metadata=metadata),
+        profile=context.profiles.get(handler),
+        created_at=attempt,
+    )
+    context.store.put_pod(PodRecord(pod=pod, phase=PodPhase.READY))
+    return metadata
+
+
+def test_a_pods_image_comes_by_the_plugins_of_the_pods_handler(context: Context) -> None:
+    pod = _run(context, "green")
+    assert _pull(context, "both", pod=pod) == "Green"
+    assert _pull(context, "blue", pod=pod) == "Fallback"
+
+
+def test_the_newest_of_a_pods_sandboxes_says_the_handler(context: Context) -> None:
+    _run(context, "blue")
+    assert _pull(context, "both", pod=_run(context, "green", attempt=1)) == "Green"
+
+
+def test_what_the_request_says_goes_before_the_pod(context: Context) -> None:
+    assert _pull(context, "both", "blue", _run(context, "green")) == "Blue"
+
+
+def test_without_a_pod_the_plugins_of_all_handlers_are_asked_by_name_in_their_order(
+    context: Context,
+) -> None:
+    unknown = PodMetadata(name="x", uid="x", namespace="x")
+    assert _pull(context, "both") == "Blue"
+    assert _pull(context, "green", pod=unknown) == "Green"
+    assert _pull(context, "red") == "Fallback"
+
+
+def test_a_name_is_pulled_again_for_the_handler_that_it_was_pulled_for(context: Context) -> None:
+    assert _pull(context, "both", "green") == "Green"
+    assert _pull(context, "both") == "Green"
+    assert _pull(context, "green", "") == "Green"
+
+
+def test_a_plugin_that_refuses_a_name_leaves_it_to_the_others(context: Context) -> None:
+    assert _pull(context, "picky") == "Fallback"
+    with pytest.raises(InvalidArgument, match="no such name"):
+        _pull(context, "picky", "blue")
+
+
+def test_two_handlers_that_give_a_name_two_meanings_take_it_from_each_other(
+    context: Context,
+) -> None:
+    store = context.images.store
+    for handler, plugin in (("blue", "Blue"), ("green", "Green")):
+        assert _pull(context, "both:v1", handler) == plugin
+        (image,) = store.list()
+        assert image.names == ("both:v1",)
+        assert store.handler("both:v1") == store.handler(image.id) == handler
+
+
+def test_a_name_that_was_never_pulled_removes_nothing(context: Context, manager: Manager) -> None:
+    _pull(context, "virtlet.cloud/tiny:latest")
+    images.remove(context, "virtlet.cloud/tiny:zzz")
+    (image,) = context.images.store.list()
+    assert image.names == ("virtlet.cloud/tiny:latest",)
+    images.remove(context, "tiny")
+    assert context.images.store.list() == ()
+    images.remove(context, "tiny")
+    kinds = [event.kind for event in manager.told.events]
+    assert kinds == [EventKind.IMAGE_PULLED, EventKind.IMAGE_REMOVED]
