@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,19 +183,79 @@ def _needs_cgroups(parent: str) -> None:
         pytest.skip("no writable control groups here")
 
 
+def _usage(pod: Pod) -> int:
+    """Memory in use, of the container, as a kubelet asks before it lowers a limit."""
+    wanted = cri.ContainerStatsFilter(label_selector=pod.manifest.container.labels)
+    request = cri.ListContainerStatsRequest(filter=wanted)
+    listed = pod.client.call("ListContainerStats", request).stats
+    usage: int = next(s for s in listed if s.attributes.id == pod.vm).memory.usage_bytes.value
+    return usage
+
+
+OVERHEAD = 320 * MIB
+"""Of a RuntimeClass whose machines can grow, without KVM."""
+KUBELETS = {
+    "oom_score_adj": 995,
+    "hugepage_limits": [cri.HugepageLimit(page_size=size) for size in ("2MB", "1GB")],
+}
+"""What a kubelet sends with every update of a Burstable pod's container."""
+
+
+def _hold(pod: Pod, memory: int) -> None:
+    """Limit the pod's own control group, as the kubelet does; the kernel may refuse that."""
+    group = cgroups.expand(pod.pod.linux.cgroup_parent)
+    for hierarchy in cgroups.hierarchies():
+        for file in ("memory.limit_in_bytes", "memory.max"):
+            if (path := hierarchy.mount / group / file).exists():
+                path.write_text(str(memory))
+
+
+def _lower_as_a_kubelet_does(pod: Pod, mib: int) -> None:
+    """The container first, then the pod's group; each only if less is used than it may."""
+    assert _usage(pod) < mib * MIB
+    _update(
+        pod,
+        _resources(
+            cpus=1.0,
+            memory=mib * MIB,
+            cpu_shares=1024,
+            memory_swap_limit_in_bytes=mib * MIB,
+            **KUBELETS,
+        ),
+    )
+    _hold(pod, mib * MIB + OVERHEAD)
+    limits = cri.LinuxContainerResources(
+        cpu_period=PERIOD, cpu_quota=PERIOD, cpu_shares=1024, memory_limit_in_bytes=mib * MIB
+    )
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, resources=limits)
+    request.overhead.memory_limit_in_bytes = OVERHEAD
+    pod.client.call("UpdatePodSandboxResources", request)
+
+
 def test_a_running_guest_gets_more_and_less(pod: Pod, growing_node: Playground) -> None:
     """CPUs, memory and limits follow the updates, over a restart of the manager too."""
     _needs_cgroups(pod.pod.linux.cgroup_parent)
+    _hold(pod, 256 * MIB + OVERHEAD)
     pod.client.start(pod.vm)
     # The kernel keeps some of its 256 MiB to itself.
     full = _wait_for(pod, 1, 100, 256, timeout=90)
 
+    wait_until(lambda: 0 < _usage(pod) < 192 * MIB, 30, "figures of the guest")
     for _ in range(2):
-        _update(pod, _resources(memory=192 * MIB))
+        _lower_as_a_kubelet_does(pod, 192)
         _wait_for(pod, 1, full - 66, full - 60)
     assert pod.status.resources.linux.memory_limit_in_bytes == 192 * MIB
     assert pod.status.resources.linux.cpu_quota == PERIOD
 
+    # What is lowered further is refused for what the guest uses, at once when it is asked again.
+    for _ in range(2):
+        code, message = _refused(pod, _resources(memory=64 * MIB))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+    started = time.monotonic()
+    assert _refused(pod, _resources(memory=64 * MIB)) == (code, message)
+    assert time.monotonic() - started < 1
+
+    _hold(pod, 512 * MIB + OVERHEAD)
     _update(pod, _resources(cpus=2.5, memory=384 * MIB, cpu_shares=512, cpuset_cpus="0"))
     _wait_for(pod, 3, full + 100, full + 128)
     assert _limit(pod, "cpu.max", "cpu.cfs_quota_us").split()[0] == "250000"
@@ -204,7 +265,11 @@ def test_a_running_guest_gets_more_and_less(pod: Pod, growing_node: Playground) 
     growing_node.kill()
     growing_node.start()
     assert pod.status.resources.linux == _resources(
-        cpus=2.5, memory=384 * MIB, cpu_shares=512, cpuset_cpus="0"
+        cpus=2.5,
+        memory=384 * MIB,
+        cpu_shares=512,
+        cpuset_cpus="0",
+        **KUBELETS,
     )
     assert _size(pod)[0] == 3
 
@@ -221,7 +286,7 @@ def test_a_running_guest_gets_more_and_less(pod: Pod, growing_node: Playground) 
     assert _limit(pod, "cpu.max", "cpu.cfs_quota_us").split()[0] == "250000"
     _wait_for(pod, 3, full + 100, full + 128)
 
-    _update(pod, _resources(cpus=1.0, memory=256 * MIB))
+    _lower_as_a_kubelet_does(pod, 256)
     assert _limit(pod, "cpu.max", "cpu.cfs_quota_us").split()[0] == "100000"
     # The limit holds; emulation takes no vCPU away, and the guest may keep some of the device.
     _wait_for(pod, 3, full - 30, full + 30)

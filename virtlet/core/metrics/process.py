@@ -75,17 +75,16 @@ def process_usage(pid: int) -> ProcessUsage | None:
 
 def process_files(pid: int) -> ProcessFiles | None:
     """What a process has open, or None when it is gone."""
-    sockets = descriptors = 0
+    directory = f"{PROC}/{pid}/fd"
     try:
-        for descriptor in (PROC / str(pid) / "fd").iterdir():
-            descriptors += 1
-            sockets += _target(descriptor).startswith("socket:")
+        targets = [_target(f"{directory}/{name}") for name in os.listdir(directory)]
         limits = _text(pid, "limits")
     except OSError:
         return None
     line = next((line for line in limits.splitlines() if line.startswith(_OPEN_FILES)), "")
     soft = line.removeprefix(_OPEN_FILES).split()[:1]
-    return ProcessFiles(descriptors, sockets, int(soft[0]) if soft and soft[0].isdigit() else None)
+    sockets = sum(target.startswith("socket:") for target in targets)
+    return ProcessFiles(len(targets), sockets, int(soft[0]) if soft and soft[0].isdigit() else None)
 
 
 def _text(pid: int, name: str) -> str:
@@ -97,8 +96,8 @@ def _text(pid: int, name: str) -> str:
         os.close(descriptor)
 
 
-def _target(descriptor: Path) -> str:
+def _target(link: str) -> str:
     try:
-        return str(descriptor.readlink())
+        return os.readlink(link)
     except OSError:
         return ""
