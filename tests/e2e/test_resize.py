@@ -211,8 +211,8 @@ def _hold(pod: Pod, memory: int) -> None:
 
 
 def _lower_as_a_kubelet_does(pod: Pod, mib: int) -> None:
-    """The container first, then the pod's group; each only if less is used than it may."""
-    assert _usage(pod) < mib * MIB
+    """The container first, then the pod's group; it waits until less is used than it may be."""
+    wait_until(lambda: 0 < _usage(pod) < mib * MIB, 60, f"a container that uses less than {mib}Mi")
     _update(
         pod,
         _resources(
@@ -240,7 +240,6 @@ def test_a_running_guest_gets_more_and_less(pod: Pod, growing_node: Playground) 
     # The kernel keeps some of its 256 MiB to itself.
     full = _wait_for(pod, 1, 100, 256, timeout=90)
 
-    wait_until(lambda: 0 < _usage(pod) < 192 * MIB, 30, "figures of the guest")
     for _ in range(2):
         _lower_as_a_kubelet_does(pod, 192)
         _wait_for(pod, 1, full - 66, full - 60)

@@ -147,6 +147,7 @@ def kubelets_pod(node: Playground) -> Iterator[Pod]:
         pod = Pod(node, client, make_manifest(node, "measured"))
         linux = pod.manifest.container.linux.resources
         pod.manifest.pod.linux.cgroup_parent = parent
+        pod.manifest.pod.linux.overhead.memory_limit_in_bytes = 320 * MIB
         linux.cpu_period, linux.cpu_quota, linux.cpu_shares = 100_000, 200_000, 1024
         linux.memory_swap_limit_in_bytes = linux.memory_limit_in_bytes
         pod = pod.up()

@@ -14,13 +14,11 @@ class DomainStats:
     """The emulator's process, where that is known."""
     vcpus: int = 0
     balloon: int = 0
-    """Bytes that the balloon leaves of the memory the guest started with."""
+    """Bytes of RAM the guest has now: less than at its start, or more."""
     guest_unused: int | None = None
     """Bytes the guest itself calls free, where its balloon driver tells."""
     guest_available: int | None = None
     """Bytes the guest itself calls its own."""
-    memory: int = 0
-    """Bytes of RAM the guest has now: `balloon`, and what was added while it runs."""
     guest_usable: int | None = None
     """Bytes the guest itself could give without swapping: free ones, and those of caches."""
     guest_caches: int | None = None

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.core.metrics.measured import Measured
 from virtlet.core.metrics.sample import VmMemory
 from virtlet.core.metrics.sampler import AT_MOST_EVERY, PATIENCE, Sampler
+from virtlet.model.resources import Resources
 
 MIB = 1 << 20
 
@@ -45,7 +47,7 @@ def test_what_the_emulator_needs_beside_the_guests_ram_is_not_the_containers(
     measured: Measured,
 ) -> None:
     measured.sampler.samples()
-    measured.consume(measured.vm, cpu_time=5_000_000_000, balloon=MIB, memory=2 * MIB)
+    measured.consume(measured.vm, cpu_time=5_000_000_000, balloon=2 * MIB)
     time.sleep(AT_MOST_EVERY)
     measured.start("other")
     sample = measured.sampler.samples().vms[measured.vm]
@@ -57,7 +59,6 @@ def test_what_the_emulator_needs_beside_the_guests_ram_is_not_the_containers(
 GUEST = {
     "cpu_time": 5_000_000_000,
     "balloon": 256 * MIB,
-    "memory": 256 * MIB,
     "guest_available": 217 * MIB,
     "guest_unused": 100 * MIB,
     "guest_usable": 150 * MIB,
@@ -85,6 +86,17 @@ def test_a_guest_that_tells_uses_what_it_says_and_what_its_kernel_keeps(
     )
     assert sample.ram == 256 * MIB
     assert sample.memory_at == sample.at
+
+
+def test_what_a_limit_leaves_to_the_emulator_is_in_use(measured: Measured) -> None:
+    """A pod without overhead has guest and emulator within the container's limit."""
+    measured.sampler.samples()
+    measured.consume(measured.vm, **GUEST, guest_told_at=time.time_ns())
+    limit = Resources(memory_limit=400 * MIB)
+    measured.manager.store.change_vm(measured.vm, lambda record: evolve(record, resources=limit))
+    _new_look(measured)
+    memory = measured.sampler.samples().vms[measured.vm].memory
+    assert (memory.usage, memory.working_set) == (300 * MIB, 250 * MIB)
 
 
 def test_a_guest_that_has_stopped_to_tell_is_measured_by_its_emulator(measured: Measured) -> None:

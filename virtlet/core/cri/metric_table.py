@@ -284,7 +284,7 @@ _SPEC = (
     ),
     Metric(
         "container_spec_memory_limit_bytes",
-        "Memory that the container may use, which is the guest's RAM, in bytes; 0 when unlimited.",
+        "Memory that the container may use, in bytes; 0 when unlimited.",
         G,
         (),
         of_vm(lambda f: f.sample.limit),
@@ -348,7 +348,7 @@ _NETWORK = tuple(
 _GUEST = (
     Metric(
         "virtlet_vm_balloon_bytes",
-        "Memory that the balloon leaves the guest, of what it started with, in bytes.",
+        "RAM that the guest has now, in bytes.",
         G,
         (),
         of_vm(lambda f: f.sample.balloon),

@@ -32,9 +32,10 @@ class PodSample:
 
 @frozen
 class VmMemory:
-    """A VM's memory as its limit counts it: what the guest uses of its RAM, in bytes.
+    """A VM's memory as its limit counts it: what the guest uses of it, in bytes.
 
-    Where the guest does not tell that, it is what the emulator has in memory, as far as RAM goes.
+    What a limit without enough overhead leaves to the emulator is in use. Where the guest does not
+    tell, it is what the emulator has in memory, as far as the limit goes.
     """
 
     usage: int = 0
@@ -70,7 +71,7 @@ class VmSample:
     limit: int = 0
     """Bytes of memory the container may use; 0 when unlimited."""
     balloon: int | None = None
-    """Bytes that the balloon leaves the guest of what it started with."""
+    """Bytes of RAM that the guest has; None where that is not known."""
     guest_available: int | None = None
     """Bytes that the guest's kernel manages, where its balloon driver tells."""
     guest_unused: int | None = None

@@ -30,16 +30,18 @@ def vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | N
     cpu_time = max((known for known in times if known is not None), default=None)
     process = process_usage(domain.pid) if domain and domain.pid else None
     disk_bytes, disk_inodes = _allocated(vm.directory)
-    ram = (domain.memory or domain.balloon) if domain else 0
+    ram = domain.balloon if domain else 0
+    limit = (record.resources or vm.config.resources).memory_limit
+    memory = _told(domain, limit, now) if domain else VmMemory()
     return VmSample(
         vm_id=vm.id,
         at=now,
         cpu_time=cpu_time,
         nano_cores=_rate(before, now, cpu_time) or 0,
-        memory=(_told(domain, ram, now) if domain else VmMemory()) or _taken(process, ram),
+        memory=memory or _taken(process, limit or ram),
         memory_at=now,
         ram=ram,
-        limit=(record.resources or vm.config.resources).memory_limit,
+        limit=limit,
         balloon=(domain.balloon or None) if domain else None,
         guest_available=domain.guest_available if domain else None,
         guest_unused=domain.guest_unused if domain else None,
@@ -69,7 +71,7 @@ def refreshed(sample: VmSample) -> VmSample:
         at=now,
         cpu_time=cpu_time,
         nano_cores=sample.nano_cores if rate is None else rate,
-        memory=sample.memory if by_guest else _taken(process, sample.ram),
+        memory=sample.memory if by_guest else _taken(process, sample.limit or sample.ram),
         memory_at=now if not by_guest or now - sample.at < _FRESH else sample.memory_at,
         process=process,
     )
@@ -83,18 +85,19 @@ def _rate(before: VmSample | None, now: int, cpu_time: int | None) -> int | None
     return (cpu_time - before.cpu_time) * _SECOND // elapsed if elapsed >= _RATE_OVER else None
 
 
-def _told(domain: DomainStats, ram: int, now: int) -> VmMemory | None:
+def _told(domain: DomainStats, limit: int, now: int) -> VmMemory | None:
     """What the guest uses, by its own account; None if it gives none, or none any more."""
+    ram = domain.balloon
     if domain.guest_unused is None or now - domain.guest_told_at > _SILENT:
         return None
     unused = domain.guest_unused
     # Kernels before 3.14 know free memory alone.
     usable = unused if domain.guest_usable is None else domain.guest_usable
-    # What the kernel never gave to anybody is in use, too. The guest's figures are of one moment,
-    # which may be before the last change of its RAM.
-    total = domain.guest_available or ram
-    kept = max(0, ram - total)
-    usage = min(ram, kept + max(0, total - unused))
+    # What the guest's kernel never gave to anybody is in use, too, and what the limit leaves to the
+    # emulator. The guest's figures are of one moment, maybe before the last change of its RAM.
+    total, most = domain.guest_available or ram, max(ram, limit)
+    kept = max(0, most - total)
+    usage = min(most, kept + max(0, total - unused))
     caches = domain.guest_caches
     return VmMemory(
         usage=usage,
@@ -107,11 +110,11 @@ def _told(domain: DomainStats, ram: int, now: int) -> VmMemory | None:
     )
 
 
-def _taken(process: ProcessUsage | None, ram: int) -> VmMemory:
-    """What the emulator has of the node's memory, as far as the guest has RAM."""
+def _taken(process: ProcessUsage | None, limit: int) -> VmMemory:
+    """What the emulator has of the node's memory, as far as the limit goes."""
     if process is None:
         return VmMemory()
-    most = ram or process.resident
+    most = limit or process.resident
     return VmMemory(
         usage=min(process.resident, most),
         working_set=min(max(0, process.resident - process.file_backed), most),

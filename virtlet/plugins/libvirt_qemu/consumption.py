@@ -26,21 +26,13 @@ _KIB = 1024
 _TICK = 10**9 // os.sysconf("SC_CLK_TCK")
 
 
-def can_differ(values: Mapping[str, Any]) -> bool:
-    """Whether a guest may have memory in a device: what it has at most is not what it has."""
-    return bool(values.get("balloon.maximum", 0) != values.get("balloon.current", 0))
-
-
-def stats_of(
-    vm_id: str, pid: int | None, values: Mapping[str, Any], plugged: int = 0
-) -> DomainStats | None:
+def stats_of(vm_id: str, pid: int | None, values: Mapping[str, Any]) -> DomainStats | None:
     """One domain's record, or None when its emulator has ended.
 
     Args:
         vm_id: whose.
         pid: the emulator's, where that is known.
         values: libvirt's.
-        plugged: KiB of memory that the guest has in a device.
     """
     cpu_time = 0 if pid is None else _cpu_time(pid)
     if cpu_time is None:
@@ -50,10 +42,10 @@ def stats_of(
         cpu_time=cpu_time,
         pid=pid,
         vcpus=int(values.get("vcpu.current", 0)),
-        balloon=(balloon := int(values.get("balloon.current", 0))) * _KIB,
+        # libvirt adds to it what the guest has of a virtio-mem device.
+        balloon=int(values.get("balloon.current", 0)) * _KIB,
         guest_unused=_bytes(values.get("balloon.unused")),
         guest_available=_bytes(values.get("balloon.available")),
-        memory=(balloon + plugged) * _KIB,
         guest_usable=_bytes(values.get("balloon.usable")),
         guest_caches=_bytes(values.get("balloon.disk_caches")),
         guest_faults=values.get("balloon.minor_fault"),

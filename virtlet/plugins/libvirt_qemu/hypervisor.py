@@ -30,7 +30,6 @@ from virtlet.plugins.libvirt_qemu import (
     consumption,
     domain_log,
     failures,
-    memory,
     nics,
     process,
     states,
@@ -252,11 +251,7 @@ class LibvirtHypervisor(Hypervisor):
                 vm_id = canonical(domain.UUIDString())
                 if self._domains.is_ours(domain, vm_id):
                     pid = self._pid(domain.name())
-                    plugged = 0
-                    if consumption.can_differ(values):
-                        with missing_is_fine():
-                            plugged = memory.plugged(domain)
-                    consumed = consumption.stats_of(vm_id, pid, values, plugged)
+                    consumed = consumption.stats_of(vm_id, pid, values)
                     if consumed is not None:
                         found[vm_id] = consumed
         return found

@@ -68,12 +68,6 @@ def look(domain: Any) -> MemoryState:
     return MemoryState(total - size, balloon, device, size, block, plugged)
 
 
-def plugged(domain: Any) -> int:
-    """KiB that the guest has of its virtio-mem device; 0 where there is none."""
-    document = ElementTree.fromstring(domain.XMLDesc(0))
-    return int(document.findtext("devices/memory[@model='virtio-mem']/target/current", "0"))
-
-
 class Memory:
     """Changes a domain's memory.
 
