@@ -31,7 +31,9 @@ LIMIT = 60.0
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     """A pod whose guest has booted, on a node of its own."""
     with Playground({"tiny": TINY}, subnet="10.127.0.0/16") as node, node.client() as client:
-        pod = Pod(node, client, make_manifest(node, "streamed")).up()
+        pod = Pod(node, client, make_manifest(node, "streamed"))
+        pod.manifest.container.stdin = pod.manifest.container.stdin_once = True
+        pod = pod.up()
         pod.wait_for_answer()
         pod.wait_for_console("login:")
         yield pod
@@ -163,6 +165,20 @@ def test_someone_attached_types_at_the_console_and_detaches(
     assert b"Linux version" not in seen, "history is not replayed"
     assert code == 0
     guest.wait_for_console("answer-42", 5)
+
+
+def test_the_end_of_an_input_for_one_client_reaches_the_console_and_ends_the_session(
+    with_kubectl: Session,
+) -> None:
+    """As critest attaches, and `kubectl run -i` with an input that ends."""
+
+    async def work(kubectl: Kubectl) -> Result:
+        return await kubectl.run("attach", "-i", "vm", stdin=b"\n")
+
+    result = with_kubectl(work)
+    assert result.code == 0, result.stderr
+    # The banner stands above a new prompt: who asked for the name has gone.
+    assert b"http://ADDRESS/" in result.stdout
 
 
 def test_a_url_serves_one_connection(guest: Pod) -> None:

@@ -176,6 +176,64 @@ def test_the_detach_key_and_the_end_of_the_vm_are_good_ends(scene: Scene) -> Non
     run(test())
 
 
+def once(scene: Scene) -> None:
+    """Make the VM's input one for a single client, as `kubectl run -i` asks for."""
+    record = scene.store.vms["vm-1"]
+    config = evolve(record.vm.config, stdin=True, stdin_once=True)
+    scene.store.put_vm(evolve(record, vm=evolve(record.vm, config=config)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "typed"),
+    [
+        (b"echo hello\n", b"echo hello\n\x04"),
+        (b"echo hello", b"echo hello\x04\x04"),
+        (b"", b"\x04"),
+    ],
+)
+def test_the_end_of_an_input_for_one_client_is_typed_and_ends_the_session_after_the_answer(
+    scene: Scene, keys: bytes, typed: bytes
+) -> None:
+    async def test() -> None:
+        once(scene)
+        attacher = attacher_with(scene, 0.5)
+        reader = Reading()
+        streams = session_streams(Sent(*([keys] if keys else [])), reader)
+        session = asyncio.create_task(attacher.run(REQUEST, streams))
+        assert await asyncio.to_thread(scene.guest.typed, len(typed)) == typed
+        for _ in range(5):
+            await asyncio.sleep(0.2)
+            scene.guest.print(b"hello\n")
+        await session
+        assert reader.data == b"hello\n" * 5
+
+    run(test())
+
+
+def attacher_with(scene: Scene, seconds: float) -> ConsoleAttacher:
+    """The scene's attacher with another measure of silence."""
+    return ConsoleAttacher(scene.attacher._context, scene.hub, seconds)
+
+
+@pytest.mark.parametrize("is_once", [True, False])
+def test_a_session_goes_on_where_nothing_has_ended_or_the_input_is_for_many(
+    scene: Scene, is_once: bool
+) -> None:
+    async def test() -> None:
+        if is_once:
+            once(scene)
+        reader = Reading()
+        streams = session_streams(Sent(silent=is_once), reader)
+        session = asyncio.create_task(attacher_with(scene, 0.1).run(REQUEST, streams))
+        await asyncio.sleep(0.5)
+        scene.guest.print(b"late")
+        await reader.until(b"late")
+        session.cancel()
+        await asyncio.gather(session, return_exceptions=True)
+
+    run(test())
+
+
 def test_a_client_that_is_too_slow_is_told_so_and_what_to_do(scene: Scene) -> None:
     async def test() -> None:
         session = await scene.attach(session_streams(Sent(silent=True), Reading(0.05)))

@@ -16,16 +16,29 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
+from virtlet.model.vm import Vm
 
 CHUNK = 64 * 1024
+SILENCE = 5.0
+"""Seconds without output after which a session ends whose client has ended a `stdinOnce` input."""
+END_OF_FILE = b"\x04"
+"""Ctrl-D: what ends the input of whoever reads a terminal, where it begins a line; within one it
+only hands over the line so far."""
 
 
 class ConsoleAttacher:
-    """Serves attach sessions: an AttachRunner over the console hub."""
+    """Serves attach sessions: an AttachRunner over the console hub.
 
-    def __init__(self, context: Context, hub: ConsoleHub) -> None:
+    Args:
+        context: the manager.
+        hub: lets people at the consoles.
+        silence: seconds, see SILENCE.
+    """
+
+    def __init__(self, context: Context, hub: ConsoleHub, silence: float = SILENCE) -> None:
         self._context = context
         self._hub = hub
+        self._silence = silence
 
     def check(self, vm_id: str) -> ConsoleFiles:
         """The console of a VM that can be attached to now.
@@ -34,28 +47,36 @@ class ConsoleAttacher:
             NotFound: no such VM.
             FailedPrecondition: it does not run.
         """
+        return self._context.consoles.files(self._running(vm_id))
+
+    def _running(self, vm_id: str) -> Vm:
         record = self._context.store.vms.get(vm_id)
         if record is None or not record.visible:
             raise NotFound(f"there is no container {vm_id}")
         if record.phase is not VmPhase.RUNNING:
             raise FailedPrecondition(f"VM {record.vm.name} does not run: it has no console")
-        return self._context.consoles.files(record.vm)
+        return record.vm
 
     async def run(self, request: AttachRequest, streams: SessionStreams) -> None:
-        """Stay until the client detaches or the VM ends.
+        """Stay until the client detaches, the VM ends, or there is nothing to stay for.
+
+        The latter is where the container's input is for one client (`stdinOnce`) who has ended it:
+        the guest is told so, and has said what it says to that.
 
         Raises:
             ResourceExhausted: the client did not keep up.
             Unavailable: the manager stops, or the console cannot be read any more.
             NotFound, FailedPrecondition: as for `check`.
         """
-        files = self.check(request.container_id)
+        vm = self._running(request.container_id)
+        files = self._context.consoles.files(vm)
         attachment = await asyncio.to_thread(self._hub.attach, files)
         attachment.socket.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=attachment.socket)
-        typing = asyncio.create_task(_type(streams, writer))
+        typing = asyncio.create_task(_type(streams, writer, once=vm.config.stdin_once))
+        silence = self._silence if vm.config.stdin_once and streams.stdin else None
         try:
-            while data := await _output(reader):
+            while data := await _output(reader, typing, silence):
                 if streams.stdout is not None:
                     await streams.stdout.write(data)
         finally:
@@ -66,12 +87,29 @@ class ConsoleAttacher:
             raise error
 
 
-async def _output(reader: asyncio.StreamReader) -> bytes:
-    """What comes next; b"" at the end, be it a reset: the hub lets go with keys still unread."""
+async def _output(
+    reader: asyncio.StreamReader, typing: asyncio.Task[None], silence: float | None
+) -> bytes:
+    """What comes next; b"" at the end, be it a reset: the hub lets go with keys still unread.
+
+    Args:
+        reader: the console.
+        typing: ends with the client's input.
+        silence: seconds without output that are an end too, after the end of the input; None for
+            never.
+    """
+    reading = asyncio.ensure_future(reader.read(CHUNK))
     try:
-        return await reader.read(CHUNK)
+        if silence is not None:
+            await asyncio.wait((reading, typing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reading,), timeout=silence)
+            if not reading.done():
+                return b""
+        return await reading
     except ConnectionError:
         return b""
+    finally:
+        await cancel(reading)
 
 
 def _failure(attachment: Attachment) -> VirtletError | None:
@@ -94,10 +132,21 @@ def _failure(attachment: Attachment) -> VirtletError | None:
     return None
 
 
-async def _type(streams: SessionStreams, writer: asyncio.StreamWriter) -> None:
-    """Pass on what the client types; without stdin, and after its end, others type on."""
+async def _type(streams: SessionStreams, writer: asyncio.StreamWriter, *, once: bool) -> None:
+    """Pass on what the client types; without stdin, and after its end, others type on.
+
+    Args:
+        streams: the client's.
+        writer: the console.
+        once: whether to tell the guest that the input has ended.
+    """
     if streams.stdin is None:
         return
+    last = b"\n"
     while data := await streams.stdin.read():
         writer.write(data)
+        await writer.drain()
+        last = data[-1:]
+    if once:
+        writer.write(END_OF_FILE if last in b"\r\n" else END_OF_FILE * 2)
         await writer.drain()
