@@ -59,6 +59,13 @@ class Unavailable(VirtletError):
     status = "UNAVAILABLE"
 
 
+class GuestNotReady(Unavailable):
+    """The guest has not booted so far that it can serve the call.
+
+    The message is for the pod's owner too, so it quotes nothing that the guest says.
+    """
+
+
 class DeadlineExceeded(VirtletError):
     """The work took longer than the caller allows."""
 

@@ -29,6 +29,8 @@ def guest() -> Iterator[Pod]:
     with Playground({"tiny": TINY}, subnet="10.126.0.0/16") as node, node.client() as client:
         pod = Pod(node, client, make_manifest(node, "commanded"))
         pod.manifest.container.envs.add(key="COLOUR", value=b"red")
+        del pod.manifest.pod.annotations["VirtletCloudInitUserDataScript"]
+        pod.manifest.pod.linux.sysctls["net.ipv4.ip_forward"] = "1"
         yield pod.up()
 
 
@@ -44,11 +46,22 @@ def runs(pod: Pod, argument: str) -> bool:
     return argument.encode() in commands.split(b"\n")
 
 
-def test_a_guest_that_still_boots_is_waited_for(guest: Pod) -> None:
+def test_a_probe_of_a_guest_that_still_boots_does_not_count_as_failed(guest: Pod) -> None:
+    """A kubelet throws away the result of a probe with this status, and shows its message."""
     with pytest.raises(CallFailed, match="no guest agent answers .* may still be booting") as early:
         run(guest, "true", timeout=1)
-    assert early.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert run(guest, "echo", "up").stdout == b"up\n"
+    assert early.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_hook_right_after_the_start_finds_the_guest_booted_and_configured(guest: Pod) -> None:
+    """As a kubelet runs postStart: without a time limit of any kind."""
+    command = "cat /proc/sys/net/ipv4/ip_forward /etc/cloud/environment /etc/resolv.conf"
+    request = cri.ExecSyncRequest(container_id=guest.vm, cmd=["sh", "-c", command])
+    reply = guest.client.runtime.ExecSync(request)
+    lines = reply.stdout.splitlines()
+    assert lines[0] == b"1"
+    assert b"COLOUR=red" in lines
+    assert any(line.startswith(b"nameserver ") for line in lines)
 
 
 def test_outputs_and_exit_code_come_back(guest: Pod) -> None:

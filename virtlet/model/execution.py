@@ -58,6 +58,8 @@ class ExecSession(Protocol):
 
         Raises:
             DeadlineExceeded: the time was up; the guest's process is killed.
+            GuestNotReady: the guest still boots, and the time was up or it takes too long; what
+                calls probes does not count that as failed.
             Unavailable: nobody in the guest answers; the message says how to get one who does.
             FailedPrecondition: the guest cannot do it (no terminal helper, no such program).
         """

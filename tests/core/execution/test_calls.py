@@ -10,7 +10,8 @@ from virtlet.core.cri.calls import Caller
 from virtlet.core.cri.exec import REPLY_LIMIT, Exec
 from virtlet.core.streaming.sessions import ExecRequest
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound
+from virtlet.errors import FailedPrecondition, GuestNotReady, InvalidArgument, NotFound
+from virtlet.model.event import Event
 from virtlet.model.execution import GuestCommand, GuestStreams
 
 MIB = 1 << 20
@@ -90,6 +91,38 @@ def test_a_url_stands_for_the_command_and_its_streams(tmp_path: Path) -> None:
         container_id="vm", command=("sh", "-l"), stdin=True, stdout=True, stderr=False, tty=True
     )
     assert urls.requests == [wanted]
+
+
+class Notices:
+    """What the pod's owner is told, in place of consoles and observers."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.consoles = self.events = self
+        self.told: list[str] = []
+
+    def tell(self, subject: Any, text: str) -> None:
+        if not isinstance(subject, Event):
+            self.told.append(text)
+
+
+@pytest.mark.parametrize(("timeout", "told"), [(0, ["hook"]), (5, [])])
+def test_the_owner_is_told_why_a_hook_did_not_run_and_not_of_every_probe(
+    tmp_path: Path, timeout: int, told: list[str]
+) -> None:
+    """A kubelet kills the VM of a failed hook, and shows no reason; a probe's reason it shows."""
+
+    def booting(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        raise GuestNotReady("no guest agent answers; use the setting")
+
+    with running(tmp_path, booting) as world:
+        notices: Any = Notices(world.store)
+        request = cri.ExecSyncRequest(container_id="vm", cmd=["x"], timeout=timeout)
+        with pytest.raises(GuestNotReady):
+            Exec(notices, world.executions, Urls()).exec_sync(request, WAITING)
+    assert [
+        ("hook" if "hook" in text and "use the setting" in text else text) for text in notices.told
+    ] == told
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,10 @@ def test_the_annotation_is_merged_after_what_is_generated() -> None:
     }
     told_now = told([CACHE], marks, [("A", "1")])
     assert told_now.overrides == frozenset()
-    assert told_now.document["runcmd"] == ["/etc/cloud/mount-volumes.sh", "mine"]
+    mount, mark, mine = told_now.document["runcmd"]
+    assert (mount, mine) == ("/etc/cloud/mount-volumes.sh", "mine")
+    # A hook must not wait for the owner's commands, which may wait for the hook.
+    assert mark.endswith(">/run/virtlet/configured")
     assert list(files(told_now.document)) == [
         "/etc/cloud/environment",
         "/etc/cloud/mount-volumes.sh",

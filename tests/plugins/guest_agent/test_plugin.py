@@ -1,5 +1,6 @@
 """The hook, as the core calls it."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,13 +8,17 @@ import pytest
 from attrs import evolve
 
 from tests.fakes import models
+from tests.fakes.model import make_config, make_node
 from tests.plugins.guest_agent.caller import Caller
-from virtlet.errors import FailedPrecondition, Unavailable
+from tests.plugins.guest_agent.fake_agent import Conversation, listening
+from virtlet.errors import DeadlineExceeded, FailedPrecondition, GuestNotReady, Unavailable
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import Console, Machine
+from virtlet.plugins.cloudinit.scripts import MARK_CONFIGURED
+from virtlet.plugins.guest_agent.options import GUEST_AGENT_TIMEOUT
 from virtlet.plugins.guest_agent.plugin import Plugin
 
 
@@ -79,6 +84,112 @@ def test_the_connection_is_kept_while_the_machine_runs_and_closed_when_it_ends(
         session.run(Caller(), 20)
     # The agent serves one client at a time: this one gets through because the other has left.
     assert run(plugin, machine, command) == b""
+
+
+@pytest.fixture
+def configuring(machine: Machine, tmp_path: Path) -> Iterator[None]:
+    """The guest's cloud-init goes on for a while, from before anybody asks for anything."""
+    begin = (
+        "mkdir /run/cloud-init; (sleep 2; echo {} >/run/cloud-init/result.json) >/dev/null 2>&1 &"
+    )
+    script(machine, begin)
+    yield
+    script(machine, "rm -rf /run/cloud-init /run/virtlet")
+
+
+def script(machine: Machine, text: str) -> None:
+    """Run a script by a plugin of its own, which leaves the agent to others again."""
+    plugin = Plugin()
+    try:
+        run(plugin, machine, GuestCommand(argv=("sh", "-c", text), captured=True))
+    finally:
+        plugin.virtlet_shutdown()
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_guest_that_still_applies_its_seed_is_waited_for(
+    configuring: None, plugin: Plugin, machine: Machine, captured: bool
+) -> None:
+    command = GuestCommand(argv=("cat", "/run/cloud-init/result.json"), captured=captured)
+    assert run(plugin, young(machine), command) == b"{}\n"
+
+
+def young(machine: Machine) -> Machine:
+    """The machine as one that was made just now."""
+    return evolve(machine, vm=evolve(machine.vm, created_at=time.time_ns()))
+
+
+def test_a_probe_of_a_guest_that_still_applies_its_seed_hears_so(
+    configuring: None, plugin: Plugin, machine: Machine
+) -> None:
+    session = plugin.virtlet_guest_exec(young(machine), GuestCommand(argv=("true",), captured=True))
+    assert session is not None
+    with pytest.raises(
+        GuestNotReady, match="not configured yet: cloud-init goes on .* startupProbe"
+    ):
+        session.run(Caller(), 1)
+
+
+def test_a_guest_that_had_its_time_is_taken_as_it_is(
+    configuring: None, plugin: Plugin, machine: Machine
+) -> None:
+    assert run(plugin, machine, GuestCommand(argv=("ls", "/run/cloud-init"), captured=True)) == b""
+
+
+def test_the_owners_own_commands_are_not_waited_for(
+    configuring: None, plugin: Plugin, machine: Machine
+) -> None:
+    """Else a hook would wait for a command that waits for it."""
+    script(machine, MARK_CONFIGURED)
+    assert (
+        run(plugin, young(machine), GuestCommand(argv=("ls", "/run/cloud-init"), captured=True))
+        == b""
+    )
+
+
+@pytest.fixture
+def agentless(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine that was made just now, in whose guest nobody answers."""
+
+    def deaf(conversation: Conversation) -> None:
+        while conversation.read() is not None:
+            pass
+
+    socket = tmp_path_factory.mktemp("a") / "s"
+    with listening(socket, deaf):
+        yield young(evolve(machine, guest_agent=socket))
+
+
+def test_a_hook_waits_as_long_as_the_setting_says_and_names_it(
+    plugin: Plugin, agentless: Machine, tmp_path: Path
+) -> None:
+    config = make_config((GUEST_AGENT_TIMEOUT,), guestAgentTimeout="2")
+    plugin.virtlet_configure(config, make_node(tmp_path))
+    session = plugin.virtlet_guest_exec(agentless, GuestCommand(argv=("true",), captured=True))
+    assert session is not None
+    with pytest.raises(
+        GuestNotReady, match=r"no guest agent answers .* waited 2.* s; .* \(--guest-agent-timeout\)"
+    ):
+        session.run(Caller(), None)
+    plugin.virtlet_shutdown()
+
+
+def test_a_probe_fails_only_after_the_guest_has_had_its_time(
+    plugin: Plugin, agentless: Machine
+) -> None:
+    """A kubelet throws away a probe that is Unavailable, and counts one that takes too long."""
+    command = GuestCommand(argv=("true",), captured=True)
+    young_one = plugin.virtlet_guest_exec(agentless, command)
+    assert young_one is not None
+    with pytest.raises(GuestNotReady, match="counts as no failure"):
+        young_one.run(Caller(), 0.3)
+    plugin.virtlet_event(Event(kind=EventKind.VM_STOPPED, subject=agentless.vm.id))
+    old = evolve(agentless, vm=evolve(agentless.vm, created_at=time.time_ns() - 301 * 10**9))
+    old_one = plugin.virtlet_guest_exec(old, command)
+    assert old_one is not None
+    with pytest.raises(DeadlineExceeded, match="no guest agent answers"):
+        old_one.run(Caller(), 0.3)
+    plugin.virtlet_shutdown()
 
 
 def test_secrets_stay_out_of_what_is_printed(plugin: Plugin, machine: Machine) -> None:

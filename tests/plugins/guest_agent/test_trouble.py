@@ -13,6 +13,7 @@ from tests.plugins.guest_agent.caller import Caller, capture, stream
 from tests.plugins.guest_agent.fake_agent import Conversation, listening
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from virtlet.plugins.guest_agent.agent import Agent
+from virtlet.plugins.guest_agent.boot import Boot
 from virtlet.plugins.guest_agent.captured import CapturedSession
 from virtlet.plugins.guest_agent.channel import ReplyBudget
 
@@ -51,7 +52,7 @@ class Pausing:
 @pytest.fixture
 def odd(agent_socket: Path, budget: ReplyBudget) -> Iterator[Agent]:
     """The agent at the socket where a test puts an odd guest."""
-    agent = Agent(agent_socket, "default/odd/guest", budget)
+    agent = Agent(agent_socket, "default/odd/guest", budget, Boot(configured=True))
     yield agent
     agent.close()
 

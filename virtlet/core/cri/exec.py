@@ -7,9 +7,10 @@ from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.core.execution.command import checked, running_machine
 from virtlet.core.execution.executions import ExecResult, Executions
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.streaming.sessions import ExecRequest
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument
+from virtlet.errors import GuestNotReady, InvalidArgument
 
 REPLY_LIMIT = (16 << 20) - (4 << 10)
 """Bytes of both outputs together: the kubelet takes no message of more than 16 MiB."""
@@ -45,9 +46,21 @@ class Exec:
         if request.timeout < 0:
             raise InvalidArgument(f"timeout {request.timeout} is negative")
         timeout = float(request.timeout) if request.timeout else _patience(caller)
-        result = self._executions.exec_sync(vm_id, tuple(request.cmd), timeout, caller.waits)
+        try:
+            result = self._executions.exec_sync(vm_id, tuple(request.cmd), timeout, caller.waits)
+        except GuestNotReady as error:
+            if timeout is None:
+                self._tell_owner(vm_id, error)
+            raise
         output, errors = _fitting(result)
         return cri.ExecSyncResponse(stdout=output, stderr=errors, exit_code=result.exit_code)
+
+    def _tell_owner(self, vm_id: str, error: GuestNotReady) -> None:
+        """Say why a hook did not run: a kubelet kills the VM then, and its event has no reason."""
+        record = self._context.store.vms.get(vm_id)
+        if record is not None:
+            text = f"a command without a time limit, as a postStart hook is, did not run: {error}"
+            tell_owner(self._context, record.vm, text)
 
     def exec(self, request: cri.ExecRequest) -> cri.ExecResponse:
         """Exec: the URL at which the command runs once somebody connects."""

@@ -16,6 +16,8 @@ MOUNT_SCRIPT = "/etc/cloud/mount-volumes.sh"
 SYMLINK_SCRIPT = "/etc/cloud/symlink-devs.sh"
 OWNER_SCRIPT = "/etc/cloud/own-files.sh"
 RESOLVER_SCRIPT = "/etc/cloud/resolver-options.sh"
+MARK_CONFIGURED = "mkdir -p /run/virtlet && : >/run/virtlet/configured"
+"""Tells whoever runs commands in the guest that all of the pod's seed is applied."""
 PER_BOOT = "/var/lib/cloud/scripts/per-boot"
 
 _FIND_DISK = """\

@@ -44,8 +44,8 @@ def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
         else:
             _check_complete(vm, volumes)
         return UserData({}, script=script)
-    generated = _generated(vm, volumes)
     added = USER_DATA.of(vm.pod)
+    generated = _generated(vm, volumes, marked="runcmd" in added)
     if USER_DATA_OVERWRITE.of(vm.pod):
         return UserData(_over(generated, added), overrides=frozenset(added))
     return UserData(merge_over(generated, added))
@@ -116,7 +116,7 @@ def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
     return files + read_all(v for v in volumes if isinstance(v, GuestFiles))
 
 
-def _generated(vm: Vm, volumes: Sequence[Volume]) -> dict[str, Any]:
+def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, Any]:
     files = _files(vm, volumes)
     commands: list[str] = []
     owners = scripts.owner_body(files)
@@ -140,6 +140,9 @@ def _generated(vm: Vm, volumes: Sequence[Volume]) -> dict[str, Any]:
     if settings:
         files.append(GuestFile(sysctls.FILE, settings.encode(), 0o644))
         commands.append(sysctls.COMMAND)
+    if marked:
+        # The owner's commands come next, and may take long.
+        commands.append(scripts.MARK_CONFIGURED)
     mounted = {v.guest_path.rstrip("/") for v in scripts.outer_first(volumes)}
     document = {
         "write_files": [_write_file(file, mounted) for file in files],

@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from virtlet.errors import FailedPrecondition, Unavailable, VirtletError
 from virtlet.plugins.guest_agent import scripts
+from virtlet.plugins.guest_agent.boot import Boot
 from virtlet.plugins.guest_agent.channel import SMALL_REPLY, ReplyBudget
 from virtlet.plugins.guest_agent.deadline import Deadline, Pace, TimeUp
 from virtlet.plugins.guest_agent.environment import SCRIPT_ENVIRONMENT
@@ -61,8 +62,11 @@ class Agent:
     Methods raise what `Link.call` raises.
     """
 
-    def __init__(self, path: Path, vm_name: str, budget: ReplyBudget) -> None:
+    def __init__(
+        self, path: Path, vm_name: str, budget: ReplyBudget, boot: Boot | None = None
+    ) -> None:
         self._link = Link(path, vm_name, budget)
+        self.boot = boot or Boot()
         self._unkilled: set[int] = set()
         self.vm_name = vm_name
         self.has_setsid = True
@@ -76,9 +80,35 @@ class Agent:
         """What to say when nobody answers."""
         return self._link.silence()
 
+    @property
+    def answered(self) -> bool:
+        """Whether anybody has ever answered."""
+        return self._link.answered
+
     def close(self) -> None:
         """Close the connection for good."""
         self._link.close()
+
+    def await_boot(self, deadline: Deadline) -> None:
+        """Wait until the guest answers and, where it can tell, has applied its seed.
+
+        Raises:
+            TimeUp, CallerGone, Unavailable: as for `Link.call`; with TimeUp either may be missing.
+        """
+        self._link.settle(deadline)
+        pace = Pace(1.0)
+        while not self.boot.configured:
+            try:
+                found = self.run_script(scripts.CONFIGURED, (), deadline).exit_code
+            except FailedPrecondition:  # it cannot tell; what is to run finds out by itself
+                found = 0
+            if found != scripts.NOT_CONFIGURED:
+                self.boot.configured = True
+            elif self.boot.over:
+                log.warning("guest not configured in time", extra={"vm": self.vm_name})
+                self.boot.configured = True
+            else:
+                deadline.pause(pace.pause())
 
     # Processes
 

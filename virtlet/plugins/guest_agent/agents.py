@@ -5,6 +5,7 @@ from pathlib import Path
 
 from virtlet.model.vm import Machine
 from virtlet.plugins.guest_agent.agent import Agent
+from virtlet.plugins.guest_agent.boot import BOOT_LIMIT, Boot
 from virtlet.plugins.guest_agent.channel import ReplyBudget
 
 LARGE_REPLIES = 256 << 20
@@ -13,9 +14,14 @@ as large as they get."""
 
 
 class Agents:
-    """Keeps one Agent per VM while the VM runs."""
+    """Keeps one Agent per VM while the VM runs.
 
-    def __init__(self) -> None:
+    Args:
+        boot_limit: seconds a guest may take to boot.
+    """
+
+    def __init__(self, boot_limit: float = BOOT_LIMIT) -> None:
+        self._boot_limit = boot_limit
         self._lock = threading.Lock()
         self._agents: dict[str, Agent] = {}
         self._budget = ReplyBudget(LARGE_REPLIES)
@@ -25,7 +31,8 @@ class Agents:
         with self._lock:
             agent = self._agents.get(machine.vm.id)
             if agent is None:
-                agent = Agent(socket, machine.vm.name, self._budget)
+                boot = Boot(self._boot_limit, machine.vm.created_at)
+                agent = Agent(socket, machine.vm.name, self._budget, boot)
                 self._agents[machine.vm.id] = agent
             return agent
 

@@ -1,10 +1,17 @@
 """What every command has in common: how it starts, and what its caller is told when it fails."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
-from virtlet.errors import DeadlineExceeded, FailedPrecondition, Unavailable, VirtletError
+from virtlet.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    GuestNotReady,
+    Unavailable,
+    VirtletError,
+)
 from virtlet.model.execution import GuestStreams
 from virtlet.plugins.guest_agent.agent import KILL_WAIT, Agent, NotStarted
 from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
@@ -25,12 +32,22 @@ class Attempt:
         program: the command's, for messages; its arguments may hold secrets.
         streams: the caller's.
         timeout: seconds; None for no limit.
+        patience: seconds for a guest that boots, where there is no limit; None for as long as it
+            may take.
     """
 
     def __init__(
-        self, agent: Agent, program: str, streams: GuestStreams, timeout: float | None
+        self,
+        agent: Agent,
+        program: str,
+        streams: GuestStreams,
+        timeout: float | None,
+        *,
+        patience: float | None = None,
     ) -> None:
         self.agent = agent
+        limit = agent.boot.limit
+        self._patience = limit if patience is None else min(patience, limit)
         self.program = program
         self.timeout = timeout
         self.deadline = Deadline(timeout, lambda: streams.gone)
@@ -55,6 +72,7 @@ class Attempt:
         """
         try:
             with self._cleared_up():
+                self._await_boot()
                 self.agent.kill_left(self.deadline)
                 return work(self)
         except CallerGone:
@@ -65,6 +83,28 @@ class Attempt:
             raise Unavailable(
                 f"the guest agent of VM {self.agent.vm_name} cannot run {self.program!r}: {error}"
             ) from None
+
+    def _await_boot(self) -> None:
+        """Wait for the guest for as long as the caller has time, else as `patience` says.
+
+        Raises:
+            GuestNotReady: that was not enough. A kubelet's probe counts it as no failure, and
+                shows it, which is right for a guest that may still be booting.
+        """
+        agent, limited = self.agent, self.deadline.limited
+        began = time.monotonic()
+        try:
+            agent.await_boot(self.deadline if limited else self.deadline.within(self._patience))
+        except TimeUp:
+            if limited and (agent.boot.configured or agent.boot.over):
+                raise
+            if agent.answered and not limited:
+                return
+            what = agent.silence()
+            if agent.answered:
+                what = f"VM {agent.vm_name} is not configured yet: cloud-init goes on in it"
+            advice = agent.boot.advice(round(time.monotonic() - began, 1), limited=limited)
+            raise GuestNotReady(f"{what}; {advice}") from None
 
     @contextmanager
     def _cleared_up(self) -> Iterator[None]:

@@ -29,8 +29,7 @@ from virtlet.plugins.guest_agent.channel import (
 from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
 
 AGENT_WAIT = 60.0
-"""Seconds that a caller without a deadline, as streaming sessions are, waits for the agent to show
-up."""
+"""Seconds that a caller without a deadline waits for an agent that has answered before."""
 ANSWER_WAIT = 120.0
 """Seconds for one answer; an emulated guest moves its largest, 43 MiB, in about 15."""
 SYNC_INTERVAL = 5.0

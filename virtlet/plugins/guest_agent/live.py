@@ -22,6 +22,8 @@ from virtlet.plugins.guest_agent.relay import Relay
 
 BASE = "/run/virtlet-exec"
 """Directory of the guest for all sessions: in memory, and root's alone."""
+PERSONS_PATIENCE = 60.0
+"""Seconds that a guest which boots is waited for: somebody sits before the terminal."""
 
 
 @frozen
@@ -34,7 +36,8 @@ class LiveSession:
 
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         """See `ExecSession.run`."""
-        attempt = Attempt(self.agent, self.command.argv[0], streams, timeout)
+        program = self.command.argv[0]
+        attempt = Attempt(self.agent, program, streams, timeout, patience=PERSONS_PATIENCE)
         name = f"{self.agent.token}-{secrets.token_hex(4)}"
         try:
             return attempt.run(lambda attempt: self._run(attempt, streams, name))

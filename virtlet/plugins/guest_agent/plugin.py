@@ -1,14 +1,20 @@
 """Hook implementations of commands through the guest agent."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import ExecSession, GuestCommand
+from virtlet.model.node import Node
+from virtlet.model.option import Option, Settings
 from virtlet.model.vm import Machine
 from virtlet.plugins.guest_agent.agents import Agents
 from virtlet.plugins.guest_agent.captured import CapturedSession
 from virtlet.plugins.guest_agent.environment import as_list, environment_of
 from virtlet.plugins.guest_agent.live import LiveSession
+from virtlet.plugins.guest_agent.options import GUEST_AGENT_TIMEOUT
 
 
 class Plugin:
@@ -18,6 +24,16 @@ class Plugin:
 
     def __init__(self) -> None:
         self._agents = Agents()
+
+    @hookimpl
+    def virtlet_options(self) -> Sequence[Option[Any]]:
+        """How long guests may take to boot."""
+        return (GUEST_AGENT_TIMEOUT,)
+
+    @hookimpl
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
+        """Take that."""
+        self._agents = Agents(float(settings[GUEST_AGENT_TIMEOUT]))
 
     @hookimpl(trylast=True)
     def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> ExecSession | None:

@@ -32,6 +32,18 @@ done
 kill -KILL $doomed 2>/dev/null
 """
 
+NOT_CONFIGURED = 98
+"""Exit code of CONFIGURED."""
+
+CONFIGURED = f"""\
+# Says whether the guest still applies its seed. The first file is made by a command of the seed,
+# after all that the pod asks for and before the owner's commands; the others are cloud-init's.
+for done in /run/virtlet/configured /run/cloud-init/result.json /run/cloud-init/disabled; do
+    [ ! -e "$done" ] || exit 0
+done
+[ ! -d /run/cloud-init ] || exit {NOT_CONFIGURED}
+"""
+
 NO_HELPER, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit codes of PREPARE."""
 
