@@ -100,6 +100,48 @@ def test_a_flood_waits_for_a_slow_caller_and_fills_no_guest(debian: Agent) -> No
     assert 0 < caller.largest <= 4096
 
 
+@pytest.mark.parametrize("tty", [False, True])
+def test_the_guests_list_of_processes_shows_the_command_and_no_script_of_ours(
+    agent: Agent, tty: bool
+) -> None:
+    """As `ps` does, with every argument."""
+    look = "for p in /proc/[0-9]*; do tr '\\0\\n' ' ~' <$p/cmdline; echo; done 2>/dev/null"
+    shown = [b""]
+
+    class Looking(Caller):
+        def read_input(self, limit: int, timeout: float) -> bytes | None:
+            if b"sleep 4727 " not in shown:
+                shown[:] = capture(agent, "sh", "-c", look).output.splitlines()
+            return super().read_input(limit, timeout)
+
+        @property
+        def gone(self) -> bool:
+            return b"sleep 4727 " in shown
+
+    stream(agent, "sleep", "4727", caller=Looking(open_end=True), stdin=True, tty=tty)
+    ours = [line for line in shown if b"virtlet" in line and b"cmdline" not in line]
+    assert ours
+    assert all(len(line) < 120 and b"~" not in line for line in ours), ours
+
+
+def test_input_that_comes_in_pieces_is_written_in_few(debian: Agent) -> None:
+    """Every write is a process; `kubectl cp` sends pieces of 32 KiB. Numbers of processes count."""
+
+    class Pieces(Caller):
+        def read_input(self, limit: int, timeout: float) -> bytes | None:
+            if timeout < 0.001:
+                return None  # the next piece takes its moment
+            return super().read_input(min(limit, 32 << 10), timeout)
+
+    def last() -> int:
+        return int(capture(debian, "sh", "-c", "echo $$").output)
+
+    before = last()
+    caller = Pieces([(0, bytes(4 * MIB))])
+    assert stream(debian, "wc", "-c", caller=caller, stdin=True).output == b"%d\n" % (4 * MIB)
+    assert last() - before < 60
+
+
 def test_a_caller_who_leaves_takes_the_command_along(agent: Agent) -> None:
     caller = Caller(leaves_at=b"going")
     script = "sleep 4721 & setsid sleep 4722 & echo going; sleep 4723"

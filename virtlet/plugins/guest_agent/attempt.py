@@ -103,7 +103,8 @@ class Attempt:
             what = agent.silence()
             if agent.answered:
                 what = f"VM {agent.vm_name} is not configured yet: cloud-init goes on in it"
-            advice = agent.boot.advice(round(time.monotonic() - began, 1), limited=limited)
+            waited, whole = round(time.monotonic() - began, 1), self._patience >= agent.boot.limit
+            advice = agent.boot.advice(waited, limited=limited, whole=whole)
             raise GuestNotReady(f"{what}; {advice}") from None
 
     @contextmanager

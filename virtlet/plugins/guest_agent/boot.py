@@ -24,12 +24,13 @@ class Boot:
         """Whether the guest has had its time."""
         return time.time() - self.since / 1e9 > self.limit
 
-    def advice(self, waited: float, *, limited: bool) -> str:
+    def advice(self, waited: float, *, limited: bool, whole: bool) -> str:
         """What to do for a guest that is not ready.
 
         Args:
             waited: seconds that the caller has waited for it.
             limited: whether the caller set a limit, as exec probes do.
+            whole: whether a caller without one waited as long as a boot may take.
         """
         setting = "guestAgentTimeout (--guest-agent-timeout)"
         if limited:
@@ -38,4 +39,6 @@ class Boot:
                 f"a probe's guest more time, and until {self.limit:g} s after the VM's creation, "
                 f"the node's setting {setting}, this counts as no failure"
             )
+        if not whole:
+            return f"waited {waited:g} s: try again when it has booted"
         return f"waited {waited:g} s; the node's setting {setting} gives guests more time"

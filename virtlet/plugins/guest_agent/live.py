@@ -1,7 +1,8 @@
 """A command whose streams flow while it runs, through files of the guest.
 
-The agent hands out the output of a command at its end only. So a script of ours (`scripts.RUN`)
-lets it flow into files that the agent reads as they grow, and `dd` writes the input into a FIFO.
+The agent hands out the output of a command at its end only. So the command (`scripts.RUN`) writes
+into FIFOs, out of which a program of ours (`scripts.KEEP`) lets it flow into files that the agent
+reads as they grow, and `dd` writes the input into another FIFO.
 """
 
 import secrets
@@ -15,7 +16,7 @@ from virtlet.plugins.guest_agent import scripts, terminal
 from virtlet.plugins.guest_agent.agent import SHELL, Agent, NotStarted
 from virtlet.plugins.guest_agent.attempt import Attempt
 from virtlet.plugins.guest_agent.deadline import Deadline
-from virtlet.plugins.guest_agent.environment import PATH, as_list
+from virtlet.plugins.guest_agent.environment import PATH, SCRIPT_ENVIRONMENT, as_list
 from virtlet.plugins.guest_agent.input import Input
 from virtlet.plugins.guest_agent.output import Output
 from virtlet.plugins.guest_agent.relay import Relay
@@ -55,9 +56,14 @@ class LiveSession:
         attempt.at_end(lambda deadline: self._tidy(name, source, outputs, deadline))
         if self.command.stdin and not self.command.tty:
             source.hold(attempt.deadline)
-        pid = self._start(attempt, directory, helper)
+        try:
+            keeper = self._keep(attempt, directory)
+            pid = self._start(attempt, directory, helper)
+        except NotStarted as error:
+            raise attempt.refused(str(error)) from None
         codec = terminal.codec_of(helper)
-        return Relay(attempt, self.command, streams, directory, source, outputs, codec).run(pid)
+        relay = Relay(attempt, self.command, streams, directory, source, outputs, codec)
+        return relay.run(pid, keeper)
 
     def _prepare(self, attempt: Attempt, name: str, size: tuple[int, int] | None) -> str:
         """Make the session's files; returns the terminal's helper, "" without a terminal."""
@@ -88,6 +94,10 @@ class LiveSession:
         text = ended.errors.decode(errors="replace").strip()[-300:]
         raise attempt.refused(f"no place for its streams in {BASE} of the guest ({text})")
 
+    def _keep(self, attempt: Attempt, directory: str) -> int:
+        script = (SHELL, f"{directory}/keep", directory, "tty" if self.command.tty else "pipe")
+        return attempt.start(script, SCRIPT_ENVIRONMENT, own_session=True, capture=False)
+
     def _start(self, attempt: Attempt, directory: str, helper: str) -> int:
         argv, path = self.command.argv, self.environment["PATH"]
         source = "pipe" if self.command.stdin else "null"
@@ -96,10 +106,7 @@ class LiveSession:
             argv, path, source = terminal.helper_command(helper, directory), PATH, "hold"
         script = (SHELL, "-c", scripts.RUN, "sh", directory, source, path, *argv)
         environment = as_list({**self.environment, "PATH": PATH})
-        try:
-            return attempt.start(script, environment, own_session=True, capture=False)
-        except NotStarted as error:
-            raise attempt.refused(str(error)) from None
+        return attempt.start(script, environment, own_session=True, capture=False)
 
     def _tidy(self, name: str, source: Input, outputs: list[Output], deadline: Deadline) -> None:
         source.close(deadline)

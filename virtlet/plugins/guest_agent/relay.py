@@ -10,6 +10,8 @@ from virtlet.plugins.guest_agent.input import LARGEST, Input
 from virtlet.plugins.guest_agent.output import Output
 from virtlet.plugins.guest_agent.terminal import END_OF_INPUT, Codec
 
+GATHER = 0.02
+"""Seconds that input which comes in pieces is waited for: a write costs far more than its bytes."""
 LONGEST_PAUSE = 0.2
 """Seconds between looks at a command that prints nothing."""
 
@@ -47,18 +49,30 @@ class Relay:
     def __attrs_post_init__(self) -> None:
         self._at_end = self._finished = not self.command.stdin
 
-    def run(self, pid: int) -> int:
-        """Move what comes either way until the process ends; returns its exit code."""
+    def run(self, pid: int, keeper: int) -> int:
+        """Move what comes either way until the command has ended and its output too.
+
+        Args:
+            pid: the command, or the helper that gives it a terminal.
+            keeper: takes its output.
+
+        Returns:
+            The command's exit code.
+        """
         agent, deadline, pace = self.attempt.agent, self.attempt.deadline, Pace(LONGEST_PAUSE)
-        while True:
+        awaited, codes = [pid, keeper], list[int]()
+        while awaited:
             if self._move_output() | self._move_input() | self._resize():
                 pace.changed()
-            elif (ended := agent.ended(pid, deadline)) is not None:
-                self.attempt.processes.discard(pid)
-                while self._move_output():
-                    pass
-                return ended.exit_code
+            elif (ended := agent.ended(awaited[0], deadline)) is not None:
+                self.attempt.processes.discard(awaited.pop(0))
+                codes.append(ended.exit_code)
+                pace.changed()
+                continue
             self._listen(pace.pause())
+        while self._move_output():
+            pass
+        return codes[1] if self.command.tty else codes[0]
 
     def _move_output(self) -> bool:
         moved = False
@@ -92,17 +106,17 @@ class Relay:
         return False
 
     def _listen(self, seconds: float) -> None:
-        """Wait for input, or just wait."""
-        if self._at_end or self._typed or self.input.writer is not None:
+        """Wait for input, or just wait. What comes together is written together."""
+        if self._at_end or len(self._typed) >= LARGEST:
             self.attempt.deadline.pause(seconds)
             return
         self.attempt.deadline.slice()
-        data = self.streams.read_input(LARGEST, seconds)
+        data = self.streams.read_input(LARGEST - len(self._typed), seconds)
         while data:
             self._typed += data
             if (room := LARGEST - len(self._typed)) <= 0:
                 return
-            data = self.streams.read_input(room, 0)
+            data = self.streams.read_input(room, 0 if self.command.tty else GATHER)
         if data == b"":
             self._at_end = True
 

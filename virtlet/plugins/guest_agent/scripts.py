@@ -44,6 +44,38 @@ done
 [ ! -d /run/cloud-init ] || exit {NOT_CONFIGURED}
 """
 
+READS = 256
+"""Reads that make up one part of the output."""
+
+KEEP = f"""\
+# Arguments: the session's directory, "pipe" or "tty". Takes the command's output to files of some
+# size, out.0, out.1 and so on, of which two are there at most: a line in out.ack lets go of the
+# older one. Ends when nobody has the output open any more, with the code of a command that has a
+# terminal.
+keep() {{
+    exec 5<>"$1.ack" <"$1"
+    part=0
+    while :; do
+        if [ $part -ge 2 ]; then
+            read -r line <&5
+            rm -f "$1.$((part - 2))"
+        fi
+        dd of="$1.$part" bs=4096 count={READS} 2>/dev/null
+        [ -s "$1.$part" ] || return
+        part=$((part + 1))
+    done
+}}
+
+cd "$1" || exit
+keep out &
+[ "$2" = tty ] || keep err &
+wait
+[ "$2" = tty ] || exit 0
+code=137
+{{ read -r code <code; }} 2>/dev/null
+exit $code
+"""
+
 NO_HELPER, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit codes of PREPARE."""
 
@@ -99,14 +131,17 @@ for old in *; do
     case $old in
     "$ours"-*) case $ended in *" $old "*) ;; *) continue ;; esac ;;
     esac
-    # Its caller is gone. The number is still that session's when it has the file open.
-    if read -r pid <"$old/pid" && [ "/proc/$pid/fd/9" -ef "$old/pid" ]; then
-        left="$left $pid"
+    # Its caller is gone. What has another start time is another process of that number.
+    if read -r pid started <"$old/pid" && read -r stat <"/proc/$pid/stat"; then
+        set -- ${{stat##*) }}
+        [ "${{20}}" != "$started" ] || left="$left $pid"
     fi 2>/dev/null
     rm -rf "$old"
 done
 mkdir "$name" && cd "$name" && mkfifo in out err out.ack err.ack || exit {FAILED}
 [ "$kind" = pipe ] || {{ cat >run && chmod 700 run; }} || exit {FAILED}
+cat >keep <<'END' || exit {FAILED}
+{KEEP}END
 [ "$left" ] || exit 0
 set -- $left
 exec >/dev/null
@@ -114,58 +149,33 @@ exec >/dev/null
 exit 0
 """
 
-READS = 256
-"""Reads that make up one part of the output."""
-
-RUN = f"""\
+RUN = """\
 # Arguments: the session's directory, what the command reads ("null", "pipe", or "hold" for a pipe
-# that never ends), its PATH, the command. Runs it. Its output goes to files of some size, out.0,
-# out.1 and so on, of which two are there at most: a line in out.ack lets go of the older one.
+# that never ends), its PATH, the command. Becomes the command, so that nothing of ours stands
+# beside it in the guest's list of processes, with its output to `keep`.
 _virtlet_dir=$1 _virtlet_input=$2 _virtlet_path=$3
 shift 3
-echo $$ >"$_virtlet_dir/pid"
-exec 9<"$_virtlet_dir/pid"
-
-_virtlet_keep() {{
-    exec 5<>"$1.ack"
-    _virtlet_part=0
-    while :; do
-        if [ $_virtlet_part -ge 2 ]; then
-            read -r _virtlet_line <&5
-            rm -f "$1.$((_virtlet_part - 2))"
-        fi
-        dd of="$1.$_virtlet_part" bs=4096 count={READS} 2>/dev/null
-        [ -s "$1.$_virtlet_part" ] || return
-        _virtlet_part=$((_virtlet_part + 1))
-    done
-}}
-
-_virtlet_keep "$_virtlet_dir/out" <"$_virtlet_dir/out" &
-[ $_virtlet_input = hold ] || _virtlet_keep "$_virtlet_dir/err" <"$_virtlet_dir/err" &
+# The time of its start, too, which tells it from a later process of the same number.
 (
-    umask 022
-    exec 9<&-
-    # The input first: whoever sees out.0 knows that the command has it.
-    case $_virtlet_input in
-    null) exec </dev/null ;;
-    pipe) exec <"$_virtlet_dir/in" ;;
-    hold) exec 0<>"$_virtlet_dir/in" ;;
-    esac
-    exec >"$_virtlet_dir/out"
-    case $_virtlet_input in
-    hold) exec 2>&1 ;;
-    *) exec 2>"$_virtlet_dir/err" ;;
-    esac
-    PATH=$_virtlet_path
-    exec "$@"
-)
-_virtlet_code=$?
-wait
-if [ $_virtlet_input = hold ]; then
-    _virtlet_code=137
-    {{ read -r _virtlet_code <"$_virtlet_dir/code"; }} 2>/dev/null
-fi
-exit $_virtlet_code
+    read -r stat </proc/$$/stat
+    pid=$$
+    set -- ${stat##*) }
+    echo "$pid ${20}"
+) >"$_virtlet_dir/pid"
+umask 022
+# The input first: whoever sees out.0 knows that the command has it.
+case $_virtlet_input in
+null) exec </dev/null ;;
+pipe) exec <"$_virtlet_dir/in" ;;
+hold) exec 0<>"$_virtlet_dir/in" ;;
+esac
+exec >"$_virtlet_dir/out"
+case $_virtlet_input in
+hold) exec 2>&1 ;;
+*) exec 2>"$_virtlet_dir/err" ;;
+esac
+PATH=$_virtlet_path
+exec "$@"
 """
 
 NO_TERMINAL_YET = 99
