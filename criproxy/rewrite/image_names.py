@@ -12,6 +12,7 @@ from typing import Any
 
 #: An image by the hash of its configuration: the same inside and outside, whoever has it.
 _IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
+_BEGINNING = re.compile(r"(sha256:)?[0-9a-f]{1,64}")
 
 Change = Callable[[str], str]
 
@@ -19,6 +20,11 @@ Change = Callable[[str], str]
 def is_image_id(name: str) -> bool:
     """Whether this names an image by its id, in any runtime."""
     return _IMAGE_ID.fullmatch(name) is not None
+
+
+def begins_image_id(name: str) -> bool:
+    """Whether this may be an image's id or the beginning of one; it may be a name as well."""
+    return _BEGINNING.fullmatch(name) is not None
 
 
 def digest_of(name: str) -> str:

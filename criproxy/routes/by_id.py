@@ -11,11 +11,8 @@ from criproxy.methods import Method, parse_request
 from criproxy.rewrite import image_names
 from criproxy.routes.forward import Look, forward
 from criproxy.rpc.call import ServerCall
-from criproxy.runtimes.owners import Owner, Owners
+from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.streaming.urls import StreamUrls
-
-SANDBOX = "pod_sandbox_id"
-CONTAINER = "container_id"
 
 #: The field that says whom a method is about.
 ID_FIELDS: Mapping[str, str] = {

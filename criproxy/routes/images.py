@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -97,53 +97,108 @@ class OneImage:
         """Route a call."""
         request = parse_request(method, call.payload())
         runtime = self.router.told(request)
-        if runtime is None and image_names.is_image_id(request.image.image):
+        if runtime is None and self._may_be_an_id(request.image.image, method):
             call.run(self._by_id(call, method, request))
         else:
             to_runtime(call, runtime or self.router.owners.primary, method, request)
 
+    def _may_be_an_id(self, name: str, method: Method) -> bool:
+        if image_names.is_image_id(name):
+            return True
+        # What is to be pulled is no image yet, so what looks like an id's beginning is a name.
+        several = len(self.router.owners.runtimes) > 1
+        return several and method.name != "PullImage" and image_names.begins_image_id(name)
+
     async def _by_id(self, call: ServerCall, method: Method, request: Any) -> None:
-        """An image id without any hint: who has it?"""
+        """An image id, or its beginning, without any hint: who has it?"""
         runtimes = self.router.owners.runtimes
-        holders = await _holders(runtimes, request.image.image, call)
+        given = request.image.image
+        holders = await _holders(runtimes, given, call)
+        if len(set(holders.values())) > 1:
+            raise _several(given, holders)
+        for image_id in holders.values():
+            request.image.image = image_id
         if method.name == "RemoveImage" and len(holders) > 1:
-            await _remove(call, method, request, holders)
+            await _remove(call, method, request, list(holders))
             return
-        to_runtime(call, holders[0] if holders else runtimes[0], method, request)
+        changed = request.image.image != given
+        to_runtime(call, next(iter(holders), runtimes[0]), method, request, changed)
 
 
-def to_runtime(call: ServerCall, runtime: Runtime, method: Method, request: Any) -> None:
-    """Pass a call on with its image names as the runtime calls them."""
-    changed = False
+def _several(given: str, holders: Mapping[Runtime, str]) -> RpcError:
+    shown = ", ".join(f"{image_id} of {r.name}" for r, image_id in holders.items())
+    return RpcError(
+        Code.FAILED_PRECONDITION,
+        f"image {given} is the beginning of several images' ids: {shown}; give more of it",
+    )
+
+
+def to_runtime(
+    call: ServerCall, runtime: Runtime, method: Method, request: Any, changed: bool = False
+) -> None:
+    """Pass a call on with its image names as the runtime calls them.
+
+    Args:
+        call, runtime, method: what goes where.
+        request: its message.
+        changed: whether it differs from what the client sent.
+    """
     if not runtime.primary:
         change = image_names.inside(runtime.config.image_prefix)
-        changed = image_names.in_request(request, change)
+        changed = image_names.in_request(request, change) or changed
     forward(call, runtime, method, request if changed else None)
 
 
-async def _holders(runtimes: Sequence[Runtime], image_id: str, call: ServerCall) -> list[Runtime]:
-    """The runtimes that have an image; one that is away is taken by its last word."""
+async def _holders(
+    runtimes: Sequence[Runtime], given: str, call: ServerCall
+) -> Mapping[Runtime, str]:
+    """The runtimes that have an image, and its id; one that is away is taken by its last word.
+
+    The primary's image of that name comes before all images with such an id.
+    """
     if len(runtimes) == 1:
-        return list(runtimes)
-    having = await asyncio.gather(*(_has(r, image_id, call) for r in runtimes))
-    return [r for r, has in zip(runtimes, having, strict=True) if has]
+        return {runtimes[0]: given}
+    ids = await asyncio.gather(*(_id_in(r, given, call) for r in runtimes))
+    holders = {r: i for r, i in zip(runtimes, ids, strict=True) if i}
+    if image_names.is_image_id(given):
+        return dict.fromkeys(holders, given)
+    named = holders.get(runtimes[0])
+    if named is not None and not _begins(named, given):
+        return {runtimes[0]: given}
+    return {r: i for r, i in holders.items() if _begins(i, given)}
 
 
-async def _has(runtime: Runtime, image_id: str, call: ServerCall) -> bool:
+async def _id_in(runtime: Runtime, given: str, call: ServerCall) -> str:
+    """The id of a runtime's image with this id, beginning or name; "" when it has none.
+
+    Raises:
+        RpcError: FAILED_PRECONDITION when several of its images' ids begin so.
+    """
     if runtime.answering:
         request = _STATUS.request()
-        request.image.image = image_id
+        request.image.image = given
         try:
             reply = await runtime.ask(
                 _STATUS, request.SerializeToString(), remaining=call.remaining()
             )
         except RpcError as error:
             if error.code in KNOWS_NONE:
-                return False
+                return ""
         else:
-            answer = parse_response(_STATUS, reply.payload, runtime.where)
-            return bool(answer.HasField("image"))
-    return image_id in runtime.last.images or f"sha256:{image_id}" in runtime.last.images
+            return str(parse_response(_STATUS, reply.payload, runtime.where).image.id)
+    known = [image_id for image_id in runtime.last.images if _begins(image_id, given)]
+    if len(known) > 1:
+        shown = ", ".join(sorted(known)[:3])
+        raise RpcError(
+            Code.FAILED_PRECONDITION,
+            f"image {given} is the beginning of several images' ids in {runtime.name}: {shown}; "
+            "give more of it",
+        )
+    return known[0] if known else ""
+
+
+def _begins(image_id: str, given: str) -> bool:
+    return image_id.removeprefix("sha256:").startswith(given.removeprefix("sha256:"))
 
 
 async def _remove(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,12 @@ from attrs import frozen
 
 from criproxy.methods import Method, parse_request
 from criproxy.rewrite import image_names
-from criproxy.routes.by_id import SANDBOX
 from criproxy.routes.images import ImageRouter
 from criproxy.routes.joins import Join, concatenated
 from criproxy.routes.read import Part, Question, start_read, unknown_to_all
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import RpcError
-from criproxy.runtimes.owners import Owner, Owners
+from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.runtimes.runtime import Runtime
 
 
@@ -32,6 +31,25 @@ class Filtered:
     owners: Owners
     images: ImageRouter
 
+    def cut_short(self, request: Any) -> bool:
+        """Whether an id in the filter may be the beginning of one: nobody is known to have it."""
+        if len(self.owners.runtimes) == 1:
+            return False
+        return any(self.owners.known(some_id) is None for _, some_id, _ in _ids(request))
+
+    async def complete(self, request: Any) -> bool:
+        """Put whole ids in the place of their beginnings; says whether any changed.
+
+        Raises:
+            RpcError: FAILED_PRECONDITION for the beginning of several ids.
+        """
+        changed = False
+        for field, some_id, kind in _ids(request):
+            owner = await self.owners.meant(some_id, kind)
+            if owner is not None:
+                changed = _put(request.filter, field, owner) or changed
+        return changed
+
     def narrow(self, request: Any) -> tuple[tuple[Runtime, ...], bool]:
         """The runtimes that can have what the filter asks for.
 
@@ -45,9 +63,8 @@ class Filtered:
         if hasattr(wanted, "image"):
             return self._by_image(request)
         changed = False
-        for field in ("id", SANDBOX):
-            some_id = getattr(wanted, field, "")
-            owner = self.owners.known(some_id) if some_id else None
+        for field, some_id, _ in _ids(request):
+            owner = self.owners.known(some_id)
             if owner is not None:
                 changed = _put(wanted, field, owner) or changed
                 everyone = tuple(r for r in everyone if r is owner.runtime)
@@ -55,13 +72,25 @@ class Filtered:
 
     def _by_image(self, request: Any) -> tuple[tuple[Runtime, ...], bool]:
         name = request.filter.image.image
-        if not name or image_names.is_image_id(name):
+        if not name or image_names.begins_image_id(name):
             return self.owners.runtimes, False
         runtime = self.images.by_prefix(name) or self.images.by_digest(name)
         if runtime is None:
             return (self.owners.primary,), False
         change = image_names.inside(runtime.config.image_prefix)
         return (runtime,), image_names.in_request(request, change)
+
+
+def _ids(request: Any) -> Iterator[tuple[str, str, str]]:
+    """The ids in a request's filter: their field, themselves, and SANDBOX or CONTAINER."""
+    if not any(field.name == "filter" for field, _ in request.ListFields()):
+        return
+    wanted = request.filter
+    of_sandbox = type(wanted).__name__.startswith("PodSandbox")
+    for field, kind in (("id", SANDBOX if of_sandbox else CONTAINER), (SANDBOX, SANDBOX)):
+        some_id = getattr(wanted, field, "")
+        if some_id:
+            yield field, some_id, kind
 
 
 def _put(wanted: Any, field: str, owner: Owner) -> bool:
@@ -87,6 +116,17 @@ class MergedList:
         """Answer a list."""
         raw = call.payload()
         request = parse_request(method, raw)
+        if self.filtered.cut_short(request):
+            call.run(self._completed(call, method, request, raw))
+        else:
+            self._gather(call, method, request, raw)
+
+    async def _completed(self, call: ServerCall, method: Method, request: Any, raw: bytes) -> None:
+        if await self.filtered.complete(request):
+            raw = request.SerializeToString()
+        self._gather(call, method, request, raw)
+
+    def _gather(self, call: ServerCall, method: Method, request: Any, raw: bytes) -> None:
         runtimes, changed = self.filtered.narrow(request)
         if changed:
             raw = request.SerializeToString()

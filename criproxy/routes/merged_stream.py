@@ -8,7 +8,7 @@ a kubelet then uses the unary calls for all.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -50,13 +50,28 @@ class MergedStream:
         """Answer a list."""
         raw = call.payload()
         request = parse_request(method, raw)
+        if self.filtered.cut_short(request):
+            call.run(self._completed(call, method, request, raw))
+        elif work := self._start(call, method, request, raw):
+            call.run(work)
+
+    async def _completed(self, call: ServerCall, method: Method, request: Any, raw: bytes) -> None:
+        if await self.filtered.complete(request):
+            raw = request.SerializeToString()
+        if work := self._start(call, method, request, raw):
+            await work
+
+    def _start(
+        self, call: ServerCall, method: Method, request: Any, raw: bytes
+    ) -> Coroutine[Any, Any, None] | None:
+        """Pass the call on, or say what answers it."""
         runtimes, changed = self.filtered.narrow(request)
-        if len(runtimes) == 1 and runtimes[0].primary and runtimes[0].answering:
-            forward(call, runtimes[0], method, request if changed else None)
-            return
         if changed:
             raw = request.SerializeToString()
-        call.run(self._answer(call, method, raw, runtimes))
+        if len(runtimes) == 1 and runtimes[0].primary and runtimes[0].answering:
+            forward(call, runtimes[0], method, None if raw == call.payload() else request)
+            return None
+        return self._answer(call, method, raw, runtimes)
 
     async def _answer(
         self, call: ServerCall, method: Method, raw: bytes, runtimes: tuple[Runtime, ...]

@@ -86,6 +86,12 @@ class LastKnown:
         """Whether a sandbox or container with this id is there."""
         return some_id in self.containers or some_id in self.sandboxes
 
+    def beginning(self, text: str, of_sandbox: bool) -> list[str]:
+        """The ids of sandboxes, or of containers, that begin so."""
+        self.catch_up()
+        ids = self.sandboxes if of_sandbox else self.containers
+        return [i for i in ids if i.startswith(text)]
+
     @property
     def is_empty(self) -> bool:
         """Whether it has no pods."""

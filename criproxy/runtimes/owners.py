@@ -1,8 +1,9 @@
 """Which runtime owns an id.
 
 Ids pass unchanged: runtimes make them up at random, and tell them in their lists, so the lists
-say who owns which. `NAME__ID`, the form in which the original gave ids out, is understood too.
-docs/decisions has why.
+say who owns which. `NAME__ID`, the form in which the original gave ids out, is understood too, and
+the beginning of one id, as crictl prints it: for that every runtime is asked. docs/decisions has
+why.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
 
 SEPARATOR = "__"
+#: The fields that ids of sandboxes and containers come in.
+SANDBOX = "pod_sandbox_id"
+CONTAINER = "container_id"
+#: Ids that are listed where a beginning is that of several.
+_SHOWN = 3
 #: Errors that say that the runtime has nothing of that name, or nothing of that kind at all.
 KNOWS_NONE = (Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
 
@@ -67,39 +73,62 @@ class Owners:
             return Owner(self.by_name[name], rest)
         return None
 
+    async def meant(self, some_id: str, kind: str) -> Owner | None:
+        """Who owns the only id that begins so, as far as can be told now.
+
+        Args:
+            some_id, kind: as in `find`.
+
+        Raises:
+            RpcError: FAILED_PRECONDITION when several ids begin so.
+        """
+        owner = self.known(some_id)
+        return owner or (await self._beginning(some_id, kind))[0]
+
+    async def _beginning(
+        self, some_id: str, kind: str
+    ) -> tuple[Owner | None, tuple[Runtime, RpcError] | None]:
+        """Who owns the only id that begins so, or a runtime that cannot be asked, and why."""
+        answers = await asyncio.gather(*(_having(r, some_id, kind) for r in self.runtimes))
+        owners: list[Owner] = []
+        silent: tuple[Runtime, RpcError] | None = None
+        for runtime, ids in zip(self.runtimes, answers, strict=True):
+            if isinstance(ids, RpcError):
+                silent = silent or (runtime, ids)
+            else:
+                owners += (Owner(runtime, i) for i in ids)
+        if len(owners) > 1:
+            raise _several(some_id, kind, owners)
+        return owners[0] if owners else None, silent
+
     async def find(self, some_id: str, kind: str) -> Owner:
         """The owner, asking the runtimes if need be.
 
         Args:
-            some_id: as the client gave it; runtimes may know longer ids by their beginning.
-            kind: 'pod_sandbox_id' or 'container_id'.
+            some_id: as the client gave it; maybe only the beginning of an id.
+            kind: SANDBOX or CONTAINER.
 
         Returns:
             The primary for an id that is nobody's: it answers as it does for unknown ids.
 
         Raises:
             RpcError: UNAVAILABLE when a runtime that may own it cannot be asked, NOT_FOUND when
-                the id names a runtime that is not configured.
+                the id names a runtime that is not configured, FAILED_PRECONDITION when several
+                ids begin so.
         """
         owner = self.known(some_id)
         if owner is not None:
             return owner
         if len(self.runtimes) == 1 or not some_id:
             return Owner(self.primary, some_id)
-        answers = await asyncio.gather(*(_has(r, some_id, kind) for r in self.runtimes))
-        holders = [r for r, has in zip(self.runtimes, answers, strict=True) if has is True]
-        if len(holders) == 1:
-            return Owner(holders[0], some_id)
-        if holders:
-            names = " and ".join(r.name for r in holders)
+        found, silent = await self._beginning(some_id, kind)
+        if found is not None:
+            return found
+        if silent is not None:
+            runtime, error = silent
             raise RpcError(
-                Code.FAILED_PRECONDITION, f"{some_id} is the beginning of ids of {names}; give more"
+                Code.UNAVAILABLE, f"{some_id} may be an id of {runtime.name}: {error.message}"
             )
-        for runtime, has in zip(self.runtimes, answers, strict=True):
-            if isinstance(has, RpcError):
-                raise RpcError(
-                    Code.UNAVAILABLE, f"{some_id} may be an id of {runtime.name}: {has.message}"
-                )
         name, separator, _ = some_id.partition(SEPARATOR)
         if separator and name:
             raise RpcError(
@@ -110,22 +139,38 @@ class Owners:
         return Owner(self.primary, some_id)
 
 
-async def _has(runtime: Runtime, some_id: str, kind: str) -> bool | RpcError:
-    """Whether the runtime has it, or why it cannot say."""
+async def _having(runtime: Runtime, some_id: str, kind: str) -> list[str] | RpcError:
+    """The runtime's ids that begin so, or why it cannot say."""
+    known = runtime.last.beginning(some_id, kind == SANDBOX)
     if not runtime.answering:
         # What it had when it was last heard is known; ids that it made since went to nobody.
         # Without that, or when only an earlier proxy heard it, there is no telling.
-        known = runtime.last.confirmed or not runtime.last.seen
-        return False if known else runtime.away_error()
-    if kind == "container_id":
-        method = BY_NAME["ListContainers"]
-    else:
-        method = BY_NAME["ListPodSandbox"]
+        if known or runtime.last.confirmed or not runtime.last.seen:
+            return known
+        return runtime.away_error()
+    method = BY_NAME["ListPodSandbox" if kind == SANDBOX else "ListContainers"]
     request = method.request()
     request.filter.id = some_id
     try:
         reply = await runtime.ask(method, request.SerializeToString())
     except RpcError as error:
-        return False if error.code in KNOWS_NONE else error
+        if error.code in KNOWS_NONE:
+            return []
+        # How Virtlet tells of several.
+        several = error.code == Code.FAILED_PRECONDITION and len(known) > 1
+        return known if several else error
     answer = method.response.FromString(reply.payload)
-    return bool(answer.containers if kind == "container_id" else answer.items)
+    having = [item.id for item in (answer.items if kind == SANDBOX else answer.containers)]
+    # Containerd lists nothing where several ids begin so.
+    return having or (known if len(known) > 1 else [])
+
+
+def _several(some_id: str, kind: str, owners: Sequence[Owner]) -> RpcError:
+    what = "pod sandbox" if kind == SANDBOX else "container"
+    shown = ", ".join(f"{o.id} of {o.runtime.name}" for o in owners[:_SHOWN])
+    more = ", …" if len(owners) > _SHOWN else ""
+    return RpcError(
+        Code.FAILED_PRECONDITION,
+        f"{what} id {some_id} is the beginning of {len(owners)} ids: {shown}{more}; "
+        "give more of it",
+    )

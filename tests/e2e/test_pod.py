@@ -161,6 +161,46 @@ def test_lists_honour_every_filter(new_pod: PodFactory) -> None:
     assert pod.vm not in containers(state=running)
 
 
+def test_ids_as_crictl_prints_them_are_understood_by_every_call_and_filter(
+    new_pod: PodFactory,
+) -> None:
+    pod = new_pod().run().create()
+    sandbox, container = pod.id[:13], pod.vm[:13]
+    call = pod.client.call
+
+    def ids(method: str, items: str, **fields: object) -> list[str]:
+        request = getattr(cri, f"{method}Request")(filter=fields)
+        return [getattr(i, "attributes", i).id for i in getattr(call(method, request), items)]
+
+    status = call("PodSandboxStatus", cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox))
+    assert status.status.id == pod.id
+    assert pod.client.status(container).id == pod.vm
+    stats = call("ContainerStats", cri.ContainerStatsRequest(container_id=container))
+    assert stats.stats.attributes.id == pod.vm
+    stats = call("PodSandboxStats", cri.PodSandboxStatsRequest(pod_sandbox_id=sandbox))
+    assert stats.stats.attributes.id == pod.id
+    assert ids("ListPodSandbox", "items", id=sandbox) == [pod.id]
+    assert ids("ListContainers", "containers", id=container) == [pod.vm]
+    assert ids("ListContainers", "containers", pod_sandbox_id=sandbox) == [pod.vm]
+    assert ids("ListPodSandboxStats", "stats", id=sandbox) == [pod.id]
+    assert ids("ListContainerStats", "stats", pod_sandbox_id=sandbox) == []
+
+    image = pod.status.image_id
+    for short in (image.removeprefix("sha256:")[:13], image[:20]):
+        spec = cri.ImageSpec(image=short)
+        found = call("ImageStatus", cri.ImageStatusRequest(image=spec)).image
+        assert found.id == image
+    again = pod.config(attempt=1)
+    again.image.image = image.removeprefix("sha256:")[:13]
+    pod.client.remove(container)
+    with pytest.raises(CallFailed, match=f"no container {pod.vm}"):
+        pod.client.status(pod.vm)
+    assert pod.client.status(pod.client.create(sandbox, again, pod.pod)).image_id == image
+    pod.client.stop_pod(sandbox)
+    pod.client.remove_pod(sandbox)
+    assert pod.id not in {p.id for p in pod.client.pods()}
+
+
 def test_a_reopened_log_goes_on_in_a_new_file_without_losing_a_byte(new_pod: PodFactory) -> None:
     pod = new_pod().up()
     log = Path(pod.pod.log_directory) / "guest" / "0.log"

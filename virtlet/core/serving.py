@@ -22,6 +22,7 @@ from virtlet.core.cri.sandboxes import Sandboxes
 from virtlet.core.cri.server import Server
 from virtlet.core.cri.stats import Stats
 from virtlet.core.cri.streaming import Streaming
+from virtlet.core.cri.subjects import Subjects
 from virtlet.core.execution.executions import Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
@@ -98,7 +99,12 @@ async def serve_until_asked(
 
     parts = assemble(context, config, sampler, hub, loop)
     streaming = parts.streaming
-    server = Server(config[options.LISTEN], parts.calls, context.hypervisors.default_health)
+    server = Server(
+        config[options.LISTEN],
+        parts.calls,
+        context.hypervisors.default_health,
+        Subjects(context.store),
+    )
     try:
         await streaming.start()
     except OSError as error:

@@ -1,6 +1,7 @@
 """A server on a socket, with the calls a test is about."""
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ import uvloop
 
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.cri.server import Server
+from virtlet.core.cri.subjects import Subjects
 from virtlet.core.cri.unserved import UNSERVED
+from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.hypervisor import HypervisorHealth
 
@@ -35,12 +38,15 @@ class Serving:
         calls: Callable[[asyncio.AbstractEventLoop], Sequence[Call]],
         health: Callable[[], HypervisorHealth] = healthy,
     ) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        self._store = Store(Path(self._directory.name, "virtlet.db"))
         self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         try:
             served = calls(self.loop)
-            self.server = Server(socket, [*served, *_others(served)], health)
+            everything = [*served, *_others(served)]
+            self.server = Server(socket, everything, health, Subjects(self._store))
             self.run(self.server.start())
         except BaseException:
             self._end()
@@ -60,6 +66,8 @@ class Serving:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
+        self._store.close()
+        self._directory.cleanup()
 
 
 def _others(calls: Sequence[Call]) -> list[Call]:

@@ -135,6 +135,39 @@ class TestPublish:
         assert torn == []
 
 
+class TestBeginningOfAnId:
+    def test_it_stands_for_the_id(self, store: ImageStore) -> None:
+        image_id = put(store, "x")
+        bare = image_id.removeprefix("sha256:")
+        image = store.get(image_id)
+        for short in (bare[:13], bare[:1], image_id[:20], bare):
+            assert store.find(short) == image
+        other = "0" if bare[0] != "0" else "1"
+        for text in ("sha256", bare[:13].upper(), other, f"{bare[:13]}:1"):
+            assert store.find(text) is None
+
+    def test_a_name_is_not_taken_for_it(self, store: ImageStore) -> None:
+        first = put(store, "x", "x")
+        name = first.removeprefix("sha256:")[:4]
+        second = put(store, name, "y")
+        assert second != first
+        assert store.find(name) == store.get(second)
+        assert store.find(first[:12]) == store.get(first)
+
+    def test_that_of_several_ids_is_told_with_them(self, store: ImageStore) -> None:
+        found: dict[str, str] = {}
+        for number in range(17):
+            image_id = put(store, f"n{number}", str(number))
+            start = image_id.removeprefix("sha256:")[0]
+            if start in found:
+                break
+            found[start] = image_id
+        with pytest.raises(FailedPrecondition, match="2 images' ids") as caught:
+            store.find(start)
+        for known in (image_id, found[start]):
+            assert known in str(caught.value)
+
+
 class TestRemove:
     def test_a_name_that_was_never_pulled_removes_nothing(self, store: ImageStore) -> None:
         put(store, "virtlet.cloud/tiny:latest")

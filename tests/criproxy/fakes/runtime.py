@@ -346,7 +346,9 @@ class FakeRuntime(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         for image in self.images.values():
             if name == image.id or name in image.repo_tags:
                 return image
-        return None
+        start = f"sha256:{name.removeprefix('sha256:')}"
+        found = [i for i in self.images.values() if 8 <= len(start) < 71 and i.id.startswith(start)]
+        return found[0] if len(found) == 1 else None
 
     def _get(
         self, items: dict[str, Any], some_id: str, kind: str, context: grpc.ServicerContext

@@ -119,6 +119,10 @@ ROUTED: dict[str, tuple[str, Callable[[Pod], Any]]] = {
         "PodSandboxStatus",
         lambda pod: cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id[:13]),
     ),
+    "container status by a short id": (
+        "ContainerStatus",
+        lambda pod: cri.ContainerStatusRequest(container_id=pod.container[:13]),
+    ),
     "container status": ("ContainerStatus", of_container("ContainerStatus")),
     "verbose container status": ("ContainerStatus", of_container("ContainerStatus", verbose=True)),
     "container stats": ("ContainerStats", of_container("ContainerStats")),
@@ -136,6 +140,16 @@ ROUTED: dict[str, tuple[str, Callable[[Pod], Any]]] = {
         lambda pod: cri.ContainerStatsRequest(container_id="none"),
     ),
     "an empty id": ("ContainerStatus", lambda pod: cri.ContainerStatusRequest()),
+    "pods by a short id": (
+        "ListPodSandbox",
+        lambda pod: cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(id=pod.id[:13])),
+    ),
+    "containers of a pod by its short id": (
+        "ListContainers",
+        lambda pod: cri.ListContainersRequest(
+            filter=cri.ContainerFilter(pod_sandbox_id=pod.id[:13])
+        ),
+    ),
     "pods by id": (
         "ListPodSandbox",
         lambda pod: cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(id=pod.id)),

@@ -94,6 +94,25 @@ def test_both_are_listed_with_the_names_their_users_gave(mixed: MixedNode, clien
     assert any(tag.startswith(f"{VM}/tiny") for tag in tags)
 
 
+def test_ids_as_crictl_prints_them_are_understood(mixed: MixedNode, client: Client) -> None:
+    for sandbox, container in _pods(mixed).items():
+        status = client.runtime.ContainerStatus(
+            cri.ContainerStatusRequest(container_id=container[:13])
+        ).status
+        assert status.id == container
+        listed = client.runtime.ListContainers(
+            cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=sandbox[:13]))
+        ).containers
+        assert [c.id for c in listed] == [container]
+        short = status.image_id.removeprefix("sha256:")[:13]
+        image = client.image.ImageStatus(
+            cri.ImageStatusRequest(image=cri.ImageSpec(image=short))
+        ).image
+        assert image.id == status.image_id
+    request = cri.ExecSyncRequest(container_id=mixed.vm.vm[:13], cmd=["echo", "vm"], timeout=60)
+    assert client.runtime.ExecSync(request, timeout=_BOOT_SECONDS).stdout == b"vm\n"
+
+
 def test_the_node_is_ready_and_says_so_for_each(client: Client) -> None:
     answer = client.runtime.Status(cri.StatusRequest())
     conditions = answer.status.conditions

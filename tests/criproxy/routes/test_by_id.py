@@ -62,16 +62,91 @@ def test_a_pod_that_somebody_made_directly_is_found_by_asking(
     assert status.status.id == container
 
 
-def test_the_beginning_of_an_id_finds_its_owner(client: Client, virtlet: FakeRuntime) -> None:
-    virtlet.ids = ["0123456789abcdef"]
+@pytest.mark.parametrize("name", sorted(ID_FIELDS))
+def test_the_beginning_of_an_id_reaches_its_owner_as_the_whole_id(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime, name: str
+) -> None:
+    client.create(client.run_pod())
     pod = client.run_pod(target=VM)
-    virtlet.instead["PodSandboxStatus"] = lambda request, context: cri.PodSandboxStatusResponse(
-        status=cri.PodSandboxStatus(id=pod)
+    ids = {"pod_sandbox_id": pod, "container_id": client.create(pod)}
+    containerd.calls.clear()
+    request = getattr(cri, f"{name}Request")()
+    setattr(request, ID_FIELDS[name], ids[ID_FIELDS[name]][:13])
+    virtlet.instead[name] = lambda request, context: getattr(cri, f"{name}Response")()
+    getattr(client.runtime, name)(request)
+    assert getattr(virtlet.called(name)[-1], ID_FIELDS[name]) == ids[ID_FIELDS[name]]
+    assert not containerd.called(name)
+
+
+def test_the_beginning_of_an_id_that_somebody_made_directly_is_found_by_asking(
+    client: Client, connect: Callable[[Path | str], Client], virtlet: FakeRuntime
+) -> None:
+    pod = connect(virtlet.path).run_pod()
+    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod[:13])
+    assert client.runtime.PodSandboxStatus(request).status.id == pod
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["of one runtime", "of two runtimes"])
+def test_the_beginning_of_several_ids_is_told_with_them(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime, mine: bool
+) -> None:
+    first, second = "3f47" + "0" * 28, "3f99" + "0" * 28
+    virtlet.ids = [first, second] if mine else [first]
+    containerd.ids = [second]
+    client.run_pod("a", target=VM)
+    client.run_pod("b", target=VM if mine else "")
+    for method, request in (
+        ("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id="3f")),
+        ("ListPodSandbox", cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(id="3f"))),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(client.runtime, method)(request)
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert "pod sandbox id 3f is the beginning of 2 ids" in said(caught)
+        assert f"{first} of {VM}" in said(caught)
+        assert f"{second} of {VM if mine else 'containerd'}" in said(caught)
+    assert not virtlet.called("StopPodSandbox")
+    assert not containerd.called("StopPodSandbox")
+
+
+def test_a_runtime_that_lists_nothing_where_several_ids_begin_so_is_not_taken_to_have_none(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    containerd.ids, virtlet.ids = ["3f1" + "0" * 29, "3f2" + "0" * 29], ["3f3" + "0" * 29]
+    client.run_pod("a")
+    client.run_pod("b")
+    client.run_pod("c", target=VM)
+    containerd.instead["ListPodSandbox"] = lambda request, context: cri.ListPodSandboxResponse()
+    with pytest.raises(grpc.RpcError) as caught:
+        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id="3f"))
+    assert "the beginning of 3 ids" in said(caught)
+
+
+def test_the_beginning_of_an_id_of_a_runtime_that_is_away_is_its(
+    client: Client, proxy: RunningProxy, virtlet: FakeRuntime
+) -> None:
+    pod = client.run_pod(target=VM)
+    virtlet.stop()
+    proxy.wait_until(VM, answering=False)
+    with pytest.raises(grpc.RpcError) as caught:
+        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod[:13]))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert f"CRI runtime {VM} " in said(caught)
+
+
+def test_what_a_stop_by_the_beginning_of_an_id_changed_is_known_while_the_runtime_is_away(
+    client: Client, proxy: RunningProxy, virtlet: FakeRuntime
+) -> None:
+    pod = client.run_pod(target=VM)
+    client.pods()
+    virtlet.instead["ListPodSandbox"] = lambda request, context: cri.ListPodSandboxResponse(
+        items=[p for p in virtlet.sandboxes.values() if request.filter.id]
     )
-    answer = client.runtime.PodSandboxStatus(
-        cri.PodSandboxStatusRequest(pod_sandbox_id="012345678")
-    )
-    assert answer.status.id == pod
+    client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod[:13]))
+    virtlet.stop()
+    proxy.wait_until(VM, answering=False)
+    [item] = client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+    assert (item.id, item.state) == (pod, cri.SANDBOX_NOTREADY)
 
 
 def test_ids_as_the_original_gave_them_out_still_reach_their_runtime(

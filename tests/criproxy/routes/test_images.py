@@ -93,6 +93,37 @@ def test_an_id_goes_to_the_runtime_that_has_it(
     assert status(client, there.id.removeprefix("sha256:")).image.id == ""
 
 
+def test_the_beginning_of_an_id_goes_to_the_runtime_that_has_it(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    here, there = "sha256:" + "3f47" * 16, "sha256:" + "3f99" * 16
+    containerd.add_image("busybox", here)
+    virtlet.add_image("cirros", there)
+    assert list(status(client, "3f473f473f473").image.repo_tags) == ["busybox"]
+    assert list(status(client, "3f993f993f993").image.repo_tags) == [f"{VM}/cirros"]
+    assert list(status(client, "sha256:3f99").image.repo_tags) == [f"{VM}/cirros"]
+    assert not status(client, "0000").HasField("image")
+    wanted = cri.ImageFilter(image=cri.ImageSpec(image=there))
+    assert len(client.image.ListImages(cri.ListImagesRequest(filter=wanted)).images) == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        status(client, "3f")
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert f"{here} of containerd, {there} of {VM}" in said(caught)
+    client.image.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image="3f993")))
+    assert not virtlet.images
+    assert containerd.images
+
+
+def test_a_name_of_the_primary_is_not_taken_for_the_beginning_of_an_id(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    named = containerd.add_image("cafe", "sha256:" + "0" * 64)
+    virtlet.add_image("cirros", "sha256:" + "cafe" * 16)
+    assert status(client, "cafe").image.id == named.id
+    client.image.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image="beef")))
+    assert [r.image.image for r in containerd.called("PullImage")] == ["beef"]
+
+
 def test_an_id_that_nobody_has_is_absent(client: Client) -> None:
     assert not status(client, "sha256:" + "0" * 64).HasField("image")
 

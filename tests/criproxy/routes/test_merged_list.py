@@ -49,6 +49,37 @@ def test_a_filter_by_id_asks_only_the_owner(
     assert cri.ListContainersRequest(filter=wanted) not in containerd.called("ListContainers")
 
 
+@pytest.mark.parametrize(
+    ("method", "field", "items"),
+    [
+        ("ListContainers", "id", "containers"),
+        ("ListContainers", "pod_sandbox_id", "containers"),
+        ("ListContainerStats", "id", "stats"),
+        ("ListPodSandbox", "id", "items"),
+    ],
+)
+def test_a_filter_by_the_beginning_of_an_id_asks_only_the_owner_for_the_whole_id(
+    client: Client,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    method: str,
+    field: str,
+    items: str,
+) -> None:
+    client.create(client.run_pod())
+    pod = client.run_pod(target=VM)
+    container = client.create(pod)
+    by_pod = field == "pod_sandbox_id" or method == "ListPodSandbox"
+    whole = pod if by_pod else container
+    containerd.calls.clear()
+    request = getattr(cri, f"{method}Request")(filter={field: whole[:13]})
+    assert len(getattr(getattr(client.runtime, method)(request), items)) == 1
+    assert getattr(virtlet.called(method)[-1].filter, field) == whole
+    assert all(getattr(r.filter, field) == whole[:13] for r in containerd.called(method))
+    nobody = getattr(cri, f"{method}Request")(filter={field: "nobody"})
+    assert not getattr(getattr(client.runtime, method)(nobody), items) or method.endswith("Stats")
+
+
 def test_a_filter_by_ids_of_two_runtimes_matches_nothing(client: Client) -> None:
     pod, other = client.run_pod("a"), client.run_pod("b", target=VM)
     wanted = cri.ContainerFilter(pod_sandbox_id=pod, id=client.create(other))

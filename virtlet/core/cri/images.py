@@ -38,7 +38,7 @@ class Images:
         """ListImages."""
         wanted = request.filter.image.image
         if wanted:
-            image = self._context.images.store.get(wanted)
+            image = self._context.images.store.find(wanted)
             return cri.ListImagesResponse(images=[replies.image_item(image)] if image else [])
         return cri.ListImagesResponse(
             images=[replies.image_item(image) for image in self._context.images.store.list()]
@@ -46,7 +46,7 @@ class Images:
 
     def status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         """ImageStatus: empty when the image is not there."""
-        image = self._context.images.store.get(_reference(request.image))
+        image = self._context.images.store.find(_reference(request.image))
         if image is None:
             return cri.ImageStatusResponse()
         return cri.ImageStatusResponse(

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
 
@@ -27,15 +28,16 @@ _MESSAGE_LIMIT = 2500
 characters for every byte that is no ASCII."""
 
 
-def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
+def instrument(call: Call, executors: dict[Kind, Executor], subjects: Subjects) -> Handler:
     """The asynchronous handler of a call.
 
     Args:
         call: what is served.
         executors: where LOOK and WORK calls run.
+        subjects: knows what requests are about.
     """
     method = call.name.partition(".")[2]
-    read = _reader(call)
+    read = _reader(call, subjects)
 
     async def handle(received: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         started = time.perf_counter()
@@ -74,10 +76,10 @@ def instrument(call: Call, executors: dict[Kind, Executor]) -> Handler:
     return handle
 
 
-def instrument_stream(call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def instrument_stream(call: Call, subjects: Subjects) -> Callable[[Any, Any], AsyncIterator[Any]]:
     """The asynchronous handler of a call that answers with a stream."""
     method = call.name.partition(".")[2]
-    read = _reader(call)
+    read = _reader(call, subjects)
 
     async def handle(
         received: bytes, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -109,20 +111,23 @@ def describe(error: BaseException) -> str:
     return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
-def _reader(call: Call) -> Callable[[bytes], Any]:
-    """Turns what was received into the call's request message.
+def _reader(call: Call, subjects: Subjects) -> Callable[[bytes], Any]:
+    """Turns what was received into the call's request message, with whole ids.
 
     It is done here and not by gRPC, which would answer UNKNOWN, and log a traceback.
     """
     service, _, method = call.name.partition(".")
     definition = cri.DESCRIPTOR.services_by_name[service].methods_by_name[method]
     parse = GetMessageClass(definition.input_type).FromString
+    complete = subjects.completer(definition.input_type)
 
     def read(received: bytes) -> Any:
         try:
-            return parse(received)
+            request = parse(received)
         except DecodeError as error:
             raise InvalidArgument(f"the request cannot be read: {error}") from None
+        complete(request)
+        return request
 
     return read
 

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from virtlet.core.cri import health
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.cri.instrument import Handler, instrument, instrument_stream
+from virtlet.core.cri.subjects import Subjects
 from virtlet.core.cri.unserved import UNSERVED
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
@@ -45,10 +46,15 @@ class Server:
         path: where to listen; a stale socket there is replaced, anything else refused.
         calls: what is served; every other call of the definition answers UNIMPLEMENTED.
         hypervisor_health: whether VMs can be run now; must not block.
+        subjects: knows what requests are about.
     """
 
     def __init__(
-        self, path: Path, calls: Iterable[Call], hypervisor_health: Callable[[], HypervisorHealth]
+        self,
+        path: Path,
+        calls: Iterable[Call],
+        hypervisor_health: Callable[[], HypervisorHealth],
+        subjects: Subjects,
     ) -> None:
         self._path = path
         self._executors = {
@@ -60,9 +66,9 @@ class Server:
         executors: dict[Kind, Executor] = dict(self._executors)
         self._calls = tuple(calls)
         self._served: dict[str, Any] = {
-            call.name: instrument_stream(call)
+            call.name: instrument_stream(call, subjects)
             if call.kind is Kind.STREAM
-            else instrument(call, executors)
+            else instrument(call, executors, subjects)
             for call in self._calls
         }
         self._hypervisor_health = hypervisor_health

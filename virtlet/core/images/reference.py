@@ -9,6 +9,7 @@ from virtlet.model.image import IMAGE_PREFIX
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BARE_ID = re.compile(r"[0-9a-f]{64}")
+_BEGINNING = re.compile(r"(?:sha256:)?([0-9a-f]{1,63})")
 _UNSAFE = re.compile(r"[\s%\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 # Grammar of tags in the distribution project's reference package.
@@ -53,6 +54,12 @@ def is_digest(text: str) -> bool:
 def is_id(text: str) -> bool:
     """Whether a reference is an image's id, with or without `sha256:`."""
     return is_digest(text) or _BARE_ID.fullmatch(text) is not None
+
+
+def beginning_of_id(text: str) -> str:
+    """The digest's beginning that a text can stand for, `sha256:` included; else ""."""
+    match = _BEGINNING.fullmatch(text)
+    return f"sha256:{match[1]}" if match else ""
 
 
 def parse_reference(text: str) -> Reference:

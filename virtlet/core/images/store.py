@@ -12,7 +12,7 @@ from virtlet.core.images.layout import Layout
 from virtlet.core.images.limits import ImageLimits
 from virtlet.core.images.recognise import recognise
 from virtlet.core.images.records import ImageRecord, Origin, read_record, write_record
-from virtlet.core.images.reference import parse_reference
+from virtlet.core.images.reference import beginning_of_id, parse_reference
 from virtlet.core.images.staging import Known, StagingFile
 from virtlet.core.images.usage import FilesystemUsage, measure
 from virtlet.core.images.view import View, make_view
@@ -82,6 +82,31 @@ class ImageStore:
         names = view.references(parsed.digest) if not parsed.name else [parsed]
         origins = [o for name in names if (o := view.origin(name)) and o.name]
         return origins[0].handler if origins else None
+
+    def find(self, text: str) -> Image | None:
+        """As `get`, also by the beginning of an id; a name comes first, as in containerd.
+
+        Raises:
+            InvalidArgument: the text is no reference.
+            FailedPrecondition: it is the beginning of several images' ids.
+        """
+        return self.get(text) or self.beginning(text)
+
+    def beginning(self, text: str) -> Image | None:
+        """The image whose id begins so, with or without `sha256:`.
+
+        Raises:
+            FailedPrecondition: several images' ids do.
+        """
+        start = beginning_of_id(text)
+        found = [i for i in self._view.images.values() if start and i.id.startswith(start)]
+        if len(found) > 1:
+            ids = ", ".join(sorted(image.id for image in found)[:3])
+            raise FailedPrecondition(
+                f"image {text} is the beginning of {len(found)} images' ids: {ids}"
+                f"{', …' if len(found) > 3 else ''}; give more of it"
+            )
+        return found[0] if found else None
 
     def known(self, reference: str, source: str) -> Known | None:
         """What the store has of a source, where that can be compared with it.

@@ -36,14 +36,18 @@ def pull(
 
 
 def remove(context: Context, name: str) -> None:
-    """Take an image out of the store, by its id or a name it was pulled by; its file stays while
-    a VM uses it.
+    """Take an image out of the store, by its id, the beginning of its id or a name it was pulled
+    by; its file stays while a VM uses it.
 
     Raises:
         InvalidArgument: the name is malformed.
+        FailedPrecondition: it is the beginning of several images' ids.
     """
     store = context.images.store
-    image, handler = store.get(name), store.handler(name)
+    image = store.get(name)
+    if image is None and (image := store.beginning(name)):
+        name = image.id
+    handler = store.handler(name)
     if image is not None and store.remove(name):
         _tell(context, EventKind.IMAGE_REMOVED, image, handler or "")
 

@@ -284,7 +284,7 @@ def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
 
 def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
     """The VM's image, kept from going until the VM is on record."""
-    image = context.images.store.get(config.image)
+    image = context.images.store.find(config.image)
     if image is None:
         raise NotFound(f"image {config.image!r} is not in the store: pull it first")
     return context.images.store.held(image.id)
