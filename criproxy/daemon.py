@@ -16,6 +16,7 @@ from criproxy.http2.outbox import Outbox
 from criproxy.http2.server import ServerConnection
 from criproxy.http2.stream import Stream
 from criproxy.methods import BY_PATH
+from criproxy.observe.calls import CallLog
 from criproxy.observe.http import Endpoint
 from criproxy.observe.metrics import Metrics
 from criproxy.routes.table import Table
@@ -65,6 +66,7 @@ class Proxy:
             for position, runtime in enumerate(config.runtimes)
         )
         self._metrics.watch(self.runtimes)
+        self._call_log = CallLog(self.runtimes)
         urls = StreamUrls()
         self._urls = urls
         self.table = Table(self.runtimes, urls, self.identity)
@@ -133,7 +135,7 @@ class Proxy:
         name = call.method if call.path in BY_PATH else "unknown"
         seconds = time.monotonic() - call.started
         self._metrics.client_call(name, code, seconds)
-        log.debug("%s by %s: %s in %.4f s", call.path, call.runtime or "all", code.name, seconds)
+        self._call_log.ended(call, code, seconds)
 
     async def stop(self) -> None:
         """Take no new calls, give those under way a moment, and close everything."""

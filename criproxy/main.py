@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import uvloop
+from attrs import evolve
 
 from criproxy.config.checks import cannot_listen, check
 from criproxy.config.connect_option import parse_connect
@@ -19,6 +20,7 @@ from criproxy.config.file import build, read_file
 from criproxy.config.model import Config, ConfigError
 from criproxy.config.values import address, directory_path, duration, socket_path
 from criproxy.daemon import Proxy
+from criproxy.observe.logs import FORMS, LEVELS, set_up
 
 log = logging.getLogger("criproxy")
 
@@ -62,7 +64,17 @@ EXIT_CANNOT_LISTEN = 71
     "empty keeps none.",
 )
 @click.option("--check", "only_check", is_flag=True, help="Check the configuration and exit.")
-@click.option("-v", "--verbose", is_flag=True, help="Log every call.")
+@click.option(
+    "--log-level",
+    type=click.Choice(list(LEVELS)),
+    help="What to log: 'info' has every change, 'debug' every call (default info).",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMS),
+    help="A JSON object for each line, or text (default json).",
+)
+@click.option("-v", "--verbose", is_flag=True, help="The same as --log-level debug.")
 def main(
     listen: str | None,
     connect: str | None,
@@ -71,6 +83,8 @@ def main(
     grace: str | None,
     state_dir: str | None,
     only_check: bool,
+    log_level: str | None,
+    log_format: str | None,
     verbose: bool,
 ) -> None:
     """Serve several CRI runtimes on one socket.
@@ -86,15 +100,13 @@ def main(
     Exit codes: 0 after SIGTERM or Ctrl-C, 2 for wrong usage, 71 when a socket or address cannot be
     listened on, 78 for a configuration that cannot work.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    logging.getLogger("hpack").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
         config = _config(listen, connect, config_file, http, grace, state_dir)
+        if log_level or verbose:
+            config = evolve(config, log_level=log_level or "debug")
+        if log_format:
+            config = evolve(config, log_format=log_format)
+        set_up(config.log_level, config.log_format)
         check(config)
     except ConfigError as error:
         click.echo(f"criproxy: {error}", err=True)

@@ -31,6 +31,7 @@ from criproxy.config.values import (
     socket_path,
     wait,
 )
+from criproxy.observe.logs import FORMS, LEVELS
 
 #: Turns one value into what the model holds, or raises ConfigError naming where it stood.
 _Read = Callable[[Any, str], Any]
@@ -72,6 +73,15 @@ def _mode(value: object, where: str) -> int:
     return mode
 
 
+def _one_of(*words: str) -> _Read:
+    def read(value: object, where: str) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ConfigError(f"{where}: {value!r} is none of {', '.join(words)}")
+        return value
+
+    return read
+
+
 DIAL: Mapping[str, _Read] = {
     "timeout": wait,
     "first_wait": wait,
@@ -111,6 +121,8 @@ TOP: Mapping[str, _Read] = {
     "state_dir": _state_dir,
     "socket_mode": _mode,
     "grace": _forever,
+    "log_level": _one_of(*LEVELS),
+    "log_format": _one_of(*FORMS),
 }
 
 

@@ -91,6 +91,7 @@ class Config:
         stream_listen: host and port where relative streaming URLs are served.
         state_dir: where the last known items are kept over a restart; None keeps none.
         socket_mode: permissions of the listening socket.
+        log_level, log_format: as in `criproxy.observe.logs`.
     """
 
     listen: str
@@ -100,3 +101,5 @@ class Config:
     stream_listen: tuple[str, int] = ("127.0.0.1", 0)
     state_dir: str | None = DEFAULT_STATE_DIR
     socket_mode: int = 0o660
+    log_level: str = "info"
+    log_format: str = "json"

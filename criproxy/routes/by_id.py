@@ -70,12 +70,13 @@ class ById:
         self, call: ServerCall, method: Method, request: Any, field: str, owner: Owner
     ) -> None:
         changed = self._to_owner(request, field, owner)
+        call.about["pod" if field == SANDBOX else "container"] = owner.id
         forward(
             call,
             owner.runtime,
             method,
             request if changed else None,
-            self._look(method, owner, request),
+            self._look(call, method, owner, request),
             getattr(request, field),
         )
 
@@ -101,12 +102,13 @@ class ById:
             changed = image_names.in_request(request, change) or changed
         return changed
 
-    def _look(self, method: Method, owner: Owner, request: Any) -> Look | None:
+    def _look(self, call: ServerCall, method: Method, owner: Owner, request: Any) -> Look | None:
         runtime = owner.runtime
         if method.name == "CreateContainer":
 
             def learn(answer: Any) -> bool:
                 runtime.last.learn_container(answer.container_id, request)
+                call.about["container"] = answer.container_id
                 return False
 
             return learn

@@ -146,7 +146,13 @@ def to_runtime(
     if not runtime.primary:
         change = image_names.inside(runtime.config.image_prefix)
         changed = image_names.in_request(request, change) or changed
-    forward(call, runtime, method, request if changed else None)
+
+    def note(answer: Any) -> bool:
+        call.about["image_id"] = answer.image_ref
+        return False
+
+    look = note if method.name == "PullImage" else None
+    forward(call, runtime, method, request if changed else None, look)
 
 
 async def _holders(

@@ -12,7 +12,7 @@ from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Stream
 from criproxy.rpc.framing import Message, MessageReader, frame
 from criproxy.rpc.metadata import metadata_of, parse_timeout
-from criproxy.rpc.status import Code, RpcError, trailers_of
+from criproxy.rpc.status import Code, RpcError, error_of, trailers_of
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ class ServerCall:
         self.started = time.monotonic()
         self.deadline: float | None = None
         self.runtime = ""
+        #: Ids that the call is about, where its log line cannot see them in the request.
+        self.about: dict[str, str] = {}
+        #: The message of its status.
+        self.problem = ""
         #: Whether the call goes on until the client ends it.
         self.endless = False
         self.finished = False
@@ -166,6 +170,7 @@ class ServerCall:
         """End the call with a status of our own."""
         if self.finished:
             return
+        self.problem = message
         trailers = trailers_of(code, message, extra)
         if self._headers_sent:
             self.stream.send_trailers(trailers)
@@ -187,6 +192,8 @@ class ServerCall:
             self.stream.send_trailers(headers)
         else:
             self.stream.send_headers(headers, ended=True)
+        if code != Code.OK:
+            self.problem = error_of(headers).message
         self._end(code)
 
     async def drained(self) -> None:

@@ -1,5 +1,6 @@
 """Root disks that are full raw copies of the image."""
 
+import logging
 import os
 
 from virtlet import hookimpl
@@ -11,6 +12,9 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.vm import Vm
+
+log = logging.getLogger(__name__)
+"""Its lines are in the manager's log, with the pod's and the VM's ids and names."""
 
 SECTOR = 512
 COPY_SECONDS = 600
@@ -43,6 +47,7 @@ class Plugin:
                 pass_fds=(descriptor,),
             )
             os.ftruncate(descriptor, -(-size // SECTOR) * SECTOR)
+        log.info("root disk copied", extra={"bytes": size})
         return Disk(path=path, format="raw")
 
     @hookimpl

@@ -1,5 +1,6 @@
-"""Log lines: JSON, one each, and nothing of what an unexpected exception says."""
+"""Log lines: one each, as JSON or text, and nothing of what an unexpected exception says."""
 
+import contextvars
 import io
 import json
 import logging
@@ -11,23 +12,25 @@ from typing import Any
 
 import pytest
 
+from criproxy.observe import logs as proxy_logs
 from virtlet.core import logs
 
 SECRET = "hunter2"
+LOGGERS = ("", "virtlet", "criproxy", "somebodys_plugin", "somebodys_library")
 
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     """Where the logs go; what was set up is put back afterwards."""
     handlers, hooks = logging.root.handlers[:], (sys.excepthook, threading.excepthook)
-    levels = logging.root.level, logging.getLogger("virtlet").level
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
     stream = io.StringIO()
-    logs.set_up(1, stream)
+    logs.set_up("info", stream=stream)
     yield stream
     logging.root.handlers[:] = handlers
     sys.excepthook, threading.excepthook = hooks
-    logging.root.setLevel(levels[0])
-    logging.getLogger("virtlet").setLevel(levels[1])
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -64,6 +67,84 @@ def test_a_line_has_the_facts_it_was_given(stream: io.StringIO) -> None:
     assert line["message"] == "ready"
     assert line["pods"] == 3
     assert "traceback" not in line
+
+
+def test_a_line_of_text_has_the_same_facts(stream: io.StringIO) -> None:
+    logs.set_up("info", "text", stream=stream)
+    facts = {"pods": 3, "pod_name": "default/web", "problem": 'no "disk"\nleft', "empty": ""}
+    logging.getLogger("virtlet.x").info("two\nlines", extra=facts)
+    line = stream.getvalue().partition(" ")[2]
+    assert line == (
+        "INFO    two\\nlines pods=3 pod_name=default/web "
+        'problem="no \\"disk\\"\\nleft" empty="" logger=virtlet.x\n'
+    )
+
+
+def _record(with_error: bool) -> logging.LogRecord:
+    error = None
+    try:
+        _fail()
+    except ValueError as raised:
+        error = raised
+    info = (ValueError, error, error.__traceback__) if with_error and error else None
+    record = logging.LogRecord("a.b", logging.WARNING, "f", 1, "größer %s", ("=",), info)
+    vars(record).update(pod="1", pod_name="default/web", ms=1.5, odd='a "b" = c\x1b', none=None)
+    return record
+
+
+@pytest.mark.parametrize("with_error", [False, True])
+@pytest.mark.parametrize("form", logs.FORMS)
+def test_the_cri_proxys_lines_have_the_same_form(form: str, with_error: bool) -> None:
+    record = _record(with_error)
+    assert proxy_logs.Lines(form).format(record) == logs.Lines(form).format(record)
+    assert (proxy_logs.FORMS, proxy_logs.LEVELS) == (logs.FORMS, logs.LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("level", "heard"),
+    [
+        ("error", ["error"]),
+        ("warning", ["warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("debug", ["debug", "info", "warning", "error"]),
+    ],
+)
+def test_a_plugin_is_heard_from_the_level_that_is_set_and_a_library_from_warnings(
+    stream: io.StringIO, level: str, heard: list[str]
+) -> None:
+    logs.set_up(level, packages=["somebodys_plugin"], stream=stream)
+    for name in ("somebodys_plugin.disks", "somebodys_library", "virtlet.plugins.x"):
+        for method in ("debug", "info", "warning", "error"):
+            getattr(logging.getLogger(name), method)("told")
+    by_logger: dict[str, list[str]] = {}
+    for line in _lines(stream):
+        by_logger.setdefault(line["logger"], []).append(line["level"])
+    assert by_logger["somebodys_plugin.disks"] == by_logger["virtlet.plugins.x"] == heard
+    assert by_logger["somebodys_library"] == [h for h in heard if h in ("warning", "error")]
+
+
+def test_what_is_logged_within_a_call_says_what_the_call_is_about(stream: io.StringIO) -> None:
+    def call() -> None:
+        logs.about.set({"call": "StartContainer", "vm": "1", "pod_name": "default/web"})
+        logging.getLogger("virtlet.x").info("disk made", extra={"vm": "2"})
+
+    contextvars.copy_context().run(call)
+    logging.getLogger("virtlet.x").info("afterwards")
+    within, afterwards = _lines(stream)
+    assert (within["call"], within["pod_name"], within["vm"]) == (
+        "StartContainer",
+        "default/web",
+        "2",
+    )
+    assert "call" not in afterwards
+
+
+def test_a_line_with_an_id_gets_the_names(stream: io.StringIO) -> None:
+    lines = logs.set_up("info", stream=stream)
+    lines.named = lambda facts: {"pod_name": "default/web", "vm_name": f"of {facts['vm']}"}
+    logging.getLogger("virtlet.x").info("VM ended", extra={"vm": "1", "vm_name": "own"})
+    [line] = _lines(stream)
+    assert (line["pod_name"], line["vm_name"]) == ("default/web", "own")
 
 
 @pytest.mark.parametrize(

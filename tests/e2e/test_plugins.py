@@ -106,6 +106,13 @@ def test_a_machine_boots_with_the_replacement_beside_one_with_the_built_in_plugi
 def _check(handler: str, ours: Pod, theirs: Pod) -> None:
     """What the replacement does differently."""
     if handler == "copy":
+        texts = theirs.node.log_file.read_text().splitlines()
+        lines = [json.loads(text) for text in texts if "virtlet_example_disk" in text]
+        [line] = [line for line in lines if line["message"] == "root disk copied"]
+        assert (line["level"], line["pod"]) == ("info", theirs.id)
+        metadata = theirs.manifest.pod.metadata
+        assert line["pod_name"] == f"{metadata.namespace}/{metadata.name}"
+        assert line["vm_name"] == "guest"
         assert (_volumes(theirs) / "root.raw").exists()
         assert not (_volumes(theirs) / "root.qcow2").exists()
         assert (_volumes(ours) / "root.qcow2").exists()

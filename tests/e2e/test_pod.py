@@ -1,6 +1,7 @@
 """A VM pod from manifest to nothing left."""
 
 import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -199,6 +200,42 @@ def test_ids_as_crictl_prints_them_are_understood_by_every_call_and_filter(
     pod.client.stop_pod(sandbox)
     pod.client.remove_pod(sandbox)
     assert pod.id not in {p.id for p in pod.client.pods()}
+
+
+def test_every_change_is_a_line_of_the_managers_log_with_ids_and_names(
+    node: Playground, new_pod: PodFactory
+) -> None:
+    before = len(node.log_file.read_text().splitlines())
+    pod = new_pod("logged").run().create()
+    pod.client.start(pod.vm)
+    image = pod.status.image_id
+    with pytest.raises(CallFailed):
+        pod.client.create(pod.id, pod.config(attempt=1, name="second"), pod.pod)
+    pod.client.stop(pod.vm[:13], 0)
+    pod.down()
+    wait_until(lambda: "RemovePodSandbox" in node.tail(3), 10, "the last call's line")
+    texts = node.log_file.read_text().splitlines()[before:]
+    lines = [json.loads(text) for text in texts if text.startswith("{")]
+    calls = {line["call"]: line for line in lines if "code" in line}
+    metadata = pod.manifest.pod.metadata
+    name = f"{metadata.namespace}/{metadata.name}"
+    about_pod = ("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox")
+    about_vm = ("StartContainer", "StopContainer")
+    for call in (*about_pod, *about_vm):
+        assert (calls[call]["level"], calls[call]["code"]) == ("info", "OK")
+        assert (calls[call]["pod"], calls[call]["pod_name"]) == (pod.id, name)
+    for call in about_vm:
+        assert (calls[call]["vm"], calls[call]["vm_name"]) == (pod.vm, "guest")
+        assert calls[call]["image_id"] == image
+    assert (calls["PullImage"]["image"], calls["PullImage"]["image_id"]) == (
+        pod.manifest.container.image.image,
+        image,
+    )
+    refused = calls["CreateContainer"]
+    assert (refused["level"], refused["code"]) == ("warning", "FAILED_PRECONDITION")
+    assert (refused["pod_name"], refused["vm_name"]) == (name, "second")
+    ended = next(line for line in lines if line["message"] == "VM ended")
+    assert (ended["vm"], ended["pod_name"]) == (pod.vm, name)
 
 
 def test_a_reopened_log_goes_on_in_a_new_file_without_losing_a_byte(new_pod: PodFactory) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from virtlet.core.config.options import CORE_OPTIONS
+from virtlet.core.config.options import CORE_OPTIONS, LOG_LEVEL
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
 from virtlet.model.option import BOOLEAN, Option
@@ -48,7 +48,8 @@ def _flag(option: Option[Any]) -> click.Option:
     type=click.Path(path_type=Path, dir_okay=False),
     help="YAML file of settings by field name, with a `handlers` section.",
 )
-def serve(file: Path | None, **flags: str | None) -> None:
+@click.option("--v", "verbosity", hidden=True, help="The original's name of --log-level.")
+def serve(file: Path | None, verbosity: str | None, **flags: str | None) -> None:
     """Run the manager until SIGTERM; VMs go on running after it.
 
     Settings are taken from defaults, then the file, then the environment, then flags.
@@ -58,6 +59,8 @@ def serve(file: Path | None, **flags: str | None) -> None:
     from virtlet.core import daemon
 
     given = {name: value for name, value in flags.items() if value is not None}
+    if verbosity is not None:
+        given.setdefault(LOG_LEVEL.field, verbosity)
     registry = click.get_current_context().meta["registry"]
     daemon.serve(registry, daemon.settings(registry, file, os.environ, given))
     _leave()

@@ -18,6 +18,7 @@ from virtlet.core.config import options as core_options
 from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.console.logs import ConsoleLogs
 from virtlet.core.consoles import VmConsoles
+from virtlet.core.cri.subjects import Subjects
 from virtlet.core.events import EventTeller
 from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
@@ -69,10 +70,12 @@ def serve(registry: Registry, config: Settings) -> None:
     Raises:
         VirtletError: it cannot start; the message says why.
     """
-    logs.set_up(config[core_options.LOG_LEVEL])
+    lines = logs.set_up(
+        config[core_options.LOG_LEVEL], config[core_options.LOG_FORMAT], registry.logging_packages()
+    )
     memory.share_heap()
     with ExitStack() as undo:
-        context = _assemble(registry, config, undo)
+        context = _assemble(registry, config, undo, lines)
         sampler = Sampler(context)
         sampler.start()
         undo.callback(sampler.stop)
@@ -83,13 +86,14 @@ def serve(registry: Registry, config: Settings) -> None:
     log.info("stopped; VMs go on running")
 
 
-def _assemble(registry: Registry, config: Settings, undo: ExitStack) -> Context:
+def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs.Lines) -> Context:
     """Start every part but the server; `undo` stops them, the last first."""
     data_dir, run_dir = node.prepare(config)
     undo.enter_context(node.lock(data_dir, "--data-dir"))
     uid, gid = node.emulator_user(config)
     store = open_store(config[core_options.DATABASE], data_dir)
     undo.callback(store.close)
+    lines.named = Subjects(store).names
     here = Node(
         data_dir=data_dir,
         run_dir=run_dir,

@@ -1,8 +1,10 @@
-"""Structured logs: one JSON object per line on standard error.
+"""Log lines: one on standard error for each thing that happens, as JSON or as text.
 
 What is logged is an event's name and plain facts (ids, names, durations). Requests, annotations,
 environments and documents are never passed to a logger, because they can hold secrets. The texts
 of exceptions that nobody expected can quote them too, so tracebacks are written without.
+
+The CRI proxy's log has the same form (criproxy/observe/logs.py), so that one query serves both.
 """
 
 import json
@@ -10,37 +12,85 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from traceback import StackSummary, walk_tb
 from typing import Any, TextIO
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG)
-"""By the `logLevel` option; higher numbers mean the last."""
+LEVELS: Mapping[str, int] = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+FORMS = ("json", "text")
 
 FRAME_LIMIT = 40
 """The innermost frames of each exception that are shown."""
 
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+Naming = Callable[[Mapping[str, Any]], Mapping[str, str]]
+"""Takes a line's facts and returns names for the ids among them."""
+
+about: ContextVar[Mapping[str, str]] = ContextVar("about")
+"""Facts for every line that is logged in a context, plugins' too: those of the call under way."""
+
 log = logging.getLogger(__name__)
 
 
-class _Line(logging.Formatter):
+class Lines(logging.Formatter):
+    """Makes a line of a record.
+
+    Args:
+        form: 'json' or 'text'.
+        named: knows names.
+    """
+
+    def __init__(self, form: str, named: Naming = lambda facts: {}) -> None:
+        super().__init__()
+        self._form = form
+        self.named = named
+
     def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment = f"{seconds}.{int(record.msecs):03d}Z"
         error = record.exc_info[1] if record.exc_info else None
         message = record.getMessage()
+        if error is not None:
+            # What asyncio adds to its message in more lines has the exception's text in it.
+            message = message.partition("\n")[0]
+        facts = self._facts(record)
+        frames = [] if error is None else list(_frames(error, "", set()))
+        if self._form == "text":
+            shown = " ".join(f"{key}={_plain(value)}" for key, value in facts.items())
+            head = f"{moment} {record.levelname:<7} {json.dumps(message, ensure_ascii=False)[1:-1]}"
+            parts = [f"{head} {shown}".rstrip() + f" logger={record.name}"]
+            return "\n".join([*parts, *(f"    {frame}" for frame in frames)])
         line: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "time": moment,
             "level": record.levelname.lower(),
             "logger": record.name,
-            # What asyncio adds to its message in more lines has the exception's text in it.
-            "message": message if error is None else message.partition("\n")[0],
+            "message": message,
+            **facts,
         }
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if error is not None:
-            line["traceback"] = "\n".join(_frames(error, "", set()))
+        if frames:
+            line["traceback"] = "\n".join(frames)
         return json.dumps(line, default=str)
+
+    def _facts(self, record: logging.LogRecord) -> Mapping[str, Any]:
+        own = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        facts = {**own, **{k: v for k, v in about.get({}).items() if k not in own}}
+        return {**facts, **{k: v for k, v in self.named(facts).items() if k not in facts}}
+
+
+def _plain(value: object) -> str:
+    """A value in a text line: quoted where it would not end at the next blank."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if text and text.isprintable() and not set(text) & set(' "='):
+        return text
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
@@ -62,20 +112,30 @@ def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
             yield from _frames(other, word, seen)
 
 
-def set_up(verbosity: int, stream: TextIO = sys.stderr) -> None:
+def set_up(
+    level: str, form: str = "json", packages: Iterable[str] = (), stream: TextIO = sys.stderr
+) -> Lines:
     """Send all logs to a stream, and what would end a thread or the process with a traceback.
 
     Args:
-        verbosity: 0 errors, 1 changes, 2 and more every call.
+        level: one of `LEVELS`; of libraries only warnings and errors are logged.
+        form: one of `FORMS`.
+        packages: Python packages of others that are no libraries: those of plugins.
         stream: where to.
+
+    Returns:
+        What makes the lines, to give it names later.
     """
+    lines = Lines(form)
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Line())
+    handler.setFormatter(lines)
     logging.root.handlers[:] = [handler]
-    logging.root.setLevel(logging.WARNING if verbosity else logging.ERROR)
-    logging.getLogger("virtlet").setLevel(LEVELS[min(verbosity, len(LEVELS) - 1)])
+    logging.root.setLevel(max(LEVELS[level], logging.WARNING))
+    for package in ("virtlet", *packages):
+        logging.getLogger(package).setLevel(LEVELS[level])
     sys.excepthook = lambda kind, error, trace: log.critical("ended", exc_info=error)
     threading.excepthook = _thread_ended
+    return lines
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:

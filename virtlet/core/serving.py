@@ -103,7 +103,7 @@ async def serve_until_asked(
         config[options.LISTEN],
         parts.calls,
         context.hypervisors.default_health,
-        Subjects(context.store),
+        Subjects(context.store, context.images.store.get),
     )
     try:
         await streaming.start()

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from virtlet.core.config.load import load
-from virtlet.core.config.options import CORE_OPTIONS, DATABASE, DISABLE_LOGGING, LISTEN, STREAM_PORT
+from virtlet.core.config.options import (
+    CORE_OPTIONS,
+    DATABASE,
+    DISABLE_LOGGING,
+    LISTEN,
+    LOG_LEVEL,
+    STREAM_PORT,
+)
 from virtlet.errors import InvalidArgument
 from virtlet.model.option import Settings
 
@@ -49,6 +56,16 @@ def test_a_socket_is_named_as_a_path_or_as_a_kubelet_names_it(
     tmp_path: Path, endpoint: str
 ) -> None:
     assert _load(tmp_path, flags={"criSocketPath": endpoint})[LISTEN] == Path("/x/a.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("debug", "debug"), ("error", "error"), ("0", "error"), ("1", "info"), ("5", "debug")],
+)
+def test_a_log_level_is_a_word_or_one_of_the_originals_numbers(
+    tmp_path: Path, text: str, level: str
+) -> None:
+    assert _load(tmp_path, f"logLevel: {text}\n")[LOG_LEVEL] == level
 
 
 def test_a_yaml_boolean_is_a_boolean(tmp_path: Path) -> None:

@@ -13,10 +13,16 @@ from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
+from virtlet.model.image import Image
 
 PODS = ("3f47" + "0" * 28, "3f99" + "1" * 28, "5c" + "2" * 30)
 VM = "3f47" + "9" * 28
 HIDDEN = "77" + "3" * 30
+DIGEST = f"sha256:{models.DIGEST}"
+
+_POD = {"pod": PODS[0], "pod_name": "default/web"}
+_IMAGE = {"image": "tiny", "image_id": DIGEST}
+_VM = {"vm": VM, "pod": "a" * 32, "pod_name": "default/web", "vm_name": "guest", **_IMAGE}
 
 
 @pytest.fixture
@@ -90,6 +96,57 @@ def test_the_beginning_of_several_ids_is_told_with_them(store: Store, request_: 
         _completed(store, request_)
     for part in ("pod sandbox id 3f", "2 ids", PODS[0], PODS[1], "give more"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply", "facts"),
+    [
+        (
+            cri.RunPodSandboxRequest(config={"metadata": {"name": "n", "namespace": "s"}}),
+            cri.RunPodSandboxResponse(pod_sandbox_id=PODS[0]),
+            {"pod": PODS[0], "pod_name": "s/n"},
+        ),
+        (cri.StopPodSandboxRequest(pod_sandbox_id=PODS[0]), None, _POD),
+        (cri.StopPodSandboxRequest(pod_sandbox_id="none"), None, {"pod": "none"}),
+        (
+            cri.CreateContainerRequest(
+                pod_sandbox_id=PODS[0],
+                config={"metadata": {"name": "g"}, "image": {"image": "cirros"}},
+            ),
+            None,
+            {**_POD, "vm_name": "g", "image": "cirros"},
+        ),
+        (cri.StopContainerRequest(container_id=VM), b"kept", _VM),
+        (cri.ListContainersRequest(filter={"id": VM}), None, _VM),
+        (cri.ListPodSandboxRequest(filter={"id": PODS[0]}), None, _POD),
+        (cri.ListContainersRequest(), None, {}),
+        (
+            cri.PullImageRequest(
+                image={"image": "cirros", "annotations": {"a": "hunter2"}},
+                auth={"password": "hunter2"},
+                sandbox_config={"metadata": {"name": "n", "namespace": "s"}},
+            ),
+            cri.PullImageResponse(image_ref="sha256:1"),
+            {"image": "cirros", "pod_name": "s/n", "image_id": "sha256:1"},
+        ),
+        (cri.RemoveImageRequest(image={"image": DIGEST}), None, _IMAGE),
+        (cri.VersionRequest(), None, {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_facts_of_a_call_are_ids_and_names(
+    store: Store, request_: Any, reply: Any, facts: dict[str, str]
+) -> None:
+    image = Image(
+        id=DIGEST, path=Path("image"), format="raw", size=1, virtual_size=1, names=("tiny",)
+    )
+    subjects = Subjects(store, lambda image_id: image if image_id == DIGEST else None)
+    assert subjects.facts(request_, reply) == facts
+
+
+def test_a_clients_text_is_cut(store: Store) -> None:
+    facts = Subjects(store).facts(cri.StopContainerRequest(container_id="x" * 10_000))
+    assert facts == {"vm": "x" * 256}
 
 
 def test_a_request_without_a_filter_gets_none(store: Store) -> None:

@@ -54,7 +54,7 @@ def world() -> Iterator[World]:
         with ProxyProcess(listen, "--connect", connect, "--state-dir", state) as proxy:
             yield World(node, sides, proxy)
             assert proxy.end(signal.SIGTERM) == 0
-            assert "Traceback" not in proxy.log.read_text()
+            assert "traceback" not in proxy.log.read_text()
 
 
 @pytest.fixture

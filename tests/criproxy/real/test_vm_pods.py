@@ -76,7 +76,7 @@ def mixed() -> Iterator[MixedNode]:
             ordinary.remove()
             assert virtlet.settled_leftovers() == []
             assert proxy.end(signal.SIGTERM) == 0
-            assert "Traceback" not in proxy.log.read_text()
+            assert "traceback" not in proxy.log.read_text()
 
 
 @pytest.fixture

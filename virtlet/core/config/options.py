@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from virtlet.core.logs import FORMS, LEVELS
 from virtlet.model.endpoint import socket_path
 from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, WORDS, Kind, Option, choice, integer
 
@@ -30,6 +31,11 @@ def _host(text: str) -> str:
         return str(ipaddress.IPv6Address(text))
     except ValueError:
         raise ValueError(f"{text!r} is no host name or IP address") from None
+
+
+def _level(text: str) -> str:
+    numbers = {"0": "error", "1": "info", **dict.fromkeys("2345", "debug")}
+    return choice(*LEVELS).parse(numbers.get(text.strip(), text.strip()))
 
 
 ABSOLUTE: Kind[Path] = Kind(name="absolute path", parse=_absolute)
@@ -160,11 +166,20 @@ DISABLE_LOGGING = Option(
 )
 LOG_LEVEL = Option(
     field="logLevel",
-    flag="--v",
+    flag="--log-level",
     env="VIRTLET_LOGLEVEL",
-    kind=integer(0, 5),
-    default="1",
-    help="0 errors, 1 changes, 2 and more every call",
+    kind=Kind(name="error or warning or info or debug", parse=_level),
+    default="info",
+    help="what to log, of plugins too: `info` has every change, `debug` every call. The original's "
+    "numbers and its flag `--v` are understood: 0 is `error`, 1 `info`, 2 to 5 `debug`",
+)
+LOG_FORMAT = Option(
+    field="logFormat",
+    flag="--log-format",
+    env="VIRTLET_LOG_FORMAT",
+    kind=choice(*FORMS),
+    default="json",
+    help="a JSON object for each line of the log, or text",
 )
 HOOK_PATIENCE = Option(
     field="hookPatience",
@@ -202,6 +217,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     STREAM_TLS_KEY,
     DISABLE_LOGGING,
     LOG_LEVEL,
+    LOG_FORMAT,
     HOOK_PATIENCE,
     FORGOTTEN_PLUGINS,
 )

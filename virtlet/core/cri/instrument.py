@@ -1,17 +1,20 @@
 """The one wrapper around every call: reading the request, logging, timing, error to status."""
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from virtlet.core import logs
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
@@ -42,18 +45,26 @@ def instrument(call: Call, executors: dict[Kind, Executor], subjects: Subjects) 
     async def handle(received: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         started = time.perf_counter()
         code, message, repeated = grpc.StatusCode.OK, "", False
+        request, reply = None, None
+        facts: dict[str, str] = {}
         try:
             request = read(received)
             if call.kind is Kind.READ:
                 return call.serve(request)
+            # Before it is served: a removal leaves nobody to ask for names.
+            facts = subjects.facts(request)
+            logs.about.set({"call": method, **facts})
             loop = asyncio.get_running_loop()
             gone = threading.Event()
             caller = Caller(lambda: not gone.is_set(), context.time_remaining)
             arguments = (request, caller) if call.attended else (request,)
-            work = loop.run_in_executor(executors[call.kind], call.serve, *arguments)
+            # In this context: what is logged on the way says what it is about.
+            serve = partial(contextvars.copy_context().run, call.serve)
+            work = loop.run_in_executor(executors[call.kind], serve, *arguments)
             # Shielded: a client that goes away does not stop work that is half done.
             try:
-                return await asyncio.shield(work)
+                reply = await asyncio.shield(work)
+                return reply
             except asyncio.CancelledError:
                 gone.set()
                 work.add_done_callback(lambda done: _log_unheard(method, done))
@@ -70,7 +81,14 @@ def instrument(call: Call, executors: dict[Kind, Executor], subjects: Subjects) 
             message = f"{type(error).__name__} inside the manager; its log has the details"
         finally:
             duration = time.perf_counter() - started
-            _log(call, method, code, message, duration, repeated=repeated)
+            _log(
+                call,
+                code,
+                message,
+                duration,
+                lambda: subjects.facts(request, reply) | facts,
+                repeated=repeated,
+            )
         return await context.abort(code, _cut(message))
 
     return handle
@@ -86,8 +104,10 @@ def instrument_stream(call: Call, subjects: Subjects) -> Callable[[Any, Any], As
     ) -> AsyncIterator[Any]:
         started = time.perf_counter()
         code, message = grpc.StatusCode.OK, ""
+        request = None
         try:
-            async for reply in call.serve(read(received)):
+            request = read(received)
+            async for reply in call.serve(request):
                 yield reply
         except VirtletError as error:
             code, message = grpc.StatusCode[error.status], describe(error)
@@ -99,7 +119,8 @@ def instrument_stream(call: Call, subjects: Subjects) -> Callable[[Any, Any], As
             code = grpc.StatusCode.INTERNAL
             message = f"{type(error).__name__} inside the manager; its log has the details"
         finally:
-            _log(call, method, code, message, time.perf_counter() - started)
+            duration = time.perf_counter() - started
+            _log(call, code, message, duration, lambda: subjects.facts(request))
         if code is not grpc.StatusCode.OK:
             await context.abort(code, _cut(message))
 
@@ -151,17 +172,26 @@ def _cut(message: str) -> str:
 
 def _log(
     call: Call,
-    method: str,
     code: grpc.StatusCode,
     message: str,
     duration: float,
+    facts: Callable[[], Mapping[str, str]],
     *,
     repeated: bool = False,
 ) -> None:
-    extra = {"call": method, "code": code.name, "ms": round(duration * 1000, 2)}
+    """Write a call's line: changes as information, what was refused as a warning the first time,
+    all else at debug."""
+    refused = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+    level = logging.INFO if call.kind is Kind.WORK else logging.DEBUG
+    if refused:
+        level = logging.DEBUG if repeated else logging.WARNING
+    if not log.isEnabledFor(level):
+        return
+    extra: dict[str, object] = {
+        "call": call.name.partition(".")[2],
+        "code": code.name,
+        "ms": round(duration * 1000, 2),
+    }
     if message:
         extra["problem"] = message
-    if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
-        log.log(logging.INFO if call.kind is Kind.WORK else logging.DEBUG, "call", extra=extra)
-    else:
-        log.log(logging.DEBUG if repeated else logging.WARNING, "call refused", extra=extra)
+    log.log(level, "call refused" if refused else "call", extra={**extra, **facts()})

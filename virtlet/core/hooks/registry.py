@@ -75,6 +75,16 @@ class Registry:
             "then restart the manager"
         )
 
+    def logging_packages(self) -> tuple[str, ...]:
+        """The top-level Python packages of the plugins of others, whose logs are ours too."""
+        plugins = (self.manager.get_plugin(name) for name in self.extra)
+        modules = (
+            plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
+            for plugin in plugins
+            if plugin is not None
+        )
+        return tuple(dict.fromkeys(module.partition(".")[0] for module in modules))
+
     def note(self, plugin: str, why: str) -> None:
         """Remember and log a refusal."""
         self.refused[plugin] = why

@@ -31,7 +31,7 @@ def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Optio
         VirtletError: a built-in plugin's cannot be had.
     """
     taken = {name: "the core" for option in CORE_OPTIONS for name in _names(option)}
-    taken |= dict.fromkeys((*SECTIONS, "file", "--config", "--help"), "the core")
+    taken |= dict.fromkeys((*SECTIONS, "file", "--config", "--help", "--v"), "the core")
     found: list[tuple[str, Option[Any]]] = []
     for plugin in _all(registry, caller, OPTIONS):
         try:

@@ -24,7 +24,7 @@ def tell_owner(context: Context, vm: Vm, text: str) -> None:
         vm: whom it is about; its console is being followed.
         text: one sentence: what it is, and what to do. No secret, and nothing a guest chose freely.
     """
-    log.warning("told the pod's owner", extra={"vm": vm.id, "pod": vm.pod.name, "notice": text})
+    log.warning("told the pod's owner", extra={"vm": vm.id, "notice": text})
     try:
         context.consoles.tell(vm, text)
     except VirtletError as error:

@@ -1,0 +1,111 @@
+"""Log lines: one on standard error for each thing that happens, as JSON or as text.
+
+They have the form of the manager's own log (virtlet/core/logs.py, which is not to be imported
+here; tests/core/test_logs.py holds both against each other), so that one query serves both. Texts
+of exceptions that nobody expected can quote requests: tracebacks are written without them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from traceback import StackSummary, walk_tb
+from typing import Any, TextIO
+
+LEVELS: Mapping[str, int] = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+FORMS = ("json", "text")
+#: The innermost frames of each exception that are shown.
+FRAME_LIMIT = 40
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+log = logging.getLogger(__name__)
+
+
+class Lines(logging.Formatter):
+    """Makes a line of a record.
+
+    Args:
+        form: 'json' or 'text'.
+    """
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment = f"{seconds}.{int(record.msecs):03d}Z"
+        error = record.exc_info[1] if record.exc_info else None
+        message = record.getMessage()
+        if error is not None:
+            # What asyncio adds to its message in more lines has the exception's text in it.
+            message = message.partition("\n")[0]
+        facts = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        frames = [] if error is None else list(_frames(error, "", set()))
+        if self._form == "text":
+            shown = " ".join(f"{key}={_plain(value)}" for key, value in facts.items())
+            head = f"{moment} {record.levelname:<7} {json.dumps(message, ensure_ascii=False)[1:-1]}"
+            parts = [f"{head} {shown}".rstrip() + f" logger={record.name}"]
+            return "\n".join([*parts, *(f"    {frame}" for frame in frames)])
+        line: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+            **facts,
+        }
+        if frames:
+            line["traceback"] = "\n".join(frames)
+        return json.dumps(line, default=str)
+
+
+def _plain(value: object) -> str:
+    """A value in a text line: quoted where it would not end at the next blank."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if text and text.isprintable() and not set(text) & set(' "='):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
+    """Types and places of an exception and of those behind it: never their texts."""
+    seen.add(id(error))
+    yield f"{how}{type(error).__qualname__}"
+    stack = StackSummary.extract(
+        walk_tb(error.__traceback__), limit=-FRAME_LIMIT, lookup_lines=False
+    )
+    for frame in stack:
+        yield f"  {frame.filename}:{frame.lineno} {frame.name}"
+    behind: list[tuple[str, BaseException | None]] = [("caused by ", error.__cause__)]
+    if not error.__suppress_context__:
+        behind.append(("while handling ", error.__context__))
+    if isinstance(error, BaseExceptionGroup):
+        behind += [("with ", part) for part in error.exceptions]
+    for word, other in behind:
+        if other is not None and id(other) not in seen:
+            yield from _frames(other, word, seen)
+
+
+def set_up(level: str, form: str, stream: TextIO = sys.stderr) -> None:
+    """Send all logs to a stream, and what would end the process with a traceback.
+
+    Args:
+        level: one of `LEVELS`; of libraries only warnings and errors are logged.
+        form: one of `FORMS`.
+        stream: where to.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Lines(form))
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(max(LEVELS[level], logging.WARNING))
+    logging.getLogger("criproxy").setLevel(LEVELS[level])
+    sys.excepthook = lambda kind, error, trace: log.critical("ended", exc_info=error)
