@@ -53,3 +53,11 @@ def test_grpc_finds_it_when_the_manager_imports_it() -> None:
 
 def test_what_the_environment_says_is_kept() -> None:
     assert _python(_SERVE, GRPC_EXPERIMENTS="tcp_rcv_lowat").stdout == "tcp_rcv_lowat\n"
+
+
+def test_the_originals_flag_for_the_logs_level_is_understood() -> None:
+    for number, says in (("2", "'x' is none of"), ("9", "'9' is none of 'error', 'warning'")):
+        code = _SERVE.replace(
+            '"--config", "no-such-file"', f'"--v", "{number}", "--log-format", "x"'
+        )
+        assert says in _python(code).stderr

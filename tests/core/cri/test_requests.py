@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.cri import bad_fields
@@ -164,6 +164,7 @@ def test_a_name_is_one_word_and_stays_in_its_directory(text: str) -> None:
         assert os.listdir(directory) == [text]
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_a_log_that_is_taken_can_be_made_and_stays_in_the_pods_directory(text: str) -> None:
     """Any other is refused, with nothing made."""

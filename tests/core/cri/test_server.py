@@ -5,7 +5,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.core.cri.serving import Serving
 from virtlet.cli.client import CallFailed, Client
+from virtlet.core import logs
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, PluginError, ResourceExhausted, Unavailable
@@ -31,6 +32,8 @@ class Service:
         self.health = HypervisorHealth(ready=True)
         self.finished = 0
         self.abandoned = False
+        self.about: dict[str, Mapping[str, str]] = {}
+        """What each call found that it was said to be about."""
 
     def stop(self, request: cri.StopContainerRequest) -> cri.StopContainerResponse:
         self.release.wait(30)
@@ -40,9 +43,11 @@ class Service:
         return cri.StopContainerResponse()
 
     def listed(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
+        self.about["list"] = logs.about.get({})
         return cri.ListContainersResponse(containers=[cri.Container(id="one")])
 
     def create(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
+        self.about["create"] = dict(logs.about.get({}))
         if self.error:
             raise self.error
         return cri.CreateContainerResponse(container_id="vm")
@@ -110,6 +115,18 @@ def test_a_hundred_held_stops_leave_lists_as_quick_as_before(
     for stop in stops:
         stop.result(20)
     assert service.finished == 100
+
+
+def test_a_worker_knows_what_its_call_is_about_and_the_next_call_nothing_of_it(
+    client: Client, service: Service
+) -> None:
+    config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="guest"))
+    client.runtime.CreateContainer(cri.CreateContainerRequest(pod_sandbox_id="pod", config=config))
+    client.containers()
+    assert service.about == {
+        "create": {"call": "CreateContainer", "pod": "pod", "vm_name": "guest"},
+        "list": {},
+    }
 
 
 @pytest.mark.parametrize(
