@@ -91,7 +91,7 @@ def test_the_log_names_plugin_hook_and_pod(
     said = record.__dict__
     assert record.getMessage() == "a plugin has not returned"
     assert (said["plugin"], said["hook"]) == ("fake", "virtlet_flavor")
-    assert (said["pod"], said["podId"]) == ("default/stuck", pod)
+    assert (said["pod_name"], said["pod"]) == ("default/stuck", pod)
 
 
 def test_a_plugin_that_takes_its_time_is_waited_for(

@@ -126,7 +126,7 @@ def _subject(about: tuple[object, ...]) -> dict[str, str]:
     for value in about:
         vm: Any = value.vm if isinstance(value, Machine) else value
         if isinstance(vm, Vm):
-            found |= {"pod": vm.pod.name, "podId": vm.pod.id, "vm": vm.id}
+            found |= {"pod_name": vm.pod.name, "pod": vm.pod.id, "vm": vm.id}
         elif isinstance(value, Pod):
-            found |= {"pod": value.name, "podId": value.id}
+            found |= {"pod_name": value.name, "pod": value.id}
     return found
