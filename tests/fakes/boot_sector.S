@@ -11,6 +11,8 @@
         .globl  _start
 _start: xor     %ax, %ax
         mov     %ax, %ds
+        movw    $tick, 0x20             # the timer, or the firmware would take what is typed
+        movw    %ax, 0x22
         mov     $0x602, %dx             # PM1 enable: the power button
         mov     $0x100, %ax
         out     %ax, %dx
@@ -21,7 +23,7 @@ _start: xor     %ax, %ax
         call    print
         jmp     1b
 
-poll:   sti                             # sleep to the firmware's next timer tick (55 ms)
+poll:   sti                             # sleep to the next timer tick (55 ms)
         hlt
         mov     $0x600, %dx             # PM1 status
         in      %dx, %ax
@@ -68,6 +70,12 @@ print:  push    %ax
         mov     $0x3f8, %dx
         out     %al, %dx
         ret
+
+tick:   push    %ax
+        mov     $0x20, %al              # end of interrupt
+        out     %al, $0x20
+        pop     %ax
+        iret
 
 text:   .asciz  "ready\r\n"
         .org    510

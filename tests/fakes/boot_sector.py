@@ -10,10 +10,10 @@ POWER_OFF, PANIC, RESET, HANG = b"o", b"p", b"r", b"h"
 
 _CODE = bytes.fromhex(
     """
-    31c08ed8ba0206b80001efbe6e7cac84c07405e84900ebf6fbf4ba0006edf6c4017521ba
-    fd03eca80174edbaf803ec3c6f74113c7074163c72741a3c68741ce81d00ebd4ba0406b8
-    0020efeb0eba0505b001eeeb06baf90cb006eefaf4ebfc50bafd03eca82074f858baf803
-    eec372656164790d0a
+    31c08ed8c7062000777ca32200ba0206b80001efbe7e7cac84c07405e84900ebf6fbf4ba
+    0006edf6c4017521bafd03eca80174edbaf803ec3c6f74113c7074163c72741a3c68741c
+    e81d00ebd4ba0406b80020efeb0eba0505b001eeeb06baf90cb006eefaf4ebfc50bafd03
+    eca82074f858baf803eec350b020e62058cf72656164790d0a
     """
 )
 _SIZE = 1 << 20

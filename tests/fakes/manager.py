@@ -24,6 +24,7 @@ from virtlet.core.lifecycle.context import Context, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
+from virtlet.core.room import Room
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk
@@ -197,6 +198,7 @@ class Manager:
             launches=NoLaunches(),
             consoles=VmConsoles(self.console_logs, here.run_dir, -1, -1, disabled=False),
             events=self.told,
+            room=Room(node.root, node.root / "db", size=0),
             locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(

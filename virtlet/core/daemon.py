@@ -36,6 +36,7 @@ from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.metrics.sampler import Sampler
+from virtlet.core.room import Room
 from virtlet.core.serial import InOrder
 from virtlet.core.store.ownership import open_store
 from virtlet.errors import VirtletError
@@ -90,8 +91,11 @@ def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs
     """Start every part but the server; `undo` stops them, the last first."""
     data_dir, run_dir = node.prepare(config)
     undo.enter_context(node.lock(data_dir, "--data-dir"))
+    database = config[core_options.DATABASE]
+    room = Room(data_dir, database)
+    room.make()
     uid, gid = node.emulator_user(config)
-    store = open_store(config[core_options.DATABASE], data_dir)
+    store = open_store(database, data_dir)
     undo.callback(store.close)
     lines.named = Subjects(store).names
     here = Node(
@@ -150,11 +154,15 @@ def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs
         launches=launches,
         consoles=consoles,
         events=events,
+        room=room,
         locks=KeyedLocks(hooks.watch.hanging),
     )
     undo.callback(context.images.close)
     context.journal = Journal(
-        store, lambda row: effects.restore(context, row), points.from_environment(os.environ)
+        store,
+        lambda row: effects.restore(context, row),
+        points.from_environment(os.environ),
+        room.make,
     )
     watchers = ThreadPoolExecutor(4, "domain-events")
     undo.callback(watchers.shutdown, cancel_futures=True)

@@ -14,6 +14,7 @@ from virtlet.core.images.pull import Images
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
+from virtlet.core.room import Room
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
 from virtlet.model.event import Event
@@ -58,6 +59,7 @@ class Context:
     launches: Launches
     consoles: VmConsoles
     events: Events
+    room: Room
     journal: Journal = field(init=False)
     locks: KeyedLocks = field(factory=KeyedLocks)
     order: threading.RLock = field(factory=threading.RLock)

@@ -38,6 +38,7 @@ def lost_exit() -> VmExit:
 
 def on_change(context: Context, seen: Observation) -> None:
     """Take note of a change that the hypervisor reports."""
+    context.room.make()
     if seen.state is DomainState.STOPPED:
         mark_exited(context, seen.vm_id, seen.exit or lost_exit())
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):

@@ -59,11 +59,17 @@ class Journal:
         store: where intents and records are written.
         restore: makes the effect that a stored row stands for.
         points: called with the name of every place where a crash may fall.
+        make_room: called before something is undone, which writes: on a full disk, too.
     """
 
     def __init__(
-        self, store: Store, restore: Callable[[EffectRow], Effect], points: Points
+        self,
+        store: Store,
+        restore: Callable[[EffectRow], Effect],
+        points: Points,
+        make_room: Callable[[], None] = _nothing,
     ) -> None:
+        self._make_room = make_room
         self._store = store
         self._restore = restore
         self._points = points
@@ -97,6 +103,7 @@ class Journal:
         Raises:
             UndoIncomplete: some could not be reverted; they stay written down.
         """
+        self._make_room()
         problems = []
         for row in reversed(self._store.effects(owner)):
             if kinds is not None and row.kind not in kinds:

@@ -38,6 +38,7 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
         if existing:
             _abandon(context, existing)
 
+        context.room.keep()
         pod_id = uuid.uuid4().hex
         directory = context.node.data_dir / "pods" / pod_id
         pod = Pod(
@@ -77,6 +78,7 @@ def stop_pod(context: Context, pod_id: str) -> None:
     Raises:
         UndoIncomplete: something could not be undone yet; call again.
     """
+    context.room.make()
     with context.locks(pod_id):
         record = context.store.pods.get(pod_id)
         if record is None:

@@ -66,6 +66,7 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
                 context.journal.undo(other.vm.id)
                 context.store.delete_vm(other.vm.id)
         _make_way(context, pod_id)
+        context.room.keep()
         with _image(context, config) as image:
             vm = _make_vm(context, pod, config, image)
     return vm.id
@@ -134,6 +135,7 @@ def start_vm(context: Context, vm_id: str) -> None:
         context.hypervisors.require(record.hypervisor)
         put_back(context, vm_id)
         _make_way(context, vm.pod.id, vm_id)
+        context.room.keep()
 
         starting = evolve(record, phase=VmPhase.STARTING, resizing=None)
         context.journal.commit("vm-starting", lambda: context.store.put_vm(starting))
@@ -176,6 +178,7 @@ def stop_vm(context: Context, vm_id: str, grace: float) -> None:
         vm_id: which VM; an unknown one is stopped already.
         grace: seconds the guest gets.
     """
+    context.room.make()
     known = context.store.vms.get(vm_id)
     if known is not None and known.phase is VmPhase.STARTING:
         # A start under way comes to its end first, so that the guest gets its grace.
@@ -220,6 +223,7 @@ def remove_vm(context: Context, vm_id: str) -> None:
     if known is None:
         return
     vm = known.vm
+    context.room.make()
     with context.locks(vm.pod.id):
         halt_vm(context, vm_id)
         removing = context.store.change_vm(vm_id, lambda r: evolve(r, phase=VmPhase.REMOVING))
@@ -230,6 +234,7 @@ def remove_vm(context: Context, vm_id: str) -> None:
             context, "vm-removed", lambda: context.store.delete_vm(vm_id), EventKind.VM_REMOVED, vm
         )
     context.images.store.sweep()
+    context.room.refill()
 
 
 def _known(context: Context, vm_id: str) -> VmRecord:
