@@ -26,6 +26,8 @@ from virtlet.model.resources import Resources
 
 MIB = 1 << 20
 PERIOD = 100_000
+OVERHEAD = 256 * MIB
+"""Of a RuntimeClass whose machines can grow, without KVM."""
 FOLLOWS = 15.0
 """Seconds for a guest to notice what it was given."""
 SETTLED = 60.0
@@ -79,7 +81,7 @@ def pod(growing_node: Playground, cgroup_parent: str, crash_points: CrashPoints)
     """A pod of one CPU and 256 MiB whose guest reports what it has; not started."""
     manifest = make_manifest(growing_node, handler="growing")
     manifest.pod.linux.cgroup_parent = cgroup_parent
-    manifest.pod.linux.overhead.memory_limit_in_bytes = 256 * MIB
+    manifest.pod.linux.overhead.memory_limit_in_bytes = OVERHEAD
     manifest.pod.annotations["VirtletCloudInitUserDataScript"] = REPORT
     manifest.container.linux.resources.CopyFrom(_resources(cpus=1.0, memory=256 * MIB))
     pod = Pod(growing_node, growing_node.client(), manifest).run().create()
@@ -192,8 +194,6 @@ def _usage(pod: Pod) -> int:
     return usage
 
 
-OVERHEAD = 320 * MIB
-"""Of a RuntimeClass whose machines can grow, without KVM."""
 KUBELETS = {
     "oom_score_adj": 995,
     "hugepage_limits": [cri.HugepageLimit(page_size=size) for size in ("2MB", "1GB")],
