@@ -77,7 +77,9 @@ def test_every_setting_and_annotation_exists() -> None:
     named = {
         span
         for span in SPANS
-        if re.fullmatch(r"(cni|image|raw|stream|emulator|kubelet)[A-Z]\w+", span)
+        if re.fullmatch(
+            r"(cni|image|raw|stream|emulator|kubelet|hook|forgotten|guest|log)[A-Z]\w+", span
+        )
     }
     assert named
     assert named <= settings
