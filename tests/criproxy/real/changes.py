@@ -62,11 +62,11 @@ class Changes:
                 client.runtime.RemoveContainer(request, timeout=30)
 
     def _round(self, client: Client) -> None:
-        config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name=f"{_PREFIX}{next(_numbers)}"),
-            image=cri.ImageSpec(image=self._pod.side.image),
-            command=["sleep", "1000"],
-        )
+        config = cri.ContainerConfig()
+        config.CopyFrom(self._pod.container_config)
+        config.metadata.name = f"{_PREFIX}{next(_numbers)}"
+        config.command[:] = ["sleep", "1000"]
+        config.log_path = f"{config.metadata.name}.log"
         request = cri.CreateContainerRequest(
             pod_sandbox_id=self._pod.id, config=config, sandbox_config=self._pod.config
         )

@@ -55,8 +55,10 @@ class ComingAndGoing:
         run = cri.RunPodSandboxRequest(config=manifest.pod, runtime_handler=manifest.handler)
         pod = str(client.runtime.RunPodSandbox(run, timeout=60).pod_sandbox_id)
         self._expect(client, pod, "SANDBOX_READY")
+        status = cri.ImageStatusRequest(image=manifest.image())
+        image = str(client.image.ImageStatus(status, timeout=60).image.id)
         create = cri.CreateContainerRequest(
-            pod_sandbox_id=pod, config=manifest.container, sandbox_config=manifest.pod
+            pod_sandbox_id=pod, config=manifest.attempt(0, image), sandbox_config=manifest.pod
         )
         container = str(client.runtime.CreateContainer(create, timeout=60).container_id)
         self._expect(client, pod, "SANDBOX_READY", container)

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from tests.criproxy.fakes.proxy import Client, wait_for
+from virtlet.cli.manifest import pod_manifest
 from virtlet.cri import api_pb2 as cri
 
 _numbers = itertools.count(1)
@@ -63,35 +64,30 @@ class Pod:
         self.client = client
         self.side = side
         number = next(_numbers)
-        self.config = cri.PodSandboxConfig(
-            metadata=cri.PodSandboxMetadata(
-                name=f"pod{number}", uid=f"uid-{number}", namespace="default"
-            ),
-            hostname=f"pod{number}",
-            log_directory=str(side.logs / f"pod{number}"),
-            labels={"test": "criproxy"},
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=side.cgroup_parent),
+        annotations = {"kubernetes.io/target-runtime": side.target} if side.target else {}
+        main = {"name": "main", "image": side.image, "command": ["sh", "-c", script]}
+        manifest = pod_manifest(
+            {
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"pod{number}",
+                    "uid": f"uid-{number}",
+                    "labels": {"test": "criproxy"},
+                    "annotations": annotations,
+                },
+                "spec": {"containers": [{**main, "tty": tty, "stdin": stdin}]},
+            },
+            side.logs,
         )
-        if side.target:
-            self.config.annotations["kubernetes.io/target-runtime"] = side.target
+        self.config = manifest.pod
+        self.config.linux.cgroup_parent = side.cgroup_parent
         self.id = str(
             client.runtime.RunPodSandbox(
                 cri.RunPodSandboxRequest(config=self.config), timeout=60
             ).pod_sandbox_id
         )
-        image = client.image.ImageStatus(
-            cri.ImageStatusRequest(
-                image=cri.ImageSpec(image=side.image, annotations=self.config.annotations)
-            )
-        ).image
-        container = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name="main"),
-            image=cri.ImageSpec(image=image.id, user_specified_image=side.image),
-            command=["sh", "-c", script],
-            log_path="main.log",
-            tty=tty,
-            stdin=stdin,
-        )
+        image = client.image.ImageStatus(cri.ImageStatusRequest(image=manifest.image())).image
+        container = self.container_config = manifest.attempt(0, image.id)
         self.container = str(
             client.runtime.CreateContainer(
                 cri.CreateContainerRequest(
@@ -108,7 +104,7 @@ class Pod:
     @property
     def log(self) -> str:
         """The container's log so far."""
-        path = Path(self.config.log_directory, "main.log")
+        path = Path(self.config.log_directory, "main", "0.log")
         return path.read_text() if path.exists() else ""
 
     def wait_for_log(self, text: str) -> None:

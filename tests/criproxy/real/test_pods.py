@@ -141,7 +141,7 @@ def test_resources_are_changed_where_the_container_is(
 def test_a_rotated_log_is_written_anew(side: Side, make_pod: MakePod) -> None:
     pod = make_pod(side, "while true; do echo tick; sleep 0.1; done").start()
     pod.wait_for_log("tick")
-    path = Path(pod.config.log_directory, "main.log")
+    path = Path(pod.config.log_directory, "main", "0.log")
     path.rename(path.with_suffix(".1"))
     request: Any = cri.ReopenContainerLogRequest(container_id=pod.container)
     pod.client.runtime.ReopenContainerLog(request)
