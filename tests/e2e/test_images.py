@@ -82,7 +82,7 @@ def test_a_machines_image_is_shown_by_the_name_that_its_user_gave(
     for shown in (pod.status, listed):
         assert shown.image.image == shown.image.user_specified_image == NAME
         assert shown.image_id == pod.client.image_id(pod.image)
-        assert shown.image_ref.endswith(f"@{shown.image_id}")
+        assert shown.image_ref == f"{NAME}@{shown.image_id}"
 
 
 def test_a_cancelled_pull_ends_while_its_server_is_silent(

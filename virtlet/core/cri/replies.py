@@ -1,12 +1,14 @@
 """Our records as CRI messages."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtlet.core.images.reference import is_id
+from virtlet.core.images.reference import is_id, parse_reference
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
+from virtlet.errors import InvalidArgument
 from virtlet.model.image import Image
 from virtlet.model.pod import PodMetadata
 from virtlet.model.resources import Resources
@@ -111,7 +113,7 @@ def vm_item(record: VmRecord) -> cri.Container:
         pod_sandbox_id=vm.pod.id,
         metadata=_vm_metadata(vm.config.metadata),
         image=_image_spec(record),
-        image_ref=_image_ref(vm.image),
+        image_ref=_image_ref(record),
         state=vm_state(record),
         created_at=vm.created_at,
         labels=vm.config.labels,
@@ -148,7 +150,7 @@ def vm_status(record: VmRecord) -> cri.ContainerStatus:
         finished_at=ended.finished_at if ended else 0,
         exit_code=ended.exit_code if ended else 0,
         image=_image_spec(record),
-        image_ref=_image_ref(vm.image),
+        image_ref=_image_ref(record),
         reason=reason,
         message=message,
         labels=vm.config.labels,
@@ -241,7 +243,14 @@ def _image_spec(record: VmRecord) -> cri.ImageSpec:
     return cri.ImageSpec(image=name, user_specified_image=config.user_image)
 
 
-def _image_ref(image: Image) -> str:
+def _image_ref(record: VmRecord) -> str:
+    """The image with its digest, of its names the one that the pod has."""
+    image = record.vm.image
+    asked = record.vm.config.user_image or record.vm.config.image
+    for digest in image.digests:
+        with contextlib.suppress(InvalidArgument):
+            if parse_reference(asked).repository == parse_reference(digest).repository:
+                return digest
     return image.digests[0] if image.digests else image.id
 
 
