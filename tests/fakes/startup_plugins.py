@@ -112,13 +112,12 @@ BadPlace = options_of(
         field="mine", flag="--mine", env="MINE", kind=TEXT, default="{nowhere}", help="of the test"
     )
 )
-NoKind = options_of(
-    Option(
-        field="mine",
-        flag="--mine",
-        env="MINE",
-        kind=untyped("text"),
-        default="",
-        help="of the test",
-    )
-)
+
+
+class NoKind(Current):
+    """Declares an option with a text for its kind."""
+
+    @hookimpl
+    def virtlet_options(self) -> Any:
+        kind = untyped("text")
+        return [Option(field="mine", flag="--mine", env="MINE", kind=kind, default="", help="")]

@@ -15,7 +15,7 @@ from virtlet.model.launch import LaunchFd, LaunchPart
 
 
 class Spoils(Current):
-    """Answers of the right type, with something wrong inside each."""
+    """Makes answers with something wrong inside each."""
 
     @hookimpl
     def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
@@ -35,7 +35,15 @@ class Spoils(Current):
 
     @hookimpl
     def virtlet_launch(self, machine: object) -> Any:
-        return LaunchPart(arguments=untyped((1,)), fds=(LaunchFd(name="pipe", fd=os.pipe()[0]),))
+        return LaunchPart(arguments=untyped((1,)))
+
+
+class Pipes(Current):
+    """Gives an emulator an open descriptor."""
+
+    @hookimpl
+    def virtlet_launch(self, machine: object) -> LaunchPart:
+        return LaunchPart(fds=(LaunchFd(name="pipe", fd=os.pipe()[0]),))
 
 
 class Renders(Current):

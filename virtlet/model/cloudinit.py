@@ -5,8 +5,10 @@ from typing import Any
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class CloudInitPart:
     """One plugin's contribution to the seed.
 
@@ -25,7 +27,7 @@ class CloudInitPart:
     """Top-level keys of `user_data` that replace what other parts say instead of merging."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class CloudInit:
     """The merged documents of one VM."""
 

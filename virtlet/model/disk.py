@@ -4,8 +4,10 @@ from pathlib import Path
 
 from attrs import frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class Disk:
     """A disk of a VM."""
 
@@ -29,7 +31,7 @@ class Disk:
     """True when the guest has to mount it at `guest_path`."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Share:
     """A directory of the node that the guest mounts over virtio."""
 
@@ -42,7 +44,7 @@ class Share:
     """`9p` or `virtiofs`."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class GuestFiles:
     """Files of the node (a ConfigMap, a Secret, one file) that the seed writes into the guest."""
 
@@ -53,7 +55,7 @@ class GuestFiles:
     the node."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Unneeded:
     """A mount that was looked at and means nothing inside a VM, with the reason."""
 

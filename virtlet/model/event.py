@@ -4,6 +4,8 @@ import enum
 
 from attrs import frozen
 
+from virtlet.model.typed import typed
+
 
 class EventKind(enum.Enum):
     """What changed."""
@@ -21,7 +23,7 @@ class EventKind(enum.Enum):
     IMAGE_REMOVED = "image-removed"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Event:
     """One committed change."""
 

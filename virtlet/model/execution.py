@@ -5,8 +5,10 @@ from typing import Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class GuestCommand:
     """What to run in the guest."""
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class Flavor:
     """Size and kind of a virtual machine."""
 

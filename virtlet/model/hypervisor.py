@@ -9,6 +9,7 @@ from attrs import frozen
 from virtlet.errors import Unimplemented
 from virtlet.model.launch import LaunchPart
 from virtlet.model.stats import DomainStats
+from virtlet.model.typed import typed
 from virtlet.model.vm import Machine, VmExit
 
 
@@ -23,7 +24,7 @@ class DomainState(enum.Enum):
     """It ran and ended; `Observation.exit` says how."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Observation:
     """What the hypervisor knows of one of our domains."""
 
@@ -32,7 +33,7 @@ class Observation:
     exit: VmExit | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class HypervisorHealth:
     """Whether the hypervisor answers; never blocks to find out."""
 
@@ -42,7 +43,7 @@ class HypervisorHealth:
     message: str = ""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class HypervisorInfo:
     """What a hypervisor is and how it runs guests."""
 
@@ -52,7 +53,7 @@ class HypervisorInfo:
     """`kvm` or `qemu`."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Resize:
     """What to change of a running VM; None leaves as it is."""
 

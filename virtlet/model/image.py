@@ -6,11 +6,13 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
+
 IMAGE_PREFIX = "virtlet.cloud/"
 """What image names start with for a CRI proxy to route on; it may be stripped already."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class TlsCertificate:
     """PEM texts: a certificate (authority or client), and the client's key where it has one."""
 
@@ -18,7 +20,7 @@ class TlsCertificate:
     key: str | None = field(default=None, repr=False)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Transport:
     """How to reach an image server; the defaults are those of a plain download."""
 
@@ -32,7 +34,7 @@ class Transport:
     insecure: bool = False
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class ImageSource:
     """Where the content of an image name is."""
 
@@ -45,7 +47,7 @@ class ImageSource:
     transport: Transport = Transport()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Credentials:
     """What the kubelet gives for a registry (CRI `AuthConfig`); never logged."""
 
@@ -93,7 +95,7 @@ class Staging(Protocol):
         """
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class FetchedImage:
     """What a fetching plugin reports once the whole content is in the staging file."""
 
@@ -103,7 +105,7 @@ class FetchedImage:
     """Anything worth showing in ImageStatus's info, such as the final media type."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Image:
     """An image in the store."""
 

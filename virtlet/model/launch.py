@@ -5,8 +5,10 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class LaunchFd:
     """An open descriptor the emulator inherits.
 
@@ -18,7 +20,7 @@ class LaunchFd:
     fd: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class LaunchPart:
     """One plugin's contribution to a launch."""
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from attrs import frozen
 
 from virtlet.model.pod import DnsConfig
+from virtlet.model.typed import typed
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Route:
     """A route of the guest."""
 
@@ -19,7 +20,7 @@ class Route:
     """0 when unset."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Nic:
     """One NIC of the guest."""
 
@@ -42,7 +43,7 @@ class Nic:
     """When the firmware tries to boot from it, 1 first; 0 never."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Network:
     """What setting up a pod's network gave."""
 

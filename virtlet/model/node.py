@@ -4,8 +4,10 @@ from pathlib import Path
 
 from attrs import frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class Node:
     """The manager's own places on the node."""
 

@@ -14,11 +14,12 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.plain import UnquotedError, kind_of, load_yaml, quote
 from virtlet.model.pod import Pod
 from virtlet.model.quantity import parse_bytes
+from virtlet.model.typed import typed
 
 T = TypeVar("T")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Kind(Generic[T]):
     """How a text becomes a value.
 
@@ -96,7 +97,7 @@ LINES: Kind[tuple[str, ...]] = Kind(
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Option(Generic[T]):
     """A setting of the manager."""
 
@@ -112,7 +113,7 @@ class Option(Generic[T]):
     help: str
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Annotation(Generic[T]):
     """A pod annotation that a plugin understands."""
 
@@ -144,7 +145,7 @@ class Annotation(Generic[T]):
             raise InvalidArgument(f"annotation {self.name}: {problem}") from None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Settings:
     """The manager's settings after all layers were merged; read with an Option as the key."""
 

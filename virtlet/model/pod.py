@@ -7,9 +7,10 @@ from typing import Any
 from attrs import field, frozen
 
 from virtlet.model.resources import Resources
+from virtlet.model.typed import typed
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class PodMetadata:
     """What the kubelet knows a pod by; the four fields together are unique."""
 
@@ -19,7 +20,7 @@ class PodMetadata:
     attempt: int = 0
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class DnsConfig:
     """Resolver settings, in resolv.conf's terms."""
 
@@ -28,7 +29,7 @@ class DnsConfig:
     options: tuple[str, ...] = ()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class PortMapping:
     """A port of the pod published on the node."""
 
@@ -38,7 +39,7 @@ class PortMapping:
     host_ip: str = ""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class PodConfig:
     """The pod as the kubelet asked for it."""
 
@@ -55,7 +56,7 @@ class PodConfig:
     resources: Resources = Resources()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Profile:
     """What a runtime handler stands for: which plugins serve it and its flavor settings.
 
@@ -65,11 +66,11 @@ class Profile:
     handler: str = ""
     plugins: tuple[str, ...] = ()
     """Names of all plugins active for this handler, the built-in ones included."""
-    flavor: Mapping[str, Any] = field(factory=dict)
+    flavor: Mapping[Any, Any] = field(factory=dict)
     """The handler's `flavor:` section of the configuration, as written there."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Pod:
     """A pod that the manager has accepted."""
 

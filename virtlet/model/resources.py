@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
+from virtlet.model.typed import typed
+
 DEFAULT_PERIOD = 100_000
 """Microseconds that a CPU quota is for where no period is said; the kernel's default."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Resources:
     """Linux container resources (CRI `LinuxContainerResources`); 0 and "" mean unset."""
 

@@ -2,8 +2,10 @@
 
 from attrs import frozen
 
+from virtlet.model.typed import typed
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, field_transformer=typed)
 class DomainStats:
     """One running domain, at one moment."""
 

@@ -11,9 +11,10 @@ from virtlet.model.image import Image
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
 from virtlet.model.resources import Resources
+from virtlet.model.typed import typed
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class VmMetadata:
     """What the kubelet knows a container by, within its pod."""
 
@@ -21,7 +22,7 @@ class VmMetadata:
     attempt: int = 0
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Mount:
     """A directory or file of the node that the pod mounts."""
 
@@ -32,7 +33,7 @@ class Mount:
     """CRI `MountPropagation`: 0 private, 1 host to container, 2 bidirectional."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Device:
     """A block device of the node that the pod is given."""
 
@@ -41,7 +42,7 @@ class Device:
     permissions: str = ""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class VolumeRequest:
     """One mount or device of a VM that some plugin has to serve."""
 
@@ -50,7 +51,7 @@ class VolumeRequest:
     source: Mount | Device
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class VmConfig:
     """The container as the kubelet asked for it."""
 
@@ -75,7 +76,7 @@ class VmConfig:
     resources: Resources = Resources()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Vm:
     """A VM that the manager has accepted; a restarted container is another Vm."""
 
@@ -97,7 +98,7 @@ class Vm:
         return f"{self.pod.name}/{meta.name} (attempt {meta.attempt})"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Console:
     """Where the serial console of a VM is found on the node: a libvirt console of type `pipe`.
 
@@ -111,7 +112,7 @@ class Console:
     ordinary file, and reads what is typed from `PIPE.in`, a FIFO."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class Machine:
     """All that is known of a VM when its domain document is rendered and it is launched."""
 
@@ -140,7 +141,7 @@ class Machine:
         return self.vm.network
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=typed)
 class VmExit:
     """How a VM ended."""
 

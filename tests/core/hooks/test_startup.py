@@ -30,7 +30,7 @@ def _registry(*names: str) -> Registry:
         ("BadName", "'my-own'.*wanted are names like myOption"),
         ("BadDefault", "option mine with a default that its kind does not take"),
         ("BadPlace", "option mine with a default that its kind does not take"),
-        ("NoKind", r"item \[0\].kind is a str instead of Kind"),
+        ("NoKind", "made an Option whose kind is a str instead of Kind"),
     ],
 )
 def test_a_plugin_whose_options_cannot_be_had_is_refused_in_one_line(

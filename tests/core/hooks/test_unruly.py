@@ -43,11 +43,17 @@ def test_a_spoilt_contribution_to_the_seed_names_its_field(tmp_path: Path) -> No
         _hooks("Contributes", "Spoils").cloud_init(vm, Flavor(), ())
 
 
-def test_the_descriptors_of_a_spoilt_launch_are_closed(tmp_path: Path) -> None:
+def test_a_wrong_type_is_named_with_the_line_that_made_it(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"made a Flavor.*\(unruly_plugins.py, line \d+\)"):
+        _flavor(tmp_path, "Spoils")
+
+
+def test_the_descriptors_of_a_launch_that_another_plugin_spoils_are_closed(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     write_ends = 1  # The plugin itself keeps the other end of its pipe.
+    names = ("Pipes", "Spoils")
     with pytest.raises(PluginError, match=r"'Spoils'.*arguments\[0\] is an int"):
-        _hooks("Spoils").launch(models.machine(tmp_path, plugins=("Spoils",)))
+        _hooks(*names).launch(models.machine(tmp_path, plugins=names))
     assert len(os.listdir("/proc/self/fd")) == before + write_ends
 
 
@@ -56,11 +62,11 @@ def test_a_spoilt_status_names_the_plugin() -> None:
         _hooks("Spoils").network_status(Profile(handler="", plugins=("Spoils",)))
 
 
-def test_the_answer_that_a_wrapper_spoils_names_both_and_nobody_else(tmp_path: Path) -> None:
+def test_a_wrapper_that_spoils_an_answer_is_named_alone(tmp_path: Path) -> None:
     with pytest.raises(PluginError) as caught:
         _flavor(tmp_path, "LargeFlavor", "SmallFlavor", "SpoilingWrapper")
-    assert caught.value.plugin == "LargeFlavor or SpoilingWrapper"
-    assert "SmallFlavor" not in str(caught.value)
+    assert caught.value.plugin == "SpoilingWrapper"
+    assert "wrapping 'LargeFlavor', made a Flavor whose vcpus is a str" in str(caught.value)
 
 
 def test_a_wrapper_that_raises_is_named_with_whom_it_wraps(tmp_path: Path) -> None:

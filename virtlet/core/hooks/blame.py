@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from virtlet.core.hooks.shapes import Shape, shape
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import PluginError, VirtletError
+from virtlet.model.typed import Shape, WrongType, shape
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,10 @@ def is_foreign(error: BaseException) -> bool:
 def raised(plugin: str, hook: str, what: str, error: BaseException) -> PluginError:
     """The error to raise, from `error`, when a plugin raised something that is not ours.
 
-    Its text is left out: it may hold what must not be shown.
+    Its text is left out: it may hold what must not be shown. That of WrongType holds no value.
     """
+    if isinstance(error, WrongType):
+        return returned(plugin, hook, f"{what}made {error}{_place(error)}")
     return PluginError(
         plugin,
         hook,
@@ -61,12 +63,18 @@ def logged() -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if not (isinstance(error, WrongType) and _makes_models(path)):
+            place = f" ({path.name}, line {trace.tb_lineno})"
         trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    return place
+
+
+def _makes_models(path: Path) -> bool:
+    """Whether code is that of a constructor, which a wrong type goes through."""
+    return path.name.startswith("<attrs generated") or path.parent.name in ("attr", "model")
 
 
 class Blamed:

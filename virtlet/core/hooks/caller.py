@@ -10,9 +10,9 @@ import pluggy
 from virtlet import hookspecs
 from virtlet.core.hooks.blame import BREAKS, is_foreign, raised, returned
 from virtlet.core.hooks.registry import Registry
-from virtlet.core.hooks.shapes import Shape, shape
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition
+from virtlet.model.typed import Shape, shape
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
-from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Option, Settings
@@ -269,15 +269,14 @@ class Hooks:
         parts: list[tuple[str, LaunchPart]] = []
         try:
             for plugin in self._caller.providers(hook, active):
-                with logged():
-                    part = self._caller.call(hook, plugin, active, machine=machine)
-                    if part is not None:
-                        # It may hold descriptors, whatever else is wrong with it.
-                        parts.append((plugin, part))
-                        self._caller.check(hook, plugin, active, part)
+                part = self._call(hook, plugin, active, machine=machine)
+                if part is not None:
+                    parts.append((plugin, part))
         except VirtletError:
             for _, part in parts:
-                _close(part)
+                for item in part.fds:
+                    with contextlib.suppress(OSError):
+                        os.close(item.fd)
             raise
         return parts
 
@@ -342,12 +341,3 @@ class Hooks:
             f"{', '.join(self._caller.asked(hook, profile.plugins)) or 'none has this hook'}"
             f"{_REMEDIES.get(hook, '')}"
         )
-
-
-def _close(part: object) -> None:
-    """Close the descriptors of a part, as far as they are any: it may be a broken one."""
-    fds = part.fds if isinstance(part, LaunchPart) else ()
-    for descriptor in fds if isinstance(fds, tuple) else ():
-        if isinstance(descriptor, LaunchFd) and isinstance(descriptor.fd, int):
-            with contextlib.suppress(OSError):
-                os.close(descriptor.fd)

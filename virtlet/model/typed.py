@@ -1,4 +1,9 @@
-"""Whether what a plugin hands over has the declared type, all the way down."""
+"""Types that are checked where a value is made.
+
+A model is declared with `field_transformer=typed`: its constructor then refuses a field of a wrong
+type, in the plugin that makes the value and with its line in the traceback. What a plugin returns
+is checked with `shape`, which need not look into models for that reason.
+"""
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +30,10 @@ class Flaw(NamedTuple):
             return wrong
         where = f"item {self.path}" if self.path.startswith("[") else self.path[1:]
         return f"{kind_of(value)} whose {where} is {wrong}"
+
+
+class WrongType(TypeError):
+    """A model was made with a field of a wrong type; the text names it and holds no value."""
 
 
 Inspect = Callable[[Any], Flaw | None]
@@ -69,7 +78,29 @@ def shape(kind: Any) -> Shape:
     found = origin or kind
     if not isinstance(found, type):
         raise TypeError(f"no shape is known for {kind!r}")
-    return _model(found) if attrs.has(found) else _class(found)
+    return _class(found)
+
+
+def typed(cls: type, fields: list[Any]) -> list[Any]:
+    """Have every field of an attrs class checked when a value is made (a `field_transformer`).
+
+    A wrong type raises WrongType.
+    """
+    return [field.evolve(validator=_validator(cls.__name__, field.type)) for field in fields]
+
+
+def _validator(model: str, kind: Any) -> Callable[[Any, Any, Any], None]:
+    inspect = shape(kind).inspect
+
+    def check(_: Any, field: Any, value: Any) -> None:
+        flaw = inspect(value)
+        if flaw is not None:
+            where, wrong = f"{field.name}{flaw.path}", with_article(flaw.found)
+            raise WrongType(
+                f"{with_article(model)} whose {where} is {wrong} instead of {flaw.wanted}"
+            )
+
+    return check
 
 
 def _plain(name: str, takes: Callable[[Any], bool]) -> Shape:
@@ -104,15 +135,6 @@ def _deep(
         return None
 
     return Shape(name, takes, inspect)
-
-
-def _model(kind: type) -> Shape:
-    fields = [(f.name, f".{f.name}", shape(f.type).inspect) for f in attrs.fields(kind)]
-    return _deep(
-        kind.__name__,
-        lambda value: isinstance(value, kind),
-        lambda value: ((path, getattr(value, name), look) for name, path, look in fields),
-    )
 
 
 def _items(kind: Any, name: str, item: Shape) -> Shape:
