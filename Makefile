@@ -39,7 +39,7 @@ docs: setup ## write docs/settings.md from the declarations
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 
 golden: setup ## write the golden documents anew; read the difference before committing
-	$(PY) -m pytest --refresh-golden -q tests/plugins
+	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
 
 bench: setup ## measure, and print the table
 	$(PY) -m bench

@@ -57,16 +57,6 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
     assert made == (DOCS / "settings.md").read_text(), "run `make docs`"
 
 
-SIGNATURES = Path(__file__).parent / "golden" / "hook_signatures.txt"
-
-
-def test_no_hook_loses_an_argument_within_a_major_version(refresh_golden: bool) -> None:
-    now = "".join(f"{_signature(hook)}\n" for hook in hookspecs.HOOKS)
-    if refresh_golden:
-        SIGNATURES.write_text(now)
-    assert now == SIGNATURES.read_text()
-
-
 def test_changelog_fragments_say_what_kind_of_change_they_are() -> None:
     fragments = {path.name for path in (DOCS.parent / "changelog.d").iterdir()}
     kinds = re.compile(r"[a-z0-9-]+\.(feature|fix)\.md")

@@ -41,7 +41,7 @@ SHADE = Annotation(name="VirtletShade", kind=TEXT, default="dark", help="of the 
 DOMAIN = "<domain><name>n</name><uuid>u</uuid><devices><emulator>e</emulator></devices></domain>"
 
 
-class Session:
+class Session(ExecSession):
     """A command that has ended."""
 
     def run(self, streams: GuestStreams, timeout: float | None) -> int:

@@ -3,15 +3,18 @@
 import logging
 import os
 
-from virtlet import hookimpl
-from virtlet.host.commands import Limits, run
-from virtlet.host.disks import new_disk_file
-from virtlet.host.files import remove_file
-from virtlet.model.disk import Disk
-from virtlet.model.flavor import Flavor
-from virtlet.model.node import Node
-from virtlet.model.option import Settings
-from virtlet.model.vm import Vm
+from virtlet.api import (
+    Disk,
+    Flavor,
+    Limits,
+    Node,
+    Settings,
+    Vm,
+    hookimpl,
+    new_disk_file,
+    remove_file,
+    run,
+)
 
 log = logging.getLogger(__name__)
 """Its lines are in the manager's log, with the pod's and the VM's ids and names."""

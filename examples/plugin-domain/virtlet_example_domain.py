@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from virtlet import hookimpl
-from virtlet.model.option import Annotation, choice
-from virtlet.model.vm import Machine
+from virtlet.api import Annotation, Machine, choice, hookimpl
 
 ACTION: Annotation[str] = Annotation(
     name="ExampleWatchdogAction",

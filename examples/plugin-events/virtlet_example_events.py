@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from virtlet import hookimpl
-from virtlet.model.event import Event
-from virtlet.model.node import Node
-from virtlet.model.option import PATH, Option, Settings
+from virtlet.api import PATH, Event, Node, Option, Settings, hookimpl
 
 AUDIT_FILE = Option(
     field="exampleAuditFile",

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from virtlet import hookimpl
-from virtlet.errors import FailedPrecondition, NotFound
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
-from virtlet.model.node import Node
-from virtlet.model.option import PATH, Option, Settings
+from virtlet.api import (
+    PATH,
+    Credentials,
+    FailedPrecondition,
+    FetchedImage,
+    ImageSource,
+    Node,
+    NotFound,
+    Option,
+    Settings,
+    Staging,
+    hookimpl,
+)
 
 IMAGE_DIR = Option(
     field="exampleImageDir",

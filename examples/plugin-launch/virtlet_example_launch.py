@@ -4,10 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from virtlet import hookimpl
-from virtlet.model.launch import LaunchFd, LaunchPart
-from virtlet.model.pod import Pod
-from virtlet.model.vm import Machine
+from virtlet.api import LaunchFd, LaunchPart, Machine, Pod, hookimpl
 
 FW_CFG_NAME = "opt/example.virtlet/pod"
 """Where the guest finds the pod's description; QEMU leaves names that start with opt/ to us."""

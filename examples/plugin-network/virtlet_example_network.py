@@ -7,13 +7,19 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from virtlet import hookimpl
-from virtlet.errors import ResourceExhausted
-from virtlet.host import links
-from virtlet.model.network import Network, Nic, Route
-from virtlet.model.node import Node
-from virtlet.model.option import Kind, Option, Settings
-from virtlet.model.pod import Pod
+from virtlet.api import (
+    Kind,
+    Network,
+    Nic,
+    Node,
+    Option,
+    Pod,
+    ResourceExhausted,
+    Route,
+    Settings,
+    hookimpl,
+    links,
+)
 
 SUBNET: Option[IPv4Network] = Option(
     field="exampleSubnet",

@@ -1,7 +1,8 @@
 """Running a command inside a guest."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from attrs import field, frozen
 
@@ -44,10 +45,10 @@ class GuestStreams(Protocol):
         """Whether the caller has gone away: the command is to be killed."""
 
 
-@runtime_checkable
-class ExecSession(Protocol):
+class ExecSession(ABC):
     """A command that is about to run in a guest."""
 
+    @abstractmethod
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         """Run it to its end.
 

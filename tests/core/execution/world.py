@@ -26,7 +26,7 @@ Guest = Callable[[GuestCommand, GuestStreams, float | None], int]
 
 
 @frozen
-class Session:
+class Session(ExecSession):
     """An ExecSession that is a function."""
 
     guest: Guest

@@ -2,7 +2,7 @@
 
 from attrs import field, frozen
 
-from virtlet.model.execution import GuestStreams
+from virtlet.model.execution import ExecSession, GuestStreams
 from virtlet.plugins.guest_agent.agent import LONGEST_PAUSE, Agent, Ended, NotStarted
 from virtlet.plugins.guest_agent.attempt import Attempt, may_signal_its_group
 from virtlet.plugins.guest_agent.deadline import Pace
@@ -10,8 +10,8 @@ from virtlet.plugins.guest_agent.link import LARGEST_REPLY
 
 
 @frozen
-class CapturedSession:
-    """An ExecSession without input; up to 16 MiB of each output stream, the agent's limit."""
+class CapturedSession(ExecSession):
+    """Without input; up to 16 MiB of each output stream, the agent's limit."""
 
     agent: Agent
     argv: tuple[str, ...]

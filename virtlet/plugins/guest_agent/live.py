@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.model.execution import GuestCommand, GuestStreams
+from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.plugins.guest_agent import scripts, terminal
 from virtlet.plugins.guest_agent.agent import SHELL, Agent, NotStarted
 from virtlet.plugins.guest_agent.attempt import Attempt
@@ -28,8 +28,8 @@ PERSONS_PATIENCE = 60.0
 
 
 @frozen
-class LiveSession:
-    """An ExecSession with streams, and with a terminal where the guest can make one."""
+class LiveSession(ExecSession):
+    """With streams, and with a terminal where the guest can make one."""
 
     agent: Agent
     command: GuestCommand

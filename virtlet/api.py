@@ -1,0 +1,176 @@
+"""All that a plugin imports: the one door for plugin authors.
+
+`hookimpl` marks an implementation of a hook; the models are what hooks take and return, the errors
+what they may raise; `links`, `netns`, `run`, `open_tap`, `new_disk_file` and the file functions are
+the helpers of the host that are promised with them. Everything else of Virtlet is private and may
+change with every release. docs/hooks.md describes the hooks.
+"""
+
+from virtlet import HOOK_API, hookimpl
+from virtlet.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    GuestNotReady,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PodBroken,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+    VirtletError,
+)
+from virtlet.host import links, netns
+from virtlet.host.commands import CommandError, Limits, run
+from virtlet.host.disks import new_disk_file
+from virtlet.host.files import make_private_directory, remove_file, remove_tree, write_atomically
+from virtlet.host.taps import open_tap
+from virtlet.model.cloudinit import CloudInit, CloudInitPart
+from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
+from virtlet.model.event import Event, EventKind
+from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
+from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import (
+    DomainCallback,
+    DomainState,
+    Hypervisor,
+    HypervisorHealth,
+    HypervisorInfo,
+    Observation,
+    Resize,
+)
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    Staging,
+    TlsCertificate,
+    Transport,
+)
+from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.network import Network, Nic, Route
+from virtlet.model.node import Node
+from virtlet.model.option import (
+    BOOLEAN,
+    BYTES,
+    LINES,
+    PATH,
+    TEXT,
+    TRUE_ONLY,
+    WORDS,
+    Annotation,
+    Kind,
+    Option,
+    Settings,
+    choice,
+    integer,
+    mapping,
+)
+from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
+from virtlet.model.resources import Resources
+from virtlet.model.stats import DomainStats
+from virtlet.model.vm import (
+    Console,
+    Device,
+    Machine,
+    Mount,
+    Vm,
+    VmConfig,
+    VmExit,
+    VmMetadata,
+    VolumeRequest,
+)
+
+__all__ = [
+    "BOOLEAN",
+    "BYTES",
+    "HOOK_API",
+    "LINES",
+    "PATH",
+    "TEXT",
+    "TRUE_ONLY",
+    "WORDS",
+    "AlreadyExists",
+    "Annotation",
+    "CloudInit",
+    "CloudInitPart",
+    "CommandError",
+    "Console",
+    "Credentials",
+    "DeadlineExceeded",
+    "Device",
+    "Disk",
+    "DnsConfig",
+    "DomainCallback",
+    "DomainState",
+    "DomainStats",
+    "Event",
+    "EventKind",
+    "ExecSession",
+    "FailedPrecondition",
+    "FetchedImage",
+    "Flavor",
+    "GuestCommand",
+    "GuestFiles",
+    "GuestNotReady",
+    "GuestStreams",
+    "Hypervisor",
+    "HypervisorHealth",
+    "HypervisorInfo",
+    "Image",
+    "ImageSource",
+    "InvalidArgument",
+    "Kind",
+    "LaunchFd",
+    "LaunchPart",
+    "Limits",
+    "Machine",
+    "Mount",
+    "Network",
+    "Nic",
+    "Node",
+    "NotFound",
+    "Observation",
+    "Option",
+    "PermissionDenied",
+    "Pod",
+    "PodBroken",
+    "PodConfig",
+    "PodMetadata",
+    "PortMapping",
+    "Profile",
+    "Resize",
+    "ResourceExhausted",
+    "Resources",
+    "Route",
+    "Settings",
+    "Share",
+    "Staging",
+    "TlsCertificate",
+    "Transport",
+    "Unavailable",
+    "Unimplemented",
+    "Unneeded",
+    "VirtletError",
+    "Vm",
+    "VmConfig",
+    "VmExit",
+    "VmMetadata",
+    "Volume",
+    "VolumeRequest",
+    "choice",
+    "hookimpl",
+    "integer",
+    "links",
+    "make_private_directory",
+    "mapping",
+    "netns",
+    "new_disk_file",
+    "open_tap",
+    "remove_file",
+    "remove_tree",
+    "run",
+    "write_atomically",
+]
