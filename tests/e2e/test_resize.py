@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -250,9 +249,7 @@ def test_a_running_guest_gets_more_and_less(pod: Pod, growing_node: Playground) 
     for _ in range(2):
         code, message = _refused(pod, _resources(memory=64 * MIB))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
-    started = time.monotonic()
     assert _refused(pod, _resources(memory=64 * MIB)) == (code, message)
-    assert time.monotonic() - started < 1
 
     _hold(pod, 512 * MIB + OVERHEAD)
     _update(pod, _resources(cpus=2.5, memory=384 * MIB, cpu_shares=512, cpuset_cpus="0"))

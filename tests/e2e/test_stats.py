@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.e2e.conftest import BOOT_TIMEOUT, Pod, PodFactory, make_manifest
+from tests.e2e.conftest import BOOT_TIMEOUT, ROOT, Pod, PodFactory, make_manifest
 from tests.fakes.pod_cgroup import pod_cgroup
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.core.metrics.sampler import AT_MOST_EVERY, INTERVAL
 from virtlet.cri import api_pb2 as cri
+from virtlet.model.quantity import parse_quantity
 
 MIB = 1 << 20
 BY_KERNEL = (
@@ -65,6 +67,27 @@ def test_a_machine_that_boots_uses_processor_memory_disk_and_network(new_pod: Po
     assert nic.tx_bytes.value > 1000
     assert stats.linux.process.process_count.value == 1
     assert [c.attributes.id for c in stats.linux.containers] == [pod.vm]
+
+
+def test_an_idle_machine_takes_what_its_runtime_class_asks_for(new_pod: PodFactory) -> None:
+    """So many fit onto a node as its CPUs carry; twice as much is allowed for, as nodes differ."""
+    runtime_class = next(yaml.safe_load_all((ROOT / "deploy" / "runtimeclass.yaml").read_text()))
+    asked = float(parse_quantity(runtime_class["overhead"]["podFixed"]["cpu"]))
+    pod = new_pod().up()
+    pod.wait_for_answer()
+    share = 1.0
+
+    def idle() -> bool:
+        nonlocal share
+        first = _stats(pod).cpu
+        time.sleep(2 * INTERVAL)
+        second = _stats(pod).cpu
+        grown = second.usage_core_nano_seconds.value - first.usage_core_nano_seconds.value
+        share = grown / (second.timestamp - first.timestamp)
+        return share <= 2 * asked
+
+    wait_until(idle, 60, f"a guest that takes {asked} CPUs when idle")
+    assert share > 0
 
 
 def test_processor_time_never_goes_back_and_lists_hold_the_running_ones(

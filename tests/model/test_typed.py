@@ -1,7 +1,6 @@
 """Models refuse fields of a wrong type, and answers of hooks are checked."""
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -179,12 +178,3 @@ def test_an_unknown_kind_of_type_is_refused_rather_than_passed() -> None:
 @pytest.mark.parametrize("hook", hookspecs.HOOKS)
 def test_every_hook_s_result_can_be_checked(hook: str) -> None:
     assert shape(get_type_hints(getattr(hookspecs, hook))["return"]).name
-
-
-def test_making_a_model_costs_a_small_part_of_a_call() -> None:
-    laps = []
-    for _ in range(200):
-        started = time.perf_counter()
-        evolve(NETWORK)
-        laps.append(time.perf_counter() - started)
-    assert min(laps) < 0.0002

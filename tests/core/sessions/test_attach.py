@@ -196,7 +196,7 @@ def test_the_end_of_an_input_for_one_client_is_typed_and_ends_the_session_after_
 ) -> None:
     async def test() -> None:
         once(scene)
-        attacher = attacher_with(scene, 0.5)
+        attacher = attacher_with(scene, 3)
         reader = Reading()
         streams = session_streams(Sent(*([keys] if keys else [])), reader)
         session = asyncio.create_task(attacher.run(REQUEST, streams))

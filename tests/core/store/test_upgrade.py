@@ -5,6 +5,7 @@ ran VMs, one of them with shares, an attempt that had ended, one not started, a 
 pod without a VM. The directory of that node was replaced, and so were the launch tokens.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import restore
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
 from virtlet.core.store.store import Store
+from virtlet.errors import FailedPrecondition
 from virtlet.model.disk import Disk, Share
 from virtlet.model.vm import Mount
 
@@ -30,13 +32,23 @@ class _StoreOnly:
     store: Store
 
 
+TRICKS = {"netns": "a", "interfaces": "b", "nics": "c", "tap": "d"}
+"""Labels that a pod's author chose."""
+
+
 @pytest.fixture(params=WRITTEN, ids=lambda path: path.stem)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The database of such a node."""
     path = tmp_path / "virtlet.db"
     with sqlite3.connect(path) as connection:
         connection.executescript(cast(Path, request.param).read_text())
     connection.close()
-    opened = Store(path)
+    return path
+
+
+@pytest.fixture
+def store(file: Path) -> Iterator[Store]:
+    opened = Store(file)
     yield opened
     opened.close()
 
@@ -93,3 +105,43 @@ def test_every_effect_is_known_so_that_it_can_be_undone(store: Store) -> None:
     rows = [row for owner in (*store.pods, *store.vms) for row in store.effects(owner)]
     assert len(rows) == 50
     assert {restore(context, row).kind for row in rows} == {row.kind for row in rows}
+
+
+def test_what_a_pod_s_author_wrote_is_left_alone(file: Path) -> None:
+    """Labels and annotations may have the names that our own fields have or had."""
+    with sqlite3.connect(file) as connection:
+        for table, path in (("pods", "$.pod.config"), ("vms", "$.vm.config")):
+            connection.execute(
+                f"UPDATE {table} SET record = json_set(record, '{path}.labels', json(?), "
+                f"'{path}.annotations', json(?))",
+                (json.dumps(TRICKS), json.dumps(TRICKS)),
+            )
+    connection.close()
+    store = Store(file)
+    for pod in store.pods.values():
+        assert (pod.pod.config.labels, pod.pod.config.annotations) == (TRICKS, TRICKS)
+    for vm in store.vms.values():
+        assert (vm.vm.config.labels, vm.vm.config.annotations) == (TRICKS, TRICKS)
+    store.close()
+
+
+def test_a_database_that_was_opened_once_is_not_changed_again(file: Path) -> None:
+    Store(file).close()
+    before = [*sqlite3.connect(file).iterdump()]
+    Store(file).close()
+    assert [*sqlite3.connect(file).iterdump()] == before
+
+
+def test_a_step_that_fails_leaves_the_database_as_it_was(file: Path) -> None:
+    """The step and its number are written together, as a crash would have it too."""
+    with sqlite3.connect(file) as connection:
+        before = [*connection.iterdump()]
+        connection.execute("UPDATE vms SET record = '{}' WHERE rowid = 2")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match="from version 1 to 2 .KeyError in a record"):
+        Store(file)
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        pods = [line for line in connection.iterdump() if line.startswith('INSERT INTO "pods"')]
+    connection.close()
+    assert pods == [line for line in before if line.startswith('INSERT INTO "pods"')]

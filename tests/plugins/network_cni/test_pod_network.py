@@ -108,7 +108,7 @@ def test_guest_calls_the_service_whose_only_endpoint_it_is(node: TestNode) -> No
     pod = node.pod()
     network = plugin.virtlet_setup_network(pod)
     links.set_sysctl("ipv4/ip_forward", "1")
-    links.set_sysctl("bridge/bridge-nf-call-iptables", "1")
+    assert links.set_sysctl("bridge/bridge-nf-call-iptables", "1"), "br_netfilter is not loaded"
     _serve("10.96.0.5", endpoint="10.99.0.2")
     with node.guest(network) as guest:
         assert guest.dhcp()

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase, VmRecord
-from virtlet.errors import VirtletError
+from virtlet.errors import ResourceExhausted, VirtletError
 from virtlet.model.event import Event, EventKind
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import Vm, VmExit
@@ -38,19 +38,28 @@ def lost_exit() -> VmExit:
 
 def on_change(context: Context, seen: Observation) -> None:
     """Take note of a change that the hypervisor reports."""
-    context.room.make()
     if seen.state is DomainState.STOPPED:
+        context.room.make()
         mark_exited(context, seen.vm_id, seen.exit or lost_exit())
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
-        paused = seen.state is DomainState.PAUSED
-        context.store.change_vm(
-            seen.vm_id,
-            lambda r: (
-                evolve(r, paused=paused)
-                if r.phase is VmPhase.RUNNING and r.paused != paused
-                else None
-            ),
-        )
+        _note_pause(context, seen.vm_id, seen.state is DomainState.PAUSED)
+
+
+def _note_pause(context: Context, vm_id: str, paused: bool) -> None:
+    """Write whether a VM is paused; on a full disk, which pauses VMs, it is left unwritten.
+
+    The space set aside is for what ends pods: VMs that write again would soon have used it up.
+    """
+
+    def change(record: VmRecord) -> VmRecord | None:
+        if record.phase is not VmPhase.RUNNING or record.paused == paused:
+            return None
+        return evolve(record, paused=paused)
+
+    try:
+        context.store.change_vm(vm_id, change)
+    except ResourceExhausted as error:
+        log.warning("pause not noted", extra={"vm": vm_id, "problem": str(error)})
 
 
 def look_again(context: Context, vm_id: str, *, console: bool = True) -> None:

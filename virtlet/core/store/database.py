@@ -18,38 +18,45 @@ from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, V
 
 
 def _name_nics(connection: sqlite3.Connection) -> None:
-    """What a network has was called interfaces, and of one that is a tap, its name `tap`."""
+    """What a network has was called interfaces, and of one that is a tap, its name `tap`.
 
-    def renamed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [renamed(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        value = {key: renamed(item) for key, item in value.items()}
-        if {"netns", "interfaces"} <= value.keys():
-            value["nics"] = [
+    Only where a network stands: labels and annotations of pods may have any keys.
+    """
+
+    def rename(network: Any) -> None:
+        if network is not None:
+            network["nics"] = [
                 {key: item for key, item in nic.items() if key != "tap"}
                 | {"kind": "tap", "device": nic["tap"]}
-                for nic in value.pop("interfaces")
+                for nic in network.pop("interfaces")
             ]
-        return value
 
-    _rewrite(connection, renamed)
+    def in_vm(record: Any) -> None:
+        rename(record["vm"]["network"])
+        if record["machine"] is not None:
+            rename(record["machine"]["vm"]["network"])
+
+    _rewrite(connection, "pods", "id", lambda record: rename(record["network"]))
+    _rewrite(connection, "vms", "id", in_vm)
+    _rewrite(connection, "effects", "seq", rename, "kind = 'network'")
 
 
-def _rewrite(connection: sqlite3.Connection, change: Callable[[Any], Any]) -> None:
-    """Change every JSON document of every table."""
-    for table, key in (("pods", "id"), ("vms", "id"), ("effects", "seq")):
-        rows = connection.execute(
-            f"SELECT {key}, record FROM {table} WHERE record IS NOT NULL"
-        ).fetchall()
-        connection.executemany(
-            f"UPDATE {table} SET record = ? WHERE {key} = ?",
-            [
-                (json.dumps(change(json.loads(record)), separators=(",", ":")), which)
-                for which, record in rows
-            ],
-        )
+def _rewrite(
+    connection: sqlite3.Connection,
+    table: str,
+    key: str,
+    change: Callable[[Any], None],
+    where: str = "1",
+) -> None:
+    """Change the JSON documents of a table in place."""
+    rows = connection.execute(
+        f"SELECT {key}, record FROM {table} WHERE record IS NOT NULL AND {where}"
+    ).fetchall()
+    for which, text in rows:
+        record = json.loads(text)
+        change(record)
+        new = json.dumps(record, separators=(",", ":"))
+        connection.execute(f"UPDATE {table} SET record = ? WHERE {key} = ?", (new, which))
 
 
 MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
@@ -108,6 +115,12 @@ class Database:
                     step(self._connection)
                     self._connection.execute(f"PRAGMA user_version = {number}")
                     self._connection.execute("COMMIT")
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    raise FailedPrecondition(
+                        f"{path} cannot be taken from version {number - 1} to {number} "
+                        f"({type(error).__name__} in a record): move it away, or install the "
+                        "release again that wrote it"
+                    ) from error
                 finally:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
