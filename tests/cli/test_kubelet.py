@@ -104,6 +104,14 @@ def test_a_pod_goes_up_and_down_with_no_field_that_no_kubelet_was_seen_to_set(
         assert kubelet.unrecorded(method, request) == set(), method
 
 
+def test_a_request_of_the_tests_with_a_field_that_no_kubelet_sends_fails() -> None:
+    image = cri.ImageSpec(image="virtlet.cloud/tiny:latest")
+    kubelet.check(cri.PullImageRequest(image=image))
+    image.runtime_handler = "virtlet"
+    with pytest.raises(AssertionError, match="image.runtime_handler"):
+        kubelet.check(cri.PullImageRequest(image=image))
+
+
 def test_a_pod_of_a_cluster_has_each_field_that_a_kubelet_sets(tmp_path: Path) -> None:
     """But for the control group, which is there when a kubelet has made it."""
     manifest = pod_manifest(POD, tmp_path)

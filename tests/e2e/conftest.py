@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @frozen
 class Pod:
-    """A pod on its way; every step is one CRI call."""
+    """A pod on its way; every step is one CRI call, with no field that a kubelet does not send."""
 
     node: Playground
     client: Client
@@ -46,13 +46,25 @@ class Pod:
 
     def run(self) -> "Pod":
         """RunPodSandbox."""
-        return evolve(self, id=self.client.run_pod(self.manifest.pod, self.manifest.handler))
+        handler = self.manifest.handler
+        kubelet.check(cri.RunPodSandboxRequest(config=self.pod, runtime_handler=handler))
+        return evolve(self, id=self.client.run_pod(self.pod, handler))
 
     def create(self, attempt: int = 0, name: str = "guest") -> "Pod":
         """ImageStatus, PullImage and CreateContainer."""
+        kubelet.check(
+            cri.ImageStatusRequest(image=self.image),
+            cri.PullImageRequest(image=self.image, sandbox_config=self.pod),
+        )
         self.client.image_id(self.image)
         self.client.pull(self.image, self.pod)
-        return evolve(self, vm=self.client.create(self.id, self.config(attempt, name), self.pod))
+        config = self.config(attempt, name)
+        kubelet.check(
+            cri.CreateContainerRequest(
+                pod_sandbox_id=self.id, config=config, sandbox_config=self.pod
+            )
+        )
+        return evolve(self, vm=self.client.create(self.id, config, self.pod))
 
     @property
     def image(self) -> cri.ImageSpec:

@@ -136,7 +136,6 @@ def test_stopping_a_pod_stops_its_machine_and_frees_its_address(
 def test_lists_honour_every_filter(new_pod: PodFactory) -> None:
     pod = new_pod("filtered")
     pod.pod.labels["colour"] = "red"
-    pod.manifest.container.labels["colour"] = "red"
     pod = pod.run().create()
     call = pod.client.call
 
@@ -157,7 +156,7 @@ def test_lists_honour_every_filter(new_pod: PodFactory) -> None:
     assert pod.id not in sandboxes(state=not_ready)
     assert containers(id=pod.vm) == {pod.vm}
     assert containers(pod_sandbox_id=pod.id) == {pod.vm}
-    assert containers(label_selector={"colour": "red"}) == {pod.vm}
+    assert containers(label_selector={"io.kubernetes.pod.name": "filtered"}) == {pod.vm}
     running = cri.ContainerStateValue(state=cri.CONTAINER_RUNNING)
     assert pod.vm not in containers(state=running)
 

@@ -24,7 +24,6 @@ def test_names_resolver_settings_labels_and_annotations_arrive(new_pod: PodFacto
         options=["ndots:5", "timeout:2"],
     )
     pod.pod.dns_config.CopyFrom(dns)
-    pod.manifest.container.labels["app"] = "tiny"
     pod.manifest.container.annotations["io.kubernetes.container.hash"] = "cafe"
     # What restricts processes means nothing for a VM, and is in every pod of a hardened cluster.
     contexts = (
@@ -33,8 +32,8 @@ def test_names_resolver_settings_labels_and_annotations_arrive(new_pod: PodFacto
     )
     for context in contexts:
         context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
-        context.apparmor.profile_type = cri.SecurityProfile.RuntimeDefault
         context.selinux_options.level = "s0:c1,c2"
+    contexts[1].apparmor.profile_type = cri.SecurityProfile.RuntimeDefault
     contexts[1].no_new_privs = True
     contexts[1].capabilities.drop_capabilities.append("ALL")
     contexts[1].masked_paths.append("/proc/kcore")

@@ -25,6 +25,8 @@ REQUESTS = Path(__file__).with_name("requests.jsonl")
 
 KUBERNETES_KEYS = ("io.kubernetes.", "kubernetes.io/")
 """Beginnings of the labels and annotations that are a kubelet's own; others are a pod's."""
+OF_A_POD = ("kubernetes.io/target-runtime",)
+"""Annotations with such a beginning that a pod has itself."""
 
 ASKED_FOR = {
     "CreateContainer": {
@@ -38,14 +40,24 @@ ASKED_FOR = {
         "config.devices.permissions": "volumeDevices",
         "config.linux.security_context.run_as_group": "runAsGroup",
         "config.linux.security_context.run_as_group.value": "runAsGroup",
+        "config.linux.security_context.capabilities": "capabilities",
+        "config.linux.security_context.capabilities.drop_capabilities": "capabilities",
+        "config.linux.security_context.no_new_privs": "allowPrivilegeEscalation: false",
+        "config.linux.security_context.apparmor": "appArmorProfile",
+        "config.linux.security_context.apparmor.profile_type": "appArmorProfile",
+        "config.linux.security_context.selinux_options": "seLinuxOptions",
+        "config.linux.security_context.selinux_options.level": "seLinuxOptions",
         "config.linux.resources.cpuset_cpus": "the static CPU manager",
         "config.linux.resources.hugepage_limits.limit": "hugepages-2Mi",
     },
     "RunPodSandbox": {
+        "config.metadata.attempt": "nothing: a pod whose sandbox ended gets another",
         "config.port_mappings.protocol": "protocol: UDP",
         "config.port_mappings.host_ip": "hostIP",
         "config.linux.security_context.run_as_group": "runAsGroup",
         "config.linux.security_context.run_as_group.value": "runAsGroup",
+        "config.linux.security_context.selinux_options": "seLinuxOptions",
+        "config.linux.security_context.selinux_options.level": "seLinuxOptions",
     },
 }
 """Fields that a kubelet sends where a pod asks for what is named; no recorded pod asked for it."""
@@ -97,7 +109,7 @@ def field_paths(message: Message) -> set[str]:
 
 
 def _own(key: str) -> bool:
-    return key.startswith(KUBERNETES_KEYS)
+    return key.startswith(KUBERNETES_KEYS) and key not in OF_A_POD
 
 
 def unrecorded(method: str, message: Message, asked: bool = False) -> set[str]:
@@ -115,6 +127,14 @@ def unrecorded(method: str, message: Message, asked: bool = False) -> set[str]:
         pod |= ASKED_FOR["RunPodSandbox"].keys()
     # In the request of another call a pod is as it is in its own.
     return field_paths(message) - known - {f"sandbox_{path}" for path in pod}
+
+
+def check(*requests: Message) -> None:
+    """Fail if a request has a field that no kubelet sends, whatever the pod asks for."""
+    for request in requests:
+        method = request.DESCRIPTOR.name.removesuffix("Request")
+        strange = unrecorded(method, request, asked=True)
+        assert not strange, f"no kubelet sends {sorted(strange)} in {method}"
 
 
 def complete(manifest: PodManifest, pods: Path) -> None:
