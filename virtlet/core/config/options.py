@@ -96,7 +96,7 @@ EMULATOR_USER = Option(
     env="VIRTLET_EMULATOR_USER",
     kind=TEXT,
     default="libvirt-qemu",
-    help="user the emulator runs as; root when there is no such user",
+    help="user the emulator runs as, which has to exist; without the default user it runs as root",
 )
 EMULATOR = Option(
     field="emulator",
