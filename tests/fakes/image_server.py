@@ -191,3 +191,56 @@ def image_server(context: ssl.SSLContext | None = None) -> Iterator[ImageServer]
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@frozen
+class Trickle:
+    """A server whose answer never gets beyond its headers."""
+
+    url: str
+    asked: threading.Event = field(factory=threading.Event)
+    """Set once a client has sent something."""
+    gone: threading.Event = field(factory=threading.Event)
+    """Set once that client has closed its connection."""
+
+
+@contextmanager
+def trickling_server(*, answers: bool = True, scheme: str = "http") -> Iterator[Trickle]:
+    """Run a server for one client.
+
+    Args:
+        answers: whether a byte of its headers comes often enough for no read to time out; else
+            nothing comes at all.
+        scheme: of its address; it speaks no TLS.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Trickle(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
+    over = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as client:
+            client.recv(65536)
+            server.asked.set()
+            client.settimeout(0.02)
+            if answers:
+                client.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not over.is_set():
+                if answers:
+                    client.sendall(b"a")
+                with contextlib.suppress(TimeoutError):
+                    if not client.recv(65536):
+                        break
+        if not over.is_set():
+            server.gone.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield server
+    finally:
+        over.set()
+        # Wakes a thread that nobody has connected to.
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()

@@ -1,6 +1,6 @@
 """VM disk images: where they come from and what is in the store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -92,6 +92,13 @@ class Staging(Protocol):
 
         Raises:
             ResourceExhausted: the limit for one image or the disk's space is reached.
+        """
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Have `close` called once this fetch is over or nobody waits for it any more.
+
+        A plugin closes there what its fetch may hang in, a connection say. It is called from
+        another thread, and must neither wait nor raise.
         """
 
 

@@ -415,3 +415,33 @@ def test_secrets_stay_out_of_logs(
     assert "image pulled" in told
     assert "hunter" not in told
     assert "fake://" not in told
+
+
+def test_downloads_that_do_not_end_when_they_are_cancelled_are_bounded(
+    store: ImageStore, server: FakeImageSource
+) -> None:
+    images = Images(store, QUICK, most_left=2)
+    go_on = threading.Event()
+
+    def pull(name: str) -> None:
+        stuck = threading.Event()
+        server.contents[name] = raw_disk(name)
+
+        def hang() -> None:
+            stuck.set()
+            go_on.wait(60)
+
+        server.before_write = hang
+        images.pull(name, server.route(), wanted=lambda: not stuck.is_set())
+
+    for name in ("a", "b"):
+        with pytest.raises(Unavailable, match="cancelled by its caller"):
+            pull(name)
+    with pytest.raises(ResourceExhausted, match="image c: 2 downloads that were cancelled"):
+        pull("c")
+    assert server.fetches == ["a", "b"]
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "image-fetch":
+            thread.join(20)
+    assert images.pull("x", server.route()).names == ("x:latest",)

@@ -187,6 +187,19 @@ class TestKnown:
             staging.write(b"de")
 
 
+def test_the_end_of_a_lease_closes_what_it_was_given_whatever_fails(staging: StagingFile) -> None:
+    lease = Lease(staging)
+    closed: list[str] = []
+    lease.at_end(lambda: closed.append("a"))
+    lease.at_end(lambda: closed.remove("missing"))
+    lease.at_end(lambda: closed.append("b"))
+    lease.end()
+    lease.end()
+    assert closed == ["a", "b"]
+    with pytest.raises(Unavailable, match="cancelled"):
+        lease.at_end(lambda: closed.append("c"))
+
+
 def test_a_lease_that_has_ended_neither_tells_nor_takes_anything(staging: StagingFile) -> None:
     lease = Lease(staging)
     lease.begin('"v1"', 0, 6)

@@ -1,10 +1,11 @@
 import hashlib
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.fakes.image_server import ImageServer, Resource, image_server
+from tests.fakes.image_server import ImageServer, Resource, image_server, trickling_server
 from virtlet.core.images.staging import StagingFile
 from virtlet.errors import (
     FailedPrecondition,
@@ -278,6 +279,14 @@ class TestErrors:
         server.resources["/x"] = Resource(CONTENT, pause=1.0)
         with pytest.raises(Unavailable, match=r"no answer from 127.0.0.1:\d+ in time"):
             fetch(f"{server.url}/x", staging, transport=Transport(timeout=0.1))
+
+    def test_headers_that_trickle_in_end_in_time(self, staging: StagingFile) -> None:
+        with ThreadPoolExecutor(1) as pool, trickling_server() as server:
+            transport = Transport(timeout=0.2)
+            pull = pool.submit(fetch, f"{server.url}/x", staging, transport=transport)
+            with pytest.raises(Unavailable, match=r"127.0.0.1:\d+ has not begun to send it in 0.6"):
+                pull.result(20)
+            assert server.gone.wait(20)
 
     @pytest.mark.parametrize(
         "url", ["http://", "http:///x", "http://a:port/x", "http://[::1/x", "http://a:99999/x"]

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(
             staging.write(chunk)
             with file.open("ab") as grown:
                 grown.write(b"x" if file.stat().st_size < len(CONTENT) + 5 else b"")
+
+        def at_end(self, close: Callable[[], None]) -> None:
+            staging.at_end(close)
 
     with pytest.raises(Unavailable, match="changed while it was read"):
         Plugin().virtlet_fetch_image(

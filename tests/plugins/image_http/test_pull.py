@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pluggy
 import pytest
+from attrs import evolve
 
-from tests.fakes.image_server import ImageServer, Resource
+from tests.fakes.image_server import ImageServer, Resource, trickling_server
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.core.images.layout import Layout
 from virtlet.core.images.pull import Images, Retry
@@ -117,6 +118,17 @@ def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
     server.resources["/x"] = Resource(disk, '"v1"')
     assert images.pull("x", route).path.read_bytes() == disk
     assert server.requests[-1].headers["range"] == "bytes=300000-"
+
+
+@pytest.mark.parametrize(("answers", "scheme"), [(True, "http"), (False, "http"), (False, "https")])
+def test_a_pull_that_is_cancelled_closes_the_connection(
+    images: Images, route: Route, *, answers: bool, scheme: str
+) -> None:
+    with trickling_server(answers=answers, scheme=scheme) as server:
+        route = evolve(route, resolve=lambda name: ImageSource(name=name, url=f"{server.url}/x"))
+        with pytest.raises(Unavailable, match="cancelled by its caller"):
+            images.pull("x", route, wanted=lambda: not server.asked.is_set())
+        assert server.gone.wait(10)
 
 
 def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:

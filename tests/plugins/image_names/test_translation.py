@@ -1,6 +1,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pluggy
@@ -61,6 +62,9 @@ def untranslated(plugin: Plugin, name: str) -> str:
             raise AssertionError
 
         def write(self, chunk: bytes) -> None:
+            raise AssertionError
+
+        def at_end(self, close: Callable[[], None]) -> None:
             raise AssertionError
 
     with pytest.raises(NotFound) as caught:

@@ -16,12 +16,20 @@ from virtlet.core.images.reference import is_digest, is_id, parse_reference
 from virtlet.core.images.route import Route
 from virtlet.core.images.staging import Lease, StagingFile
 from virtlet.core.images.store import ImageStore
-from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource
 
 log = logging.getLogger(__name__)
 
 ANONYMOUS = Credentials()
+MOST_LEFT = 64
+"""Threads that hang in a plugin for nobody; each may hold a connection too."""
 
 
 def always() -> bool:
@@ -69,11 +77,16 @@ class Images:
     Args:
         store: where they are kept.
         retry: how to go on after a break.
+        most_left: fetches that may be left behind, that is, go on although nobody waits for them.
     """
 
-    def __init__(self, store: ImageStore, retry: Retry | None = None) -> None:
+    def __init__(
+        self, store: ImageStore, retry: Retry | None = None, most_left: int = MOST_LEFT
+    ) -> None:
         self.store = store
         self._retry = retry or Retry()
+        self._most_left = most_left
+        self._left: set[Future[FetchedImage]] = set()
         self._flights: Flights[Image] = Flights()
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, StagingFile] = {}
@@ -100,7 +113,7 @@ class Images:
         Raises:
             InvalidArgument: the name is malformed, or the content is no image that may be used.
             NotFound, PermissionDenied: the server says so.
-            ResourceExhausted: the image is too large.
+            ResourceExhausted: the image is too large, or too many cancelled pulls have not ended.
             FailedPrecondition: the content has another digest than asked for.
             Unavailable: the server cannot be reached, or the caller went away.
         """
@@ -208,7 +221,16 @@ class Images:
 
         Raises:
             Abandoned: it was left behind.
+            ResourceExhausted: too many are left behind already.
         """
+        with self._lock:
+            left = len(self._left)
+        if left >= self._most_left:
+            raise ResourceExhausted(
+                f"image {work.source.name}: {left} downloads that were cancelled have not ended; "
+                "check the image servers and file systems that the manager's log names, and "
+                "restart the manager if they do not end by themselves"
+            )
         lease = Lease(staging)
         outcome: Future[FetchedImage] = Future()
 
@@ -222,8 +244,23 @@ class Images:
         threading.Thread(target=context.run, args=(fetch,), name="image-fetch", daemon=True).start()
         try:
             return wait_for(outcome, wanted)
+        except Abandoned:
+            self._leave(outcome, work)
+            raise
         finally:
             lease.end()
+
+    def _leave(self, outcome: "Future[FetchedImage]", work: _Work) -> None:
+        """Count a fetch that is left behind until it ends."""
+        log.info("image fetch left behind", extra={"image": work.source.name})
+        with self._lock:
+            self._left.add(outcome)
+
+        def ended(outcome: "Future[FetchedImage]") -> None:
+            with self._lock:
+                self._left.discard(outcome)
+
+        outcome.add_done_callback(ended)
 
     def _pause(self, wanted: Callable[[], bool]) -> None:
         end = time.monotonic() + self._retry.delay

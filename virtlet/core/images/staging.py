@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from attrs import frozen
 
 from virtlet.core.images.limits import ImageLimits
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
+
+log = logging.getLogger(__name__)
 
 PART_PREFIX = "part_"
 _SPACE_CHECK = 16 << 20
@@ -36,13 +39,14 @@ class Lease:
     """A plugin's hold on a staging file, for one fetch.
 
     A plugin that waits for its server cannot be ended from outside; the lease can: whatever the
-    plugin asks of it after that raises Unavailable.
+    plugin asks of it after that raises Unavailable, and what the plugin gave it is closed.
     """
 
     def __init__(self, staging: "StagingFile") -> None:
         self._staging = staging
         self._lock = threading.Lock()
         self._ended = False
+        self._closers: list[Callable[[], None]] = []
 
     @property
     def size(self) -> int:
@@ -72,10 +76,24 @@ class Lease:
         with self._held() as staging:
             staging.write(chunk)
 
+    def at_end(self, close: Callable[[], None]) -> None:
+        """See `virtlet.model.image.Staging`."""
+        with self._held():
+            self._closers.append(close)
+
     def end(self) -> None:
-        """Refuse whatever is asked from now on; idempotent."""
+        """Refuse whatever is asked from now on, and close what was given; idempotent."""
         with self._lock:
             self._ended = True
+            closers, self._closers = self._closers, []
+        for close in closers:
+            try:
+                close()
+            except Exception:
+                log.exception(
+                    "image plugin failed at the end of its fetch",
+                    extra={"image": self._staging.name},
+                )
 
     @contextlib.contextmanager
     def _held(self) -> Iterator["StagingFile"]:
@@ -182,6 +200,9 @@ class StagingFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._full() from None
             raise VirtletError(f"image {self.name}: cannot be stored: {error.strerror}") from None
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Nothing: a file has no end before its fetch has one; leases have."""
 
     # What the core sees
 

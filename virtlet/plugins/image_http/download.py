@@ -40,6 +40,8 @@ def download(source: ImageSource, credentials: Credentials, staging: Staging) ->
         Unavailable: the server cannot be reached, or the connection broke.
     """
     session = Session(source, credentials)
+    # A silent server would keep the thread and the connection of a pull that nobody waits for.
+    staging.at_end(session.close)
     try:
         return _attempt(session, staging, _conditions(staging))
     except _StartOver:

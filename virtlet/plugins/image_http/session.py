@@ -6,8 +6,9 @@ Source: RFC 9110, 15.4, for redirects.
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import TypeVar
 
 import httpx
@@ -16,10 +17,14 @@ from virtlet import __version__
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import Credentials, ImageSource
 from virtlet.plugins.image_http.authorization import authorization, may_follow, origin
+from virtlet.plugins.image_http.connection import Connection
 from virtlet.plugins.image_http.tls import tls_context
 
 _CONNECT_TIMEOUT = 15.0
 _TIMEOUT = 60.0
+_LONGEST_HEAD = 3
+"""Timeouts, which are for a silence, that connections, redirects and headers may take in all: a
+server that sends a byte now and then is never silent."""
 _MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LOOK = "check the image's name, and that the server is up and the node may reach it"
@@ -57,6 +62,8 @@ class Session:
             logging.getLogger(library).setLevel(logging.WARNING)
         self.name = source.name
         self._transport = source.transport
+        self._timeout = source.transport.timeout or _TIMEOUT
+        self._connection = Connection()
         self.pinned = bool(source.digest)
         try:
             self.host = origin(source.url)[1]
@@ -70,23 +77,29 @@ class Session:
         if self._transport.proxy and not _is_server(self._transport.proxy):
             raise self._bad_proxy()
 
+    def close(self) -> None:
+        """End the connection, from any thread; what is asked for later fails at once."""
+        self._connection.end()
+
     @contextmanager
     def get(self, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """The answer after all redirects, its body not read yet.
 
         Raises:
             FailedPrecondition: it leads where it must not, or cannot be trusted.
-            Unavailable: the server cannot be reached, or the connection breaks.
+            Unavailable: the server cannot be reached, it does not begin to send in time, or the
+                connection breaks.
         """
         limit = self._transport.max_redirects
         limit = _MAX_REDIRECTS if limit < 0 else limit
         self._asked = url = self._start
-        with self._errors():
+        with self._errors(), self._in_time() as has_begun:
             for _ in range(limit + 1):
                 with ExitStack() as stack:
                     response = stack.enter_context(self._request(url, headers))
                     location = response.headers.get("Location")
                     if response.status_code not in _REDIRECTS or location is None:
+                        has_begun()
                         yield response
                         return
                 self._asked = url = self._redirect(url, location)
@@ -101,14 +114,42 @@ class Session:
         sent = {**_HEADERS, **headers}
         if own and self._authorization:
             sent["Authorization"] = self._authorization
+        traced = {"trace": self._connection.trace}
         with (
+            # Last: only then is the connection's last descriptor closed.
+            closing(self._connection),
             self._client(own, url.scheme) as client,
-            client.stream("GET", url, headers=sent) as response,
+            client.stream("GET", url, headers=sent, extensions=traced) as response,
         ):
             yield response
 
+    @contextmanager
+    def _in_time(self) -> Iterator[Callable[[], None]]:
+        """Give up what takes too long until the function that it gives is called."""
+        seconds = _LONGEST_HEAD * self._timeout
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._connection.end()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield timer.cancel
+        except httpx.TransportError:
+            if late.is_set():
+                raise Unavailable(
+                    f"image {self.name}: {self._peer()} has not begun to send it in "
+                    f"{seconds:g} seconds, redirects included; {_LOOK}"
+                ) from None
+            raise
+        finally:
+            timer.cancel()
+
     def _client(self, own: bool, scheme: str) -> httpx.Client:
-        timeout = self._transport.timeout or _TIMEOUT
+        timeout = self._timeout
         tls = scheme == "https"
         context = tls_context(self.name, self._transport, own=own) if tls else None
         try:
