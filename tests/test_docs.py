@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from virtlet import hookspecs
+from virtlet.core.hooks.registry import discover
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOOKS = (DOCS / "hooks.md").read_text()
@@ -44,6 +45,17 @@ def test_the_table_of_hooks_is_complete() -> None:
 @pytest.mark.parametrize("hook", hookspecs.HOOKS)
 def test_every_hook_has_a_real_plugin_that_uses_it(hook: str) -> None:
     assert f"def {hook}(" in USERS
+
+
+@pytest.mark.parametrize("hook", hookspecs.HOOKS)
+def test_the_docs_name_the_built_in_plugins_that_use_a_hook(hook: str) -> None:
+    registry = discover()
+    implementations = getattr(registry.manager.hook, hook).get_hookimpls()
+    section = HOOKS.partition(f"### {hook}\n")[2].partition("\n### ")[0]
+    used_by = re.search(r"Used\s+by:\s([^.;]*)", section)
+    named = re.sub(r"\(.*?\)", "", used_by[1], flags=re.S) if used_by else ""
+    builtin = {impl.plugin_name for impl in implementations} & set(registry.builtin)
+    assert {name.strip() for name in named.split(",") if name.strip()} == builtin
 
 
 @pytest.mark.parametrize("hook", hookspecs.HOOKS)
