@@ -96,7 +96,8 @@ EMULATOR_USER = Option(
     env="VIRTLET_EMULATOR_USER",
     kind=TEXT,
     default="libvirt-qemu",
-    help="user the emulator runs as, which has to exist; without the default user it runs as root",
+    help="user the emulator runs as; must exist, except for the default one: where that is "
+    "missing, the emulator runs as root",
 )
 EMULATOR = Option(
     field="emulator",
