@@ -222,6 +222,32 @@ def test_files_of_the_pod_s_own_that_are_no_list_are_refused(tmp_path: Path) -> 
         told([GuestFiles(host_path=tmp_path, guest_path="/etc/app")], marks)
 
 
+@pytest.mark.parametrize(
+    "path", ["/etc//app/key", "//etc/app/key", "/etc/./app/x/../key", "etc/app/key"]
+)
+def test_a_file_of_the_pod_s_own_replaces_a_mounted_one_however_its_path_is_written(
+    tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "key").write_text("mounted")
+    marks = {
+        "VirtletCloudInitUserData": f"write_files: [{{path: {path}, content: mine}}]",
+        OVERWRITE: "true",
+    }
+    document = told([GuestFiles(host_path=tmp_path, guest_path="/etc/app")], marks).document
+    assert document["write_files"] == [{"path": path, "content": "mine"}]
+
+
+@pytest.mark.parametrize("entry", ["{path: [x]}", "{path: {a: b}}", "{path: 7}", "{}", "x"])
+def test_a_file_of_the_pod_s_own_whose_path_is_no_text_is_refused(
+    tmp_path: Path, entry: str
+) -> None:
+    (tmp_path / "key").write_text("mounted")
+    own = f"write_files: [{{path: /mine}}, {entry}]"
+    marks = {"VirtletCloudInitUserData": own, OVERWRITE: "true"}
+    with pytest.raises(InvalidArgument, match="UserData: write_files: entry 2 has no path"):
+        told([GuestFiles(host_path=tmp_path, guest_path="/etc/app")], marks)
+
+
 def test_a_file_of_another_s_is_given_to_him_by_number(tmp_path: Path) -> None:
     """cloud-init knows owners by names only; the guest has none for a pod's fsGroup."""
     (tmp_path / "key").write_text("x")

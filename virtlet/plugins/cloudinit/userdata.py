@@ -1,6 +1,7 @@
 """user-data: files, mounts and commands, and what the pod adds."""
 
 import base64
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -69,17 +70,33 @@ def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
 def _over(generated: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """The generated document with the pod's keys in place of its own.
 
-    Of `write_files` only entries of the same path make way: the others are what the pod mounts,
-    and what the other generated keys need.
+    Of `write_files` only entries of the same path make way, however it is written: the others are
+    what the pod mounts, and what the other generated keys need.
     """
     document = {**generated, **added}
     mine, theirs = generated.get("write_files"), added.get("write_files")
     if mine and "write_files" in added:
         if not isinstance(theirs, list):
             raise InvalidArgument(f"annotation {USER_DATA.name}: write_files is no list of files")
-        taken = {entry.get("path") for entry in theirs if isinstance(entry, Mapping)}
-        document["write_files"] = [e for e in mine if e["path"] not in taken] + theirs
+        taken = {_file_path(entry, number) for number, entry in enumerate(theirs, 1)}
+        kept = [entry for entry in mine if _normal(entry["path"]) not in taken]
+        document["write_files"] = kept + theirs
     return document
+
+
+def _file_path(entry: Any, number: int) -> str:
+    """Where an entry of the pod's `write_files` puts its file."""
+    path = entry.get("path") if isinstance(entry, Mapping) else None
+    if not isinstance(path, str) or not path:
+        raise InvalidArgument(
+            f"annotation {USER_DATA.name}: write_files: entry {number} has no path that is a text"
+        )
+    return _normal(path)
+
+
+def _normal(path: str) -> str:
+    """As cloud-init takes a path: from the root, without needless parts."""
+    return posixpath.normpath(f"///{path}")
 
 
 def merge_over(base: Any, addition: Any) -> Any:
