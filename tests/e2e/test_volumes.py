@@ -13,6 +13,7 @@ from tests.e2e.conftest import BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifes
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
+from virtlet.host.mounts import at_or_below
 
 SIZE = 1 << 20
 UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
@@ -171,6 +172,10 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     assert "has not mounted" not in Path(pod.status.log_path).read_text()
 
     pod = _with_another_manager(pod)
+    assert len(at_or_below(own_node.data_dir / "volumes" / pod.vm)) == 3
+    pod.client.stop(pod.vm, 0)
+    # A kubelet unmounts the volumes now, and removes the container later.
+    assert at_or_below(own_node.data_dir / "volumes" / pod.vm) == []
     pod.down()
     assert own_node.settled_leftovers() == []
     for name in ("e", "m"):

@@ -85,17 +85,66 @@ def test_unmounting_leaves_the_directory_and_what_is_mounted_in_it(
     assert (closed / "inner/deep").read_text() == "kept too"
 
 
+def _mount(path: Path) -> None:
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", path], check=True)
+
+
 @pytest.mark.parametrize("follow", [False, True])
 def test_what_is_mounted_later_appears_where_that_is_asked_for(
-    closed: Path, place: Path, follow: bool
+    tmp_path: Path, place: Path, follow: bool
 ) -> None:
-    bind(closed, place, follow=follow)
-    later = closed / "later"
-    later.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", later], check=True)
+    source = tmp_path / "source"
+    source.mkdir()
+    bind(source, place, follow=follow)
+    later = source / "later"
+    _mount(later)
     assert (place / "later" in mounts.at_or_below(place)) is follow
     subprocess.run(["umount", later], check=True)
     assert place / "later" not in mounts.at_or_below(place)
+    later.rmdir()
+
+
+def test_nothing_mounted_later_appears_where_nothing_inside_is_wanted(
+    closed: Path, place: Path
+) -> None:
+    bind(closed, place, follow=True, inner=False)
+    later = closed / "later"
+    _mount(later)
+    assert mounts.at_or_below(place) == [place]
+    subprocess.run(["umount", later], check=True)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_what_is_mounted_in_a_directory_can_be_taken_away_by_its_owner(
+    closed: Path, place: Path, follow: bool
+) -> None:
+    """As a kubelet does with another pod's volume: unmount it, and remove where it was."""
+    volume = closed / "volume"
+    _mount(volume)
+    _mount(volume / "deeper")
+    bind(closed, place, follow=follow)
+    assert place / "volume/deeper" in mounts.at_or_below(place)
+    for path in (volume / "deeper", volume):
+        subprocess.run(["umount", path], check=True)
+    volume.rmdir()
+    assert mounts.at_or_below(place) == [place, place / "inner"]
+
+
+def test_a_mount_that_no_path_reaches_goes_with_the_one_that_it_is_in(
+    tmp_path: Path, place: Path
+) -> None:
+    """Who writes in a shared directory decides where a path inside it leads."""
+    source = tmp_path / "source"
+    (source / "way").mkdir(parents=True)
+    bind(source, place)
+    subprocess.run(["mount", "--make-private", place], check=True)
+    _mount(place / "over")
+    _mount(place / "way/inner")
+    subprocess.run(["mount", "--move", place / "over", place / "way"], check=True)
+    assert not (place / "way/inner").exists()
+    mounts.unmount_below(place)
+    assert mounts.at_or_below(place) == []
 
 
 def test_removing_a_tree_spares_what_is_mounted_in_it(closed: Path, place: Path) -> None:

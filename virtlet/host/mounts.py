@@ -24,41 +24,47 @@ _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 1, 2, 4, 8
 _MS_PRIVATE, _MS_SLAVE = 1 << 18, 1 << 19
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
-_MOST_LAYERS = 1000
-"""Mounts one above the other, or side by side, that are taken away at most."""
-
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def bind(source: int, target: int, *, readonly: bool, follow: bool, inner: bool = True) -> None:
     """Have a directory appear at a place of ours, without set-uid programs and devices.
 
-    What is mounted inside the directory comes along. Unmounting at our place never reaches the
-    directory's own place.
+    What is mounted inside the directory comes along, and goes when its owner unmounts it: as long
+    as a copy is mounted at a directory, nobody can remove that directory. This takes a mount that
+    receives from the directory's own, so later mounts appear as well. Unmounting at our place
+    never reaches the directory's own place.
 
     Args:
         source: the directory, open (O_PATH will do).
         target: an empty directory, open likewise.
         readonly: whether nothing can be written there.
-        follow: whether what is mounted inside the directory later appears too.
-        inner: False leaves out what is mounted inside the directory.
+        follow: whether what is mounted inside the directory later appears also if nothing is
+            mounted there now.
+        inner: False leaves out what is mounted inside the directory, now and later.
 
     Raises:
         OSError: the kernel refuses.
     """
-    deep = _AT_RECURSIVE if inner else 0
+    receive = inner and (follow or _holds_mounts(source))
+    deep = _AT_RECURSIVE if receive else 0
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | deep
     tree = _call(_OPEN_TREE, source, b"", flags)
     try:
         attributes = _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC
         attributes |= _ATTR_RDONLY if readonly else 0
         # struct mount_attr: set, clear, propagation, user namespace.
-        wanted = struct.pack("=QQQQ", attributes, 0, _MS_SLAVE if follow else _MS_PRIVATE, 0)
+        wanted = struct.pack("=QQQQ", attributes, 0, _MS_SLAVE if receive else _MS_PRIVATE, 0)
         _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | deep, wanted, len(wanted))
         how = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
         _call(_MOVE_MOUNT, tree, b"", target, b"", how)
     finally:
         os.close(tree)
+
+
+def _holds_mounts(directory: int) -> bool:
+    path = Path(os.readlink(f"/proc/self/fd/{directory}"))
+    return any(point != path for point in at_or_below(path))
 
 
 def at_or_below(path: Path) -> list[Path]:
@@ -74,7 +80,7 @@ def at_or_below(path: Path) -> list[Path]:
     return [
         Path(os.fsdecode(point))
         for point in points
-        if point == place or point.startswith(place + b"/")
+        if point == place or point.startswith(place.rstrip(b"/") + b"/")
     ]
 
 
@@ -88,23 +94,29 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 def unmount_below(path: Path) -> None:
     """Take away all that is mounted at a path or below it; idempotent.
 
-    A user of such a mount keeps what it has open, and hinders nobody.
+    A user of such a mount keeps what it has open, and hinders nobody. What is mounted inside
+    another mount goes with that one: the way to it is in the hands of whoever writes there, and
+    may lead elsewhere by now.
 
     Raises:
         VirtletError: something stays mounted; the message names it.
     """
-    for _ in range(_MOST_LAYERS):
-        points = at_or_below(path)
-        if not points:
-            return
-        if _libc.umount2(os.fsencode(points[-1]), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+    while points := at_or_below(path):
+        for point in _outermost(points):
+            if _libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+                continue
             why = os.strerror(ctypes.get_errno())
-            if points[-1] in at_or_below(path):
+            if point in at_or_below(path):
                 raise VirtletError(
-                    f"{points[-1]} cannot be unmounted ({why}), so nothing at it is removed: "
-                    f"unmount it by hand (umount --lazy {points[-1]})"
+                    f"{point} cannot be unmounted ({why}), so nothing at it is removed: "
+                    f"unmount it by hand (umount --lazy {point})"
                 )
-    raise VirtletError(f"{path} has more than {_MOST_LAYERS} mounts: unmount them by hand")
+
+
+def _outermost(points: list[Path]) -> set[Path]:
+    """The places, each once: of several mounts at one, the uppermost is unmounted first."""
+    known = set(points)
+    return {point for point in points if known.isdisjoint(point.parents)}
 
 
 def _call(number: int, *arguments: int | bytes) -> int:

@@ -87,7 +87,8 @@ class Vm:
     image: Image
     network: Network
     directory: Path
-    """Private to this VM and its emulator's user; disks go here."""
+    """Private to this VM and its emulator's user; disks go here. What is mounted below it is
+    unmounted by the core once the VM has ended."""
     created_at: int
     """Nanoseconds since the epoch."""
 

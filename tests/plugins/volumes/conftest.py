@@ -29,7 +29,7 @@ def pod_dir(kubelet_root: Path) -> Path:
 @pytest.fixture
 def vm_dir(tmp_path: Path) -> Iterator[Path]:
     """The VM's directory."""
-    directory = tmp_path / "volumes/vm"
+    directory = tmp_path / "data/volumes/vm"
     directory.mkdir(parents=True)
     yield directory
     remove_tree(directory)
@@ -47,7 +47,9 @@ def configured(root: Path, kubelet_root: Path, raw_devices: str = "loop*") -> Pl
     )
     assert config[KUBELET_ROOT_DIR] == kubelet_root
     assert config[RAW_DEVICES] == tuple(raw_devices.split(","))
-    made.virtlet_configure(config, make_node(root, EMULATOR, EMULATOR))
+    data_dir = root / "data"
+    data_dir.mkdir(exist_ok=True)
+    made.virtlet_configure(config, make_node(data_dir, EMULATOR, EMULATOR))
     return made
 
 

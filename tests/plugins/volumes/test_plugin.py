@@ -1,6 +1,7 @@
 import os
 import socket
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.fakes.model import make_pod, make_vm
 from tests.plugins.volumes.conftest import EMULATOR, configured
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.host.mounts import at_or_below
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount, VolumeRequest
 from virtlet.plugins.volumes.plugin import Plugin
@@ -105,7 +107,7 @@ def test_a_place_that_is_taken_is_no_way_into_another(
     plugin: Plugin, tmp_path: Path, vm_dir: Path
 ) -> None:
     """The VM's directory belongs to the emulator's user."""
-    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "srv"
     elsewhere.mkdir()
     data.mkdir()
     (data / "file").write_text("x")
@@ -117,12 +119,15 @@ def test_a_place_that_is_taken_is_no_way_into_another(
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize("propagation", [0, 1])
 def test_a_directory_of_the_node_that_holds_our_own_is_shared_without_what_is_mounted_inside(
-    plugin: Plugin, tmp_path: Path, vm_dir: Path, nodev: Path
+    plugin: Plugin, tmp_path: Path, vm_dir: Path, nodev: Path, propagation: int
 ) -> None:
     """Else each VM would have the shares of all others a second time."""
     (nodev / "file").write_text("x")
-    share = serve(plugin, Mount(guest_path="/data", host_path=str(tmp_path)), directory=vm_dir)
+    tmp_path.chmod(0o755)
+    mount = Mount(guest_path="/data", host_path=str(tmp_path), propagation=propagation)
+    share = serve(plugin, mount, directory=vm_dir)
     assert isinstance(share, Share)
     assert share == Share(
         host_path=vm_dir / "volume-3",
@@ -133,6 +138,65 @@ def test_a_directory_of_the_node_that_holds_our_own_is_shared_without_what_is_mo
     )
     assert (share.host_path / nodev.name).is_dir()
     assert list((share.host_path / nodev.name).iterdir()) == []
+    (tmp_path / "data/later").mkdir()
+    subprocess.run(["mount", "--bind", nodev, tmp_path / "data/later"], check=True)
+    assert at_or_below(share.host_path) == [share.host_path]
+    subprocess.run(["umount", tmp_path / "data/later"], check=True)
+
+
+@pytest.mark.parametrize("inside", ["", "volumes", "volumes/vm"])
+@pytest.mark.parametrize("place", ["data", "linked", "bound"])
+def test_our_own_directory_is_shared_with_no_vm_under_whatever_name(
+    plugin: Plugin, tmp_path: Path, vm_dir: Path, inside: str, place: str
+) -> None:
+    (tmp_path / "linked").symlink_to(tmp_path / "data")
+    (tmp_path / "bound").mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "data", tmp_path / "bound"], check=True)
+    mount = Mount(guest_path="/data", host_path=str(tmp_path / place / inside))
+    with pytest.raises(InvalidArgument, match=r"mount /data: .* data directory .* outside it"):
+        serve(plugin, mount, directory=vm_dir)
+    subprocess.run(["umount", tmp_path / "bound"], check=True)
+    assert list(vm_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "open_"),
+    [
+        ((0, 0), 0o700, False),
+        ((0, 0), 0o754, False),
+        ((0, 0), 0o755, True),
+        ((0, EMULATOR), 0o705, False),
+        ((0, EMULATOR), 0o750, True),
+        ((EMULATOR, 0), 0o077, False),
+        ((EMULATOR, 0), 0o500, True),
+    ],
+)
+def test_a_directory_that_is_closed_to_the_emulator_is_refused_before_the_vm_is_made(
+    plugin: Plugin, tmp_path: Path, vm_dir: Path, owner: tuple[int, int], mode: int, open_: bool
+) -> None:
+    data = tmp_path / "volume"
+    data.mkdir()
+    os.chown(data, *owner)
+    data.chmod(mode)
+    mount = Mount(guest_path="/data", host_path=str(data))
+    if open_:
+        assert serve(plugin, mount, directory=vm_dir)
+        return
+    with pytest.raises(FailedPrecondition, match=f"mode {mode:04o} .* VirtletChown9pfsMounts"):
+        serve(plugin, mount, directory=vm_dir)
+    assert list(vm_dir.iterdir()) == []
+
+
+def test_a_directory_that_a_list_opens_to_the_emulator_is_shared(
+    plugin: Plugin, tmp_path: Path, vm_dir: Path
+) -> None:
+    data = tmp_path / "volume"
+    data.mkdir(mode=0o700)
+    # acl(5): the owner, a user, the group, the mask, and the others; (tag, permissions, id).
+    entries = ((1, 7, 2**32 - 1), (2, 5, EMULATOR), (4, 0, 2**32 - 1), (16, 5, 2**32 - 1))
+    acl = b"".join(struct.pack("<HHI", *entry) for entry in (*entries, (32, 0, 2**32 - 1)))
+    os.setxattr(data, "system.posix_acl_access", struct.pack("<I", 2) + acl)
+    assert serve(plugin, Mount(guest_path="/data", host_path=str(data)), directory=vm_dir)
 
 
 def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
@@ -308,6 +372,7 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
 ) -> None:
     cache = pod_dir / "volumes/kubernetes.io~empty-dir/cache"
     cache.mkdir(parents=True)
+    tmp_path.chmod(0o755)
     for mount in (
         Mount(guest_path="/cache", host_path=str(cache), readonly=True),
         Mount(guest_path="/data", host_path=str(tmp_path)),

@@ -9,6 +9,7 @@ from attrs import evolve
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import ResourceExhausted, VirtletError
+from virtlet.host.mounts import unmount_below
 from virtlet.model.event import Event, EventKind
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import Vm, VmExit
@@ -97,6 +98,7 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
         done = evolve(ended, finished_at=max(at, current.started_at))
         return evolve(current, phase=VmPhase.EXITED, exit=done, paused=False, resizing=None)
 
+    let_go(record.vm)
     if _commit_end(context, "vm-exited", record.vm, end, ended.reason):
         log.info("VM ended", extra={"vm": vm_id, "reason": ended.reason, "problem": ended.message})
 
@@ -111,7 +113,21 @@ def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
         return evolve(current, phase=VmPhase.EXITED, exit=ended, resizing=None)
 
     _commit_end(context, "vm-failed", vm, end, ended.reason)
+    # Not before: after a crash, a start that is not written as failed is tried again.
+    let_go(vm)
     _complete_console(context, vm)
+
+
+def let_go(vm: Vm) -> None:
+    """Unmount what a VM that runs never again has mounted below its directory.
+
+    A kubelet takes a pod's volumes away as soon as its containers are told to have ended, and not
+    when they are removed.
+    """
+    try:
+        unmount_below(vm.directory)
+    except VirtletError as error:
+        log.error("volumes stay mounted", extra={"vm": vm.id, "problem": str(error)})
 
 
 def wait_for_exit(context: Context, vm_id: str, timeout: float) -> bool:

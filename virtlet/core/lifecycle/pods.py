@@ -5,7 +5,7 @@ import uuid
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import vms
+from virtlet.core.lifecycle import exits, vms
 from virtlet.core.lifecycle.admission import check_annotations
 from virtlet.core.lifecycle.announce import commit_pod, commit_pod_removed, commit_pod_stopped
 from virtlet.core.lifecycle.context import Context
@@ -88,6 +88,8 @@ def stop_pod(context: Context, pod_id: str) -> None:
             commit_pod_stopped(context, record)
         for vm in context.store.vms_of(pod_id):
             vms.halt_vm(context, vm.vm.id)
+            # Also of one that never ran: no VM is started in a stopped pod.
+            exits.let_go(vm.vm)
         context.journal.undo(pod_id, {PodNetwork.kind})
 
 

@@ -61,7 +61,7 @@ class Plugin:
             return volume
         if not volume.readonly and origin is Origin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
             give_away(Path(source.host_path), self._node.emulator_uid, self._node.emulator_gid)
-        return bring_near(volume, source, vm.directory, self._node.data_dir)
+        return bring_near(volume, source, vm.directory, self._node)
 
     @hookimpl
     def virtlet_release_volume(self, vm: Vm, request: VolumeRequest) -> None:

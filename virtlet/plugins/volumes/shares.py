@@ -5,36 +5,45 @@ Each VM gets the directory at a place of its own, below its private directory, w
 mode of the directory itself decide who may do what in it.
 """
 
+import errno
 import os
+import pwd
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import evolve
 
-from virtlet.errors import FailedPrecondition
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host import mounts
 from virtlet.model.disk import Share
+from virtlet.model.node import Node
 from virtlet.model.vm import Mount
+from virtlet.plugins.volumes.options import CHOWN_MOUNTS
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def bring_near(share: Share, mount: Mount, directory: Path, data_dir: Path) -> Share:
+def bring_near(share: Share, mount: Mount, directory: Path, node: Node) -> Share:
     """Have a shared directory appear below a VM's directory, under the share's tag.
 
     Args:
         share: the directory where it is.
         mount: what the pod mounts.
         directory: the VM's.
-        data_dir: the manager's. A share that holds it comes without what is mounted inside, as
-            that would hold the shares of every other VM.
+        node: the manager's places. A share that holds the data directory comes without what is
+            mounted inside, now or later, as that would hold the shares of every other VM.
 
     Raises:
-        FailedPrecondition: it cannot be had there.
+        InvalidArgument: it is the data directory, or lies in it.
+        FailedPrecondition: it cannot be had there, or the emulator's user cannot read it.
     """
     near = directory / share.tag
     opened: list[int] = []
     try:
         opened.append(_open(share.host_path, share))
+        holds_ours = _holds_ours(opened[0], share, node.data_dir)
+        _check_open(opened[0], share, node)
         # Its directory belongs to the emulator's user, who may put a link in its place.
         opened.append(os.open(directory, _DIRECTORY | os.O_NOFOLLOW))
         os.mkdir(share.tag, 0o700, dir_fd=opened[1])
@@ -44,7 +53,7 @@ def bring_near(share: Share, mount: Mount, directory: Path, data_dir: Path) -> S
             opened[2],
             readonly=share.readonly,
             follow=mount.propagation > 0,
-            inner=not data_dir.resolve().is_relative_to(share.host_path.resolve()),
+            inner=not holds_ours,
         )
     except OSError as error:
         raise FailedPrecondition(
@@ -64,3 +73,61 @@ def _open(path: Path, share: Share) -> int:
         raise FailedPrecondition(
             f"mount {share.guest_path}: {path} on the node: {error.strerror}"
         ) from None
+
+
+def _holds_ours(source: int, share: Share, data_dir: Path) -> bool:
+    """Whether a directory holds the data directory, under whatever name it is given.
+
+    Raises:
+        InvalidArgument: it is the data directory, or lies in it.
+    """
+    real, ours = Path(os.readlink(f"/proc/self/fd/{source}")), data_dir.resolve()
+    if _has_same((real, *real.parents), ours.stat()):
+        raise InvalidArgument(
+            f"mount {share.guest_path}: {share.host_path} lies in Virtlet's data directory "
+            f"{data_dir}, which no VM shares: mount a directory outside it"
+        )
+    return _has_same(ours.parents, os.stat(source))
+
+
+def _has_same(paths: Iterable[Path], wanted: os.stat_result) -> bool:
+    return any(path.exists() and os.path.samestat(path.stat(), wanted) for path in paths)
+
+
+def _check_open(source: int, share: Share, node: Node) -> None:
+    """Refuse a directory that the emulator's user cannot read: QEMU would not start with it.
+
+    A directory with an access control list is left to QEMU.
+    """
+    status = os.stat(source)
+    uid, gid = node.emulator_uid, node.emulator_gid
+    if uid == status.st_uid:
+        needed = stat.S_IRUSR | stat.S_IXUSR
+    elif status.st_gid in _groups(uid, gid):
+        needed = stat.S_IRGRP | stat.S_IXGRP
+    else:
+        needed = stat.S_IROTH | stat.S_IXOTH
+    if uid == 0 or status.st_mode & needed == needed or _has_list(source):
+        return
+    raise FailedPrecondition(
+        f"mount {share.guest_path}: {share.host_path} on the node is closed to the emulator's user "
+        f"(uid {uid}, gid {gid}): it has mode {stat.S_IMODE(status.st_mode):04o} and belongs to "
+        f"{status.st_uid}:{status.st_gid}. Let that user read and search it (chown, chmod); for a "
+        f"writable volume of the pod's own, annotation {CHOWN_MOUNTS.name} does so"
+    )
+
+
+def _groups(uid: int, gid: int) -> set[int]:
+    """Those that libvirt gives an emulator: also the user's further ones."""
+    try:
+        return {gid, *os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)}
+    except KeyError:
+        return {gid}
+
+
+def _has_list(source: int) -> bool:
+    try:
+        os.getxattr(f"/proc/self/fd/{source}", "system.posix_acl_access")
+    except OSError as error:
+        return error.errno not in (errno.ENODATA, errno.EOPNOTSUPP)
+    return True
