@@ -91,6 +91,9 @@ class KubeletPod:
         for path in (on_disk, memory, on_node):
             path.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", memory], check=True)
+        # As systemd has all mounts of a node.
+        subprocess.run(["mount", "--bind", on_node, on_node], check=True)
+        subprocess.run(["mount", "--make-shared", on_node], check=True)
         for path in (on_disk, memory):
             path.chmod(0o777)
         (on_node / "of-the-node").write_text("on the node")
@@ -135,7 +138,8 @@ def kubelet_pod(own_node: Playground) -> Iterator[KubeletPod]:
     made.pod.pod.annotations.pop("VirtletCloudInitUserDataScript")
     made.make()
     yield made
-    subprocess.run(["umount", made.volume("empty-dir", "m")], check=True)
+    for path in (made.volume("empty-dir", "m"), own_node.directory / "srv"):
+        subprocess.run(["umount", path], check=True)
 
 
 def _run(pod: Pod, script: str) -> str:
@@ -161,6 +165,13 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
         file = kubelet_pod.volume("empty-dir", name) / "file"
         assert file.read_text() == "written in the guest\n"
     assert _run(pod, "cat /h/of-the-node") == "on the node"
+    later = own_node.directory / "srv/later"
+    later.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", later], check=True)
+    (later / "file").write_text("mounted later")
+    assert _run(pod, "cat /h/later/file") == "mounted later"
+    subprocess.run(["umount", later], check=True)
+    later.rmdir()
 
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     seen = _run(pod, f"stat -L -c '%a %u:%g %n' {account}/namespace /etc/sec/key")

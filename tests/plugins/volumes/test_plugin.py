@@ -144,6 +144,23 @@ def test_a_directory_of_the_node_that_holds_our_own_is_shared_without_what_is_mo
     subprocess.run(["umount", tmp_path / "data/later"], check=True)
 
 
+def test_a_directory_holds_our_own_under_another_name_too(
+    plugin: Plugin,
+    tmp_path: Path,
+    vm_dir: Path,
+    nodev: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    tmp_path.chmod(0o755)
+    alias = tmp_path_factory.mktemp("alias")
+    subprocess.run(["mount", "--rbind", tmp_path, alias], check=True)
+    assert at_or_below(alias) == [alias, alias / nodev.name]
+    share = serve(plugin, Mount(guest_path="/data", host_path=str(alias)), directory=vm_dir)
+    subprocess.run(["umount", "--recursive", alias], check=True)
+    assert isinstance(share, Share)
+    assert at_or_below(share.host_path) == [share.host_path]
+
+
 @pytest.mark.parametrize("inside", ["", "volumes", "volumes/vm"])
 @pytest.mark.parametrize("place", ["data", "linked", "bound"])
 def test_our_own_directory_is_shared_with_no_vm_under_whatever_name(
