@@ -151,6 +151,7 @@ def test_a_malformed_container_is_refused_and_leaves_the_pod_as_it_was(
     node: Playground, new_pod: PodFactory, edit: VmEdit, code: str, message: str
 ) -> None:
     pod = new_pod().run()
+    pod.client.pull(pod.image, pod.pod)
     config = pod.config()
     edit(config)
     before = node.leftovers()

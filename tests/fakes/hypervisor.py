@@ -1,5 +1,6 @@
 """A hypervisor in memory, whose faults the test chooses."""
 
+import threading
 from collections.abc import Callable, Mapping
 
 from attrs import asdict, define, evolve, field
@@ -27,10 +28,14 @@ class Faults:
     once: dict[str, BaseException] = field(factory=dict)
     passed: list[str] = field(factory=list)
     """Every deed, in order."""
+    stuck: dict[str, threading.Event] = field(factory=dict)
+    """What a deed waits for."""
 
     def strike(self, deed: str) -> None:
         """Raise what the test wants at this deed."""
         self.passed.append(deed)
+        if deed in self.stuck:
+            assert self.stuck[deed].wait(60)
         error = self.once.pop(deed, None) or self.always.get(deed)
         if error is not None:
             raise error

@@ -29,7 +29,7 @@ from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event
-from virtlet.model.execution import GuestCommand, GuestStreams
+from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
@@ -131,7 +131,7 @@ class Plugin:
         return "<domain/>"
 
 
-class Printed:
+class Printed(ExecSession):
     """A command that prints something and ends."""
 
     def __init__(self, answer: Callable[[], bytes]) -> None:
@@ -218,12 +218,12 @@ class Manager:
         self.console_logs.stop()
         self.store.close()
 
-    def restarted(self) -> "Manager":
+    def restarted(self, patience: float = recovery.UNDO_PATIENCE) -> "Manager":
         """The next manager on the node, after it has recovered."""
         self.close()
         successor = Manager(self.node)
         recovery.remove_orphaned_directories(successor.store, successor.context.node)
-        recovery.recover(successor.context)
+        recovery.recover(successor.context, patience)
         return successor
 
     # What a kubelet asks for

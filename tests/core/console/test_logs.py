@@ -130,6 +130,22 @@ def test_a_notice_stands_in_the_log_and_changes_nothing_for_a_restart(
     assert printed(files) == b"one\ntwo\n"
 
 
+def test_a_log_that_is_complete_takes_no_notice(
+    logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
+) -> None:
+    """Also where it could be opened only now, at the end of the guest."""
+    logs.remove(files)
+    log_of(files).unlink()
+    log_of(files).mkdir()
+    files.raw.write_bytes(b"last words\n")
+    logs.add(files)
+    assert not logs.finish(files, 0.1).complete
+    log_of(files).rmdir()
+    with pytest.raises((NotFound, Unavailable)):
+        logs.tell(files.vm_id, "too late")
+    eventually(lambda: printed(files) == b"last words\n")
+
+
 def test_a_vm_that_is_not_followed_has_no_log_for_a_notice(logs: ConsoleLogs) -> None:
     with pytest.raises(NotFound):
         logs.tell("nobody", "hello")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.steps import wait_until
-from virtlet.errors import Unavailable
+from virtlet.core.store.records import VmPhase
+from virtlet.errors import Unavailable, UndoIncomplete
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import VmConfig
 
@@ -105,3 +106,53 @@ def test_a_plugin_that_takes_its_time_is_waited_for(
     stuck.go_on.set()
     removing.join(20)
     assert node.left == []
+
+
+def test_an_inverse_that_hangs_at_start_up_holds_up_its_own_pod_alone(
+    manager: Manager, node: Node
+) -> None:
+    pod, other = manager.run("web"), manager.run("other")
+    vm = manager.create(other)
+    manager.start(vm)
+    node.faults.once["teardown_network"] = Unavailable("busy")
+    with pytest.raises(UndoIncomplete):
+        manager.stop_pod(pod)
+    go_on = node.faults.stuck["teardown_network"] = threading.Event()
+    successor = manager.restarted(patience=PATIENCE)
+    successor.context.hooks.watch.patience = PATIENCE
+    try:
+        assert successor.vm(vm).phase is VmPhase.RUNNING
+        successor.stop(vm)
+        with pytest.raises(Unavailable, match="'fake' has not returned from virtlet_teardown_net"):
+            successor.remove_pod(pod)
+    finally:
+        go_on.set()
+    wait_until(lambda: pod not in node.networks, 10, "the end of what hung")
+    successor.remove_pod(pod)
+    assert pod not in successor.store.pods
+    successor.close()
+
+
+def test_a_hypervisor_that_hangs_is_named_with_the_vm(
+    manager: Manager, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    vm = manager.create(manager.run())
+    watch = manager.context.hooks.watch
+    watch.patience = PATIENCE
+    go_on = node.faults.stuck["start"] = threading.Event()
+    starting = threading.Thread(target=manager.start, args=(vm,))
+    watch.start()
+    starting.start()
+    try:
+        wait_until(
+            lambda: any(
+                getattr(r, "vm", "") == vm and getattr(r, "hook", "") == "start"
+                for r in caplog.records
+            ),
+            10,
+            "a line that names what hangs",
+        )
+    finally:
+        go_on.set()
+        starting.join(10)
+        watch.stop()

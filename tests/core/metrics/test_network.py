@@ -1,7 +1,10 @@
 """Interface counters out of the kernel's table."""
 
-from virtlet.core.metrics.network import parse
+from pathlib import Path
+
+from virtlet.core.metrics.network import nic_samples, parse
 from virtlet.core.metrics.sample import NicSample
+from virtlet.model.network import Network, Nic
 
 TABLE = """\
 Inter-|   Receive                                                |  Transmit
@@ -28,3 +31,8 @@ def test_each_interface_of_the_pod_has_its_own_counters_in_the_order_asked_for()
             tx_dropped=9,
         ),
     )
+
+
+def test_a_pod_whose_namespace_is_gone_has_no_figures(tmp_path: Path) -> None:
+    nic = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500)
+    assert nic_samples(Network(netns=tmp_path / "gone", nics=(nic,))) == ()

@@ -171,6 +171,8 @@ class ConsoleLogs:
             self._advance(entry)
             if not entry.opened:
                 raise Unavailable(f"cannot open the log of VM {vm_id}: {entry.problem}")
+        if entry.complete:
+            raise NotFound(f"the console log of VM {vm_id} is complete")
         return entry
 
     def _reopen(self, vm_id: str) -> None:

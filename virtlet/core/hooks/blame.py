@@ -1,11 +1,12 @@
 """Saying whose fault it is, for hooks and for the objects that plugins hand over."""
 
 import functools
+import inspect
 import logging
 import threading
 from asyncio import CancelledError
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -108,7 +109,7 @@ class Blamed:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            watched = self._watch.calling(self._plugin, name, *args) if self._watch else None
+            watched = self._calling(name, args) if self._watch else None
             try:
                 with watched or nullcontext():
                     answer = method(*args, **kwargs)
@@ -125,6 +126,19 @@ class Blamed:
             return answer
 
         return call
+
+    def _calling(self, name: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+        assert self._watch is not None
+        vm = args[0] if args and _first_argument(self._protocol, name) == "vm_id" else ""
+        return self._watch.calling(self._plugin, name, *args, vm=vm)
+
+
+@functools.cache
+def _first_argument(protocol: type, method: str) -> str:
+    """What a method takes first, or ""."""
+    function = getattr(protocol, method, None)
+    names = list(inspect.signature(function).parameters) if function else []
+    return names[1] if len(names) > 1 else ""
 
 
 @functools.cache

@@ -53,19 +53,21 @@ class HookWatch:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def calling(self, plugin: str, what: str, *about: object) -> Iterator[None]:
+    def calling(self, plugin: str, what: str, *about: object, vm: str = "") -> Iterator[None]:
         """Have a call looked after.
 
         Args:
             plugin: who is called.
             what: the hook, or the method of an object that a hook returned.
             about: the call's arguments; pods and VMs among them are named.
+            vm: id of the VM that it is about, where no argument is one.
         """
         if what in _LONG:
             yield
             return
         now = time.monotonic()
-        call = _Call(plugin, what, _subject(about), threading.get_ident(), now, 0.0)
+        subject = {"vm": vm} if vm else _subject(about)
+        call = _Call(plugin, what, subject, threading.get_ident(), now, 0.0)
         with self._lock:
             self._calls[id(call)] = call
         try:

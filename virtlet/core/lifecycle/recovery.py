@@ -4,10 +4,12 @@ What was half done is undone, what was asked to go goes, what runs is followed a
 carries our instance, or lies in our own directories, is ever touched.
 """
 
+import contextlib
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
@@ -27,16 +29,27 @@ log = logging.getLogger(__name__)
 CONSOLE_PATIENCE = 0.2
 """Seconds that start-up waits for the console logs of ended VMs; they take milliseconds, unless
 their disk is full."""
+UNDO_PATIENCE = 10.0
+"""Seconds that start-up waits for what is undone: a plugin's inverse may hang, and holds up its own
+pod alone. Who asks for that pod meanwhile is told so by the lock."""
+_UNDONE_AT_ONCE = 8
 RESIZE_PATIENCE = 2.0
 """Seconds that start-up waits for VMs that a resize was cut short of; a guest may be slow."""
 
 
-def recover(context: Context) -> None:
-    """Run every step; one that fails is logged, and its pod is left for the kubelet's retry."""
+def recover(context: Context, patience: float = UNDO_PATIENCE) -> None:
+    """Run every step; one that fails is logged, and its pod is left for the kubelet's retry.
+
+    Args:
+        context: the manager.
+        patience: seconds to wait for pods of which something is undone.
+    """
+    undone = [pod for pod in context.store.pods.values() if _is_to_be_undone(context, pod)]
+    apart = {pod.pod.id for pod in undone}
     for vm in context.store.vms.values():
-        _try(f"VM {vm.vm.id}", lambda vm=vm: _recover_vm(context, vm))  # type: ignore[misc]
-    for pod in context.store.pods.values():
-        _try(f"pod {pod.pod.id}", lambda pod=pod: _recover_pod(context, pod))  # type: ignore[misc]
+        if vm.vm.pod.id not in apart:
+            _try(f"VM {vm.vm.id}", lambda vm=vm: _recover_vm(context, vm))  # type: ignore[misc]
+    _undo(context, undone, patience)
     for plugin, hypervisor in context.hypervisors.all.items():
         _try(f"domains of {plugin}", lambda h=hypervisor: _remove_orphaned_domains(context, h))  # type: ignore[misc]
     _try("image store", context.images.store.collect)
@@ -46,6 +59,57 @@ def recover(context: Context) -> None:
     )
     completing.start()
     completing.join(CONSOLE_PATIENCE)
+
+
+def _is_to_be_undone(context: Context, record: PodRecord) -> bool:
+    """Whether recovering a pod may call inverses of plugins; else it is a matter of memory."""
+    network = record.network
+    lost = network and network.netns and not netns.exists(network.netns)
+    phases = {vm.phase for vm in context.store.vms_of(record.pod.id)}
+    return bool(
+        lost or record.phase is not PodPhase.READY or phases - {VmPhase.RUNNING, VmPhase.CREATED}
+    )
+
+
+def _undo(context: Context, records: Sequence[PodRecord], patience: float) -> None:
+    """Recover pods beside each other, each under its lock; go on without those that take long."""
+    waiting: queue.SimpleQueue[PodRecord] = queue.SimpleQueue()
+    for record in records:
+        waiting.put(record)
+    broke_off: list[BaseException] = []
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                record = waiting.get_nowait()
+                try:
+                    _undo_pod(context, record)
+                except BaseException as error:
+                    broke_off.append(error)
+                    raise
+
+    threads = [
+        threading.Thread(target=work, name=f"recovery-{number}", daemon=True)
+        for number in range(min(_UNDONE_AT_ONCE, len(records)))
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + patience
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if broke_off:
+        raise broke_off[0]
+    if any(thread.is_alive() for thread in threads):
+        log.error(
+            "recovery goes on beside", extra={"problem": f"not done within {patience:g} seconds"}
+        )
+
+
+def _undo_pod(context: Context, record: PodRecord) -> None:
+    with context.locks(record.pod.id):
+        for vm in context.store.vms_of(record.pod.id):
+            _try(f"VM {vm.vm.id}", lambda vm=vm: _recover_vm(context, vm))  # type: ignore[misc]
+        _try(f"pod {record.pod.id}", lambda: _recover_pod(context, record))
 
 
 def _recover_vm(context: Context, record: VmRecord) -> None:

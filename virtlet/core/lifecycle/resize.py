@@ -48,7 +48,7 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         FailedPrecondition: the VM has ended, or it cannot have that without a restart.
         Unavailable: the hypervisor is away.
     """
-    vm = _known(context, vm_id).vm
+    vm, notice = _known(context, vm_id).vm, ""
     with context.locks(vm.pod.id):
         record = _known(context, vm_id)
         if change == Resources():
@@ -67,9 +67,12 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         if record.phase is VmPhase.CREATED:
             _resize_created(context, record, record.machine, change, wanted)
         elif record.phase is VmPhase.RUNNING:
-            _resize_running(context, record, record.machine, change, wanted)
+            notice = _resize_running(context, record, record.machine, change, wanted)
         else:
             raise _not_now(record)
+    if notice:
+        # Not under the lock: the log's disk may be slow.
+        tell_owner(context, vm, notice)
 
 
 def put_back(context: Context, vm_id: str) -> None:
@@ -168,8 +171,12 @@ def _redefine(context: Context, record: VmRecord, machine: Machine) -> None:
 
 def _resize_running(
     context: Context, record: VmRecord, machine: Machine, change: Resources, wanted: Resources
-) -> None:
-    """Change the VM's control groups and its machine, and write that down."""
+) -> str:
+    """Change the VM's control groups and its machine, and write that down.
+
+    Returns:
+        What the pod's owner should know of it, or "".
+    """
     vm = record.vm
     groups = cgroups.find(vm.pod.config.cgroup_parent, vm.id)
     limits = _limits(change, wanted)
@@ -208,14 +215,13 @@ def _resize_running(
         raise
     log.info("VM resized", extra={"vm": vm.id})
     if machine.accelerator != "kvm" and (before.vcpus or 0) < (difference.vcpus or 0):
-        tell_owner(
-            context,
-            vm,
+        return (
             f"the VM was given {difference.vcpus} vCPUs while it runs, after {before.vcpus}: "
             "without KVM a Linux guest uses only those that it started with, so that a higher CPU "
             "limit may change nothing; to use them, run the pod anew with that limit, or on a node "
-            "with KVM",
+            "with KVM"
         )
+    return ""
 
 
 def _set_oom_score_adj(hypervisor: Hypervisor, vm_id: str, value: int) -> None:

@@ -65,8 +65,8 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
                     return _same_vm(other, config)
                 context.journal.undo(other.vm.id)
                 context.store.delete_vm(other.vm.id)
-        _make_way(context, pod_id)
         context.room.keep()
+        _make_way(context, pod_id)
         with _image(context, config) as image:
             vm = _make_vm(context, pod, config, image)
     return vm.id
@@ -134,8 +134,8 @@ def start_vm(context: Context, vm_id: str) -> None:
         pod = _ready_pod(context, vm.pod.id)
         context.hypervisors.require(record.hypervisor)
         put_back(context, vm_id)
-        _make_way(context, vm.pod.id, vm_id)
         context.room.keep()
+        _make_way(context, vm.pod.id, vm_id)
 
         starting = evolve(record, phase=VmPhase.STARTING, resizing=None)
         context.journal.commit("vm-starting", lambda: context.store.put_vm(starting))

@@ -6,6 +6,7 @@ Source: /proc/net/dev of proc(5); sixteen counters behind each name.
 from pathlib import Path
 
 from virtlet.core.metrics.sample import NicSample
+from virtlet.errors import FailedPrecondition
 from virtlet.host import netns
 from virtlet.model.network import Network
 
@@ -16,7 +17,7 @@ def nic_samples(network: Network) -> tuple[NicSample, ...]:
         return ()
     try:
         text = netns.inside(network.netns, _read)
-    except OSError:
+    except (FailedPrecondition, OSError):
         return ()
     return parse(text, tuple(nic.name for nic in network.nics))
 

@@ -37,7 +37,7 @@ def vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | N
         vm_id=vm.id,
         at=now,
         cpu_time=cpu_time,
-        nano_cores=_rate(before, now, cpu_time) or 0,
+        nano_cores=_nano_cores(before, now, cpu_time),
         memory=memory or _taken(process, limit or ram),
         memory_at=now,
         ram=ram,
@@ -52,6 +52,12 @@ def vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | N
         disk_bytes=disk_bytes,
         disk_inodes=disk_inodes,
     )
+
+
+def _nano_cores(before: VmSample | None, now: int, cpu_time: int | None) -> int:
+    """The rate since the sample before, or its rate where it is too fresh to take another."""
+    rate = _rate(before, now, cpu_time)
+    return (before.nano_cores if before else 0) if rate is None else rate
 
 
 def refreshed(sample: VmSample) -> VmSample:
