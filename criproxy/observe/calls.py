@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from criproxy.methods import BY_NAME, BY_PATH, parse_request
-from criproxy.rewrite.image_names import is_image_id
+from criproxy.rewrite.image_names import is_image_id, shown_name
 from criproxy.routes.read import outside_of
 from criproxy.rpc.call import ServerCall
 from criproxy.rpc.status import Code, RpcError
@@ -70,7 +70,7 @@ class CallLog:
             "ms": round(seconds * 1000, 2),
         }
         if call.problem:
-            facts["problem"] = call.problem[:_LONGEST_PROBLEM]
+            facts["problem"] = _harmless(call)[:_LONGEST_PROBLEM]
         failed = code not in (Code.OK, Code.CANCELLED)
         log.log(level, "call failed" if failed else "call", extra=facts | self._about(call))
 
@@ -95,15 +95,34 @@ class CallLog:
         return {}
 
 
-def _asked(call: ServerCall) -> dict[str, str]:
-    """What the request says itself."""
+def _request(call: ServerCall) -> Any:
+    """The request's message; None where there is none that can be read."""
     method = BY_PATH.get(call.path)
     if method is None or call.message is None:
-        return {}
+        return None
     try:
-        request = parse_request(method, call.payload())
+        return parse_request(method, call.payload())
     except RpcError:
+        return None
+
+
+def _harmless(call: ServerCall) -> str:
+    """An error's message without what an image's name in it must not tell: runtimes quote it."""
+    request, text = _request(call), call.problem
+    config = getattr(request, "config", None)
+    for owner in (request, config):
+        spec = getattr(owner, "image", None)
+        for name in (spec.image, spec.user_specified_image) if spec is not None else ():
+            text = text.replace(name, shown_name(name)) if name else text
+    return text
+
+
+def _asked(call: ServerCall) -> dict[str, str]:
+    """What the request says itself."""
+    request = _request(call)
+    if request is None:
         return {}
+    method = BY_PATH[call.path]
     given = {"pod": getattr(request, SANDBOX, ""), "container": getattr(request, CONTAINER, "")}
     config: Any = getattr(request, "config", None)
     image: Any = getattr(request, "image", None)
@@ -114,7 +133,7 @@ def _asked(call: ServerCall) -> dict[str, str]:
     if pod is not None and pod.metadata.name:
         given["pod_name"] = f"{pod.metadata.namespace}/{pod.metadata.name}"
     if image is not None:
-        given["image"] = image.user_specified_image or image.image
+        given["image"] = shown_name(image.user_specified_image or image.image)
         if is_image_id(image.image):
             given["image_id"] = image.image
     return {key: value[:_LONGEST] for key, value in given.items() if value}
@@ -133,7 +152,7 @@ def _names(runtime: Runtime) -> _Names:
         found[container.id] = {
             "pod": container.pod_sandbox_id,
             "container_name": container.metadata.name,
-            "image": container.image.user_specified_image or container.image.image,
+            "image": shown_name(container.image.user_specified_image or container.image.image),
             "image_id": container.image_ref,
         }
     return found

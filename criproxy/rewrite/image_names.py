@@ -13,6 +13,10 @@ from typing import Any
 #: An image by the hash of its configuration: the same inside and outside, whoever has it.
 _IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _BEGINNING = re.compile(r"(sha256:)?[0-9a-f]{1,64}")
+_DIGEST_AT_END = re.compile(r"@sha(?:256|384|512):[0-9a-f]{64,128}\Z")
+_TO_SCHEME = re.compile(r"[^?#@]*?://")
+_AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
+_PARAMETERS = re.compile(r"[?#].*", re.DOTALL)
 
 Change = Callable[[str], str]
 
@@ -30,6 +34,23 @@ def begins_image_id(name: str) -> bool:
 def digest_of(name: str) -> str:
     """The digest that a name ends with, as in NAME@sha256:…; empty without one."""
     return name.partition("@")[2]
+
+
+def shown_name(name: str) -> str:
+    """An image name for logs and messages: without userinfo, query and fragment.
+
+    A client may write a whole address in the place of a name, with a password or a token in it.
+    """
+    digest = _DIGEST_AT_END.search(name)
+    end = digest[0] if digest else ""
+    start = name.removesuffix(end)
+    scheme = _TO_SCHEME.match(start)
+    before = scheme[0] if scheme else ""
+    authority, rest = _AUTHORITY.fullmatch(start, len(before)).groups()  # type: ignore[union-attr]
+    if "@" in rest:
+        # It may end a password with a character that ends the part before it.
+        return f"{before}…{end}"
+    return before + authority.rpartition("@")[2] + _PARAMETERS.sub("", rest) + end
 
 
 def inside(prefix: str) -> Change:

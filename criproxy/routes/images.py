@@ -55,7 +55,7 @@ class ImageRouter:
         hints: dict[str, Runtime] = {}
         prefixed = self.by_prefix(spec.image) or self.by_prefix(spec.user_specified_image)
         if prefixed is not None:
-            hints[f"its name {spec.image!r}"] = prefixed
+            hints[f"its name {image_names.shown_name(spec.image)!r}"] = prefixed
         pod = getattr(request, "sandbox_config", None)
         for what, said in (
             ("its annotations", spec.annotations),
@@ -72,7 +72,9 @@ class ImageRouter:
         if len(chosen) > 1:
             claims = ", ".join(f"{what} says {r.name}" for what, r in hints.items())
             raise RpcError(
-                Code.INVALID_ARGUMENT, f"image {spec.image!r} is claimed by two runtimes: {claims}"
+                Code.INVALID_ARGUMENT,
+                f"image {image_names.shown_name(spec.image)!r} is claimed by two runtimes: "
+                f"{claims}",
             )
         if chosen:
             return chosen[0]

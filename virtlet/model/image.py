@@ -1,5 +1,6 @@
 """VM disk images: where they come from and what is in the store."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,11 @@ from virtlet.model.typed import typed
 
 IMAGE_PREFIX = "virtlet.cloud/"
 """What image names start with for a CRI proxy to route on; it may be stripped already."""
+
+_DIGEST_AT_END = re.compile(r"@sha(?:256|384|512):[0-9a-f]{64,128}\Z")
+_TO_SCHEME = re.compile(r"[^?#@]*?://")
+_AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
+_PARAMETERS = re.compile(r"[?#].*", re.DOTALL)
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -132,3 +138,20 @@ class Image:
     """`name@sha256:…` for each name."""
     pulled_at: int = 0
     """Nanoseconds since the epoch."""
+
+
+def shown_name(name: str) -> str:
+    """An image name for logs and messages: without userinfo, query and fragment.
+
+    A client may write a whole address in the place of a name, with a password or a token in it.
+    """
+    digest = _DIGEST_AT_END.search(name)
+    end = digest[0] if digest else ""
+    start = name.removesuffix(end)
+    scheme = _TO_SCHEME.match(start)
+    before = scheme[0] if scheme else ""
+    authority, rest = _AUTHORITY.fullmatch(start, len(before)).groups()  # type: ignore[union-attr]
+    if "@" in rest:
+        # It may end a password with a character that ends the part before it.
+        return f"{before}…{end}"
+    return before + authority.rpartition("@")[2] + _PARAMETERS.sub("", rest) + end

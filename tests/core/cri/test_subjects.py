@@ -129,6 +129,11 @@ def test_the_beginning_of_several_ids_is_told_with_them(store: Store, request_: 
             cri.PullImageResponse(image_ref="sha256:1"),
             {"image": "cirros", "pod_name": "s/n", "image_id": "sha256:1"},
         ),
+        (
+            cri.PullImageRequest(image={"image": "virtlet.cloud/https://bob:p@h/x?token=t"}),
+            None,
+            {"image": "virtlet.cloud/https://h/x"},
+        ),
         (cri.RemoveImageRequest(image={"image": DIGEST}), None, _IMAGE),
         (cri.VersionRequest(), None, {}),
     ],

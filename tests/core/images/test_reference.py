@@ -40,6 +40,7 @@ def test_a_name_may_carry_a_digest_and_then_its_tag_says_nothing() -> None:
         ("host:5000/x:1.2", "host:5000/x:1.2", "host:5000/x:1.2"),
         ("x:latest:latest", "x:latest:latest", "x:latest:latest"),
         ("file:///a/b", "file:///a/b", "file:///a/b"),
+        ("http://h/x:latest", "http://h/x:latest", "http://h/x:latest"),
         (
             "https://example.com:443/a:b",
             "https://example.com:443/a:b",
@@ -58,6 +59,13 @@ def test_a_name_without_a_tag_has_the_tag_that_a_kubelet_gives_it(
 def test_what_follows_an_at_is_not_shown() -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_reference("https://user:hunter2@example.com/x")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [" ", "y" * LONGEST])
+def test_a_token_in_a_name_that_is_refused_is_not_shown(end: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"https://h/x") as caught:
+        parse_reference(f"https://h/x?token=hunter2{end}")
     assert "hunter2" not in str(caught.value)
 
 

@@ -287,6 +287,16 @@ class TestRestart:
         again.collect()
         assert again.list() == store.list()
 
+    def test_addresses_that_differ_by_what_looks_like_a_tag_are_two(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        names = ("http://h/x", "http://h/x:latest")
+        ids = [put(store, name, name) for name in names]
+        again = open_store()
+        again.collect()
+        found = [again.get(name) for name in names]
+        assert [image and image.id for image in found] == ids
+
     @pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b'{"version": 99}', b'"x"'])
     def test_a_lost_or_damaged_record_is_made_again(
         self, store: ImageStore, open_store: Callable[[], ImageStore], damage: bytes | None

@@ -97,6 +97,27 @@ def test_a_change_that_failed_is_a_warning_with_the_reason(
     assert (line["pod_name"], line["container_name"]) == ("default/web", "guest")
 
 
+def test_a_password_in_an_images_name_is_not_logged(
+    start: Callable[..., ProxyProcess],
+    connect: Callable[[Path | str], Client],
+    containerd: FakeRuntime,
+) -> None:
+    process = start()
+    client = connect(process.listen)
+    address = f"https://bob:{SECRET}@host/disk.img?token={SECRET}"
+    containerd.instead["PullImage"] = lambda request, context: context.abort(
+        grpc.StatusCode.INVALID_ARGUMENT, f"no reference: {request.image.image}"
+    )
+    client.image.PullImage(cri.PullImageRequest(image={"image": f"{VM}/{address}"}))
+    with pytest.raises(grpc.RpcError):
+        client.image.PullImage(cri.PullImageRequest(image={"image": address}))
+    pulled, refused = _calls(process, 2)
+    assert pulled["image"] == f"{VM}/https://host/disk.img"
+    assert refused["image"] == "https://host/disk.img"
+    assert refused["problem"] == "no reference: https://host/disk.img"
+    assert SECRET not in process.log.read_text()
+
+
 def test_at_debug_every_call_is_a_line(
     start: Callable[..., ProxyProcess], connect: Callable[[Path | str], Client]
 ) -> None:

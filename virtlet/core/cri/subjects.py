@@ -16,7 +16,7 @@ from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
-from virtlet.model.image import Image
+from virtlet.model.image import Image, shown_name
 
 POD, VM = "pod_sandbox_id", "container_id"
 _KINDS = {POD: "pod sandbox", VM: "container"}
@@ -94,7 +94,7 @@ class Subjects:
             known["pod"] = vm.vm.pod.id
             known["pod_name"] = vm.vm.pod.name
             known["vm_name"] = config.metadata.name
-            known["image"] = config.user_image or config.image
+            known["image"] = shown_name(config.user_image or config.image)
             known["image_id"] = vm.vm.image.id
         pod = self._store.pods.get(str(facts.get("pod")))
         if pod is not None:
@@ -120,9 +120,9 @@ class Subjects:
     def _of_image(self, spec: cri.ImageSpec) -> dict[str, str]:
         image = self._image(spec.image) if is_id(spec.image) else None
         if image is None:
-            return {"image": spec.user_specified_image or spec.image}
+            return {"image": shown_name(spec.user_specified_image or spec.image)}
         name = spec.user_specified_image or next(iter(image.names), "")
-        return {"image": name, "image_id": image.id}
+        return {"image": shown_name(name), "image_id": image.id}
 
     def _complete(self, message: Message, place: _Place) -> None:
         if place.filtered:

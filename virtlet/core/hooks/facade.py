@@ -21,7 +21,7 @@ from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging, shown_name
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
@@ -129,7 +129,7 @@ class Hooks:
     def resolve_image(self, profile: Profile, name: str) -> ImageSource:
         """Where the content of an image name is."""
         hook = "virtlet_resolve_image"
-        what = f"knows where image {name!r} is"
+        what = f"knows where image {shown_name(name)!r} is"
         found: ImageSource = self._first(hook, profile, what, name=name)
         return found
 
@@ -150,7 +150,8 @@ class Hooks:
         found: FetchedImage = self._first(
             hook,
             profile,
-            f"can fetch image {source.name!r} from a {source.url.partition(':')[0]!r} address",
+            f"can fetch image {shown_name(source.name)!r} from a "
+            f"{source.url.partition(':')[0]!r} address",
             source=source,
             credentials=credentials,
             staging=staging,

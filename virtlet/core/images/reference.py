@@ -5,7 +5,7 @@ import re
 from attrs import frozen
 
 from virtlet.errors import InvalidArgument
-from virtlet.model.image import IMAGE_PREFIX
+from virtlet.model.image import IMAGE_PREFIX, shown_name
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BARE_ID = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +36,9 @@ class Reference:
     def __str__(self) -> str:
         if self.digest:
             return "@".join(part for part in (self.name, self.digest) if part)
+        if _SCHEME.match(self.name):
+            # Nothing was appended to an address: what it ends with is its own.
+            return self.name
         short = self.name.removesuffix(DEFAULT_TAG)
         ambiguous = not short or is_id(short) or _tag(short)
         return self.name if ambiguous else short
@@ -84,7 +87,7 @@ def parse_reference(text: str) -> Reference:
         raise InvalidArgument("an image name is empty: give a name, a name@sha256:… or an id")
     if _UNSAFE.search(name) or name.startswith("."):
         raise InvalidArgument(
-            f"image name {name!r}: no blanks, control characters, % or leading dot; "
+            f"image name {shown_name(name)!r}: no blanks, control characters, % or leading dot; "
             "name such a file in an image translation instead"
         )
     if digest:
@@ -93,7 +96,7 @@ def parse_reference(text: str) -> Reference:
         whole = tag or _SCHEME.match(name)
         reference = Reference(name if whole else f"{name}{DEFAULT_TAG}")
     if len(str(reference).encode(errors="surrogatepass")) > LONGEST:
-        raise InvalidArgument(f"image name {name[:60]!r}…: longer than {LONGEST} bytes")
+        raise InvalidArgument(f"image name {shown_name(name)[:60]!r}…: longer than {LONGEST} bytes")
     return reference
 
 

@@ -24,7 +24,7 @@ from virtlet.errors import (
     Unavailable,
 )
 from virtlet.host.files import remove_file
-from virtlet.model.image import IMAGE_PREFIX, Image
+from virtlet.model.image import IMAGE_PREFIX, Image, shown_name
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,8 @@ class ImageStore:
         digest = staging.digest
         if parsed.digest and parsed.digest != digest:
             raise FailedPrecondition(
-                f"image {parsed.name}: its content is {digest}, not {parsed.digest} as asked for"
+                f"image {shown_name(parsed.name)}: its content is {digest}, "
+                f"not {parsed.digest} as asked for"
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:
@@ -178,7 +179,9 @@ class ImageStore:
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):
-                raise Unavailable(f"image {parsed.name}: removed while it was pulled; pull again")
+                raise Unavailable(
+                    f"image {shown_name(parsed.name)}: removed while it was pulled; pull again"
+                )
             origins = dict(view.records[digest].origins if digest in view.records else {})
             origins[str(parsed)] = origin
             record = evolve(
@@ -236,7 +239,7 @@ class ImageStore:
         with self._lock:
             image = self._view.find(parsed)
             if image is None:
-                raise NotFound(f"image {reference}: not in the store; pull it first")
+                raise NotFound(f"image {shown_name(reference)}: not in the store; pull it first")
             self._held[image.id] = self._held.get(image.id, 0) + 1
         try:
             yield image

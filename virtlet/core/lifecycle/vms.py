@@ -33,7 +33,7 @@ from virtlet.model.disk import Disk, Volume
 from virtlet.model.event import EventKind
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Image
+from virtlet.model.image import Image, shown_name
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.vm import Console, Machine, Vm, VmConfig, VolumeRequest
 
@@ -291,7 +291,7 @@ def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
     """The VM's image, kept from going until the VM is on record."""
     image = context.images.store.find(config.image)
     if image is None:
-        raise NotFound(f"image {config.image!r} is not in the store: pull it first")
+        raise NotFound(f"image {shown_name(config.image)!r} is not in the store: pull it first")
     return context.images.store.held(image.id)
 
 
