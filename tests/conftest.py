@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.interrupts import Interrupts
+
+# No bound on the time of an example: the machine may be busy with other tests.
+settings.register_profile("virtlet", deadline=None)
+settings.load_profile("virtlet")
 
 TESTS = Path(__file__).parent
 SHARED = ("criproxy/real/",)
