@@ -36,6 +36,8 @@ ID_FIELDS: Mapping[str, str] = {
     "Attach": CONTAINER,
     "CheckpointContainer": CONTAINER,
 }
+#: Those that change nothing, whomever they reach.
+_READS = ("PodSandboxStatus", "PodSandboxStats", "ContainerStatus", "ContainerStats")
 _URL_METHODS = ("Exec", "Attach", "PortForward")
 
 
@@ -63,7 +65,8 @@ class ById:
             self._forward(call, method, request, field, owner)
 
     async def _find(self, call: ServerCall, method: Method, request: Any, field: str) -> None:
-        owner = await self.owners.find(getattr(request, field), field)
+        sure = method.name not in _READS
+        owner = await self.owners.find(getattr(request, field), field, sure=sure)
         self._forward(call, method, request, field, owner)
 
     def _forward(

@@ -101,12 +101,14 @@ class Owners:
             raise _several(some_id, kind, owners)
         return owners[0] if owners else None, silent
 
-    async def find(self, some_id: str, kind: str) -> Owner:
+    async def find(self, some_id: str, kind: str, *, sure: bool = True) -> Owner:
         """The owner, asking the runtimes if need be.
 
         Args:
             some_id: as the client gave it; maybe only the beginning of an id.
             kind: SANDBOX or CONTAINER.
+            sure: whether the beginning of an id is nobody's while a runtime cannot be asked: it
+                may begin an id there too, and the call would change the wrong one.
 
         Returns:
             The primary for an id that is nobody's: it answers as it does for unknown ids.
@@ -122,8 +124,15 @@ class Owners:
         if len(self.runtimes) == 1 or not some_id:
             return Owner(self.primary, some_id)
         found, silent = await self._beginning(some_id, kind)
-        if found is not None:
+        if found is not None and (silent is None or not sure or found.id == some_id):
             return found
+        if found is not None and silent is not None:
+            runtime, error = silent
+            raise RpcError(
+                Code.UNAVAILABLE,
+                f"{some_id} begins {found.id} of {found.runtime.name} and may begin an id of "
+                f"{runtime.name}: {error.message}; give the whole id",
+            )
         if silent is not None:
             runtime, error = silent
             raise RpcError(

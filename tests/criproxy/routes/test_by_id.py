@@ -122,6 +122,25 @@ def test_a_runtime_that_lists_nothing_where_several_ids_begin_so_is_not_taken_to
     assert "the beginning of 3 ids" in said(caught)
 
 
+def test_the_beginning_of_an_id_changes_nothing_while_a_runtime_is_silent(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    pod = client.run_pod()
+    virtlet.instead["ListPodSandbox"] = lambda request, context: context.abort(
+        grpc.StatusCode.UNAVAILABLE, "too busy"
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod[:13]))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert f"begins {pod} of containerd and may begin an id of {VM}: " in said(caught)
+    assert "too busy; give the whole id" in said(caught)
+    assert not containerd.called("StopPodSandbox")
+    status = cri.PodSandboxStatusRequest(pod_sandbox_id=pod[:13])
+    assert client.runtime.PodSandboxStatus(status).status.id == pod
+    client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+    assert containerd.called("StopPodSandbox")
+
+
 def test_the_beginning_of_an_id_of_a_runtime_that_is_away_is_its(
     client: Client, proxy: RunningProxy, virtlet: FakeRuntime
 ) -> None:
