@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pluggy
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.images.tiny_guest import ROOT
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, ImageSource, TlsCertificate, Transport
@@ -200,12 +202,28 @@ class TestChanges:
         assert time.perf_counter() - started < 0.5
 
 
+def test_the_sample_file_has_the_image_of_the_sample_pod() -> None:
+    plugin = configured(ROOT / "deploy" / "images")
+    pod = yaml.safe_load((ROOT / "examples" / "pods" / "tiny.yaml").read_text())
+    url = resolved(plugin, pod["spec"]["containers"][0]["image"]).url
+    assert url == "file:///var/lib/virtlet/tiny.qcow2"
+    for page in ("README.md", "docs/node.md"):
+        text = (ROOT / page).read_text()
+        assert "deploy/images/tiny.yaml" in text
+        assert "install -m 644 -t /var/lib/virtlet build/tiny.qcow2" in text
+
+
 class TestMalformed:
     @pytest.mark.parametrize(
         ("content", "line", "problem"),
         [
-            ("translations: [", None, "no valid YAML in line 1"),
-            ("a: b: c", None, "no valid YAML in line 1, column 5"),
+            ("translations: [", None, "no valid YAML at line 1"),
+            (
+                "translations: []\n---\ntranslations: []\n",
+                None,
+                "it holds a second document at line 2, column 1: leave one alone in it",
+            ),
+            ("a: b: c", None, "no valid YAML at line 1, column 5"),
             ("\x00", None, "no valid YAML"),
             ("[" * 5000, None, "no valid YAML"),
             ("- x", 1, "the file must be a mapping"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from virtlet.errors import FailedPrecondition
+from virtlet.model.plain import yaml_problem
 
 LARGEST = 1 << 20
 """Bytes of the largest translation file."""
@@ -32,9 +33,7 @@ class Document:
         try:
             root: yaml.Node | None = yaml.compose(content, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            at = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise Malformed(self.path, f"no valid YAML{at}") from None
+            raise Malformed(self.path, yaml_problem(error)) from None
         except (RecursionError, UnicodeDecodeError, ValueError):
             raise Malformed(self.path, "no valid YAML") from None
         return root
