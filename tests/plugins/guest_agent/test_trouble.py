@@ -62,6 +62,24 @@ def agent_socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("a") / "s"
 
 
+@pytest.mark.parametrize(
+    ("vm_id", "logged"), [("4f1c", ("4f1c", None)), ("", (None, "default/odd/guest"))]
+)
+def test_a_log_line_has_the_vms_id_as_vm_and_its_name_as_nothing_else(
+    agent_socket: Path,
+    budget: ReplyBudget,
+    caplog: pytest.LogCaptureFixture,
+    vm_id: str,
+    logged: tuple[str | None, str | None],
+) -> None:
+    agent = Agent(agent_socket, "default/odd/guest", budget, Boot(configured=True), vm_id=vm_id)
+    # Nobody answers there.
+    assert not agent.kill(7)
+    agent.close()
+    [line] = [record for record in caplog.records if record.message == "commands not killed yet"]
+    assert (getattr(line, "vm", None), getattr(line, "vm_name", None)) == logged
+
+
 def test_a_command_whose_start_was_told_too_late_is_killed_before_the_next(
     odd: Agent, agent_socket: Path
 ) -> None:

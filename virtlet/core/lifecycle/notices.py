@@ -1,8 +1,9 @@
 """Telling a pod's owner what no call's answer can say.
 
 The CRI has no call for it: a kubelet shows the errors of calls, and the pod's log. So a notice is a
-line of the pod's log on stderr (`kubectl logs` shows it, and no guest can write it), an event for
-observers, and a line of the manager's log.
+line of the pod's log on stderr, an event for observers, and a line of the manager's log. No guest
+writes to stderr, but `kubectl logs` merges both: what a guest prints can look like a notice.
+The line of the manager's log is the one to trust.
 """
 
 import logging

@@ -63,12 +63,20 @@ class Agent:
     """
 
     def __init__(
-        self, path: Path, vm_name: str, budget: ReplyBudget, boot: Boot | None = None
+        self,
+        path: Path,
+        vm_name: str,
+        budget: ReplyBudget,
+        boot: Boot | None = None,
+        *,
+        vm_id: str = "",
     ) -> None:
         self._link = Link(path, vm_name, budget)
         self.boot = boot or Boot()
         self._unkilled: set[int] = set()
         self.vm_name = vm_name
+        # For log lines, to which the manager adds the names of an id.
+        self._about = {"vm": vm_id} if vm_id else {"vm_name": vm_name}
         self.has_setsid = True
         """False once the guest has turned out to have no `setsid`."""
         self.token = secrets.token_hex(4)
@@ -105,7 +113,7 @@ class Agent:
             if found != scripts.NOT_CONFIGURED:
                 self.boot.configured = True
             elif self.boot.over:
-                log.warning("guest not configured in time", extra={"vm": self.vm_name})
+                log.warning("guest not configured in time", extra=self._about)
                 self.boot.configured = True
             else:
                 deadline.pause(pace.pause())
@@ -214,7 +222,7 @@ class Agent:
             self._link.settle(deadline.within(SETTLE_WAIT))
             self.kill_left(deadline)
         except (TimeUp, VirtletError):
-            log.warning("commands not killed yet", extra={"vm": self.vm_name, "pids": pids})
+            log.warning("commands not killed yet", extra={**self._about, "pids": pids})
             return False
         for pid in pids:
             self._reap(pid, deadline.within(REAP_WAIT))

@@ -32,7 +32,7 @@ class Agents:
             agent = self._agents.get(machine.vm.id)
             if agent is None:
                 boot = Boot(self._boot_limit, machine.vm.created_at)
-                agent = Agent(socket, machine.vm.name, self._budget, boot)
+                agent = Agent(socket, machine.vm.name, self._budget, boot, vm_id=machine.vm.id)
                 self._agents[machine.vm.id] = agent
             return agent
 
