@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.fakes.manager import Manager, Node
+from virtlet.core.lifecycle import vms
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import (
     FailedPrecondition,
@@ -16,7 +17,7 @@ from virtlet.errors import (
     UndoIncomplete,
 )
 from virtlet.model.event import EventKind
-from virtlet.model.vm import VmExit
+from virtlet.model.vm import VmConfig, VmExit, VmMetadata
 
 
 @pytest.fixture
@@ -246,6 +247,19 @@ def test_one_end_is_told_once_however_many_see_it(manager: Manager, node: Node, 
         thread.join(5)
     kinds = [e.kind for e in manager.told.events if e.subject == vm]
     assert kinds.count(EventKind.VM_STOPPED) == 1
+
+
+def test_a_token_in_the_name_of_an_image_that_is_not_there_is_not_told(
+    manager: Manager, pod: str
+) -> None:
+    config = VmConfig(
+        metadata=VmMetadata(name="guest"),
+        image="virtlet.cloud/https://h/x?token=hunter2",
+        log_path="guest/0.log",
+    )
+    with pytest.raises(NotFound, match="'virtlet.cloud/https://h/x' is not in the store") as caught:
+        vms.create_vm(manager.context, pod, config)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_start_of_an_unknown_vm_or_in_a_stopped_pod_is_refused(

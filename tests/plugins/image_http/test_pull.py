@@ -17,7 +17,7 @@ from virtlet.core.images.pull import Images, Retry
 from virtlet.core.images.route import Route
 from virtlet.core.images.store import ImageStore
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 
 
@@ -129,6 +129,20 @@ def test_a_pull_that_is_cancelled_closes_the_connection(
         with pytest.raises(Unavailable, match="cancelled by its caller"):
             images.pull("x", route, wanted=lambda: not server.asked.is_set())
         assert server.gone.wait(10)
+
+
+def test_a_pull_that_is_cancelled_closes_the_connection_behind_a_proxy(
+    server: ImageServer, images: Images, route: Route
+) -> None:
+    with trickling_server(answers=False, scheme="https") as behind:
+        port = int(behind.url.rpartition(":")[2])
+        server.tunnels[f"127.0.0.1:{port}"] = port
+        transport = Transport(proxy=server.url)
+        source = ImageSource(name="x", url=f"{behind.url}/x", transport=transport)
+        route = evolve(route, resolve=lambda name: source)
+        with pytest.raises(Unavailable, match="cancelled by its caller"):
+            images.pull("x", route, wanted=lambda: not behind.asked.is_set())
+        assert behind.gone.wait(10)
 
 
 def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:
