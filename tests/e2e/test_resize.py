@@ -107,7 +107,7 @@ USUAL = _resources(
     oom_score_adj=400,
     cpuset_cpus=cpus.CPUS.read_text().strip(),
 )
-LESS = _resources(cpus=1.5, memory=192 * MIB, cpu_shares=512, oom_score_adj=500, cpuset_cpus="0")
+LESS = _resources(cpus=1.5, memory=208 * MIB, cpu_shares=512, oom_score_adj=500, cpuset_cpus="0")
 MORE = _resources(cpus=2.5, memory=384 * MIB, cpu_shares=512, oom_score_adj=500, cpuset_cpus="0")
 TOO_LITTLE = _resources(
     cpus=1.5, memory=64 * MIB, cpu_shares=512, oom_score_adj=500, cpuset_cpus="0"
