@@ -120,7 +120,7 @@ def set_up(
     Args:
         level: one of `LEVELS`; of libraries only warnings and errors are logged.
         form: one of `FORMS`.
-        packages: Python packages of others that are no libraries: those of plugins.
+        packages: Python packages of third-party plugins, which are heard like our own.
         stream: where to.
 
     Returns:

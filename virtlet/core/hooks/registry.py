@@ -21,7 +21,7 @@ BUILTIN_PACKAGE = "virtlet.plugins."
 
 @frozen
 class Seen:
-    """What is kept of a plugin of others for when it is not installed any more."""
+    """What is kept of a third-party plugin for when it is not installed any more."""
 
     package: str
     """Name of the distribution that had it, or ""."""
@@ -76,7 +76,7 @@ class Registry:
         )
 
     def logging_packages(self) -> tuple[str, ...]:
-        """The top-level Python packages of the plugins of others, whose logs are ours too."""
+        """The top-level Python packages of third-party plugins, whose logs are ours too."""
         plugins = (self.manager.get_plugin(name) for name in self.extra)
         modules = (
             plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
