@@ -114,9 +114,24 @@ class Pod:
         """What the guest printed so far, out of the pod's log."""
         return payload(Path(self.status.log_path)).decode(errors="replace")
 
-    def wait_for_console(self, text: str, timeout: float = BOOT_TIMEOUT) -> None:
-        """Wait until the guest has printed something."""
-        wait_until(lambda: text in self.console(), timeout, f"{text!r} on the console")
+    def wait_for_console(self, text: str, timeout: float = BOOT_TIMEOUT, times: int = 1) -> None:
+        """Wait until the guest has printed something so many times; a failure shows the rest."""
+        try:
+            wait_until(
+                lambda: self.console().count(text) >= times, timeout, f"{text!r} on the console"
+            )
+        except TimeoutError as error:
+            error.add_note(f"The console ends with {self.console()[-800:]!r}")
+            raise
+
+    def reboot(self) -> None:
+        """Have the guest boot again, and wait until it has."""
+        logins = self.console().count("login:")
+        # Apart from the command itself, whose end the guest's agent could not tell once it stops.
+        argv = ["sh", "-c", "{ sleep 2; reboot; } >/dev/null 2>&1 &"]
+        request = cri.ExecSyncRequest(container_id=self.vm, cmd=argv, timeout=60)
+        assert self.client.call("ExecSync", request, timeout=70).exit_code == 0
+        self.wait_for_console("login:", times=logins + 1)
 
     def get(self) -> str:
         """What the guest's HTTP server says, asked from the node."""

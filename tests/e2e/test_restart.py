@@ -55,9 +55,7 @@ def test_an_image_that_is_removed_stays_as_long_as_a_machine_uses_it(
     own_node.start()  # cleans up
     assert file.exists()
     pod.wait_for_console("login:")
-    reboot = cri.ExecSyncRequest(container_id=pod.vm, cmd=["reboot"], timeout=30)
-    pod.client.call("ExecSync", reboot, timeout=60)
-    wait_until(lambda: pod.console().count("login:") > 1, 90, "the guest's second login prompt")
+    pod.reboot()
     assert pod.wait_for_answer()
     pod.down()
     assert not file.exists()
