@@ -124,13 +124,16 @@ class Pod:
             error.add_note(f"The console ends with {self.console()[-800:]!r}")
             raise
 
+    def leave(self, script: str) -> None:
+        """Have the guest run a script that ends the guest, and with it the command's own agent."""
+        argv = ["sh", "-c", f"{{ sleep 1; {script}; }} >/dev/null 2>&1 &"]
+        request = cri.ExecSyncRequest(container_id=self.vm, cmd=argv, timeout=60)
+        assert self.client.call("ExecSync", request, timeout=70).exit_code == 0
+
     def reboot(self) -> None:
         """Have the guest boot again, and wait until it has."""
         logins = self.console().count("login:")
-        # Apart from the command itself, whose end the guest's agent could not tell once it stops.
-        argv = ["sh", "-c", "{ sleep 2; reboot; } >/dev/null 2>&1 &"]
-        request = cri.ExecSyncRequest(container_id=self.vm, cmd=argv, timeout=60)
-        assert self.client.call("ExecSync", request, timeout=70).exit_code == 0
+        self.leave("reboot")
         self.wait_for_console("login:", times=logins + 1)
 
     def get(self) -> str:

@@ -1,6 +1,5 @@
 """Streams: container events, and lists in portions."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -15,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.conftest import Pod, PodFactory
 from tests.e2e.subscriber import CREATED, DELETED, STARTED, STOPPED, Subscriber
-from virtlet.cli.client import CallFailed, Client
+from virtlet.cli.client import Client
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.core.cri.unserved import UNSERVED
@@ -60,9 +59,7 @@ def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
 
 
 def _power_off(pod: Pod) -> None:
-    request = cri.ExecSyncRequest(container_id=pod.vm, cmd=["poweroff", "-f"], timeout=15)
-    with contextlib.suppress(CallFailed):  # the agent goes with its guest
-        pod.client.call("ExecSync", request)
+    pod.leave("poweroff -f")
 
 
 def _kill(pod: Pod) -> None:
