@@ -16,7 +16,7 @@ from bench.figures import paired_interval, paired_ratio
 from bench.node import Node, new_node
 from bench.row import Row
 from bench.stand_in import StandIn, stand_in
-from tests.core.streaming.fakes import traffic
+from tests.streaming.fakes import traffic
 from virtlet.cri import api_pb2 as cri
 
 SIZE = 1 << 27

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 
-from tests.core.streaming.fakes.traffic import send, take, tell
+from tests.streaming.fakes.traffic import send, take, tell
 
 
 def main(address: str, role: str, size: int) -> None:

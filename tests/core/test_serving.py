@@ -14,8 +14,8 @@ import uvloop
 
 from tests.core.console.support import Emulator
 from tests.core.cri.serving import Serving
-from tests.core.streaming.fakes.spdy_client import SpdyClient
 from tests.fakes.manager import Manager, Node
+from tests.streaming.fakes.spdy_client import SpdyClient
 from virtlet.cli.client import Client
 from virtlet.core.config import options
 from virtlet.core.config.load import load

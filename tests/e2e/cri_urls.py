@@ -1,8 +1,8 @@
 """Streaming URLs as a kubelet gets them: by CRI, from the manager."""
 
 from tests.e2e.conftest import Pod
-from virtlet.core.streaming import AttachRequest, ExecRequest, PortForwardRequest
 from virtlet.cri import api_pb2 as cri
+from virtlet.streaming import AttachRequest, ExecRequest, PortForwardRequest
 
 
 class CriUrls:

@@ -16,10 +16,10 @@ import pytest
 from kubernetes import client as kubernetes
 from kubernetes.stream import stream
 
-from tests.core.streaming.fakes.api_server import POD, ApiServer
-from tests.core.streaming.fakes.kubectl import Kubectl, forwarded, shown_until
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.cri_urls import CriUrls
+from tests.streaming.fakes.api_server import POD, ApiServer
+from tests.streaming.fakes.kubectl import Kubectl, forwarded, shown_until
 from virtlet.cli.playground import BRIDGE, CNI_BIN_DIR, Playground
 from virtlet.host import netns
 

@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.core.streaming.fakes.api_server import ApiServer
-from tests.core.streaming.fakes.kubectl import Kubectl, Result, forwarded
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.cri_urls import CriUrls
+from tests.streaming.fakes.api_server import ApiServer
+from tests.streaming.fakes.kubectl import Kubectl, Result, forwarded
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
-from virtlet.core.streaming import AttachRequest
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
+from virtlet.streaming import AttachRequest
 
 T = TypeVar("T")
 BANNER = b"http://ADDRESS/ answers"

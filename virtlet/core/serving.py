@@ -28,10 +28,10 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.sessions.attach import ConsoleAttacher
 from virtlet.core.sessions.port_forward import GuestDialer
-from virtlet.core.streaming.server import StreamingServer
-from virtlet.core.streaming.sessions import Handlers
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
+from virtlet.streaming.server import StreamingServer
+from virtlet.streaming.sessions import Handlers
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import pytest
 from tests.core.execution.world import World, running
 from virtlet.core.cri.calls import Caller
 from virtlet.core.cri.exec import REPLY_LIMIT, Exec
-from virtlet.core.streaming.sessions import ExecRequest
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, GuestNotReady, InvalidArgument, NotFound
 from virtlet.model.event import Event
 from virtlet.model.execution import GuestCommand, GuestStreams
+from virtlet.streaming.sessions import ExecRequest
 
 MIB = 1 << 20
 

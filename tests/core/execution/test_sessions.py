@@ -10,9 +10,9 @@ import uvloop
 
 from tests.core.execution.world import Received, Sent, running, session_streams
 from virtlet.core.execution.executions import ExecLimits
-from virtlet.core.streaming.sessions import ExecRequest, ExitStatus
 from virtlet.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.execution import GuestCommand, GuestStreams
+from virtlet.streaming.sessions import ExecRequest, ExitStatus
 
 
 def wanted(*command: str, vm_id: str = "vm", stdin: bool = True, tty: bool = False) -> ExecRequest:

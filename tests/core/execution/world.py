@@ -15,12 +15,11 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import Registry
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
-from virtlet.core.streaming.errors import StreamClosed
-from virtlet.core.streaming.sessions import SessionStreams, TerminalSize
 from virtlet.model.disk import Disk
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import Console, Machine
+from virtlet.streaming.sessions import SessionStreams, StreamClosed, TerminalSize
 
 Guest = Callable[[GuestCommand, GuestStreams, float | None], int]
 

@@ -14,11 +14,11 @@ from attrs import evolve, frozen
 
 from tests.core.console.support import Emulator
 from tests.core.execution.world import Received, Sent, session_streams
-from tests.core.streaming.fakes.api_server import ApiServer
-from tests.core.streaming.fakes.handlers import LoopbackDialer
-from tests.core.streaming.fakes.kubectl import Kubectl
-from tests.core.streaming.fakes.runners import Waiting
 from tests.fakes import models
+from tests.streaming.fakes.api_server import ApiServer
+from tests.streaming.fakes.handlers import LoopbackDialer
+from tests.streaming.fakes.kubectl import Kubectl
+from tests.streaming.fakes.runners import Waiting
 from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.console.live import BACKLOG_LIMIT
 from virtlet.core.console.logs import ConsoleLogs
@@ -26,8 +26,8 @@ from virtlet.core.consoles import VmConsoles
 from virtlet.core.sessions.attach import ConsoleAttacher
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
-from virtlet.core.streaming import AttachRequest, Handlers, SessionStreams, StreamingServer
 from virtlet.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from virtlet.streaming import AttachRequest, Handlers, SessionStreams, StreamingServer
 
 REQUEST = AttachRequest(container_id="vm-1", stdin=True, stdout=True)
 FLOOD = 64 * BACKLOG_LIMIT

@@ -20,10 +20,10 @@ from tests.fakes import models
 from virtlet.core.sessions.port_forward import GuestDialer
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.core.store.store import Store
-from virtlet.core.streaming.sessions import PortForwardRequest
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.host import links, netns
 from virtlet.model.network import Network, Nic
+from virtlet.streaming.sessions import PortForwardRequest
 
 FOUR, SIX = "10.99.0.2", "fd99::2"
 NOWHERE = "fd98::2"

@@ -8,9 +8,9 @@ from virtlet.core.execution.command import checked, running_machine
 from virtlet.core.execution.executions import ExecResult, Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
-from virtlet.core.streaming.sessions import ExecRequest
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import GuestNotReady, InvalidArgument
+from virtlet.streaming.sessions import ExecRequest
 
 REPLY_LIMIT = (16 << 20) - (4 << 10)
 """Bytes of both outputs together: the kubelet takes no message of more than 16 MiB."""

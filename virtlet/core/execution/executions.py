@@ -14,10 +14,10 @@ from virtlet.core.execution.slots import Slots
 from virtlet.core.execution.streams import BridgedStreams, CollectedStreams
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.store.store import Store
-from virtlet.core.streaming.sessions import ExecRequest, ExitStatus, SessionStreams
 from virtlet.errors import Unavailable
 from virtlet.model.execution import GuestCommand
 from virtlet.model.vm import Machine
+from virtlet.streaming.sessions import ExecRequest, ExitStatus, SessionStreams
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,6 @@ from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.console.live import BACKLOG_LIMIT, Attachment, EndReason
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase
-from virtlet.core.streaming.sessions import AttachRequest, SessionStreams
-from virtlet.core.streaming.tasks import cancel
 from virtlet.errors import (
     FailedPrecondition,
     NotFound,
@@ -17,6 +15,8 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.model.vm import Vm
+from virtlet.streaming.lifetime import cancel
+from virtlet.streaming.sessions import AttachRequest, SessionStreams
 
 CHUNK = 64 * 1024
 SILENCE = 5.0

@@ -5,8 +5,8 @@ import socket
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.sessions.race import connect
 from virtlet.core.store.records import PodPhase
-from virtlet.core.streaming.sessions import PortForwardRequest
 from virtlet.errors import FailedPrecondition, NotFound
+from virtlet.streaming.sessions import PortForwardRequest
 
 
 class GuestDialer:

@@ -1,0 +1,106 @@
+import asyncio
+import functools
+import gc
+import inspect
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtlet.streaming import Handlers, Limits, StreamingServer
+
+from .fakes.handlers import FakeConsole, LocalExec, LoopbackDialer
+
+_TEST_SECONDS = 60
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """End a test that hangs from within its loop, so that its fixtures still clean up."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return
+
+    @functools.wraps(test)
+    async def limited(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(_TEST_SECONDS):
+            await test(*args, **kwargs)
+
+    pyfuncitem.obj = limited
+
+
+ServerMaker = Callable[..., Awaitable[StreamingServer]]
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> LocalExec:
+    return LocalExec(tmp_path)
+
+
+@pytest.fixture
+def dialer() -> LoopbackDialer:
+    return LoopbackDialer()
+
+
+@pytest.fixture
+async def make_server(
+    anyio_backend: object, runner: LocalExec, dialer: LoopbackDialer
+) -> AsyncIterator[ServerMaker]:
+    """Start servers, and check after the test that none left a task, process or socket behind."""
+    await _touch_the_loop()
+    descriptors = _descriptors()
+    tasks = len(asyncio.all_tasks())
+    async with AsyncExitStack() as stack:
+
+        async def make(limits: Limits | None = None, **options: Any) -> StreamingServer:
+            handlers = Handlers(
+                exec=options.pop("exec", runner),
+                attach=options.pop("attach", FakeConsole()),
+                ports=options.pop("ports", dialer),
+            )
+            server = StreamingServer("127.0.0.1", 0, handlers, limits=limits, **options)
+            await server.start()
+            stack.push_async_callback(server.stop)
+            return server
+
+        yield make
+    for _ in range(50):
+        if len(asyncio.all_tasks()) <= tasks and not runner.running:
+            break
+        await asyncio.sleep(0.02)
+    assert not runner.running
+    assert len(asyncio.all_tasks()) <= tasks
+    for _ in range(50):
+        if _descriptors() <= descriptors:
+            break
+        # The test's own sockets: what nobody holds any more, and what a client's thread closes.
+        gc.collect()
+        await asyncio.sleep(0.02)
+    assert _descriptors() <= descriptors
+
+
+async def _touch_the_loop() -> None:
+    """Let the loop open what it keeps: libuv has a descriptor in reserve since its first stream."""
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    theirs.close()
+    writer.close()
+    await writer.wait_closed()
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+async def server(make_server: ServerMaker) -> StreamingServer:
+    return await make_server()

@@ -1,1 +1,0 @@
-"""WebSocket as Kubernetes uses it: channels in messages, and SPDY tunnelled in messages."""
