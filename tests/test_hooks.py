@@ -68,6 +68,10 @@ class Plugin:
         self.heard += [settings[COLOUR], node.state_dir("mine")]
 
     @hookimpl
+    def virtlet_reconcile(self, pods: Sequence[Pod], vms: Sequence[Vm]) -> None:
+        self.heard += [[pod.id for pod in pods], [vm.id for vm in vms]]
+
+    @hookimpl
     def virtlet_shutdown(self) -> None:
         self.heard.append("shutdown")
 
@@ -226,6 +230,11 @@ def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
     )
     hooks.configure(Settings(values={"colour": "blue"}), node)
     assert plugin.heard == ["blue", tmp_path / "plugins" / "mine"]
+
+
+def test_hook_reconcile(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    hooks.reconcile([vm.pod], [vm])
+    assert plugin.heard == [[vm.pod.id], [vm.id]]
 
 
 def test_hook_shutdown(hooks: Hooks, plugin: Plugin) -> None:

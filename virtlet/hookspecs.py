@@ -52,6 +52,11 @@ def virtlet_configure(settings: Settings, node: Node) -> None:
 
 
 @hookspec
+def virtlet_reconcile(pods: Sequence[Pod], vms: Sequence[Vm]) -> None:
+    """Look after what is kept for these, and take away what is kept for any others (each)."""
+
+
+@hookspec
 def virtlet_shutdown() -> None:
     """Let go of threads and connections after serving; VMs go on running (each)."""
 
@@ -180,6 +185,7 @@ HOOKS: Mapping[str, str] = {
     "virtlet_options": "collect",
     "virtlet_annotations": "collect",
     "virtlet_configure": "each",
+    "virtlet_reconcile": "each",
     "virtlet_shutdown": "each",
     "virtlet_network_status": "collect",
     "virtlet_hypervisor": "first",

@@ -64,6 +64,14 @@ class RefusesSettings(Current):
         raise InvalidArgument("colour: red is sold out")
 
 
+class RaisesAtReconcile(Current):
+    """Cannot look after what it keeps."""
+
+    @hookimpl
+    def virtlet_reconcile(self, pods: object, vms: object) -> None:
+        raise ValueError("hunter2")
+
+
 class WrapsConfigure(Current):
     """Meddles with the settings of others."""
 
@@ -81,6 +89,10 @@ class Configured(Current):
 
     @hookimpl
     def virtlet_configure(self, settings: object, node: object) -> None:
+        self.heard += 1
+
+    @hookimpl
+    def virtlet_reconcile(self, pods: object, vms: object) -> None:
         self.heard += 1
 
 

@@ -108,8 +108,6 @@ def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs
         launch_socket=config[core_options.FD_SERVER_SOCKET],
     )
 
-    # First of all: by these directories plugins know, when they are configured, whose state and
-    # effects are orphaned.
     recovery.remove_orphaned_directories(store, here)
     hooks = Hooks(registry)
     hooks.watch.patience = config[core_options.HOOK_PATIENCE]
@@ -117,6 +115,10 @@ def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs
     undo.callback(hooks.watch.stop)
     undo.callback(hooks.shutdown)
     hooks.configure(config, here)
+    # Before anything is undone or asked for: what plugins left under way is to end by then.
+    hooks.reconcile(
+        [record.pod for record in store.pods.values()], [record.vm for record in store.vms.values()]
+    )
     hooks.recall(data_dir, config[core_options.FORGOTTEN_PLUGINS])
     hooks.remember(data_dir)
     profiles = Profiles(config.sections.get("handlers", {}), registry)

@@ -67,6 +67,16 @@ def test_a_plugin_that_does_not_take_its_settings_is_refused_and_the_others_go_o
     hooks.shutdown()
 
 
+def test_a_plugin_that_cannot_look_after_what_it_keeps_is_refused_and_the_others_go_on() -> None:
+    registry = _registry("Configured", "RaisesAtReconcile")
+    Hooks(registry).reconcile([], [])
+    assert registry.extra == ("Configured",)
+    reason = registry.refused["RaisesAtReconcile"]
+    assert reason.startswith("virtlet_reconcile: raised ValueError (startup_plugins.py, line")
+    assert "hunter2" not in reason
+    assert registry.manager.get_plugin("Configured").heard == 1  # type: ignore[union-attr]
+
+
 def test_a_wrapper_has_no_part_in_how_others_are_configured(tmp_path: Path) -> None:
     registry = _registry("Configured", "WrapsConfigure")
     Hooks(registry).configure(Settings(values={}), make_node(tmp_path))
@@ -81,6 +91,8 @@ def test_without_a_built_in_plugin_the_manager_does_not_start(tmp_path: Path) ->
         builtin("RaisesAtOptions").options()
     with pytest.raises(InvalidArgument, match="red is sold out"):
         builtin("RefusesSettings").configure(Settings(values={}), make_node(tmp_path))
+    with pytest.raises(PluginError, match="'RaisesAtReconcile'.*virtlet_reconcile: raised"):
+        builtin("RaisesAtReconcile").reconcile([], [])
 
 
 def test_a_built_in_plugin_keeps_an_option_that_another_declares_too() -> None:

@@ -75,7 +75,10 @@ class TestNode:
         (self.configuration / name).write_text(json.dumps(document))
 
     def plugin(self) -> Plugin:
-        """A started plugin, as a manager would have it; ended with the test."""
+        """A started plugin, as a manager would have it; ended with the test.
+
+        Pods with a directory are those that the manager's store has, whoever made them.
+        """
         plugin = Plugin()
         options = {
             "cniPluginDir": self.plugin_directory,
@@ -84,6 +87,8 @@ class TestNode:
             "enableSriov": False,
         }
         plugin.virtlet_configure(Settings(values=options), self.node())
+        stored = (self.node().data_dir / "pods").glob("*")
+        plugin.virtlet_reconcile([self._pod(path.name) for path in stored])
         self.plugins.append(plugin)
         return plugin
 
@@ -106,19 +111,20 @@ class TestNode:
 
     def pod(self, id: str = "", **config: Any) -> Pod:
         """A pod with a name of its own, and with an id of its own unless it is given."""
-        pod_id = id or secrets.token_hex(16)
-        directory = self.node().data_dir / "pods" / pod_id
-        directory.mkdir(parents=True, exist_ok=True)
+        pod = self._pod(id or secrets.token_hex(16), **config)
+        pod.directory.mkdir(parents=True, exist_ok=True)
+        self.pods.append(pod)
+        return pod
+
+    def _pod(self, pod_id: str, **config: Any) -> Pod:
         metadata = PodMetadata(name="web", uid=secrets.token_hex(8), namespace="default")
-        pod = Pod(
+        return Pod(
             id=pod_id,
             config=PodConfig(metadata=metadata, **config),
             profile=Profile(),
-            directory=directory,
+            directory=self.node().data_dir / "pods" / pod_id,
             created_at=time.time_ns(),
         )
-        self.pods.append(pod)
-        return pod
 
     def fake(self, **todo: Any) -> dict[str, Any]:
         """A plugin that does as it is told, see `tests/fakes/cni_plugin.py`."""

@@ -14,7 +14,6 @@ from virtlet.errors import ResourceExhausted
 from virtlet.host.taps import open_tap
 from virtlet.model.option import Settings
 from virtlet.plugins.libvirt_qemu.nics import launch_part
-from virtlet.plugins.network_cni.plugin import Plugin
 
 SOURCE = Path(__file__).parents[3] / "examples" / "plugin-network" / "virtlet_example_network.py"
 
@@ -53,8 +52,8 @@ def test_emulator_takes_the_tap(node: TestNode) -> None:
     """The default hypervisor connects it; the built-in network keeps out of it."""
     plugin = example(node, "10.78.0.0/16")
     network = plugin.virtlet_setup_network(node.pod())
-    made = machine(node.root, network)
-    assert Plugin().virtlet_launch(made) is None
+    made = machine(node.root, network, pod=node.pods[-1])
+    assert node.plugin().virtlet_launch(made) is None
     part = launch_part(made)
     assert network.nics[0].mac in emulator_says(part, "q35", "info network")
     close(part)

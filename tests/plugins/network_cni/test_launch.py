@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.fakes import models
 from tests.plugins.network_cni.conftest import TestNode
@@ -18,7 +19,6 @@ from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Console, Machine, Vm
 from virtlet.plugins.libvirt_qemu import nics
-from virtlet.plugins.network_cni.plugin import Plugin
 
 
 def machine(
@@ -84,7 +84,7 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
     plugin = node.plugin()
     pod = node.pod()
     network = plugin.virtlet_setup_network(pod)
-    made = machine(node.root, network, kind)
+    made = machine(node.root, network, kind, pod)
     assert plugin.virtlet_launch(made) is None
     part = nics.launch_part(made)
     for open_it in (plugin.virtlet_launch, nics.launch_part):
@@ -121,10 +121,23 @@ def test_a_nic_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
         nics.launch_part(machine(tmp_path, Network(netns=None, nics=(nic,))))
 
 
-def test_networks_of_others(tmp_path: Path) -> None:
+def test_networks_of_others(node: TestNode) -> None:
     """A network that another plugin made is left to it."""
     network = Network(netns=None, nics=(Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500),))
-    assert Plugin().virtlet_launch(machine(tmp_path, network)) is None
+    assert node.plugin().virtlet_launch(machine(node.root, network, pod=node.pod())) is None
+
+
+def test_a_network_of_the_release_that_marked_them(node: TestNode) -> None:
+    """It is known by its notes as well."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = evolve(plugin.virtlet_setup_network(pod), details='{"made_by": "network_cni"}')
+    assert network.netns is not None
+    netns.delete(network.netns)
+    with pytest.raises(PodBroken, match="is gone"):
+        plugin.virtlet_launch(machine(node.root, network, pod=pod))
+    plugin.virtlet_teardown_network(pod, network)
 
 
 def test_namespace_is_gone(node: TestNode) -> None:
@@ -136,5 +149,5 @@ def test_namespace_is_gone(node: TestNode) -> None:
     assert network.netns is not None
     netns.delete(network.netns)
     with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it anew"):
-        plugin.virtlet_launch(machine(node.root, network))
+        plugin.virtlet_launch(machine(node.root, network, pod=pod))
     plugin.virtlet_teardown_network(pod, network)

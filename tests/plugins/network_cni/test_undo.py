@@ -221,7 +221,7 @@ def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
 
 @pytest.mark.parametrize("notes", ["whole", "damaged", "lost"])
 def test_orphan(node: TestNode, notes: str) -> None:
-    """A pod whose directory the core has removed is no more: a new manager takes it down."""
+    """A pod that the store does not have is no more: a new manager takes it down."""
     # Without notes nobody can tell CNI's plugins which addresses to stop masquerading.
     node.configure(node.bridge(ipMasq=notes == "whole"))
     first = node.plugin()

@@ -76,6 +76,10 @@ class Hooks:
         """Hand every plugin its settings; see `startup.configure`."""
         startup.configure(self._registry, self._caller, settings, node)
 
+    def reconcile(self, pods: Sequence[Pod], vms: Sequence[Vm]) -> None:
+        """Tell every plugin which pods and VMs there are; see `startup.reconcile`."""
+        startup.reconcile(self._registry, self._caller, pods, vms)
+
     def recall(self, data_dir: Path, forgotten: tuple[str, ...]) -> None:
         """Learn what is known of plugins that are not installed any more.
 

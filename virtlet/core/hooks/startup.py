@@ -6,7 +6,7 @@ plugin the manager does not start.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from virtlet.core.config.load import SECTIONS
@@ -17,8 +17,10 @@ from virtlet.core.hooks.registry import Registry
 from virtlet.errors import PluginError, VirtletError
 from virtlet.model.node import Node
 from virtlet.model.option import Option, Settings
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Vm
 
-OPTIONS, CONFIGURE = "virtlet_options", "virtlet_configure"
+OPTIONS, CONFIGURE, RECONCILE = "virtlet_options", "virtlet_configure", "virtlet_reconcile"
 
 _FLAG = re.compile(r"--[a-zA-Z0-9][a-zA-Z0-9-]*")
 _PLACES = {"data_dir": "/", "socket_dir": "/"}
@@ -55,12 +57,25 @@ def configure(registry: Registry, caller: Caller, settings: Settings, node: Node
     Raises:
         VirtletError: a built-in plugin does not take them.
     """
-    for plugin in _all(registry, caller, CONFIGURE):
+    _tell_all(registry, caller, CONFIGURE, settings=settings, node=node)
+
+
+def reconcile(registry: Registry, caller: Caller, pods: Sequence[Pod], vms: Sequence[Vm]) -> None:
+    """Tell every plugin which pods and VMs there are.
+
+    Raises:
+        VirtletError: a built-in plugin cannot look after what it keeps for them.
+    """
+    _tell_all(registry, caller, RECONCILE, pods=pods, vms=vms)
+
+
+def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -> None:
+    for plugin in _all(registry, caller, hook):
         try:
             with logged():
-                caller.call(CONFIGURE, plugin, (plugin,), settings=settings, node=node)
+                caller.call(hook, plugin, (plugin,), **arguments)
         except VirtletError as error:
-            _refuse(registry, plugin, CONFIGURE, error)
+            _refuse(registry, plugin, hook, error)
 
 
 def _all(registry: Registry, caller: Caller, hook: str) -> Iterator[str]:

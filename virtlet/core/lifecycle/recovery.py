@@ -182,8 +182,7 @@ def _remove_orphaned_domains(context: Context, hypervisor: Hypervisor) -> None:
 def remove_orphaned_directories(store: Store, node: Node) -> None:
     """Remove the directories of pods and VMs that are not stored.
 
-    Runs before plugins are configured: they look there for which pods are no more. The store must
-    be that of the data directory (`ownership.py`).
+    The store must be that of the data directory (`ownership.py`).
     """
     vm_ids = set(store.vms)
     places = (

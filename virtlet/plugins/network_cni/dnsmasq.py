@@ -49,6 +49,11 @@ class Server:
         """The argument by which a process is known to be this server."""
         return f"--conf-file={self._config}"
 
+    @property
+    def configured(self) -> bool:
+        """Whether there is something for a start to read."""
+        return self._config.exists()
+
     def configure(self, configuration: str) -> None:
         """Write what the next start reads."""
         write_atomically(self._config, configuration.encode())

@@ -22,7 +22,7 @@ from virtlet.plugins.network_cni.options import (
     ENABLE_SRIOV,
     INGRESS,
 )
-from virtlet.plugins.network_cni.pod_network import MARK, PodNetworks
+from virtlet.plugins.network_cni.pod_network import PodNetworks
 from virtlet.plugins.network_cni.state import StateStore
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
@@ -50,7 +50,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
-        """Begin to look after the DHCP servers that are there."""
+        """Take the settings, and say in the log what the node lacks."""
         if settings[ENABLE_SRIOV]:
             raise FailedPrecondition(
                 "SR-IOV virtual functions cannot be passed to guests yet: take enableSriov "
@@ -62,17 +62,20 @@ class Plugin:
             plugin_directory=settings[CNI_BIN_DIR],
             configuration_directory=settings[CNI_CONF_DIR],
             calico_subnet_size=settings[CALICO_SUBNET_SIZE],
-            pods=node.data_dir / "pods",
             namespaces=node.run_dir / "netns",
             store=StateStore(node.state_dir("network_cni")),
             supervisor=self._supervisor,
         )
-        self.networks.adopt()
         try:
             self._health.find_all()
         except VirtletError as error:
             # No error yet: the network add-on of a new node comes as a pod.
             _log.warning("pods get no network until this is mended: %s", error)
+
+    @hookimpl
+    def virtlet_reconcile(self, pods: Sequence[Pod]) -> None:
+        """Keep the DHCP servers of these pods running, and take down all other networks."""
+        self.networks.adopt({pod.id for pod in pods})
 
     @hookimpl
     def virtlet_shutdown(self) -> None:
@@ -104,6 +107,7 @@ class Plugin:
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
         """Check a network that is ours; the hypervisor connects its NICs."""
-        if machine.network.details == MARK:
-            self.networks.check(machine.vm.pod, machine.network)
+        pod = machine.vm.pod
+        if self.networks.made(pod.id):
+            self.networks.check(pod, machine.network)
         return None

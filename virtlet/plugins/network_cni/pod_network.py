@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,6 @@ from virtlet.plugins.network_cni.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 
-MARK = '{"made_by": "network_cni"}'
-"""What `Network.details` says of networks that are made here."""
-
 
 @frozen
 class PodNetworks:
@@ -44,8 +41,6 @@ class PodNetworks:
     plugin_directory: Path
     configuration_directory: Path
     calico_subnet_size: int
-    pods: Path
-    """The core's directories of pods; a pod without one is no more."""
     namespaces: Path
     """Directory of the namespaces' files; nobody else has any there."""
     store: StateStore
@@ -55,6 +50,10 @@ class PodNetworks:
         """The file of a pod's namespace."""
         return self.namespaces / pod_id
 
+    def made(self, pod_id: str) -> bool:
+        """Whether a pod's network was set up here, going by our notes and by its namespace."""
+        return self.store.known(pod_id) or self.namespace(pod_id).exists()
+
     def set_up(self, pod: Pod) -> Network:
         """Make the pod's namespace and all that is in it.
 
@@ -62,7 +61,7 @@ class PodNetworks:
             VirtletError: something failed; `take_down` undoes what was done.
         """
         path = self.namespace(pod.id)
-        if netns.exists(path) or self.store.known(pod.id):
+        if self.made(pod.id):
             self.take_down(pod)  # an earlier try that nobody took down
         values = runtime_config.capabilities(pod)
         attachment = self._attachment(pod.id, runtime_config.arguments(pod), values)
@@ -86,7 +85,7 @@ class PodNetworks:
             VirtletError: CNI's DEL failed; all else is undone, and DEL can be tried again.
         """
         state = self.store.load(pod.id)
-        if state is None and (netns.exists(self.namespace(pod.id)) or self.store.known(pod.id)):
+        if state is None and self.made(pod.id):
             values = runtime_config.capabilities(pod)
             state = self._guess(pod.id, runtime_config.arguments(pod), values)
         self._undo(pod.id, state)
@@ -146,20 +145,22 @@ class PodNetworks:
             _log.warning("pod %s: its network is not checked: %s", attachment.container_id, error)
         return ""
 
-    def adopt(self) -> None:
+    def adopt(self, pods: Collection[str]) -> None:
         """Look after the pods of an earlier manager: serve their guests, undo what is orphaned.
 
         What it had begun to do is ended first: it goes on only as far as we are told to.
 
         A power cut may lose the core's last records, and with them pods that CNI's plugins still
-        hold addresses for. The core has removed their directories by now. Namespaces may even be
-        there without a note of ours.
+        hold addresses for. Namespaces may even be there without a note of ours.
+
+        Args:
+            pods: ids of those that there are; the network of any other is an orphan.
         """
         noted = set(self.store.pods())
         found = noted | {path.name for path in self.namespaces.glob("*")}
         end_interrupted(self.plugin_directory, found)
-        orphans = sorted(pod_id for pod_id in found if not (self.pods / pod_id).exists())
-        for pod_id in noted.difference(orphans):
+        orphans = sorted(found.difference(pods))
+        for pod_id in noted.intersection(pods):
             self.supervisor.adopt(pod_id, self._server(pod_id))
         if orphans:
             # CNI's plugins may take long, as long as other parts of the node are not up.
@@ -220,7 +221,7 @@ class PodNetworks:
         veths = guest_view.links(sandbox, result)
         nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
         dns = guest_view.dns(pod.config.dns, result.dns)
-        network = Network(netns=state.attachment.netns, nics=nics, dns=dns, details=MARK)
+        network = Network(netns=state.attachment.netns, nics=nics, dns=dns)
         bridged = bridging.plan(sandbox, veths, nics, _reached(network))
         self.store.save(pod.id, evolve(state, nics=bridged))
         bridging.connect(bridged)

@@ -57,8 +57,11 @@ class Supervisor:
         self._keep(pod_id, _Watched(server, server.start(), time.monotonic()))
 
     def adopt(self, pod_id: str, server: Server) -> None:
-        """Keep the server of a pod of an earlier manager running; it may have ended meanwhile."""
-        if netns.exists(server.netns):
+        """Keep the server of a pod of an earlier manager running; it may have ended meanwhile.
+
+        A pod whose set-up did not come as far as its server has none.
+        """
+        if server.configured and netns.exists(server.netns):
             self._keep(pod_id, _Watched(server, server.find(), time.monotonic()))
 
     def stop(self, pod_id: str, server: Server) -> None:
