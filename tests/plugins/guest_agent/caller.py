@@ -7,9 +7,9 @@ from attrs import frozen
 
 from virtlet.model.execution import GuestCommand
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.captured import CapturedSession
-from virtlet.plugins.guest_agent.environment import PATH, as_list
+from virtlet.plugins.guest_agent.command import CapturedSession
 from virtlet.plugins.guest_agent.live import LiveSession
+from virtlet.plugins.guest_agent.scripts import PATH, as_list
 
 ENVIRONMENT: Mapping[str, str] = {"PATH": PATH, "HOME": "/root"}
 

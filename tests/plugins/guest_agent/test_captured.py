@@ -9,8 +9,8 @@ import pytest
 from tests.plugins.guest_agent.caller import Caller, capture
 from virtlet.errors import DeadlineExceeded, FailedPrecondition
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.captured import CapturedSession
-from virtlet.plugins.guest_agent.environment import as_list
+from virtlet.plugins.guest_agent.command import CapturedSession
+from virtlet.plugins.guest_agent.scripts import as_list
 
 MIB = 1 << 20
 

@@ -10,8 +10,8 @@ import pytest
 from tests.plugins.guest_agent.fake_agent import Conversation, FakeAgent, Script, listening
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from virtlet.plugins.guest_agent.channel import ReplyBudget
-from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
 from virtlet.plugins.guest_agent.link import AgentError, Link
+from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from virtlet.model.execution import GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import Console, Machine
 from virtlet.plugins.cloudinit.scripts import MARK_CONFIGURED
-from virtlet.plugins.guest_agent.options import GUEST_AGENT_TIMEOUT
-from virtlet.plugins.guest_agent.plugin import Plugin
+from virtlet.plugins.guest_agent.plugin import GUEST_AGENT_TIMEOUT, Plugin
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.plugins.guest_agent.telnet import Telnet
+from virtlet.plugins.guest_agent.terminal import Telnet
 
 GREETING = b"\r\r\n"
 

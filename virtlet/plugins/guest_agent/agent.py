@@ -17,11 +17,10 @@ from attrs import field, frozen
 
 from virtlet.errors import FailedPrecondition, Unavailable, VirtletError
 from virtlet.plugins.guest_agent import scripts
-from virtlet.plugins.guest_agent.boot import Boot
 from virtlet.plugins.guest_agent.channel import SMALL_REPLY, ReplyBudget
-from virtlet.plugins.guest_agent.deadline import Deadline, Pace, TimeUp
-from virtlet.plugins.guest_agent.environment import SCRIPT_ENVIRONMENT
 from virtlet.plugins.guest_agent.link import LARGEST_REPLY, AgentError, Link
+from virtlet.plugins.guest_agent.scripts import SCRIPT_ENVIRONMENT
+from virtlet.plugins.guest_agent.waiting import Boot, Deadline, Pace, TimeUp
 
 log = logging.getLogger(__name__)
 

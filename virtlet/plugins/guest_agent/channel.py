@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from virtlet.errors import ResourceExhausted
-from virtlet.plugins.guest_agent.deadline import Deadline
+from virtlet.plugins.guest_agent.waiting import Deadline
 
 SMALL_REPLY = 1 << 20
 """Bytes of an answer up to which nobody counts."""

@@ -26,7 +26,7 @@ from virtlet.plugins.guest_agent.channel import (
     ReplyBudget,
     document,
 )
-from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
+from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp
 
 AGENT_WAIT = 60.0
 """Seconds that a caller without a deadline waits for an agent that has answered before."""

@@ -14,12 +14,10 @@ from virtlet.errors import FailedPrecondition
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.plugins.guest_agent import scripts, terminal
 from virtlet.plugins.guest_agent.agent import SHELL, Agent, NotStarted
-from virtlet.plugins.guest_agent.attempt import Attempt
-from virtlet.plugins.guest_agent.deadline import Deadline
-from virtlet.plugins.guest_agent.environment import PATH, SCRIPT_ENVIRONMENT, as_list
-from virtlet.plugins.guest_agent.input import Input
-from virtlet.plugins.guest_agent.output import Output
-from virtlet.plugins.guest_agent.relay import Relay
+from virtlet.plugins.guest_agent.command import Attempt
+from virtlet.plugins.guest_agent.relay import Input, Output, Relay
+from virtlet.plugins.guest_agent.scripts import PATH, SCRIPT_ENVIRONMENT, as_list
+from virtlet.plugins.guest_agent.waiting import Deadline
 
 BASE = "/run/virtlet-exec"
 """Directory of the guest for all sessions: in memory, and root's alone."""

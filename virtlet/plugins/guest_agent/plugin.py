@@ -1,6 +1,8 @@
 """Hook implementations of commands through the guest agent."""
 
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from virtlet import hookimpl
@@ -8,13 +10,66 @@ from virtlet.errors import FailedPrecondition
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.node import Node
-from virtlet.model.option import Option, Settings
+from virtlet.model.option import Option, Settings, integer
 from virtlet.model.vm import Machine
-from virtlet.plugins.guest_agent.agents import Agents
-from virtlet.plugins.guest_agent.captured import CapturedSession
-from virtlet.plugins.guest_agent.environment import as_list, environment_of
+from virtlet.plugins.guest_agent.agent import Agent
+from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.command import CapturedSession
 from virtlet.plugins.guest_agent.live import LiveSession
-from virtlet.plugins.guest_agent.options import GUEST_AGENT_TIMEOUT
+from virtlet.plugins.guest_agent.scripts import as_list, environment_of
+from virtlet.plugins.guest_agent.waiting import BOOT_LIMIT, Boot
+
+GUEST_AGENT_TIMEOUT: Option[int] = Option(
+    field="guestAgentTimeout",
+    flag="--guest-agent-timeout",
+    env="VIRTLET_GUEST_AGENT_TIMEOUT",
+    kind=integer(1, 86400),
+    default="300",
+    help="seconds that a guest may take to boot until its agent answers and its seed is applied: "
+    "so long a command without a time limit, as a postStart hook is, waits for it, and so long "
+    "after the VM's creation an exec probe that meets a booting guest does not count as failed",
+)
+
+
+LARGE_REPLIES = 256 << 20
+"""Bytes of large answers that may be under way at one time, of all guests together: six outputs
+as large as they get."""
+
+
+class Agents:
+    """Keeps one Agent per VM while the VM runs.
+
+    Args:
+        boot_limit: seconds a guest may take to boot.
+    """
+
+    def __init__(self, boot_limit: float = BOOT_LIMIT) -> None:
+        self._boot_limit = boot_limit
+        self._lock = threading.Lock()
+        self._agents: dict[str, Agent] = {}
+        self._budget = ReplyBudget(LARGE_REPLIES)
+
+    def of(self, machine: Machine, socket: Path) -> Agent:
+        """The agent of a VM, at that socket."""
+        with self._lock:
+            agent = self._agents.get(machine.vm.id)
+            if agent is None:
+                boot = Boot(self._boot_limit, machine.vm.created_at)
+                agent = Agent(socket, machine.vm.name, self._budget, boot, vm_id=machine.vm.id)
+                self._agents[machine.vm.id] = agent
+            return agent
+
+    def forget(self, vm_id: str) -> None:
+        """Close the connection to a VM that has ended; idempotent."""
+        with self._lock:
+            agent = self._agents.pop(vm_id, None)
+        if agent is not None:
+            agent.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for vm_id in tuple(self._agents):
+            self.forget(vm_id)
 
 
 class Plugin:

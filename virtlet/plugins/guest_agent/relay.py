@@ -1,19 +1,155 @@
-"""Moving a command's streams between its caller and the guest, on one thread."""
+"""Moving a command's streams between its caller and the guest's files, on one thread."""
+
+import contextlib
 
 from attrs import define
 
+from virtlet.errors import Unavailable, VirtletError
 from virtlet.model.execution import GuestCommand, GuestStreams
 from virtlet.plugins.guest_agent import scripts
-from virtlet.plugins.guest_agent.attempt import Attempt
-from virtlet.plugins.guest_agent.deadline import Pace
-from virtlet.plugins.guest_agent.input import LARGEST, Input
-from virtlet.plugins.guest_agent.output import Output
+from virtlet.plugins.guest_agent.agent import Agent, NotStarted
+from virtlet.plugins.guest_agent.command import Attempt
+from virtlet.plugins.guest_agent.link import AgentError
+from virtlet.plugins.guest_agent.scripts import READS, SCRIPT_ENVIRONMENT
 from virtlet.plugins.guest_agent.terminal import END_OF_INPUT, Codec
+from virtlet.plugins.guest_agent.waiting import Deadline, Pace, TimeUp
 
+LARGEST = 512 << 10
+"""Bytes of one write."""
+
+FEW, MANY = 16 << 10, 256 << 10
+"""Bytes of a read: the agent clears as much memory for each, so it is little while little comes;
+and a long answer keeps the other commands of the VM waiting."""
 GATHER = 0.02
 """Seconds that input which comes in pieces is waited for: a write costs far more than its bytes."""
 LONGEST_PAUSE = 0.2
 """Seconds between looks at a command that prints nothing."""
+
+
+class Input:
+    """A command's input: a FIFO, filled by one short-lived writer after the other.
+
+    The writer, not the agent, waits for the command to read. The agent's handle keeps the FIFO
+    open between writers.
+
+    Args:
+        agent: the guest's.
+        path: of the FIFO.
+    """
+
+    def __init__(self, agent: Agent, path: str) -> None:
+        self._agent = agent
+        self._path = path
+        self._handle: int | None = None
+        self.writer: int | None = None
+        """The process that writes now."""
+
+    def hold(self, deadline: Deadline) -> None:
+        """Open the FIFO, so that it has no end until `finish`."""
+        # Opened for both ways because a FIFO without a reader makes the agent wait.
+        self._handle = self._agent.open_file(self._path, "r+", deadline)
+
+    def busy(self, deadline: Deadline) -> bool:
+        """Whether what was written last has not been read yet."""
+        if self.writer is not None and self._agent.ended(self.writer, deadline) is not None:
+            self.writer = None
+        return self.writer is not None
+
+    def write(self, data: bytes, deadline: Deadline) -> int:
+        """Write up to `LARGEST` bytes; only when not busy. Returns the writing process."""
+        argv = ("dd", f"of={self._path}", "bs=65536")
+        try:
+            self.writer = self._agent.start(argv, SCRIPT_ENVIRONMENT, deadline, stdin=data)
+            return self.writer
+        except NotStarted as error:
+            raise Unavailable(
+                f"cannot write to the command in VM {self._agent.vm_name}: {error}"
+            ) from None
+
+    def finish(self, deadline: Deadline) -> None:
+        """Let the command see the end of its input; only when not busy."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._agent.close_file(handle, deadline)
+
+    def close(self, deadline: Deadline) -> None:
+        """As `finish`, whatever happens."""
+        with contextlib.suppress(AgentError, VirtletError, TimeUp):
+            self.finish(deadline)
+
+
+class Output:
+    """One stream of a command, as `scripts.RUN` leaves it in files: NAME.0, NAME.1 and so on.
+
+    Args:
+        agent: the guest's.
+        path: of the files, without the number.
+    """
+
+    def __init__(self, agent: Agent, path: str) -> None:
+        self._agent = agent
+        self._path = path
+        self._part = 0
+        self._handle: int | None = None
+        self._next: int | None = None
+        self._seen = 0
+        """Bytes of this part."""
+        self._count = FEW
+        self._ack: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the command has been seen to have its streams."""
+        return self._handle is not None
+
+    def read(self, deadline: Deadline) -> bytes:
+        """What was printed since the last time; b"" for nothing.
+
+        Errors are those of `Link.call`, but for AgentError.
+        """
+        if self._handle is None:
+            self._handle = self._opened(f"{self._path}.{self._part}", "r", deadline)
+        while self._handle is not None:
+            data = self._agent.read_file(self._handle, self._count, deadline)
+            if data:
+                self._seen += len(data)
+                self._count = MANY if len(data) == self._count else FEW
+                return data
+            if self._next is not None:
+                # The next part was there before we looked once more: this one is complete.
+                self._advance(deadline)
+            elif self._seen >= READS:
+                self._next = self._opened(f"{self._path}.{self._part + 1}", "r", deadline)
+                if self._next is None:
+                    break
+            else:
+                break
+        return b""
+
+    def _advance(self, deadline: Deadline) -> None:
+        if self._handle is not None:
+            self._agent.close_file(self._handle, deadline)
+        self._handle, self._next = self._next, None
+        self._part += 1
+        self._seen = 0
+        if self._ack is None:
+            self._ack = self._opened(f"{self._path}.ack", "r+", deadline)
+        if self._ack is not None:
+            self._agent.write_file(self._ack, b"\n", deadline)
+
+    def _opened(self, path: str, mode: str, deadline: Deadline) -> int | None:
+        try:
+            return self._agent.open_file(path, mode, deadline)
+        except AgentError:
+            return None
+
+    def close(self, deadline: Deadline) -> None:
+        """Close the agent's handles."""
+        for handle in (self._handle, self._next, self._ack):
+            if handle is not None:
+                with contextlib.suppress(AgentError, VirtletError, TimeUp):
+                    self._agent.close_file(handle, deadline)
+        self._handle = self._next = self._ack = None
 
 
 @define

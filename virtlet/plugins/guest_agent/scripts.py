@@ -1,8 +1,18 @@
-"""What runs in the guest: POSIX shell, with the tools of busybox or any distribution.
+"""What runs in the guest, and what it finds in its environment.
 
-Variables have a prefix, because the command's environment is that of the script, and one the
-script assigns to would reach the command with the script's value.
+The scripts are POSIX shell, with the tools of busybox or any distribution. Their variables have a
+prefix, because the command's environment is that of the script, and one the script assigns to would
+reach the command with the script's value.
 """
+
+from collections.abc import Mapping
+
+from virtlet.model.vm import VmConfig
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where container runtimes look for programs, too, when nothing else is said."""
+SCRIPT_ENVIRONMENT = (f"PATH={PATH}", "LC_ALL=C")
+"""For our own scripts."""
 
 KILL = """\
 # Arguments: process ids. Kills them, their descendants and the sessions that any of them leads.
@@ -31,10 +41,8 @@ done
 # Children first: the kernel lets stopped ones go on whose parents have died.
 kill -KILL $doomed 2>/dev/null
 """
-
 NOT_CONFIGURED = 98
 """Exit code of CONFIGURED."""
-
 CONFIGURED = f"""\
 # Says whether the guest still applies its seed. The first file is made by a command of the seed,
 # after all that the pod asks for and before the owner's commands; the others are cloud-init's.
@@ -43,10 +51,8 @@ for done in /run/virtlet/configured /run/cloud-init/result.json /run/cloud-init/
 done
 [ ! -d /run/cloud-init ] || exit {NOT_CONFIGURED}
 """
-
 READS = 256
 """Reads that make up one part of the output."""
-
 KEEP = f"""\
 # Arguments: the session's directory, "pipe" or "tty". Takes the command's output to files of some
 # size, out.0, out.1 and so on, of which two are there at most: a line in out.ack lets go of the
@@ -75,10 +81,8 @@ code=137
 {{ read -r code <code; }} 2>/dev/null
 exit $code
 """
-
 NO_HELPER, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit codes of PREPARE."""
-
 PREPARE = f"""\
 # Arguments: directory of all sessions, the beginning of our sessions' names, this one's name, the
 # command's PATH, the command, "tty" or "pipe", names of sessions of ours that have ended. Input:
@@ -148,7 +152,6 @@ exec >/dev/null
 {KILL}
 exit 0
 """
-
 RUN = """\
 # Arguments: the session's directory, what the command reads ("null", "pipe", or "hold" for a pipe
 # that never ends), its PATH, the command. Becomes the command, so that nothing of ours stands
@@ -177,17 +180,30 @@ esac
 PATH=$_virtlet_path
 exec "$@"
 """
-
 NO_TERMINAL_YET = 99
 """Exit code of RESIZE."""
-
 RESIZE = f"""\
 # Arguments: the session's directory, columns, rows.
 read -r terminal <"$1/tty" || exit {NO_TERMINAL_YET}
 exec stty -F "$terminal" cols "$2" rows "$3"
 """
-
 REMOVE = """\
 # Argument: the session's directory.
 rm -rf "$1"
 """
+
+
+def environment_of(vm: VmConfig, more: Mapping[str, str], *, tty: bool) -> dict[str, str]:
+    """What a command finds: the usual, then the container's variables, then `more`.
+
+    The agent's own environment is a service manager's and not passed on.
+    """
+    usual = {"PATH": PATH, "HOME": "/root"}
+    if tty:
+        usual["TERM"] = "xterm"
+    return {**usual, **dict(vm.envs), **more}
+
+
+def as_list(environment: Mapping[str, str]) -> list[str]:
+    """In the form of the agent: `NAME=value`."""
+    return [f"{name}={value}" for name, value in environment.items()]

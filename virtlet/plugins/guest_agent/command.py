@@ -1,9 +1,13 @@
-"""What every command has in common: how it starts, and what its caller is told when it fails."""
+"""How every command starts and what its caller is told when it fails; and commands whose output is
+wanted at their end, which the agent keeps and hands over in one answer.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
+
+from attrs import field, frozen
 
 from virtlet.errors import (
     DeadlineExceeded,
@@ -12,10 +16,10 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
-from virtlet.model.execution import GuestStreams
-from virtlet.plugins.guest_agent.agent import KILL_WAIT, Agent, NotStarted
-from virtlet.plugins.guest_agent.deadline import CallerGone, Deadline, TimeUp
-from virtlet.plugins.guest_agent.link import AgentError
+from virtlet.model.execution import ExecSession, GuestStreams
+from virtlet.plugins.guest_agent.agent import KILL_WAIT, LONGEST_PAUSE, Agent, Ended, NotStarted
+from virtlet.plugins.guest_agent.link import LARGEST_REPLY, AgentError
+from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, Pace, TimeUp
 
 KILLED = 128 + 9
 """Exit code of a command whose caller went away; nobody sees it."""
@@ -168,3 +172,47 @@ def may_signal_its_group(program: str) -> bool:
     """
     path = PurePosixPath(program)
     return path.name in _SHELLS or str(path.parent) not in _SYSTEM_DIRECTORIES
+
+
+@frozen
+class CapturedSession(ExecSession):
+    """Without input; up to 16 MiB of each output stream, the agent's limit."""
+
+    agent: Agent
+    argv: tuple[str, ...]
+    environment: tuple[str, ...] = field(repr=False)
+
+    def run(self, streams: GuestStreams, timeout: float | None) -> int:
+        """See `ExecSession.run`."""
+        attempt = Attempt(self.agent, self.argv[0], streams, timeout)
+        return attempt.run(lambda attempt: self._run(attempt, streams))
+
+    def _run(self, attempt: Attempt, streams: GuestStreams) -> int:
+        own_session = may_signal_its_group(self.argv[0])
+        try:
+            pid = attempt.start(self.argv, self.environment, own_session=own_session, capture=True)
+        except NotStarted as error:
+            raise attempt.refused(str(error)) from None
+        ended = self._wait(attempt, pid)
+        attempt.processes.clear()
+        if own_session and (why := _setsid_failed(ended)):
+            raise attempt.refused(why)
+        if ended.output:
+            streams.write_output(ended.output)
+        if ended.errors:
+            streams.write_error(ended.errors)
+        return ended.exit_code
+
+    def _wait(self, attempt: Attempt, pid: int) -> Ended:
+        pace, deadline = Pace(LONGEST_PAUSE), attempt.deadline
+        while (ended := self.agent.ended(pid, deadline, limit=LARGEST_REPLY)) is None:
+            deadline.pause(pace.pause())
+        return ended
+
+
+def _setsid_failed(ended: Ended) -> str:
+    """Why `setsid` could not start the program, or ""."""
+    line = ended.errors.decode(errors="replace").strip()
+    if ended.exit_code in (126, 127) and line.startswith("setsid: ") and "\n" not in line:
+        return line.removeprefix("setsid: ")
+    return ""

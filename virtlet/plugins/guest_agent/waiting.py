@@ -1,11 +1,16 @@
-"""How long somebody waits, and how often one looks at something that does not tell by itself."""
+"""How long a caller waits: for an answer, for a change to poll for, for a guest that boots."""
 
 import math
 import time
 from collections.abc import Callable
 
+from attrs import define
+
 SLICE = 0.25
 """Seconds of the longest single wait, so that a caller who goes away is noticed."""
+
+BOOT_LIMIT = 300.0
+"""Seconds of the default; Debian's cloud image takes 45 to 90 without KVM."""
 
 
 class TimeUp(Exception):
@@ -81,3 +86,39 @@ class Pace:
         """Seconds until the next look."""
         waited = time.monotonic() - self._since
         return min(self._longest, max(self.SHORTEST, waited / 8))
+
+
+@define
+class Boot:
+    """The boot of one VM."""
+
+    limit: float = BOOT_LIMIT
+    """Seconds that it may take."""
+    since: int = 0
+    """Nanoseconds since the epoch: when the VM was made, right before it started."""
+    configured: bool = False
+    """Whether the guest has applied its seed, or cannot tell, or was waited for long enough."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the guest has had its time."""
+        return time.time() - self.since / 1e9 > self.limit
+
+    def advice(self, waited: float, *, limited: bool, whole: bool) -> str:
+        """What to do for a guest that is not ready.
+
+        Args:
+            waited: seconds that the caller has waited for it.
+            limited: whether the caller set a limit, as exec probes do.
+            whole: whether a caller without one waited as long as a boot may take.
+        """
+        setting = "guestAgentTimeout (--guest-agent-timeout)"
+        if limited:
+            return (
+                f"waited {waited:g} s; a startupProbe, timeoutSeconds or initialDelaySeconds gives "
+                f"a probe's guest more time, and until {self.limit:g} s after the VM's creation, "
+                f"the node's setting {setting}, this counts as no failure"
+            )
+        if not whole:
+            return f"waited {waited:g} s: try again when it has booted"
+        return f"waited {waited:g} s; the node's setting {setting} gives guests more time"
