@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.plugins.cloudinit.document import dump
+from virtlet.plugins.cloudinit.datasources import dump
 
 # YAML's readers allow 1024 characters for a key.
 KEYS = st.text(max_size=30)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.model import make_pod
-from virtlet.plugins.cloudinit.metadata import meta_data
+from virtlet.plugins.cloudinit.datasources import meta_data
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 

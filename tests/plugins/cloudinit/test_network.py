@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.cloudinit.document import dump
-from virtlet.plugins.cloudinit.network import network_config
-from virtlet.plugins.cloudinit.openstack import meta_data_json, network_data_json
+from virtlet.plugins.cloudinit.datasources import dump, meta_data_json, network_data_json
+from virtlet.plugins.cloudinit.network_config import network_config
 
 MAC = "52:54:00:12:34:56"
 DUAL = Network(

@@ -8,12 +8,12 @@ import pytest
 from virtlet.model.image import ImageSource
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
-from virtlet.plugins.image_names.options import (
+from virtlet.plugins.image_names.plugin import (
     DOWNLOAD_PROTOCOL,
     REGEXP_TRANSLATION,
     TRANSLATIONS_DIR,
+    Plugin,
 )
-from virtlet.plugins.image_names.plugin import Plugin
 
 Write = Callable[[str, str], Path]
 

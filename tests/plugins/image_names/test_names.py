@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtlet.errors import InvalidArgument
-from virtlet.plugins.image_names.names import ImageName, parse_name
+from virtlet.plugins.image_names.translator import ImageName, parse_name
 
 DIGEST = "sha256:" + "a1" * 32
 

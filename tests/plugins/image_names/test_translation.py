@@ -14,10 +14,8 @@ from tests.images.tiny_guest import ROOT
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, ImageSource, TlsCertificate, Transport
-from virtlet.plugins.image_names.document import Malformed
 from virtlet.plugins.image_names.plugin import Plugin
-from virtlet.plugins.image_names.regexps import compile_rule
-from virtlet.plugins.image_names.translation import parse_translations
+from virtlet.plugins.image_names.translation import Malformed, compile_rule, parse_translations
 
 from .conftest import Write, configured, resolved
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.plugins.volumes.kubelet import Origin, origin_of
+from virtlet.plugins.volumes.mounts import Origin, origin_of
 
 ROOT = Path("/var/lib/kubelet/pods")
 UID = "6c4b4fd3-6d3b-4a0f-8d5a-0d2f2f0e2c11"

@@ -10,57 +10,7 @@ T = TypeVar("T")
 
 _KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+\s+[A-Za-z0-9+/]+=*(?:\s|$)")
 
-
-def _keys(text: str) -> tuple[str, ...]:
-    lines = [line.strip() for line in text.splitlines()]
-    keys = [line for line in lines if line and not line.startswith("#")]
-    for number, key in enumerate(keys, 1):
-        if not _KEY.search(key):
-            raise UnquotedError(
-                f"key {number} is no public key of OpenSSH: write one key a line, such as "
-                "`ssh-ed25519 AAAA… comment`"
-            )
-    return tuple(keys)
-
-
-def _image_type(text: str) -> str:
-    if text not in ("", "nocloud", "configdrive"):
-        raise ValueError(f"{quote(text)} is neither 'nocloud' nor 'configdrive'")
-    return text or "nocloud"
-
-
-def _refused(name: str, form: str, instead: str) -> Annotation[str]:
-    def parse(text: str) -> str:
-        if text:
-            raise UnquotedError(
-                "reading objects of Kubernetes is not served yet: "
-                f"write the content itself into {instead}"
-            )
-        return text
-
-    return Annotation(
-        name=name,
-        kind=Kind(name=form, parse=parse),
-        default="",
-        help=f"Refused for now; use {instead}",
-    )
-
-
 _SOURCE = "configmap/NAME or secret/NAME"
-
-SSH_KEYS: Annotation[tuple[str, ...]] = Annotation(
-    name="VirtletSSHKeys",
-    kind=Kind(name="one OpenSSH public key a line", parse=_keys),
-    default=(),
-    help="Public keys that may log in",
-    secret=True,
-)
-IMAGE_TYPE = Annotation(
-    name="VirtletCloudInitImageType",
-    kind=Kind(name="nocloud or configdrive", parse=_image_type),
-    default="nocloud",
-    help="Which of cloud-init's data sources the seed is written for",
-)
 META_DATA: Annotation[dict[str, Any]] = Annotation(
     name="VirtletCloudInitMetaData",
     kind=mapping(),
@@ -101,6 +51,56 @@ FORCE_DHCP = Annotation(
     kind=TRUE_ONLY,
     default=False,
     help="Leave the network configuration out, so that the guest uses DHCP",
+)
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    for number, key in enumerate(keys, 1):
+        if not _KEY.search(key):
+            raise UnquotedError(
+                f"key {number} is no public key of OpenSSH: write one key a line, such as "
+                "`ssh-ed25519 AAAA… comment`"
+            )
+    return tuple(keys)
+
+
+def _image_type(text: str) -> str:
+    if text not in ("", "nocloud", "configdrive"):
+        raise ValueError(f"{quote(text)} is neither 'nocloud' nor 'configdrive'")
+    return text or "nocloud"
+
+
+def _refused(name: str, form: str, instead: str) -> Annotation[str]:
+    def parse(text: str) -> str:
+        if text:
+            raise UnquotedError(
+                "reading objects of Kubernetes is not served yet: "
+                f"write the content itself into {instead}"
+            )
+        return text
+
+    return Annotation(
+        name=name,
+        kind=Kind(name=form, parse=parse),
+        default="",
+        help=f"Refused for now; use {instead}",
+    )
+
+
+SSH_KEYS: Annotation[tuple[str, ...]] = Annotation(
+    name="VirtletSSHKeys",
+    kind=Kind(name="one OpenSSH public key a line", parse=_keys),
+    default=(),
+    help="Public keys that may log in",
+    secret=True,
+)
+IMAGE_TYPE = Annotation(
+    name="VirtletCloudInitImageType",
+    kind=Kind(name="nocloud or configdrive", parse=_image_type),
+    default="nocloud",
+    help="Which of cloud-init's data sources the seed is written for",
 )
 SSH_KEY_SOURCE = _refused("VirtletSSHKeySource", f"{_SOURCE}[/KEY]", SSH_KEYS.name)
 USER_DATA_SOURCE = _refused("VirtletCloudInitUserDataSource", _SOURCE, USER_DATA.name)

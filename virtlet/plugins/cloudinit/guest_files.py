@@ -1,6 +1,10 @@
-"""Reading the files of the node that the seed writes into the guest."""
+"""What the seed writes into the guest: files of the node, and the pod's sysctls.
+
+Sysctls are set by the guest itself: they are its kernel's, not the node's.
+"""
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -9,6 +13,8 @@ from attrs import evolve, field, frozen
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from virtlet.model.disk import GuestFiles
+from virtlet.model.pod import Pod
+from virtlet.plugins.cloudinit.annotations import USER_DATA_SCRIPT
 
 MAX_FILE = 1 << 20
 """Bytes of one file; a ConfigMap or Secret cannot hold more."""
@@ -16,6 +22,11 @@ MAX_TOTAL = 8 << 20
 """Bytes of all files of one VM."""
 MAX_FILES = 1000
 """Files of one VM."""
+
+SYSCTL_FILE = "/etc/sysctl.d/90-pod.conf"
+SYSCTL_COMMAND = f"sysctl -p {SYSCTL_FILE}"
+# The form that Kubernetes allows (sysctl names of its pod security context).
+_SYSCTL = re.compile(r"[a-z0-9](?:[-_a-z0-9]*[a-z0-9])?(?:[./][a-z0-9](?:[-_a-z0-9]*[a-z0-9])?)*")
 
 
 @frozen
@@ -102,3 +113,27 @@ def _read(source: Path, guest_path: str) -> GuestFile:
         )
     # A set-user-id bit means nothing good in a copy.
     return GuestFile(guest_path, content, status.st_mode & 0o777, status.st_uid, status.st_gid)
+
+
+def check_sysctls(pod: Pod) -> None:
+    """Refuse sysctls that would not reach the guest.
+
+    Raises:
+        InvalidArgument: a name or value is none, or the user-data is a script.
+    """
+    for name, value in pod.config.sysctls.items():
+        if not _SYSCTL.fullmatch(name):
+            raise InvalidArgument(f"sysctl {name!r} is no name of a sysctl")
+        if not value.isprintable():
+            raise InvalidArgument(f"sysctl {name}: the value has control characters")
+    if pod.config.sysctls and USER_DATA_SCRIPT.of(pod):
+        raise InvalidArgument(
+            f"pod {pod.name}: sysctls are set by cloud-init in the guest, and annotation "
+            f"{USER_DATA_SCRIPT.name} is the whole user-data: set them in the script, or take one "
+            "of the two out"
+        )
+
+
+def sysctl_conf(pod: Pod) -> str:
+    """The pod's sysctls in sysctl.conf(5)'s form; "" when it has none."""
+    return "".join(f"{name} = {value}\n" for name, value in sorted(pod.config.sysctls.items()))

@@ -12,9 +12,10 @@ from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit import annotations, sysctls
-from virtlet.plugins.cloudinit.metadata import meta_data
-from virtlet.plugins.cloudinit.network import network_config
+from virtlet.plugins.cloudinit import annotations
+from virtlet.plugins.cloudinit.datasources import meta_data
+from virtlet.plugins.cloudinit.guest_files import check_sysctls
+from virtlet.plugins.cloudinit.network_config import network_config
 from virtlet.plugins.cloudinit.seed import FILE_NAME, write_seed
 from virtlet.plugins.cloudinit.userdata import user_data
 
@@ -39,7 +40,7 @@ class Plugin:
     @hookimpl
     def virtlet_admit_pod(self, pod: Pod) -> None:
         """Refuse user-data that is both a document and a script, and sysctls it cannot carry."""
-        sysctls.check(pod)
+        check_sysctls(pod)
         if annotations.USER_DATA_SCRIPT.of(pod) and annotations.USER_DATA.of(pod):
             raise InvalidArgument(
                 f"annotations {annotations.USER_DATA_SCRIPT.name} and "

@@ -11,9 +11,15 @@ from attrs import frozen
 from virtlet.errors import InvalidArgument
 from virtlet.model.disk import GuestFiles, Share, Volume
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit import scripts, sysctls
+from virtlet.plugins.cloudinit import scripts
 from virtlet.plugins.cloudinit.annotations import USER_DATA, USER_DATA_OVERWRITE, USER_DATA_SCRIPT
-from virtlet.plugins.cloudinit.guest_files import GuestFile, read_all
+from virtlet.plugins.cloudinit.guest_files import (
+    SYSCTL_COMMAND,
+    SYSCTL_FILE,
+    GuestFile,
+    read_all,
+    sysctl_conf,
+)
 
 ENVIRONMENT = "/etc/cloud/environment"
 PLACEHOLDER = "@virtlet-mount-script@"
@@ -153,10 +159,10 @@ def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, 
         files.append(GuestFile(scripts.RESOLVER_SCRIPT, scripts.script(resolver).encode(), 0o755))
         # DHCP clients write the resolver's file anew.
         commands.append(_at_every_boot(scripts.RESOLVER_SCRIPT))
-    settings = sysctls.document(vm.pod)
+    settings = sysctl_conf(vm.pod)
     if settings:
-        files.append(GuestFile(sysctls.FILE, settings.encode(), 0o644))
-        commands.append(sysctls.COMMAND)
+        files.append(GuestFile(SYSCTL_FILE, settings.encode(), 0o644))
+        commands.append(SYSCTL_COMMAND)
     if marked:
         # The owner's commands come next, and may take long.
         commands.append(scripts.MARK_CONFIGURED)

@@ -12,6 +12,13 @@ T = TypeVar("T")
 MAX_ROOT_SIZE = 1 << 46
 """64 TiB; with 64 KiB clusters the table of a larger disk alone takes megabytes."""
 
+CPU_SETTING: Annotation[Cpu | None] = Annotation(
+    name="VirtletLibvirtCPUSetting",
+    kind=Kind(name="YAML of libvirt's <cpu> element", parse=parse_cpu),
+    default=None,
+    help="libvirt's `<cpu>` element as YAML, keys in any case; wins over VirtletCPUModel",
+)
+
 
 def _optional(kind: Kind[T]) -> Kind[T | None]:
     """As `kind`, and nothing for an empty text, which leaves the choice to the handler."""
@@ -65,12 +72,6 @@ CPU_MODEL: Annotation[str | None] = Annotation(
     help="`host-model` gives the guest the host's CPU, which nested virtualisation needs; empty "
     "takes "
     "the handler's or the node's model",
-)
-CPU_SETTING: Annotation[Cpu | None] = Annotation(
-    name="VirtletLibvirtCPUSetting",
-    kind=Kind(name="YAML of libvirt's <cpu> element", parse=parse_cpu),
-    default=None,
-    help="libvirt's `<cpu>` element as YAML, keys in any case; wins over VirtletCPUModel",
 )
 DISK_DRIVER: Annotation[str | None] = Annotation(
     name="VirtletDiskDriver",

@@ -1,4 +1,10 @@
-"""Hook implementations of the built-in flavors."""
+"""Hook implementations of the built-in flavors.
+
+A guest is told what it needs to put to use what a running VM is given. Kernels leave hot-plugged
+CPUs offline until somebody in the guest says otherwise, and some leave memory so. Distributions
+differ in whether their udev says it; ours says it for all of them.
+Source: cpu_hotplug.rst and memory-hotplug.rst of the Linux documentation, udev(7).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +18,24 @@ from virtlet.model.option import Annotation, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import VmConfig
 from virtlet.plugins.flavors import annotations
-from virtlet.plugins.flavors.choose import choose, machine_of
-from virtlet.plugins.flavors.hotplug import hotplug_part
-from virtlet.plugins.flavors.profile import check_flavors
+from virtlet.plugins.flavors.choose import check_flavors, choose, machine_of
+
+_PATH = "/etc/udev/rules.d/80-virtlet-hotplug.rules"
+_CPUS = 'SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}=="0", ATTR{online}="1"\n'
+_MEMORY = 'SUBSYSTEM=="memory", ACTION=="add", ATTR{state}=="offline", ATTR{state}="online"\n'
+
+
+def hotplug_part(flavor: Flavor) -> CloudInitPart | None:
+    """Rules for the guest's udev; None for a machine that cannot grow."""
+    rules = ""
+    if flavor.max_vcpus > 1:
+        rules += _CPUS
+    if flavor.max_memory > flavor.memory:
+        rules += _MEMORY
+    if not rules:
+        return None
+    file = {"path": _PATH, "permissions": "0644", "content": rules}
+    return CloudInitPart(user_data={"write_files": [file]})
 
 
 class Plugin:

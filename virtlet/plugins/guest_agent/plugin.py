@@ -1,4 +1,4 @@
-"""Hook implementations of commands through the guest agent."""
+"""Hook implementations of commands through the guest agent, with their setting."""
 
 import threading
 from collections.abc import Sequence

@@ -17,8 +17,7 @@ from virtlet import __version__
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import Credentials, ImageSource
 from virtlet.plugins.image_http.authorization import authorization, may_follow, origin
-from virtlet.plugins.image_http.connection import Connection
-from virtlet.plugins.image_http.tls import tls_context
+from virtlet.plugins.image_http.connection import Connection, tls_context
 
 _CONNECT_TIMEOUT = 15.0
 _TIMEOUT = 60.0

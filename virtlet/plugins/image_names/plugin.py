@@ -1,21 +1,42 @@
-"""The hooks of the image names."""
+"""The hooks of the image names, with their settings."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from virtlet import hookimpl
 from virtlet.errors import NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
-from virtlet.model.option import Option, Settings
-from virtlet.plugins.image_names.names import parse_name
-from virtlet.plugins.image_names.options import (
-    DOWNLOAD_PROTOCOL,
-    OPTIONS,
-    REGEXP_TRANSLATION,
-    TRANSLATIONS_DIR,
+from virtlet.model.option import BOOLEAN, PATH, Option, Settings, choice
+from virtlet.plugins.image_names.translator import UNKNOWN, Translator, parse_name
+
+TRANSLATIONS_DIR: Option[Path] = Option(
+    field="imageTranslationConfigsDir",
+    flag="--image-translation-configs-dir",
+    env="VIRTLET_IMAGE_TRANSLATIONS_DIR",
+    kind=PATH,
+    default="/etc/virtlet/images",
+    help="directory of image translation files (*.yaml); read again when they change",
 )
-from virtlet.plugins.image_names.translator import UNKNOWN, Translator
+REGEXP_TRANSLATION: Option[bool] = Option(
+    field="enableRegexpImageTranslation",
+    flag="--enable-regexp-image-translation",
+    env="IMAGE_REGEXP_TRANSLATION",
+    kind=BOOLEAN,
+    default="true",
+    help="translate image names by regular expressions too",
+)
+DOWNLOAD_PROTOCOL: Option[str] = Option(
+    field="downloadProtocol",
+    flag="--image-download-protocol",
+    env="VIRTLET_DOWNLOAD_PROTOCOL",
+    kind=choice("https", "http"),
+    default="https",
+    help="scheme for addresses that have none",
+)
+
+OPTIONS: tuple[Option[Any], ...] = (TRANSLATIONS_DIR, REGEXP_TRANSLATION, DOWNLOAD_PROTOCOL)
 
 
 class Plugin:

@@ -1,21 +1,177 @@
-"""One translation file: its schema and what it says."""
+"""One translation file: its schema and what it says, with the line of whatever is wrong in it.
 
-from collections.abc import Mapping
+The original's expressions are Go's, whose library is RE2; RE2 itself runs them here. It never
+backtracks, so that no expression, however written, makes a name take long.
+"""
+
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from attrs import frozen
 
+from virtlet.errors import FailedPrecondition
 from virtlet.model.image import TlsCertificate, Transport
-from virtlet.plugins.image_names.document import Document
-from virtlet.plugins.image_names.regexps import Rule, compile_rule
+from virtlet.model.plain import yaml_problem
 
+LARGEST = 1 << 20
+"""Bytes of the largest translation file."""
+
+_REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
+_MEMORY = 8 << 20
 _FIELDS = ("prefix", "translations", "transports")
 _TRANSLATION = ("name", "regexp", "url", "transport")
 _TRANSPORT = ("timeout", "maxRedirects", "proxy", "tls")
 _TLS = ("certificates", "serverName", "insecure")
 _CERTIFICATE = ("cert", "key")
 _LONGEST_TIMEOUT = 24 * 3600 * 1000
+
+
+class Malformed(FailedPrecondition):
+    """A translation file is not as it should be; the message names file and line."""
+
+    def __init__(self, path: Path, problem: str, node: yaml.Node | None = None) -> None:
+        line = f":{node.start_mark.line + 1}" if node is not None else ""
+        super().__init__(f"image translation file {path}{line}: {problem}")
+
+
+class Document:
+    """Readers for one file's nodes; each raises Malformed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def compose(self, content: bytes) -> yaml.Node | None:
+        """The root node; None when the file is empty."""
+        if len(content) > LARGEST:
+            raise Malformed(self.path, f"larger than {LARGEST} bytes")
+        try:
+            root: yaml.Node | None = yaml.compose(content, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise Malformed(self.path, yaml_problem(error)) from None
+        except (RecursionError, UnicodeDecodeError, ValueError):
+            raise Malformed(self.path, "no valid YAML") from None
+        return root
+
+    def fail(self, node: yaml.Node, problem: str) -> Malformed:
+        """The error for a node."""
+        return Malformed(self.path, problem, node)
+
+    def mapping(
+        self, node: yaml.Node | None, what: str, fields: Collection[str] | None = None
+    ) -> dict[str, yaml.Node]:
+        """The values of a mapping by key, nothing for an absent node; other keys are errors."""
+        if node is None or self._is_null(node):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise self.fail(node, f"{what} must be a mapping")
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = self.text(key, f"a key of {what}")
+            if fields is not None and name not in fields:
+                raise self.fail(
+                    key, f"{what} has no field {name!r}; its fields are {', '.join(fields)}"
+                )
+            if name in found:
+                raise self.fail(key, f"{what} has {name!r} twice")
+            found[name] = value
+        return found
+
+    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
+        """The items of a list, none for an absent node."""
+        if node is None or self._is_null(node):
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.fail(node, f"{what} must be a list")
+        return list(node.value)
+
+    def text(self, node: yaml.Node | None, what: str) -> str:
+        """A text, "" for an absent node; a number counts as the text it is written as."""
+        if node is None or self._is_null(node):
+            return ""
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.fail(node, f"{what} must be a text")
+        return str(node.value)
+
+    def number(self, node: yaml.Node | None, what: str, default: int, highest: int) -> int:
+        """A whole number from 0 to `highest`."""
+        if node is None:
+            return default
+        text = self.text(node, what)
+        if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= highest):
+            raise self.fail(node, f"{what} must be a whole number from 0 to {highest}")
+        return int(text)
+
+    def boolean(self, node: yaml.Node | None, what: str) -> bool:
+        """true or false; false for an absent node."""
+        if node is None:
+            return False
+        text = self.text(node, what).lower()
+        if text not in ("true", "false"):
+            raise self.fail(node, f"{what} must be true or false")
+        return text == "true"
+
+    def _is_null(self, node: yaml.Node) -> bool:
+        return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+@frozen
+class Rule:
+    """A compiled expression and the address it leads to."""
+
+    _compiled: Any
+    _url: str
+
+    def apply(self, name: str) -> str | None:
+        """The address of a name; None when the expression is not found in it."""
+        match = self._compiled.search(name)
+        if match is None:
+            return None
+
+        def value(reference: re.Match[str]) -> str:
+            group = reference[1] or reference[2]
+            if group is None:
+                return "$"
+            return match[int(group) if group.isdigit() else group] or ""
+
+        return _REFERENCE.sub(value, self._url)
+
+
+def compile_rule(regexp: str, url: str) -> Rule:
+    """Compile an expression, and check that the address refers to sub-matches it has.
+
+    Args:
+        regexp: in RE2's syntax; found anywhere in the name, unless it has ^ and $.
+        url: with `$1`, `${1}` or `${name}` for sub-matches and `$$` for a dollar.
+
+    Raises:
+        ValueError: what is wrong with either.
+    """
+    # Not at the top: most nodes have no expressions, and start and stay smaller without it.
+    import re2  # type: ignore[import-untyped]
+
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MEMORY
+    try:
+        compiled = re2.compile(regexp, options)
+    except re2.error as error:
+        reason = error.args[0] if error.args else b""
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(f"no valid regular expression: {text}") from None
+    for reference in _REFERENCE.finditer(url):
+        group = reference[1] or reference[2]
+        if group is None:
+            continue
+        known = int(group) <= compiled.groups if group.isdigit() else group in compiled.groupindex
+        if not known:
+            raise ValueError(
+                f"the url refers to ${group}, which the regexp does not have; "
+                "write ${1} where letters, digits or _ follow, and $$ for a dollar"
+            )
+    return Rule(compiled, url)
 
 
 @frozen

@@ -13,13 +13,10 @@ from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.vm import Device, Vm, VolumeRequest
-from virtlet.plugins.volumes.devices import serve_device
-from virtlet.plugins.volumes.kubelet import Origin, origin_of
-from virtlet.plugins.volumes.mounts import serve_mount
-from virtlet.plugins.volumes.nodes import make_node
+from virtlet.plugins.volumes.devices import make_node, serve_device
+from virtlet.plugins.volumes.mounts import Origin, origin_of, serve_mount
 from virtlet.plugins.volumes.options import CHOWN_MOUNTS, KUBELET_ROOT_DIR, RAW_DEVICES
-from virtlet.plugins.volumes.ownership import give_away
-from virtlet.plugins.volumes.shares import bring_near
+from virtlet.plugins.volumes.shares import bring_near, give_away
 
 
 class Plugin:

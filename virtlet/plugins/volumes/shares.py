@@ -5,6 +5,7 @@ Each VM gets the directory at a place of its own, below its private directory, w
 mode of the directory itself decide who may do what in it.
 """
 
+import contextlib
 import errno
 import os
 import pwd
@@ -22,6 +23,27 @@ from virtlet.model.vm import Mount
 from virtlet.plugins.volumes.options import CHOWN_MOUNTS
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def give_away(directory: Path, uid: int, gid: int) -> None:
+    """Make a directory and all in it belong to a user; links are not followed.
+
+    Files that vanish meanwhile are none of our business.
+
+    Raises:
+        FailedPrecondition: an owner cannot be changed.
+    """
+    try:
+        os.chown(directory, uid, gid)
+        for _, directories, files, descriptor in os.fwalk(directory, follow_symlinks=False):
+            for name in (*directories, *files):
+                with contextlib.suppress(FileNotFoundError):
+                    os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{directory} cannot be given to the emulator's user ({error.strerror}): take the "
+            "annotation VirtletChown9pfsMounts away, or use a volume that knows owners"
+        ) from None
 
 
 def bring_near(share: Share, mount: Mount, directory: Path, node: Node) -> Share:

@@ -1,14 +1,66 @@
-"""The documents of a config drive.
+"""The documents of cloud-init's data sources: meta-data, and what a config drive has.
 
-Source: OpenStack's "Metadata service" formats, version `latest`.
+All are JSON and YAML at once. JSON is YAML but for a few corners: characters YAML forbids or takes
+for line ends, characters outside the basic plane in escapes, and exponents without a point. Here
+they are written so that both readers see the same.
+
+Source of the config drive: OpenStack's "Metadata service" formats, version `latest`.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from virtlet.model.network import Network, Nic
-from virtlet.model.pod import DnsConfig
+from virtlet.model.pod import DnsConfig, Pod
+from virtlet.plugins.cloudinit.annotations import META_DATA, SSH_KEYS
+
+_RISKY = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+_MAX_HOSTNAME = 63
+"""Bytes of a host name on Linux."""
+
+
+def dump(value: Any) -> str:
+    """One line of text, for plain data."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_text(k)}: {dump(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(dump, value)) + "]"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float):
+        number = repr(value)
+        return number if "." in number else number.replace("e", ".0e")
+    return json.dumps(value)
+
+
+def _text(value: str) -> str:
+    return _RISKY.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+def meta_data(pod: Pod) -> dict[str, Any]:
+    """The meta-data of a pod's VM.
+
+    The instance is the pod by name, not the attempt: a restarted container has a fresh disk and
+    so runs everything anyway, while a disk that outlives its pod must not be set up again.
+    """
+    meta = pod.config.metadata
+    generated: dict[str, Any] = {
+        "instance-id": f"{meta.name}.{meta.namespace}",
+        "local-hostname": _hostname(pod),
+    }
+    keys = SSH_KEYS.of(pod)
+    if keys:
+        generated["public-keys"] = list(keys)
+    return generated | META_DATA.of(pod)
+
+
+def _hostname(pod: Pod) -> str:
+    # A name that is too long is cut as the kubelet cuts it for containers.
+    return pod.config.hostname or pod.config.metadata.name[:_MAX_HOSTNAME].rstrip("-.")
 
 
 def meta_data_json(meta_data: Mapping[str, Any]) -> dict[str, Any]:
