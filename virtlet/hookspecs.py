@@ -154,13 +154,13 @@ def virtlet_release_seed(vm: Vm, disk: Disk | None) -> None:
 
 
 @hookspec(firstresult=True)
-def virtlet_render_domain(machine: Machine) -> str | None:
-    """Write the domain document that the hypervisor reads (first)."""
+def virtlet_render_domain(machine: Machine) -> Element | None:
+    """Make the domain document that the hypervisor reads, as an element tree (first)."""
 
 
 @hookspec
 def virtlet_customize_domain(machine: Machine, domain: Element) -> None:
-    """Edit the domain document in place; its uuid, name and emulator are not yours (all)."""
+    """Edit the domain document in place (all)."""
 
 
 @hookspec

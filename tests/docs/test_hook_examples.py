@@ -36,6 +36,7 @@ from virtlet.model.image import ImageSource
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
+from virtlet.plugins.libvirt_qemu.mark import flaw, written
 
 STARTED = Event(kind=EventKind.VM_STARTED, subject="b" * 32, pod_id="a" * 32, at=5)
 EMPTY_DIR = "/var/lib/kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/scratch"
@@ -145,7 +146,7 @@ def test_example_of_virtlet_hypervisor(example: Example, machine: Machine) -> No
     seen: list[Observation] = []
     hypervisor.subscribe(seen.append)
     hypervisor.open()
-    hypervisor.define(machine, "<domain/>")
+    hypervisor.define(machine, None)
     hypervisor.start(machine.vm.id)
     assert hypervisor.list()[machine.vm.id].state is DomainState.RUNNING
     hypervisor.shutdown(machine.vm.id)
@@ -286,10 +287,12 @@ def test_example_of_virtlet_seed(example: Example, vm: Vm) -> None:
 def test_example_of_virtlet_render_domain(
     example: Example, machine: Machine, tmp_path: Path
 ) -> None:
-    """A document that libvirt's schema takes."""
+    """A document that libvirt's schema takes, and the hypervisor as the machine's."""
     made = evolve(machine, environment={"VIRTLET_LAUNCH_VM": machine.vm.id})
     document = tmp_path / "domain.xml"
-    document.write_text(example.hooks.render_domain(made))
+    _, domain = example.hooks.render_domain(made)
+    assert not flaw(made, domain)
+    document.write_text(written(domain))
     subprocess.run(["virt-xml-validate", document, "domain"], check=True, capture_output=True)
 
 

@@ -36,7 +36,7 @@ def edited(plugin: Any, annotations: dict[str, str]) -> ElementTree.Element:
     """A rendered document after the plugin has edited it."""
     machine = plain()
     machine = evolve(machine, vm=evolve(machine.vm, pod=make_pod(annotations)))
-    domain = ElementTree.fromstring(Renderer(1, 1, "").render(machine))
+    domain = Renderer(1, 1, "").render(machine)
     plugin.virtlet_customize_domain(machine, domain)
     return domain
 

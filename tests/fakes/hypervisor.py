@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from xml.etree.ElementTree import Element
 
 from attrs import asdict, define, evolve, field
 
@@ -61,6 +62,10 @@ class FakeHypervisor(Hypervisor):
     """Bytes that every emulator needs beside its guest."""
     sizes: dict[str, Resize] = field(factory=dict)
     """What running VMs have."""
+    documents: dict[str, Element | None] = field(factory=dict)
+    """What each VM was defined with."""
+    reads: bool = False
+    """Whether it wants a document of every VM."""
 
     def open(self) -> None:
         self.faults.strike("open")
@@ -83,8 +88,12 @@ class FakeHypervisor(Hypervisor):
     def overhead(self, machine: Machine) -> int:
         return self.need
 
-    def define(self, machine: Machine, document: str) -> None:
+    def reads_documents(self) -> bool:
+        return self.reads
+
+    def define(self, machine: Machine, domain: Element | None) -> None:
         self.faults.strike("define")
+        self.documents[machine.vm.id] = domain
         self.domains[machine.vm.id] = DomainState.DEFINED
         self.machines[machine.vm.id] = machine
 

@@ -126,10 +126,6 @@ class Plugin:
     def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> "Printed | None":
         return Printed(self.node.guest) if self.node.guest else None
 
-    @hookimpl
-    def virtlet_render_domain(self, machine: Machine) -> str:
-        return "<domain/>"
-
 
 class Printed(ExecSession):
     """A command that prints something and ends."""

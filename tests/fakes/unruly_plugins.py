@@ -26,10 +26,6 @@ class Spoils(Current):
         return [1]
 
     @hookimpl
-    def virtlet_render_domain(self, machine: object) -> Any:
-        return "<domain>&hunter2;</domain>"
-
-    @hookimpl
     def virtlet_cloud_init(self, vm: object, volumes: object) -> Any:
         return CloudInitPart(meta_data=untyped(["x"]))
 
@@ -44,30 +40,6 @@ class Pipes(Current):
     @hookimpl
     def virtlet_launch(self, machine: object) -> LaunchPart:
         return LaunchPart(fds=(LaunchFd(name="pipe", fd=os.pipe()[0]),))
-
-
-class Renders(Current):
-    """Writes a domain document."""
-
-    @hookimpl(trylast=True)
-    def virtlet_render_domain(self, machine: object) -> str:
-        return "<domain><name>n</name></domain>"
-
-
-class Number(Current):
-    """Puts a number where XML has text alone."""
-
-    @hookimpl
-    def virtlet_customize_domain(self, machine: object, domain: Any) -> None:
-        domain.set("hunter2", 5)
-
-
-class Space(Current):
-    """Puts an attribute into the document that no parser reads."""
-
-    @hookimpl
-    def virtlet_customize_domain(self, machine: object, domain: Any) -> None:
-        domain.set("two words", "x")
 
 
 class SpoilingWrapper(Current):

@@ -3,6 +3,7 @@
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from xml.etree.ElementTree import Element
 
 from attrs import frozen
 
@@ -97,9 +98,28 @@ class Hypervisor(ABC):
         """
         return 0
 
+    def reads_documents(self) -> bool:
+        """Whether `define` takes a domain document; where not, no plugin is asked to write one.
+
+        Does not block. Default: it takes none.
+        """
+        return False
+
+    def review(self, machine: Machine, domain: Element) -> str:
+        """Say what makes a domain document unfit for the machine, as "whose <uuid> is not …".
+
+        Called after the document was rendered and after each plugin's edit; that plugin is named
+        in the error then. Changes nothing, does not block. Default: "", any document is fit.
+        """
+        return ""
+
     @abstractmethod
-    def define(self, machine: Machine, document: str) -> None:
+    def define(self, machine: Machine, domain: Element | None) -> None:
         """Make the domain known, not running. Defining the same VM again replaces it.
+
+        Args:
+            machine: what the domain is to be.
+            domain: its document, the hypervisor's own from now on; None where it reads none.
 
         Raises:
             InvalidArgument: the hypervisor refuses the document.

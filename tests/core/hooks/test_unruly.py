@@ -10,7 +10,6 @@ import pytest
 from tests.fakes import models
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
-from virtlet.core.lifecycle.domain import domain_document
 from virtlet.errors import PluginError
 from virtlet.model.flavor import Flavor
 from virtlet.model.pod import Profile
@@ -116,21 +115,3 @@ def test_what_looks_like_a_cancelled_call_is_an_error_too(tmp_path: Path) -> Non
 def test_shutting_down_goes_on_past_a_plugin_that_exits(caplog: pytest.LogCaptureFixture) -> None:
     _hooks("Exits").shutdown()
     assert "plugin did not shut down" in caplog.messages
-
-
-def test_a_document_that_is_no_xml_names_its_renderer(tmp_path: Path) -> None:
-    names = ("Renders", "Spoils")
-    with pytest.raises(
-        PluginError, match="'Spoils'.*virtlet_render_domain.*no XML .line 1, column 8"
-    ) as caught:
-        domain_document(_hooks(*names), models.machine(tmp_path, plugins=names))
-    assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize("editor", ["Number", "Space"])
-def test_a_document_that_cannot_be_written_names_its_editor(tmp_path: Path, editor: str) -> None:
-    names = ("Renders", "Number", "Space")
-    profile = ("Renders", editor)
-    with pytest.raises(PluginError, match=f"'{editor}'.*virtlet_customize_domain") as caught:
-        domain_document(_hooks(*names), models.machine(tmp_path, plugins=profile))
-    assert "hunter2" not in str(caught.value)

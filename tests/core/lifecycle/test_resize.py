@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pytest
 from attrs import define, evolve, field
@@ -36,9 +37,9 @@ class Recorder(FakeHypervisor):
     defined: list[Machine] = field(factory=list)
     on_resize: Callable[[str], None] = lambda vm_id: None
 
-    def define(self, machine: Machine, document: str) -> None:
+    def define(self, machine: Machine, domain: Element | None) -> None:
         self.defined.append(machine)
-        super().define(machine, document)
+        super().define(machine, domain)
 
     def resize(self, vm_id: str, change: Resize) -> Resize:
         self.asked.append(change)

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import pytest
 from attrs import evolve
@@ -17,19 +17,20 @@ from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
 from virtlet.plugins.domain_xml.options import OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin
 from virtlet.plugins.domain_xml.render import Renderer, domain_name
+from virtlet.plugins.libvirt_qemu.mark import written
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def render(machine: Machine, cpu_model: str = "") -> ElementTree.Element:
+def render(machine: Machine, cpu_model: str = "") -> Element:
     renderer = Renderer(64055, 106, cpu_model, uefi=lambda: FIRMWARE)
-    return ElementTree.fromstring(renderer.render(machine))
+    return renderer.render(machine)
 
 
 @pytest.mark.parametrize("name", all_machines())
 def test_documents_are_as_agreed(name: str, refresh_golden: bool) -> None:
     """Any change to a document shows in the diff of its golden file."""
-    text = Renderer(64055, 106, "", uefi=lambda: FIRMWARE).render(all_machines()[name])
+    text = written(render(all_machines()[name])) + "\n"
     golden = GOLDEN / f"domain-{name}.xml"
     if refresh_golden:
         golden.write_text(text)
@@ -166,9 +167,8 @@ def test_hook_virtlet_render_domain(tmp_path: Path) -> None:
     plugin = Plugin()
     node = make_node(tmp_path, uid=7, gid=8)
     plugin.virtlet_configure(make_config(OPTIONS, cpuModel="Nehalem"), node)
-    text = plugin.virtlet_render_domain(plain())
-    assert text is not None
-    document = ElementTree.fromstring(text)
+    document = plugin.virtlet_render_domain(plain())
+    assert document is not None
     assert document.findtext("seclabel/label") == "+7:+8"
     assert document.findtext("cpu/model") == "Nehalem"
 

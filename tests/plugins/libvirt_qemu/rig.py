@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from attrs import evolve
 
@@ -131,10 +132,10 @@ class Rig:
             guest_agent=runtime / "agent.sock",
         )
 
-    def document(self, machine: Machine) -> str:
-        text = self._renderer.virtlet_render_domain(machine)
-        assert text is not None
-        return text
+    def document(self, machine: Machine) -> Element:
+        domain = self._renderer.virtlet_render_domain(machine)
+        assert domain is not None
+        return domain
 
     def define(self, machine: Machine | None = None) -> Machine:
         machine = machine or self.machine()

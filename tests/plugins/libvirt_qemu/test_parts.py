@@ -13,7 +13,7 @@ from virtlet.model.hypervisor import DomainState
 from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu import states
 from virtlet.plugins.libvirt_qemu.domain_log import ended_by_signal, why
-from virtlet.plugins.libvirt_qemu.mark import marked
+from virtlet.plugins.libvirt_qemu.mark import mark, written
 from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
 from virtlet.plugins.libvirt_qemu.runs import Runs
 
@@ -69,16 +69,12 @@ def test_the_embedded_driver_leaves_files_and_cgroups_alone(tmp_path: Path) -> N
 
 def test_a_mark_replaces_an_older_one_and_keeps_the_rest() -> None:
     """A renderer may have metadata of its own."""
-    document = (
-        f'<domain><name>n</name><uuid>{UUID}</uuid><metadata><x:y xmlns:x="urn:x"/></metadata>'
-        "</domain>"
-    )
-    once, name = marked(document, VM, "one")
-    twice, _ = marked(once, VM, "two")
-    metadata = ElementTree.fromstring(twice).find("metadata")
-    assert metadata is not None
+    domain = ElementTree.fromstring('<domain><metadata><y xmlns="urn:x"/></metadata></domain>')
+    mark(domain, VM, "one")
+    mark(domain, VM, "two")
+    (metadata,) = domain
     assert [element.attrib for element in metadata] == [{}, {"instance": "two", "id": VM}]
-    assert name == "n"
+    assert 'xmlns:virtlet="urn:virtlet:domain:1"' in written(domain)
 
 
 def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:

@@ -1,39 +1,51 @@
-"""The domain document: rendered by one plugin, edited by others, checked by the core."""
+"""The domain document: rendered by one plugin, edited by others, reviewed by the hypervisor."""
 
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+from xml.parsers import expat
 
+from virtlet.core.hooks.blame import returned
 from virtlet.core.hooks.facade import Hooks
-from virtlet.errors import PluginError
+from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.vm import Machine
 
-_CORE_OWNED = ("uuid", "name", "devices/emulator")
 
+def domain_document(hooks: Hooks, hypervisor: Hypervisor, machine: Machine) -> Element | None:
+    """The one tree that the renderer makes, the editors change and the hypervisor defines.
 
-def domain_document(hooks: Hooks, machine: Machine) -> str:
-    """The document that is handed to the hypervisor.
+    Returns:
+        The document; None where the hypervisor reads none, and nobody is asked for one.
 
     Raises:
-        PluginError: the renderer's text is no XML, an editor left none, or touched what is not
-            its own.
+        PluginError: the renderer or an editor left a document that the hypervisor cannot use.
+        FailedPrecondition: nobody renders.
     """
-    text = hooks.render_domain(machine)
-    editors = hooks.domain_customizers(machine.vm.pod.profile)
-    if not editors:
-        return text
-    domain = ElementTree.fromstring(text)
-    owned = _owned(domain)
-    for plugin in editors:
+    if not hypervisor.reads_documents():
+        return None
+
+    def check(plugin: str, hook: str) -> None:
+        flaw = _unwritable(domain) or hypervisor.review(machine, domain)
+        if flaw:
+            raise returned(plugin, hook, f"left a domain document {flaw}")
+
+    renderer, domain = hooks.render_domain(machine)
+    check(renderer, "virtlet_render_domain")
+    for plugin in hooks.domain_customizers(machine.vm.pod.profile):
         hooks.customize_domain(plugin, machine, domain)
-        for path, before, after in zip(_CORE_OWNED, owned, _owned(domain), strict=True):
-            if before != after:
-                raise PluginError(
-                    plugin,
-                    "virtlet_customize_domain",
-                    f"changed <{path}> of the domain",
-                    "the core finds the VM by it: take that edit out of the plugin",
-                )
-    return ElementTree.tostring(domain, encoding="unicode")
+        check(plugin, "virtlet_customize_domain")
+    return domain
 
 
-def _owned(domain: ElementTree.Element) -> list[list[str | None]]:
-    return [[element.text for element in domain.findall(path)] for path in _CORE_OWNED]
+def _unwritable(domain: Element) -> str:
+    """Why a tree cannot be written as XML that a parser takes, as a clause; "" when it can.
+
+    The text is thrown away. Errors are not quoted, because they may hold what is in the document.
+    """
+    try:
+        written = ElementTree.tostring(domain)
+        expat.ParserCreate(namespace_separator=" ").Parse(written, True)
+    except expat.ExpatError as error:
+        return f"that cannot be written as XML (line {error.lineno}, column {error.offset})"
+    except Exception:
+        return "that cannot be written as XML"
+    return ""

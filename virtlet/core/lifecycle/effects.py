@@ -6,6 +6,7 @@ the reverse of what the journal holds.
 
 import logging
 from typing import Any, ClassVar
+from xml.etree.ElementTree import Element
 
 from attrs import frozen
 
@@ -175,7 +176,7 @@ class Domain(_VmEffect):
     """The VM, known to the hypervisor."""
 
     machine: Machine | None = None
-    document: str = ""
+    document: Element | None = None
     kind: ClassVar[str] = "domain"
     record_type: ClassVar[Any] = bool
 

@@ -144,7 +144,7 @@ def _resize_created(
         vm=evolve(vm, config=evolve(vm.config, resources=wanted)),
     )
     sized = fitted(sized, wanted, hypervisor)
-    document = domain_document(context.hooks, sized)
+    document = domain_document(context.hooks, hypervisor, sized)
     steps = Steps(context, record, change, {})
     try:
         steps.intend()
@@ -166,7 +166,7 @@ def _huge(resources: Resources) -> dict[str, int]:
 
 def _redefine(context: Context, record: VmRecord, machine: Machine) -> None:
     hypervisor = context.hypervisors.named(record.hypervisor)
-    hypervisor.define(machine, domain_document(context.hooks, machine))
+    hypervisor.define(machine, domain_document(context.hooks, hypervisor, machine))
 
 
 def _resize_running(

@@ -98,8 +98,9 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         root = _make_root_disk(context, vm, flavor)
         seed = _make_seed(context, vm, flavor, volumes)
         machine = _machine(context, vm, hypervisor, flavor, root, volumes, seed)
-        machine = fitted(machine, config.resources, context.hypervisors.named(hypervisor))
-        document = domain_document(context.hooks, machine)
+        runs_it = context.hypervisors.named(hypervisor)
+        machine = fitted(machine, config.resources, runs_it)
+        document = domain_document(context.hooks, runs_it, machine)
         context.journal.perform(Domain(context, vm, hypervisor, machine=machine, document=document))
         created = evolve(record, phase=VmPhase.CREATED, machine=machine)
         commit_vm(

@@ -1,6 +1,7 @@
 """The `<cpu>` element."""
 
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from virtlet.errors import InvalidArgument
 from virtlet.model.vm import Machine
@@ -8,8 +9,8 @@ from virtlet.model.vm import Machine
 _HOST = ("host-model", "host-passthrough")
 
 
-def cpu_element(machine: Machine, default_model: str) -> str:
-    """The `<cpu>` element of a machine; "" leaves the CPU to QEMU.
+def cpu_element(machine: Machine, default_model: str) -> Element | None:
+    """The `<cpu>` element of a machine; None leaves the CPU to QEMU.
 
     Args:
         machine: whose CPU.
@@ -25,8 +26,8 @@ def cpu_element(machine: Machine, default_model: str) -> str:
     # uses them, at a price.
     model = machine.flavor.cpu_model or default_model or ("host-model" if kvm else "")
     if not model:
-        return ""
-    cpu = ElementTree.Element("cpu")
+        return None
+    cpu = Element("cpu")
     if model in _HOST:
         # Emulation has no host CPU to pass on; its own best one serves those who ask for features.
         cpu.set("mode", model if kvm else "maximum")
@@ -35,10 +36,10 @@ def cpu_element(machine: Machine, default_model: str) -> str:
         cpu.set("match", "exact")
         name = ElementTree.SubElement(cpu, "model", {"fallback": "forbid"})
         name.text = model
-    return ElementTree.tostring(cpu, encoding="unicode")
+    return cpu
 
 
-def _checked(machine: Machine) -> str:
+def _checked(machine: Machine) -> Element:
     try:
         cpu = ElementTree.fromstring(machine.flavor.cpu_xml)
     except ElementTree.ParseError as error:
@@ -50,4 +51,4 @@ def _checked(machine: Machine) -> str:
         raise InvalidArgument(
             f"the CPU setting of VM {machine.vm.name} is a <{cpu.tag}> element, not <cpu>"
         )
-    return ElementTree.tostring(cpu, encoding="unicode")
+    return cpu

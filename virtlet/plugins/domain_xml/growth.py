@@ -3,7 +3,7 @@
 Source: "CPU Allocation", "Memory Allocation" and "Memory devices" of libvirt's domain XML format.
 """
 
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 from attrs import frozen
 
@@ -60,19 +60,20 @@ def growth_of(machine: Machine) -> Growth:
     )
 
 
-def with_node(cpu: str, growth: Growth) -> str:
+def with_node(cpu: Element | None, growth: Growth) -> Element | None:
     """A `<cpu>` element with the NUMA node that a memory device belongs to.
 
     Args:
-        cpu: the element, or "" for none.
+        cpu: the element, which is changed.
         growth: the machine's; without a device the element stays as it is.
     """
     if not growth.device:
         return cpu
-    element = ElementTree.fromstring(cpu or "<cpu/>")
-    if element.find("numa") is None:
-        numa = ElementTree.SubElement(element, "numa")
+    if cpu is None:
+        cpu = Element("cpu")
+    if cpu.find("numa") is None:
+        numa = SubElement(cpu, "numa")
         last = growth.most_vcpus - 1
         node = {"id": "0", "cpus": f"0-{last}" if last else "0"}
-        ElementTree.SubElement(numa, "cell", node | {"memory": str(growth.memory), "unit": "b"})
-    return ElementTree.tostring(element, encoding="unicode")
+        SubElement(numa, "cell", node | {"memory": str(growth.memory), "unit": "b"})
+    return cpu

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from virtlet import hookimpl
 from virtlet.model.node import Node
@@ -30,6 +31,6 @@ class Plugin:
         self._renderer = Renderer(node.emulator_uid, node.emulator_gid, settings[CPU_MODEL])
 
     @hookimpl(trylast=True)
-    def virtlet_render_domain(self, machine: Machine) -> str | None:
+    def virtlet_render_domain(self, machine: Machine) -> Element | None:
         """Render any machine."""
         return self._renderer.render(machine) if self._renderer else None

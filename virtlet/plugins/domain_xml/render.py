@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import jinja2
 from markupsafe import Markup
@@ -50,7 +52,7 @@ class Renderer:
         )
         return environment.get_template("domain.xml.j2")
 
-    def render(self, machine: Machine) -> str:
+    def render(self, machine: Machine) -> Element:
         """The document of a machine.
 
         Raises:
@@ -60,13 +62,14 @@ class Renderer:
         flavor = machine.flavor
         pci_express = not is_plain_pci(flavor.machine)
         growth = growth_of(machine)
+        cpu = with_node(cpu_element(machine, self._cpu_model), growth)
         shares = [v for v in machine.volumes if isinstance(v, Share)]
-        return self._template.render(
+        text = self._template.render(
             m=machine,
             name=domain_name(machine),
             uuid=str(uuid.UUID(machine.vm.id)),
             growth=growth,
-            cpu=Markup(with_node(cpu_element(machine, self._cpu_model), growth)),
+            cpu=None if cpu is None else Markup(ElementTree.tostring(cpu, encoding="unicode")),
             firmware=self._uefi() if flavor.firmware == "uefi" else None,
             pci_express=pci_express,
             disks=targets(machine, "sata" if pci_express else "ide"),
@@ -75,6 +78,7 @@ class Renderer:
             uid=self._uid,
             gid=self._gid,
         )
+        return ElementTree.fromstring(text)
 
 
 def is_plain_pci(machine_type: str) -> bool:

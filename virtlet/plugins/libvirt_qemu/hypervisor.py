@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import libvirt
 
@@ -38,7 +39,7 @@ from virtlet.plugins.libvirt_qemu.changes import Changes
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
 from virtlet.plugins.libvirt_qemu.host_name import tell_of_slow_look_ups, without_look_up
-from virtlet.plugins.libvirt_qemu.mark import canonical, marked
+from virtlet.plugins.libvirt_qemu.mark import canonical, flaw, mark, written
 from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
 from virtlet.plugins.libvirt_qemu.overhead import overhead
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
@@ -133,10 +134,19 @@ class LibvirtHypervisor(Hypervisor):
         """The NICs; libvirt knows of none, as it would open their taps in its own namespace."""
         return nics.launch_part(machine)
 
-    def define(self, machine: Machine, document: str) -> None:
+    def reads_documents(self) -> bool:
+        """libvirt does."""
+        return True
+
+    def review(self, machine: Machine, domain: Element) -> str:
+        """Say why a document cannot be the machine's."""
+        return flaw(machine, domain)
+
+    def define(self, machine: Machine, domain: Element | None) -> None:
         """Define the domain, with our mark in its metadata."""
+        assert domain is not None, "it reads documents"
         vm_id = machine.vm.id
-        text, name = marked(document, vm_id, self._node.instance)
+        mark(domain, vm_id, self._node.instance)
         with self._domains.call(f"define VM {vm_id}") as connection:
             known = self._domains.look_up(connection, vm_id)
             if known is not None and not self._domains.is_ours(known, vm_id):
@@ -144,10 +154,11 @@ class LibvirtHypervisor(Hypervisor):
                     f"cannot define VM {vm_id}: libvirt has a domain with this uuid that is not "
                     "ours; it was left alone"
                 )
+            name = domain.findtext("name")
             if known is not None and known.name() != name and not known.isActive():
                 # libvirt refuses a uuid it knows by another name.
                 known.undefineFlags(_FORGET_ALL)
-            connection.defineXML(text)
+            connection.defineXML(written(domain))
             self._runs.forget(vm_id)
 
     def remove(self, vm_id: str) -> None:

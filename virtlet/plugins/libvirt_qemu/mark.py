@@ -1,50 +1,58 @@
-"""The mark that tells our domains from those of others."""
+"""What makes a domain document the one of a VM of ours."""
 
 import uuid
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import libvirt
 
-from virtlet.errors import InvalidArgument
+from virtlet.model.vm import Machine
 
 NAMESPACE = "urn:virtlet:domain:1"
 _PREFIX = "virtlet"
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 
-def marked(document: str, vm_id: str, instance: str) -> tuple[str, str]:
-    """Put our mark into a domain document.
+def flaw(machine: Machine, domain: Element) -> str:
+    """Why a document cannot be the machine's, as a clause; "" when it can.
+
+    The domain is found by its uuid, and its files by its name, which no other may have. Only
+    the machine's emulator takes part in its launch.
+    """
+    vm_id = machine.vm.id
+    if domain.tag != "domain":
+        return "that is no <domain>"
+    if [canonical(text) for text in _texts(domain, "uuid")] != [vm_id]:
+        return "whose <uuid> is not the VM's id"
+    if [vm_id[:12] in name for name in _texts(domain, "name")] != [True]:
+        return "whose <name> does not have the first 12 digits of the VM's id in it"
+    if _texts(domain, "devices/emulator") != [str(machine.emulator)]:
+        return "whose <emulator> is not the machine's"
+    return ""
+
+
+def mark(domain: Element, vm_id: str, instance: str) -> None:
+    """Put our mark into a domain document, in place of any that is there.
 
     Args:
-        document: libvirt XML.
-        vm_id: the VM it is for; must be the document's uuid.
+        domain: the document.
+        vm_id: the VM it is for.
         instance: the manager whose VM it is.
-
-    Returns:
-        The document with the mark, and the domain's name.
-
-    Raises:
-        InvalidArgument: it is no domain document, or another VM's.
     """
-    try:
-        domain = ElementTree.fromstring(document)
-    except ElementTree.ParseError as error:
-        raise InvalidArgument(f"the domain document of VM {vm_id} is no XML: {error}") from None
-    name = (domain.findtext("name") or "").strip()
-    if domain.tag != "domain" or not name:
-        raise InvalidArgument(f"the document of VM {vm_id} is no named <domain>")
-    if canonical(domain.findtext("uuid") or "") != vm_id:
-        raise InvalidArgument(f"the domain document of VM {vm_id} has another <uuid>")
     metadata = domain.find("metadata")
     if metadata is None:
         metadata = ElementTree.SubElement(domain, "metadata")
     for old in metadata.findall(f"{{{NAMESPACE}}}vm"):
         metadata.remove(old)
     ElementTree.SubElement(metadata, f"{{{NAMESPACE}}}vm", {"instance": instance, "id": vm_id})
+
+
+def written(domain: Element) -> str:
+    """The document as text, with the namespaces' usual prefixes."""
     ElementTree.register_namespace(_PREFIX, NAMESPACE)
     ElementTree.register_namespace("qemu", _QEMU_NAMESPACE)
-    return ElementTree.tostring(domain, encoding="unicode"), name
+    return ElementTree.tostring(domain, encoding="unicode")
 
 
 def is_marked(domain: Any, instance: str) -> bool:
@@ -70,3 +78,7 @@ def canonical(text: str) -> str:
         return uuid.UUID(text.strip()).hex
     except ValueError:
         return ""
+
+
+def _texts(domain: Element, path: str) -> list[str]:
+    return [element.text or "" for element in domain.findall(path)]
