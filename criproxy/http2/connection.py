@@ -2,7 +2,7 @@
 
 Frame formats come from hyperframe, header packing from hpack; what is here is the order of frames,
 the windows and the life of streams (RFC 9113), and only as much of them as gRPC uses: no push, no
-priorities, no upgrade. docs/decisions has why.
+priorities, no upgrade. docs/decisions has why, and figures of h2.
 """
 
 from __future__ import annotations
