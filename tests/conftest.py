@@ -30,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interrupts(config))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The examples' guests are real ones."""
+    for item in items:
+        if "virtlet_node" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
+
+
 class Scheduler(LoadScopeScheduling):
     """Where tests run on several processes, those that share a node or a file run on one."""
 

@@ -1,5 +1,6 @@
 """What a built package holds."""
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import virtlet
 
 ROOT = Path(__file__).parents[1]
 METADATA = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE")
@@ -37,3 +41,19 @@ def test_the_licence_that_the_metadata_names_is_shipped(wheel: dict[str, str]) -
     (shipped,) = (text for name, text in wheel.items() if name.endswith("/LICENSE"))
     assert shipped == (ROOT / "LICENSE").read_text()
     assert "END OF TERMS AND CONDITIONS" in shipped
+
+
+def test_the_development_version_meets_what_plugins_require() -> None:
+    """Authors write `virtlet>=2.0`, and so do the examples."""
+    for file in (ROOT / "examples").glob("plugin-*/setup.cfg"):
+        setup = configparser.ConfigParser()
+        setup.read(file)
+        requirement = Requirement(setup["options"]["install_requires"].strip())
+        assert str(requirement) == "virtlet>=2.0"
+        assert requirement.specifier.contains(virtlet.__version__, prereleases=False)
+
+
+def test_the_metadata_s_version_is_the_module_s() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == virtlet.__version__

@@ -8,7 +8,7 @@ import pluggy
 
 __all__ = ["HOOK_API", "PROJECT", "__version__", "hookimpl"]
 
-__version__ = "2.0.0.dev0"
+__version__ = "2.0.0+dev"
 
 PROJECT = "virtlet"
 """Name of the plugin project and of the entry point group."""

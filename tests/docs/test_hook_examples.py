@@ -16,7 +16,6 @@ from attrs import evolve
 from tests.core.images.disks import raw_disk
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
-from tests.fakes.namespaces import enter_namespace
 from virtlet.core.execution.streams import CollectedStreams
 from virtlet.core.images.layout import Layout
 from virtlet.core.images.pull import Images
@@ -37,6 +36,7 @@ from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
 from virtlet.plugins.libvirt_qemu.mark import flaw, written
+from virtlet.testing.namespaces import enter_namespace
 
 STARTED = Event(kind=EventKind.VM_STARTED, subject="b" * 32, pod_id="a" * 32, at=5)
 EMPTY_DIR = "/var/lib/kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/scratch"

@@ -6,23 +6,23 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from attrs import evolve, frozen
 
 from tests.fakes import kubelet
-from virtlet.cli.client import Client
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
+from virtlet.testing import guest
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "build" / "tiny.qcow2"
 MANIFEST = ROOT / "examples" / "pods" / "tiny.yaml"
-BOOT_TIMEOUT = 90.0
-"""Seconds; a loaded machine without KVM is slow."""
+BOOT_TIMEOUT = guest.BOOT_TIMEOUT
 
 _numbers = itertools.count(1)
 
@@ -35,22 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @frozen
-class Pod:
+class Pod(guest.Guest):
     """A pod on its way; every step is one CRI call, with no field that a kubelet does not send."""
 
-    node: Playground
-    client: Client
-    manifest: PodManifest
-    id: str = ""
-    vm: str = ""
-
-    def run(self) -> "Pod":
+    def run(self) -> Self:
         """RunPodSandbox."""
         handler = self.manifest.handler
         kubelet.check(cri.RunPodSandboxRequest(config=self.pod, runtime_handler=handler))
-        return evolve(self, id=self.client.run_pod(self.pod, handler))
+        return super().run()
 
-    def create(self, attempt: int = 0, name: str = "guest") -> "Pod":
+    def create(self, attempt: int = 0, name: str = "guest") -> Self:
         """ImageStatus, PullImage and CreateContainer."""
         kubelet.check(
             cri.ImageStatusRequest(image=self.image),
@@ -78,57 +72,10 @@ class Pod:
         config.log_path = f"{name}/{attempt}.log"
         return config
 
-    def up(self, attempt: int = 0) -> "Pod":
-        """The whole way, until the emulator runs."""
-        pod = (self if self.id else self.run()).create(attempt)
-        self.client.start(pod.vm)
-        return pod
-
-    def down(self) -> None:
-        """The whole way back."""
-        self.client.stop_pod(self.id)
-        self.client.remove_pod(self.id)
-
-    @property
-    def pod(self) -> cri.PodSandboxConfig:
-        """The sandbox's configuration."""
-        return self.manifest.pod
-
-    @property
-    def address(self) -> str:
-        """The pod's address."""
-        return self.client.pod_status(self.id).network.ip
-
-    @property
-    def status(self) -> cri.ContainerStatus:
-        """The VM's status."""
-        return self.client.status(self.vm)
-
-    @property
-    def emulator(self) -> int:
-        """Process id of the VM's emulator."""
-        (file,) = (self.node.data_dir / "libvirt/run/qemu").glob(f"virtlet-{self.vm[:12]}*.pid")
-        return int(file.read_text())
-
-    def console(self) -> str:
-        """What the guest printed so far, out of the pod's log."""
-        return payload(Path(self.status.log_path)).decode(errors="replace")
-
-    def wait_for_console(self, text: str, timeout: float = BOOT_TIMEOUT, times: int = 1) -> None:
-        """Wait until the guest has printed something so many times; a failure shows the rest."""
-        try:
-            wait_until(
-                lambda: self.console().count(text) >= times, timeout, f"{text!r} on the console"
-            )
-        except TimeoutError as error:
-            error.add_note(f"The console ends with {self.console()[-800:]!r}")
-            raise
-
     def leave(self, script: str) -> None:
         """Have the guest run a script that ends the guest, and with it the command's own agent."""
-        argv = ["sh", "-c", f"{{ sleep 1; {script}; }} >/dev/null 2>&1 &"]
-        request = cri.ExecSyncRequest(container_id=self.vm, cmd=argv, timeout=60)
-        assert self.client.call("ExecSync", request, timeout=70).exit_code == 0
+        output = self.exec("sh", "-c", f"{{ sleep 1; {script}; }} >/dev/null 2>&1 &")
+        assert output.exit_code == 0
 
     def reboot(self) -> None:
         """Have the guest boot again, and wait until it has."""
@@ -159,16 +106,6 @@ class Pod:
 
         wait_until(answered, BOOT_TIMEOUT, f"answer of the guest at {self.address}")
         return answers[0]
-
-
-def payload(log: Path) -> bytes:
-    """What a CRI log holds, without its headers."""
-    try:
-        lines = log.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return b""
-    parts = (line.split(b" ", 3) for line in lines)
-    return b"".join(text + (b"\n" if tag == b"F" else b"") for _, _, tag, text in parts)
 
 
 def make_manifest(node: Playground, name: str = "", handler: str = "") -> PodManifest:

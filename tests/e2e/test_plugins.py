@@ -93,7 +93,7 @@ def _pod(node: Playground, handler: str) -> Pod:
     return Pod(node, node.client(), manifest)
 
 
-@pytest.mark.parametrize("handler", [h for h in EXAMPLES if h != "audited"])
+@pytest.mark.parametrize("handler", ["copy", "routed", "watchdog"])
 def test_a_machine_boots_with_the_replacement_beside_one_with_the_built_in_plugin(
     pods: Playground, handler: str
 ) -> None:
@@ -116,16 +116,12 @@ def _check(handler: str, ours: Pod, theirs: Pod) -> None:
         assert (_volumes(theirs) / "root.raw").exists()
         assert not (_volumes(theirs) / "root.qcow2").exists()
         assert (_volumes(ours) / "root.qcow2").exists()
-    elif handler == "local":
-        assert "local/tiny@sha256:" in theirs.status.image_ref
     elif handler == "routed":
         assert theirs.address.startswith("10.78.")
         assert ours.address.startswith("10.126.")
     elif handler == "watchdog":
         assert "i6300esb" in _command(theirs)
         assert "i6300esb" not in _command(ours)
-    elif handler == "labelled":
-        assert len(_command(theirs).split("\0")) > len(_command(ours).split("\0"))
 
 
 def test_a_kubelet_that_names_no_handler_gets_what_the_pods_plugin_fetches(

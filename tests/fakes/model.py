@@ -1,98 +1,31 @@
 """Pods, VMs and the node, as small as a test needs them."""
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from virtlet.model.image import Image
-from virtlet.model.network import Network
-from virtlet.model.node import Node
 from virtlet.model.option import Option, Settings
-from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
-from virtlet.model.resources import Resources
-from virtlet.model.vm import Vm, VmConfig, VmMetadata
+from virtlet.testing.models import (
+    NO_NETWORK,
+    POD_UID,
+    make_image,
+    make_node,
+    make_pod,
+    make_vm,
+    make_vm_config,
+)
 
-NO_NETWORK = Network(netns=None)
-POD_UID = "6c4b4fd3-6d3b-4a0f-8d5a-0d2f2f0e2c11"
-
-
-def make_node(root: Path, uid: int | None = None, gid: int | None = None) -> Node:
-    """A node below a directory; the emulator's user is ours unless said."""
-    return Node(
-        data_dir=root,
-        run_dir=root / "run",
-        instance="test",
-        emulator=root / "vmwrapper",
-        emulator_uid=os.getuid() if uid is None else uid,
-        emulator_gid=os.getgid() if gid is None else gid,
-        launch_socket=root / "run" / "launch.sock",
-    )
+__all__ = [
+    "NO_NETWORK",
+    "POD_UID",
+    "make_config",
+    "make_image",
+    "make_node",
+    "make_pod",
+    "make_vm",
+    "make_vm_config",
+]
 
 
 def make_config(options: Sequence[Option[Any]] = (), **values: str) -> Settings:
     """A configuration of the options' defaults and the given texts (option field to text)."""
     return Settings(values={o.field: o.kind.parse(values.get(o.field, o.default)) for o in options})
-
-
-def make_pod(
-    annotations: Mapping[str, str] | None = None,
-    *,
-    name: str = "web-1",
-    hostname: str = "",
-    flavor: Mapping[str, Any] | None = None,
-    handler: str = "",
-) -> Pod:
-    """A pod in namespace `shop`."""
-    return Pod(
-        id="a" * 32,
-        config=PodConfig(
-            metadata=PodMetadata(name=name, uid=POD_UID, namespace="shop"),
-            hostname=hostname,
-            annotations=annotations or {},
-        ),
-        profile=Profile(handler=handler, flavor=flavor or {}),
-        directory=Path("/nonexistent"),
-        created_at=1,
-    )
-
-
-def make_vm_config(memory_limit: int = 0, envs: Sequence[tuple[str, str]] = ()) -> VmConfig:
-    """A container named `vm`."""
-    return VmConfig(
-        metadata=VmMetadata(name="vm"),
-        image="virtlet.cloud/tiny",
-        envs=tuple(envs),
-        resources=Resources(memory_limit=memory_limit),
-    )
-
-
-def make_image(path: Path, virtual_size: int = 1 << 20, image_format: str = "qcow2") -> Image:
-    """An image in the store."""
-    return Image(
-        id="sha256:" + "0" * 64,
-        path=path,
-        format=image_format,
-        size=1,
-        virtual_size=virtual_size,
-    )
-
-
-def make_vm(
-    directory: Path,
-    pod: Pod | None = None,
-    *,
-    image: Image | None = None,
-    network: Network = NO_NETWORK,
-    config: VmConfig | None = None,
-) -> Vm:
-    """A VM whose disks go into a directory."""
-    return Vm(
-        id="b" * 32,
-        pod=pod or make_pod(),
-        config=config or make_vm_config(),
-        image=image or make_image(directory / "image.qcow2"),
-        network=network,
-        directory=directory,
-        created_at=1,
-    )

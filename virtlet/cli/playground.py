@@ -42,7 +42,7 @@ class Playground:
     """A node with a manager.
 
     Args:
-        images: image name to the file it stands for.
+        images: image name to the file it stands for, or its URL.
         subnet: the pods' network.
         settings: further settings of the manager's configuration file.
         environment: further environment variables of the manager.
@@ -51,7 +51,7 @@ class Playground:
 
     def __init__(
         self,
-        images: Mapping[str, Path],
+        images: Mapping[str, Path | str],
         *,
         subnet: str = "10.123.0.0/16",
         settings: Mapping[str, object] | None = None,
@@ -91,7 +91,7 @@ class Playground:
         self.destroy()
 
     def _write_configuration(
-        self, images: Mapping[str, Path], subnet: str, settings: Mapping[str, object]
+        self, images: Mapping[str, Path | str], subnet: str, settings: Mapping[str, object]
     ) -> None:
         cni, translations = self.directory / "cni", self.directory / "images"
         cni.mkdir(exist_ok=True)
@@ -117,9 +117,7 @@ class Playground:
             ],
         }
         (cni / "10-playground.conflist").write_text(json.dumps(network, indent=2))
-        names = [
-            {"name": name, "url": f"file://{path.absolute()}"} for name, path in images.items()
-        ]
+        names = [{"name": name, "url": _url(image)} for name, image in images.items()]
         (translations / "playground.yaml").write_text(yaml.safe_dump({"translations": names}))
         configuration = {
             "dataDir": str(self.data_dir),
@@ -316,6 +314,11 @@ class Playground:
     def _mounts(self) -> list[str]:
         table = Path("/proc/self/mounts").read_text().splitlines()
         return [path for line in table if (path := line.split()[1]).startswith(str(self.data_dir))]
+
+
+def _url(image: Path | str) -> str:
+    text = str(image)
+    return text if "://" in text else f"file://{Path(text).absolute()}"
 
 
 def _tell(what: str) -> None:

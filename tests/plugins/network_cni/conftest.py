@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from tests.fakes.guest import Guest, plugged
-from tests.fakes.namespaces import enter_namespace
 from virtlet.errors import VirtletError
 from virtlet.host import links, netns
 from virtlet.host.taps import open_tap
@@ -25,6 +23,8 @@ from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
 from virtlet.plugins.network_cni.plugin import Plugin
+from virtlet.testing.namespaces import enter_namespace
+from virtlet.testing.plugged import Plugged, plugged
 
 CNI_PLUGINS = Path("/usr/lib/cni")
 FAKE_PLUGIN = Path(__file__).parents[2] / "fakes" / "cni_plugin.py"
@@ -139,7 +139,7 @@ class TestNode:
         return [json.loads(line) for line in (self.root / "calls.log").read_text().splitlines()]
 
     @contextmanager
-    def guest(self, network: Network, number: int = 0) -> Iterator[Guest]:
+    def guest(self, network: Network, number: int = 0) -> Iterator[Plugged]:
         """A guest on one of a pod's NICs, for a while."""
         interface = network.nics[number]
         assert network.netns is not None

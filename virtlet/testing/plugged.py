@@ -40,7 +40,7 @@ done
 """
 
 
-class Guest:
+class Plugged:
     """A running guest with one NIC, `eth0`."""
 
     def __init__(self, root: Path, tap: int, mac: str) -> None:
@@ -147,9 +147,9 @@ class Guest:
 
 
 @contextmanager
-def plugged(root: Path, tap: int, mac: str) -> Iterator[Guest]:
+def plugged(root: Path, tap: int, mac: str) -> Iterator[Plugged]:
     """A guest for a while."""
-    guest = Guest(root, tap, mac)
+    guest = Plugged(root, tap, mac)
     try:
         yield guest
     finally:

@@ -1,0 +1,73 @@
+"""Trying a plugin's hooks without a manager."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pluggy
+
+from virtlet import PROJECT, hookspecs
+from virtlet.core.images.layout import Layout
+from virtlet.core.images.pull import Images
+from virtlet.core.images.route import Route
+from virtlet.core.images.store import ImageStore
+from virtlet.errors import NotFound
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.testing.models import make_node, make_settings
+
+P = TypeVar("P")
+
+
+def configured(plugin: P, root: Path, **texts: str) -> P:
+    """A plugin as the manager has it after its start.
+
+    Args:
+        plugin: a new one.
+        root: the node's data directory.
+        texts: settings of the plugin, by their field.
+
+    Raises:
+        InvalidArgument: an option does not take its text.
+    """
+    hooks = _hooks_of(plugin)
+    options = [option for declared in hooks.virtlet_options() for option in declared]
+    hooks.virtlet_configure(settings=make_settings(options, root, **texts), node=make_node(root))
+    return plugin
+
+
+def pull_image(plugin: object, name: str, directory: Path) -> Image:
+    """Pull an image by a plugin's hooks into a store, as the core does it.
+
+    Args:
+        plugin: that resolves and fetches it.
+        name: as a pod has it.
+        directory: the store's; it keeps what was pulled into it before.
+
+    Raises:
+        NotFound: the plugin does not know the name.
+        VirtletError: what the plugin raised, or the core finds wrong with the content.
+    """
+    hooks = _hooks_of(plugin)
+
+    def resolve(name: str) -> ImageSource:
+        source: ImageSource | None = hooks.virtlet_resolve_image(name=name)
+        if source is None:
+            raise NotFound(f"virtlet_resolve_image returned None for {name!r}")
+        return source
+
+    def fetch(source: ImageSource, credentials: Credentials, staging: Staging) -> FetchedImage:
+        fetched: FetchedImage | None = hooks.virtlet_fetch_image(
+            source=source, credentials=credentials, staging=staging
+        )
+        if fetched is None:
+            raise NotFound(f"virtlet_fetch_image returned None for {source.name!r}")
+        return fetched
+
+    images = Images(ImageStore(Layout(directory, 0), in_use=set))
+    return images.pull(name, Route("", resolve, fetch))
+
+
+def _hooks_of(plugin: object) -> Any:
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    return manager.hook
