@@ -115,7 +115,7 @@ def virtlet_teardown_network(pod: Pod, network: Network | None) -> None:
 
 @hookspec(firstresult=True)
 def virtlet_flavor(pod: Pod, config: VmConfig, image: Image) -> Flavor | None:
-    """Choose the machine a VM gets (first; wrappers may adjust the result)."""
+    """Choose the machine a VM gets (first)."""
 
 
 @hookspec(firstresult=True)
@@ -210,3 +210,11 @@ HOOKS: Mapping[str, str] = {
     "virtlet_event": "observers",
 }
 """Hook name to how it is called."""
+
+INVERSES: Mapping[str, str] = {
+    "virtlet_setup_network": "virtlet_teardown_network",
+    "virtlet_root_disk": "virtlet_release_root_disk",
+    "virtlet_volume": "virtlet_release_volume",
+    "virtlet_seed": "virtlet_release_seed",
+}
+"""Hook that changes the node to the one that undoes it."""

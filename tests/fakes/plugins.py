@@ -63,6 +63,13 @@ class UnknownArgument(Current):
         return None
 
 
+class Unmarked(Current):
+    """Marks nothing, and misspells what it would mark."""
+
+    def virtlet_lanch(self, machine: object) -> None:
+        return None
+
+
 class Undeclared:
     """Does not say for which version of the plugin API it was built."""
 
@@ -87,15 +94,6 @@ class LargeFlavor(Current):
     @hookimpl
     def virtlet_flavor(self, pod: object, config: object, image: object) -> Flavor:
         return Flavor(vcpus=8)
-
-
-class DoublingFlavor(Current):
-    """Wraps the answer and doubles its vCPUs."""
-
-    @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
-        flavor: Flavor = yield
-        return Flavor(vcpus=flavor.vcpus * 2)
 
 
 class Declines(Current):

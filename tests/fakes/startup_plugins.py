@@ -72,15 +72,6 @@ class RaisesAtReconcile(Current):
         raise ValueError("hunter2")
 
 
-class WrapsConfigure(Current):
-    """Meddles with the settings of others."""
-
-    @hookimpl(wrapper=True)
-    def virtlet_configure(self, settings: object, node: object) -> Any:
-        raise ValueError("hunter2")
-        yield
-
-
 class Configured(Current):
     """Remembers that it was configured."""
 

@@ -1,10 +1,8 @@
-"""Plugins whose answers are spoilt inside, who raise what ends processes, and wrappers of these."""
+"""Plugins whose answers are spoilt inside, and who raise what ends processes."""
 
 import asyncio
 import os
 from typing import Any
-
-from attrs import evolve
 
 from tests.fakes.models import untyped
 from tests.fakes.plugins import Current, Raises
@@ -40,33 +38,6 @@ class Pipes(Current):
     @hookimpl
     def virtlet_launch(self, machine: object) -> LaunchPart:
         return LaunchPart(fds=(LaunchFd(name="pipe", fd=os.pipe()[0]),))
-
-
-class SpoilingWrapper(Current):
-    """Spoils what others answer."""
-
-    @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
-        flavor: Flavor = yield
-        return evolve(flavor, vcpus=untyped("two"))
-
-
-class RaisingWrapper(Current):
-    """Raises when others have answered."""
-
-    @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
-        yield
-        raise RuntimeError("hunter2")
-
-
-class TwiceWrapper(Current):
-    """Is no wrapper at all: it yields twice."""
-
-    @hookimpl(wrapper=True)
-    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
-        yield
-        yield
 
 
 class SameCode(Raises):

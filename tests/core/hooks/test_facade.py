@@ -37,12 +37,6 @@ def test_a_plugin_that_the_handler_does_not_name_is_not_asked(tmp_path: Path) ->
     assert _flavor(hooks, tmp_path, "SmallFlavor").vcpus == 1
 
 
-def test_a_wrapper_adjusts_the_answer_only_where_its_handler_names_it(tmp_path: Path) -> None:
-    hooks = _hooks("SmallFlavor", "DoublingFlavor")
-    assert _flavor(hooks, tmp_path, "SmallFlavor", "DoublingFlavor").vcpus == 2
-    assert _flavor(hooks, tmp_path, "SmallFlavor").vcpus == 1
-
-
 def test_a_plugin_that_declines_leaves_the_answer_to_the_next(tmp_path: Path) -> None:
     names = ("SmallFlavor", "Declines")
     assert _flavor(_hooks(*names), tmp_path, *names).vcpus == 1

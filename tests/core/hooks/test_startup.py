@@ -77,12 +77,6 @@ def test_a_plugin_that_cannot_look_after_what_it_keeps_is_refused_and_the_others
     assert registry.manager.get_plugin("Configured").heard == 1  # type: ignore[union-attr]
 
 
-def test_a_wrapper_has_no_part_in_how_others_are_configured(tmp_path: Path) -> None:
-    registry = _registry("Configured", "WrapsConfigure")
-    Hooks(registry).configure(Settings(values={}), make_node(tmp_path))
-    assert registry.manager.get_plugin("Configured").heard == 1  # type: ignore[union-attr]
-
-
 def test_without_a_built_in_plugin_the_manager_does_not_start(tmp_path: Path) -> None:
     def builtin(name: str) -> Hooks:
         return Hooks(evolve(_registry(name), builtin=(name,), extra=()))

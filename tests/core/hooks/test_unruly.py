@@ -1,4 +1,4 @@
-"""Answers that are spoilt inside, what ends processes, and wrappers: who is blamed."""
+"""Answers that are spoilt inside, and what ends processes: who is blamed."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from virtlet.errors import PluginError
 from virtlet.model.flavor import Flavor
 from virtlet.model.pod import Profile
 
-PLAIN = ("SmallFlavor", "LargeFlavor", "DoublingFlavor", "Declares", "Raises", "Contributes")
+PLAIN = ("SmallFlavor", "LargeFlavor", "Declares", "Raises", "Contributes")
 
 
 def _hooks(*names: str) -> Hooks:
@@ -59,32 +59,6 @@ def test_the_descriptors_of_a_launch_that_another_plugin_spoils_are_closed(tmp_p
 def test_a_spoilt_status_names_the_plugin() -> None:
     with pytest.raises(PluginError, match=r"'Spoils'.*virtlet_network_status.*\[0\] is an int"):
         _hooks("Spoils").network_status(Profile(handler="", plugins=("Spoils",)))
-
-
-def test_a_wrapper_that_spoils_an_answer_is_named_alone(tmp_path: Path) -> None:
-    with pytest.raises(PluginError) as caught:
-        _flavor(tmp_path, "LargeFlavor", "SmallFlavor", "SpoilingWrapper")
-    assert caught.value.plugin == "SpoilingWrapper"
-    assert "wrapping 'LargeFlavor', made a Flavor whose vcpus is a str" in str(caught.value)
-
-
-def test_a_wrapper_that_raises_is_named_with_whom_it_wraps(tmp_path: Path) -> None:
-    with pytest.raises(PluginError) as caught:
-        _flavor(tmp_path, "SmallFlavor", "RaisingWrapper")
-    assert caught.value.plugin == "RaisingWrapper"
-    assert "wrapping 'SmallFlavor', raised RuntimeError" in str(caught.value)
-
-
-def test_the_wrapped_plugin_that_raises_is_named_alone(tmp_path: Path) -> None:
-    with pytest.raises(PluginError) as caught:
-        _flavor(tmp_path, "Raises", "DoublingFlavor")
-    assert caught.value.plugin == "Raises"
-
-
-def test_a_wrapper_that_is_none_is_named_with_whom_it_wraps(tmp_path: Path) -> None:
-    with pytest.raises(PluginError) as caught:
-        _flavor(tmp_path, "SmallFlavor", "TwiceWrapper")
-    assert "TwiceWrapper" in caught.value.plugin
 
 
 def test_of_two_plugins_with_the_same_code_the_one_that_was_asked_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import cattrs
 
-from virtlet.core.hooks.caller import INVERSES, Caller
+from virtlet import hookspecs
 from virtlet.core.hooks.registry import Registry, Seen
 from virtlet.host.files import write_atomically
 from virtlet.model.option import Option
@@ -41,7 +41,7 @@ def recall(data_dir: Path, registry: Registry) -> None:
 
 
 def remember(
-    data_dir: Path, registry: Registry, caller: Caller, options: Iterable[tuple[str, Option[Any]]]
+    data_dir: Path, registry: Registry, options: Iterable[tuple[str, Option[Any]]]
 ) -> None:
     """Write down what is known of the plugins that are usable now, and what was known before."""
     fields: dict[str, list[str]] = {}
@@ -52,7 +52,7 @@ def remember(
         plugin: Seen(
             registry.packages.get(plugin, ""),
             tuple(fields.get(plugin, ())),
-            tuple(hook for hook in INVERSES if caller.providers(hook, (plugin,))),
+            tuple(h for h in hookspecs.INVERSES.values() if plugin in registry.implementing(h)),
         )
         for plugin in registry.extra
     }

@@ -62,7 +62,7 @@ class Hooks:
         found: list[tuple[str, Annotation[Any]]] = []
         owners: dict[str, str] = {}
         for plugin in self._caller.providers(hook, active):
-            declared: Sequence[Annotation[Any]] = self._call(hook, plugin, active) or ()
+            declared: Sequence[Annotation[Any]] = self._call(hook, plugin) or ()
             for annotation in declared:
                 first = owners.setdefault(annotation.name, plugin)
                 if first != plugin:
@@ -91,7 +91,7 @@ class Hooks:
 
     def remember(self, data_dir: Path) -> None:
         """Keep what is to be known of the plugins of now when they are gone."""
-        departed.remember(data_dir, self._registry, self._caller, self.options())
+        departed.remember(data_dir, self._registry, self.options())
 
     def forgets(self, plugin: str) -> bool:
         """Whether a plugin is not usable, and the operator has given up what it made."""
@@ -106,7 +106,7 @@ class Hooks:
         """Let every plugin end its threads; errors are logged."""
         for plugin in self._caller.providers("virtlet_shutdown", self._everyone):
             try:
-                self._call("virtlet_shutdown", plugin, self._everyone)
+                self._call("virtlet_shutdown", plugin)
             except VirtletError as error:
                 log.error("plugin did not shut down", extra={"problem": str(error)})
 
@@ -114,14 +114,14 @@ class Hooks:
         """Why pods cannot get a network now; empty when they can."""
         problems: list[str] = []
         for plugin in self._caller.providers("virtlet_network_status", profile.plugins):
-            problems += self._call("virtlet_network_status", plugin, profile.plugins) or ()
+            problems += self._call("virtlet_network_status", plugin) or ()
         return problems
 
     def hypervisor(self, profile: Profile) -> tuple[str, Hypervisor]:
         """(plugin, hypervisor) of a profile."""
         hook = "virtlet_hypervisor"
         for plugin in self._caller.asked(hook, profile.plugins):
-            answer = self._call(hook, plugin, profile.plugins)
+            answer = self._call(hook, plugin)
             if answer is not None:
                 blamed = Blamed(plugin, hook, Hypervisor, answer, self.watch)
                 return plugin, cast("Hypervisor", blamed)
@@ -140,7 +140,7 @@ class Hooks:
         """Whether one plugin says where an image is; its errors are logged and mean no."""
         try:
             hook = "virtlet_resolve_image"
-            return self._call(hook, plugin, profile.plugins, name=name) is not None
+            return self._call(hook, plugin, name=name) is not None
         except VirtletError as error:
             log.warning("image name not known", extra={"plugin": plugin, "problem": str(error)})
             return False
@@ -167,13 +167,13 @@ class Hooks:
         """Ask every plugin whether the pod may be."""
         active = pod.profile.plugins
         for plugin in self._caller.providers("virtlet_admit_pod", active):
-            self._call("virtlet_admit_pod", plugin, active, pod=pod)
+            self._call("virtlet_admit_pod", plugin, pod=pod)
 
     def admit_vm(self, pod: Pod, config: VmConfig) -> None:
         """Ask every plugin whether the VM may be."""
         active = pod.profile.plugins
         for plugin in self._caller.providers("virtlet_admit_vm", active):
-            self._call("virtlet_admit_vm", plugin, active, pod=pod, config=config)
+            self._call("virtlet_admit_vm", plugin, pod=pod, config=config)
 
     def asked_for(self, hook: str, profile: Profile) -> tuple[str, ...]:
         """Plugins that a first hook asks, in order."""
@@ -182,13 +182,13 @@ class Hooks:
     def setup_network(self, plugin: str, pod: Pod) -> Network | None:
         """Ask one plugin for the pod's network."""
         hook = "virtlet_setup_network"
-        answer: Network | None = self._call(hook, plugin, pod.profile.plugins, pod=pod)
+        answer: Network | None = self._call(hook, plugin, pod=pod)
         return answer
 
     def teardown_network(self, plugin: str, pod: Pod, network: Network | None) -> None:
         """Undo `setup_network` on the plugin that did it."""
         hook = "virtlet_teardown_network"
-        self._call(hook, plugin, pod.profile.plugins, pod=pod, network=network)
+        self._call(hook, plugin, pod=pod, network=network)
 
     # VMs
 
@@ -201,27 +201,26 @@ class Hooks:
 
     def root_disk(self, plugin: str, vm: Vm, flavor: Flavor) -> Disk | None:
         """Ask one plugin for the root disk."""
-        hook, active = "virtlet_root_disk", vm.pod.profile.plugins
-        answer: Disk | None = self._call(hook, plugin, active, vm=vm, flavor=flavor)
+        hook = "virtlet_root_disk"
+        answer: Disk | None = self._call(hook, plugin, vm=vm, flavor=flavor)
         return answer
 
     def release_root_disk(self, plugin: str, vm: Vm, disk: Disk | None) -> None:
         """Undo `root_disk` on the plugin that did it."""
-        active = vm.pod.profile.plugins
-        self._call("virtlet_release_root_disk", plugin, active, vm=vm, disk=disk)
+        self._call("virtlet_release_root_disk", plugin, vm=vm, disk=disk)
 
     def volume(self, plugin: str, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Ask one plugin to serve a mount or device."""
-        hook, active = "virtlet_volume", vm.pod.profile.plugins
-        answer: Volume | None = self._call(hook, plugin, active, vm=vm, request=request)
+        hook = "virtlet_volume"
+        answer: Volume | None = self._call(hook, plugin, vm=vm, request=request)
         return answer
 
     def release_volume(
         self, plugin: str, vm: Vm, request: VolumeRequest, volume: Volume | None
     ) -> None:
         """Undo `volume` on the plugin that did it."""
-        hook, active = "virtlet_release_volume", vm.pod.profile.plugins
-        self._call(hook, plugin, active, vm=vm, request=request, volume=volume)
+        hook = "virtlet_release_volume"
+        self._call(hook, plugin, vm=vm, request=request, volume=volume)
 
     def cloud_init(
         self, vm: Vm, flavor: Flavor, volumes: Sequence[Volume]
@@ -230,27 +229,26 @@ class Hooks:
         hook, active = "virtlet_cloud_init", vm.pod.profile.plugins
         parts: list[tuple[str, CloudInitPart]] = []
         for plugin in self._caller.providers(hook, active):
-            part = self._call(hook, plugin, active, vm=vm, flavor=flavor, volumes=volumes)
+            part = self._call(hook, plugin, vm=vm, flavor=flavor, volumes=volumes)
             if part is not None:
                 parts.append((plugin, part))
         return parts
 
     def seed(self, plugin: str, vm: Vm, cloud_init: CloudInit) -> Disk | None:
         """Ask one plugin for the seed disk."""
-        hook, active = "virtlet_seed", vm.pod.profile.plugins
-        answer: Disk | None = self._call(hook, plugin, active, vm=vm, cloud_init=cloud_init)
+        hook = "virtlet_seed"
+        answer: Disk | None = self._call(hook, plugin, vm=vm, cloud_init=cloud_init)
         return answer
 
     def release_seed(self, plugin: str, vm: Vm, disk: Disk | None) -> None:
         """Undo `seed` on the plugin that did it."""
-        active = vm.pod.profile.plugins
-        self._call("virtlet_release_seed", plugin, active, vm=vm, disk=disk)
+        self._call("virtlet_release_seed", plugin, vm=vm, disk=disk)
 
     def render_domain(self, machine: Machine) -> tuple[str, Element]:
         """(plugin, domain document) of the first that makes one."""
         hook, profile = "virtlet_render_domain", machine.vm.pod.profile
         for plugin in self._caller.asked(hook, profile.plugins):
-            domain = self._call(hook, plugin, profile.plugins, machine=machine)
+            domain = self._call(hook, plugin, machine=machine)
             if domain is not None:
                 return plugin, domain
         raise self._nobody(hook, profile, "renders the domain document")
@@ -261,8 +259,8 @@ class Hooks:
 
     def customize_domain(self, plugin: str, machine: Machine, domain: Element) -> None:
         """Let one plugin edit the domain document."""
-        hook, active = "virtlet_customize_domain", machine.vm.pod.profile.plugins
-        self._call(hook, plugin, active, machine=machine, domain=domain)
+        hook = "virtlet_customize_domain"
+        self._call(hook, plugin, machine=machine, domain=domain)
 
     def launch(self, machine: Machine) -> list[tuple[str, LaunchPart]]:
         """Every plugin's contribution to the emulator's start; the descriptors are the caller's."""
@@ -270,7 +268,7 @@ class Hooks:
         parts: list[tuple[str, LaunchPart]] = []
         try:
             for plugin in self._caller.providers(hook, active):
-                part = self._call(hook, plugin, active, machine=machine)
+                part = self._call(hook, plugin, machine=machine)
                 if part is not None:
                     parts.append((plugin, part))
         except VirtletError:
@@ -285,7 +283,7 @@ class Hooks:
         """A session for a command in a guest."""
         hook, profile = "virtlet_guest_exec", machine.vm.pod.profile
         for plugin in self._caller.asked(hook, profile.plugins):
-            session = self._call(hook, plugin, profile.plugins, machine=machine, command=command)
+            session = self._call(hook, plugin, machine=machine, command=command)
             if session is not None:
                 return cast("ExecSession", Blamed(plugin, hook, ExecSession, session))
         raise self._nobody(hook, profile, "runs commands in guests")
@@ -297,7 +295,7 @@ class Hooks:
         active = profile.plugins if profile else self._everyone
         for plugin in self._caller.providers("virtlet_event", active):
             try:
-                self._call("virtlet_event", plugin, active, event=event)
+                self._call("virtlet_event", plugin, event=event)
             except VirtletError as error:
                 log.error("observer failed", extra={"plugin": plugin, "problem": str(error)})
 
@@ -307,16 +305,14 @@ class Hooks:
     def _everyone(self) -> tuple[str, ...]:
         return self._registry.builtin + self._registry.extra
 
-    def _call(self, hook: str, plugin: str, active: tuple[str, ...], **arguments: Any) -> Any:
+    def _call(self, hook: str, plugin: str, **arguments: Any) -> Any:
         """What one plugin answers, of the hook's type all the way down; or None."""
         with logged():
-            answer = self._caller.call(hook, plugin, active, **arguments)
-            self._caller.check(hook, plugin, active, answer)
-        return answer
+            return self._caller.call(hook, plugin, **arguments)
 
     def _first(self, hook: str, profile: Profile, what: str, **arguments: Any) -> Any:
         for plugin in self._caller.asked(hook, profile.plugins):
-            answer = self._call(hook, plugin, profile.plugins, **arguments)
+            answer = self._call(hook, plugin, **arguments)
             if answer is not None:
                 return answer
         raise self._nobody(hook, profile, what)

@@ -5,12 +5,12 @@ import logging
 import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 import pluggy
 from attrs import define, field, frozen
 
-from virtlet import HOOK_API, PROJECT, hookspecs
+from virtlet import PROJECT, hookspecs
+from virtlet.core.hooks import contract
 from virtlet.core.hooks.blame import BREAKS
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ class Registry:
         self.manager.unregister(name=plugin)
         self.extra = tuple(name for name in self.extra if name != plugin)
         self.note(plugin, why)
+
+    def implementing(self, hook: str) -> dict[str, pluggy.HookImpl]:
+        """Plugin to its implementation of a hook, in the order of registration."""
+        caller: pluggy.HookCaller = getattr(self.manager.hook, hook)
+        return {made.plugin_name: made for made in caller.get_hookimpls()}
 
     def forgets(self, plugin: str) -> bool:
         """Whether a plugin is not usable, and the operator has given up what it made."""
@@ -132,46 +137,20 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
         what = f"{type(error).__name__}: {_flat(error)}"
         return f"importing {entry.value} raised {what}; mend or uninstall it"
     try:
-        return _unfit(plugin) or _enter(manager, entry, plugin)
+        found = contract.flaws(plugin)
+        doubts = [] if found else contract.doubts(plugin)
     except BREAKS as error:
-        manager.unregister(name=entry.name)
         if _is_ctrl_c(error):
             raise
         return f"looking at {entry.value} raised {type(error).__name__}; mend or uninstall it"
-
-
-def _unfit(plugin: Any) -> str:
-    """Why a plugin cannot be registered, or ""."""
-    api = getattr(plugin, "VIRTLET_HOOK_API", None)
-    if api is None:
-        return (
-            "it does not say for which version of the plugin API it was built: add the line "
-            f"`VIRTLET_HOOK_API = {HOOK_API}` to it"
-        )
-    if api != HOOK_API:
-        return (
-            f"it was built for version {api} of the plugin API and this Virtlet has version "
-            f"{HOOK_API}: install a release of the plugin for version {HOOK_API}"
-        )
-    hashes: Any = type(plugin).__hash__
-    if hashes is not object.__hash__:
-        # Plugins are told apart by identity: two that are equal would be taken for one.
-        return (
-            f"{type(plugin).__name__} compares by value: write a class without __eq__ "
-            "(attrs: eq=False)"
-        )
-    return ""
-
-
-def _enter(manager: pluggy.PluginManager, entry: EntryPoint, plugin: Any) -> str:
+    if found:
+        return "; ".join(found)
     try:
         manager.register(plugin, entry.name)
-        manager.check_pending()
     except ValueError:
         return f"{entry.value} is registered under another name already: one entry point is enough"
-    except pluggy.PluginValidationError as error:
-        manager.unregister(name=entry.name)
-        return f"{_flat(error)}: see docs/hooks.md for the hooks and their arguments"
+    for doubt in doubts:
+        log.warning("plugin %r: %s", entry.name, doubt, extra={"plugin": entry.name})
     return ""
 
 

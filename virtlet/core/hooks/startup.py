@@ -1,8 +1,7 @@
 """The hooks of the start, which call every installed plugin, also those that no handler names.
 
 So a plugin of others that fails here is refused, with the handlers that name it; nothing else is
-touched by it, and its wrappers have no part in what other plugins do here. Without a built-in
-plugin the manager does not start.
+touched by it. Without a built-in plugin the manager does not start.
 """
 
 import re
@@ -37,8 +36,7 @@ def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Optio
     found: list[tuple[str, Option[Any]]] = []
     for plugin in _all(registry, caller, OPTIONS):
         try:
-            declared = caller.call(OPTIONS, plugin, (plugin,)) or ()
-            caller.check(OPTIONS, plugin, (plugin,), declared)
+            declared = caller.call(OPTIONS, plugin) or ()
             added: dict[str, str] = {}
             for option in declared:
                 _inspect(plugin, option, {**taken, **added})
@@ -73,7 +71,7 @@ def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -
     for plugin in _all(registry, caller, hook):
         try:
             with logged():
-                caller.call(hook, plugin, (plugin,), **arguments)
+                caller.call(hook, plugin, **arguments)
         except VirtletError as error:
             _refuse(registry, plugin, hook, error)
 
