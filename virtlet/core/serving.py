@@ -23,11 +23,11 @@ from virtlet.core.cri.server import Server
 from virtlet.core.cri.stats import Stats
 from virtlet.core.cri.streaming import Streaming
 from virtlet.core.cri.subjects import Subjects
-from virtlet.core.execution.executions import Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.sessions.attach import ConsoleAttacher
-from virtlet.core.sessions.port_forward import GuestDialer
+from virtlet.core.sessions.dialer import GuestDialer
+from virtlet.core.sessions.executions import Executions
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
 from virtlet.streaming.server import StreamingServer

@@ -13,7 +13,7 @@ import uvloop
 from attrs import evolve, frozen
 
 from tests.core.console.support import Emulator
-from tests.core.execution.world import Received, Sent, session_streams
+from tests.core.sessions.world import Received, Sent, session_streams
 from tests.fakes import models
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.handlers import LoopbackDialer

@@ -17,7 +17,7 @@ import uvloop
 from attrs import frozen
 
 from tests.fakes import models
-from virtlet.core.sessions.port_forward import GuestDialer
+from virtlet.core.sessions.dialer import GuestDialer
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, NotFound

@@ -4,10 +4,9 @@ from typing import Protocol
 
 from virtlet.core.cri import requests
 from virtlet.core.cri.calls import Call, Caller, Kind
-from virtlet.core.execution.command import checked, running_machine
-from virtlet.core.execution.executions import ExecResult, Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
+from virtlet.core.sessions.executions import ExecResult, Executions, checked, running_machine
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import GuestNotReady, InvalidArgument
 from virtlet.streaming.sessions import ExecRequest

@@ -3,7 +3,7 @@
 from virtlet.core.cri import requests
 from virtlet.core.cri.calls import Call, Kind
 from virtlet.core.sessions.attach import ConsoleAttacher
-from virtlet.core.sessions.port_forward import GuestDialer
+from virtlet.core.sessions.dialer import GuestDialer
 from virtlet.cri import api_pb2 as cri
 from virtlet.streaming.server import StreamingServer
 from virtlet.streaming.sessions import AttachRequest, PortForwardRequest

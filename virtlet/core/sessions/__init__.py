@@ -1,1 +1,1 @@
-"""Who serves streaming sessions: consoles to attach to, ports to reach."""
+"""Who serves sessions: commands in guests, consoles to attach to, ports to reach."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from tests.core.execution.world import Received, Sent, running, session_streams
-from virtlet.core.execution.executions import ExecLimits
+from tests.core.sessions.world import Received, Sent, running, session_streams
+from virtlet.core.sessions.executions import ExecLimits
 from virtlet.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.execution import GuestCommand, GuestStreams
 from virtlet.streaming.sessions import ExecRequest, ExitStatus

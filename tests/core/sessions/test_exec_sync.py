@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.execution.world import running
-from virtlet.core.execution.command import COMMAND_LIMIT
-from virtlet.core.execution.executions import OUTPUT_LIMIT, ExecLimits
+from tests.core.sessions.world import running
+from virtlet.core.sessions.executions import COMMAND_LIMIT, OUTPUT_LIMIT, ExecLimits
 from virtlet.errors import (
     DeadlineExceeded,
     FailedPrecondition,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.execution.world import World, running
+from tests.core.sessions.world import World, running
 from virtlet.core.cri.calls import Caller
 from virtlet.core.cri.exec import REPLY_LIMIT, Exec
 from virtlet.cri import api_pb2 as cri

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.core.cri.serving import Serving
-from tests.core.execution.test_calls import Urls
-from tests.core.execution.world import running
+from tests.core.sessions.test_calls import Urls
+from tests.core.sessions.world import running
 from virtlet.cli.client import CallFailed, Client
 from virtlet.core.cri.exec import Exec
 from virtlet.cri import api_pb2 as cri

@@ -2,27 +2,132 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 
 from attrs import field, frozen
 from attrs.validators import gt
 
-from virtlet.core.execution.command import checked, running_machine
-from virtlet.core.execution.slots import Slots
-from virtlet.core.execution.streams import BridgedStreams, CollectedStreams
 from virtlet.core.hooks.facade import Hooks
+from virtlet.core.sessions.exec_streams import BridgedStreams, CollectedStreams
+from virtlet.core.store.records import VmPhase
 from virtlet.core.store.store import Store
-from virtlet.errors import Unavailable
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from virtlet.model.execution import GuestCommand
 from virtlet.model.vm import Machine
 from virtlet.streaming.sessions import ExecRequest, ExitStatus, SessionStreams
 
 log = logging.getLogger(__name__)
 
+
+COMMAND_LIMIT = 128 << 10
+"""Bytes of a command, all its arguments together: what Linux takes as one argument, and far more
+than anyone types."""
+
 OUTPUT_LIMIT = 16 << 20
 """Bytes kept of each output stream of ExecSync; source: the CRI definition."""
+
+
+def checked(command: Sequence[str]) -> tuple[str, ...]:
+    """A command as it was asked for.
+
+    Raises:
+        InvalidArgument: it is empty, too long, or holds what no argument can hold.
+    """
+    if not command or not command[0]:
+        raise InvalidArgument("the command is empty: name a program")
+    size = sum(len(argument.encode()) + 1 for argument in command)
+    if size > COMMAND_LIMIT:
+        raise InvalidArgument(
+            f"the command has {size} bytes, at most {COMMAND_LIMIT} are taken: send what is long "
+            "over its standard input"
+        )
+    if any("\0" in argument for argument in command):
+        raise InvalidArgument("an argument of the command has a zero byte in it")
+    return tuple(command)
+
+
+def running_machine(store: Store, vm_id: str) -> Machine:
+    """The machine of a VM that runs.
+
+    Raises:
+        NotFound: there is no such VM.
+        FailedPrecondition: it does not run.
+    """
+    record = store.vms.get(vm_id)
+    if record is None or not record.visible:
+        raise NotFound(f"there is no container {vm_id}")
+    if record.phase is not VmPhase.RUNNING or record.machine is None:
+        raise FailedPrecondition(
+            f"VM {record.vm.name} is {record.phase.value}: commands need a running one"
+        )
+    return record.machine
+
+
+class Slots:
+    """Counts the commands under way; safe to use from any thread.
+
+    Args:
+        total: of all VMs.
+        each: of one VM, so that a wedged guest cannot use up the total.
+    """
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total = total
+        self._each = each
+        self._taken: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def take(self, vm_id: str) -> None:
+        """Take a slot for a command in a VM; `give_back` it.
+
+        Raises:
+            ResourceExhausted: there is none.
+        """
+        with self._changed:
+            if self._taken[vm_id] >= self._each:
+                raise ResourceExhausted(
+                    f"{self._each} commands run in this VM through its guest agent, more at one "
+                    "time do not: try again when one has ended"
+                )
+            if self._taken.total() >= self._total:
+                raise ResourceExhausted(
+                    f"{self._total} commands run in the VMs of this node, more at one time do not: "
+                    "try again when one has ended"
+                )
+            self._taken[vm_id] += 1
+
+    def give_back(self, vm_id: str) -> None:
+        """Return a slot."""
+        with self._changed:
+            self._taken[vm_id] -= 1
+            if not self._taken[vm_id]:
+                del self._taken[vm_id]
+            self._changed.notify_all()
+
+    @contextmanager
+    def taken(self, vm_id: str) -> Iterator[None]:
+        """A slot for a while; errors as for `take`."""
+        self.take(vm_id)
+        try:
+            yield
+        finally:
+            self.give_back(vm_id)
+
+    def wait_until_free(self, timeout: float) -> bool:
+        """Wait, up to `timeout` seconds, until no slot is taken; returns whether that came."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._taken.total(), timeout)
 
 
 @frozen(kw_only=True)
