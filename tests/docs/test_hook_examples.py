@@ -16,14 +16,13 @@ from attrs import evolve
 from tests.core.images.disks import raw_disk
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
-from virtlet.core.sessions.exec_streams import CollectedStreams
+from virtlet.core.cloud_init import merge
 from virtlet.core.images.layout import Layout
 from virtlet.core.images.pull import Images
 from virtlet.core.images.route import Route
 from virtlet.core.images.store import ImageStore
 from virtlet.core.launch.merge import merge_launch
 from virtlet.core.lifecycle.admission import check_annotations
-from virtlet.core.seed.merge import merge
 from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import links, netns

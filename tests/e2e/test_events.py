@@ -17,7 +17,7 @@ from tests.e2e.subscriber import CREATED, DELETED, STARTED, STOPPED, Subscriber
 from virtlet.cli.client import Client
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
-from virtlet.core.cri.unserved import UNSERVED
+from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri
 

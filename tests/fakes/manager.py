@@ -13,6 +13,7 @@ from tests.fakes.model import make_node
 from virtlet import hookimpl
 from virtlet.core.console.logs import ConsoleLogs
 from virtlet.core.consoles import VmConsoles
+from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import discover
@@ -24,7 +25,6 @@ from virtlet.core.lifecycle.context import Context, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
-from virtlet.core.room import Room
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk
@@ -194,7 +194,7 @@ class Manager:
             launches=NoLaunches(),
             consoles=VmConsoles(self.console_logs, here.run_dir, -1, -1, disabled=False),
             events=self.told,
-            room=Room(node.root, node.root / "db", size=0),
+            room=DiskReserve(node.root, node.root / "db", size=0),
             locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(

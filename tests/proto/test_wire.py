@@ -12,7 +12,7 @@ from tests.fakes.manager import Manager, Node
 from virtlet.core.config import options
 from virtlet.core.config.load import load
 from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.cri.unserved import UNSERVED
+from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.events import EventTeller
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.serving import assemble

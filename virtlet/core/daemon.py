@@ -12,13 +12,14 @@ from pathlib import Path
 
 import uvloop
 
-from virtlet.core import logs, memory, node, serving
+from virtlet.core import directories, log_setup, process_memory, serving
 from virtlet.core.config import load
 from virtlet.core.config import options as core_options
 from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.console.logs import ConsoleLogs
 from virtlet.core.consoles import VmConsoles
 from virtlet.core.cri.subjects import Subjects
+from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.events import EventTeller
 from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
@@ -36,8 +37,7 @@ from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.metrics.sampler import Sampler
-from virtlet.core.room import Room
-from virtlet.core.serial import InOrder
+from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.store.ownership import open_store
 from virtlet.errors import VirtletError
 from virtlet.model.hypervisor import Observation
@@ -71,10 +71,10 @@ def serve(registry: Registry, config: Settings) -> None:
     Raises:
         VirtletError: it cannot start; the message says why.
     """
-    lines = logs.set_up(
+    lines = log_setup.set_up(
         config[core_options.LOG_LEVEL], config[core_options.LOG_FORMAT], registry.logging_packages()
     )
-    memory.share_heap()
+    process_memory.share_heap()
     with ExitStack() as undo:
         context = _assemble(registry, config, undo, lines)
         sampler = Sampler(context)
@@ -87,14 +87,16 @@ def serve(registry: Registry, config: Settings) -> None:
     log.info("stopped; VMs go on running")
 
 
-def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs.Lines) -> Context:
+def _assemble(
+    registry: Registry, config: Settings, undo: ExitStack, lines: log_setup.Lines
+) -> Context:
     """Start every part but the server; `undo` stops them, the last first."""
-    data_dir, run_dir = node.prepare(config)
-    undo.enter_context(node.lock(data_dir, "--data-dir"))
+    data_dir, run_dir = directories.prepare(config)
+    undo.enter_context(directories.lock(data_dir, "--data-dir"))
     database = config[core_options.DATABASE]
-    room = Room(data_dir, database)
+    room = DiskReserve(data_dir, database)
     room.make()
-    uid, gid = node.emulator_user(config)
+    uid, gid = directories.emulator_user(config)
     store = open_store(database, data_dir)
     undo.callback(store.close)
     lines.named = Subjects(store).names
@@ -138,7 +140,7 @@ def _assemble(registry: Registry, config: Settings, undo: ExitStack, lines: logs
     layout = Layout(config[core_options.IMAGE_DIR], gid)
     # Before the store looks in: it has our emulator read what is there, and cleans up what our VMs
     # do not use, and another manager's may.
-    undo.enter_context(node.lock(layout.directory, "--image-dir"))
+    undo.enter_context(directories.lock(layout.directory, "--image-dir"))
     images = ImageStore(
         layout,
         in_use=lambda: {record.vm.image.id for record in store.vms.values()},
@@ -184,7 +186,7 @@ def _watch(
     wait: an end is written when the VM's console is, and its disk may be slow. Nobody reports it
     again, so what cannot be written is tried until it is, or until the next start looks by itself.
     """
-    in_order = InOrder(watchers)
+    in_order = OrderedExecutor(watchers)
 
     def note(seen: Observation) -> None:
         for pause in itertools.chain(RETRIES, itertools.repeat(RETRIES[-1])):

@@ -7,21 +7,19 @@ import ssl
 
 from attrs import frozen
 
-from virtlet.core import memory
+from virtlet.core import process_memory
 from virtlet.core.config import options
 from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.cri.calls import Call
-from virtlet.core.cri.containers import Containers
+from virtlet.core.cri.containers import Containers, Resizes
 from virtlet.core.cri.events import ContainerEvents
-from virtlet.core.cri.exec import Exec
+from virtlet.core.cri.exec import Exec, Streaming
 from virtlet.core.cri.images import Images
 from virtlet.core.cri.metrics import Metrics
-from virtlet.core.cri.resize import Resizes
 from virtlet.core.cri.runtime import Runtime
 from virtlet.core.cri.sandboxes import Sandboxes
 from virtlet.core.cri.server import Server
 from virtlet.core.cri.stats import Stats
-from virtlet.core.cri.streaming import Streaming
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
@@ -124,7 +122,7 @@ async def serve_until_asked(
             "vms": len(context.store.vms),
         },
     )
-    settling = loop.call_later(SETTLE_AFTER, loop.run_in_executor, None, memory.settle)
+    settling = loop.call_later(SETTLE_AFTER, loop.run_in_executor, None, process_memory.settle)
     await stop.wait()
     settling.cancel()
     log.info("stopping")

@@ -9,10 +9,9 @@ from typing import Any
 
 import uvloop
 
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import UNSERVED, Call, Kind
 from virtlet.core.cri.server import Server
 from virtlet.core.cri.subjects import Subjects
-from virtlet.core.cri.unserved import UNSERVED
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.hypervisor import HypervisorHealth

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.core.cri.serving import Serving
 from virtlet.cli.client import CallFailed, Client
-from virtlet.core import logs
+from virtlet.core import log_setup
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, PluginError, ResourceExhausted, Unavailable
@@ -43,11 +43,11 @@ class Service:
         return cri.StopContainerResponse()
 
     def listed(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
-        self.about["list"] = logs.about.get({})
+        self.about["list"] = log_setup.about.get({})
         return cri.ListContainersResponse(containers=[cri.Container(id="one")])
 
     def create(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
-        self.about["create"] = dict(logs.about.get({}))
+        self.about["create"] = dict(log_setup.about.get({}))
         if self.error:
             raise self.error
         return cri.CreateContainerResponse(container_id="vm")

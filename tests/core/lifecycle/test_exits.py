@@ -7,15 +7,15 @@ import pytest
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
+from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.lifecycle import exits
-from virtlet.core.room import Room
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import FailedPrecondition
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import VmExit
 
 
-class CountingRoom(Room):
+class CountingRoom(DiskReserve):
     """Counts how often space was given back."""
 
     def __init__(self, directory: Path) -> None:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from virtlet.core.metrics.network import nic_samples, parse
-from virtlet.core.metrics.sample import NicSample
+from virtlet.core.metrics.sample import NicSample, nic_samples, parse
 from virtlet.model.network import Network, Nic
 
 TABLE = """\

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 
-from virtlet.core.metrics.process import process_files, process_usage
+from virtlet.core.metrics.sample import process_files, process_usage
 
 
 def test_this_process_is_measured_as_the_kernel_counts_it() -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from virtlet.core.logs import FORMS, LEVELS
+from virtlet.core.log_setup import FORMS, LEVELS
 from virtlet.model.endpoint import socket_path
 from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, WORDS, Kind, Option, choice, integer
 

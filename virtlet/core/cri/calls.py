@@ -1,10 +1,19 @@
-"""How a call is declared: its name, how it is answered, and by whom."""
+"""How a call is declared: its name, how it is answered, by whom; and the calls not served."""
 
 import enum
 from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
+
+_CHECKPOINT = "a VM's checkpoint is not supported"
+
+UNSERVED: dict[str, str] = {
+    "RuntimeService.CheckpointContainer": _CHECKPOINT,
+    "RuntimeService.CheckpointPod": _CHECKPOINT,
+    "RuntimeService.RestorePod": _CHECKPOINT,
+}
+"""`Service.Method` to why it is not served."""
 
 
 class Kind(enum.Enum):

@@ -1,17 +1,20 @@
-"""The Container calls: VMs, to the kubelet."""
+"""The Container calls: VMs, to the kubelet; and their resize in place."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+from attrs import evolve
 
 from virtlet.core.cri import checks, replies, requests
 from virtlet.core.cri.calls import Call, Kind
-from virtlet.core.cri.kept import Kept
-from virtlet.core.cri.listing import Listing
-from virtlet.core.cri.streams import streamed
-from virtlet.core.lifecycle import vms
+from virtlet.core.cri.lists import Listing, ReplyCache, streamed
+from virtlet.core.lifecycle import resize, vms
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound
+from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, VirtletError
+from virtlet.model.resources import Resources
 
 
 class Containers:
@@ -27,7 +30,7 @@ class Containers:
             lambda record: record.visible,
             lambda items: cri.ListContainersResponse(containers=items),
         )
-        self._statuses = Kept(lambda: store.version)
+        self._statuses = ReplyCache(lambda: store.version)
 
     def calls(self) -> list[Call]:
         """The calls served here."""
@@ -128,3 +131,59 @@ def _wanted(record: VmRecord, wanted: cri.ContainerFilter) -> bool:
     if wanted.HasField("state") and wanted.state.state != replies.vm_state(record):
         return False
     return replies.labelled(vm.config.labels, wanted.label_selector)
+
+
+class Resizes:
+    """Serves new limits.
+
+    Args:
+        context: the manager.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
+        self._context = context
+        self._refusals = Refusals(clock)
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        return [
+            Call("RuntimeService.UpdateContainerResources", Kind.WORK, self.update_container),
+            Call("RuntimeService.UpdatePodSandboxResources", Kind.READ, self.update_pod),
+        ]
+
+    def update_container(
+        self, request: cri.UpdateContainerResourcesRequest
+    ) -> cri.UpdateContainerResourcesResponse:
+        """UpdateContainerResources; without `linux` there is nothing to do."""
+        vm_id = requests.required_id(request.container_id, "container")
+        change, vms = _change(request.linux), self._context.store.vms
+        self._refusals.check(vm_id, vms.get(vm_id), change)
+        try:
+            resize.resize_vm(self._context, vm_id, change)
+        except VirtletError as error:
+            self._refusals.remember(vm_id, vms.get(vm_id), change, error)
+            raise
+        self._refusals.forget(vm_id)
+        return cri.UpdateContainerResourcesResponse()
+
+    def update_pod(
+        self, request: cri.UpdatePodSandboxResourcesRequest
+    ) -> cri.UpdatePodSandboxResourcesResponse:
+        """UpdatePodSandboxResources.
+
+        The kubelet has changed the pod's control group by itself, and tells only so that a runtime
+        can tell others.
+        """
+        pod_id = requests.required_id(request.pod_sandbox_id, "pod sandbox")
+        record = self._context.store.pods.get(pod_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no pod sandbox {pod_id}")
+        requests.resources(request.overhead, "overhead")
+        requests.resources(request.resources, "resources")
+        return cri.UpdatePodSandboxResourcesResponse()
+
+
+def _change(message: cri.LinuxContainerResources) -> Resources:
+    # At the start -1 is the same as nothing; here it lifts a limit.
+    return evolve(requests.resources(message, "linux"), cpu_quota=message.cpu_quota)

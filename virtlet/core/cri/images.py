@@ -2,7 +2,7 @@
 
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Caller, Kind
-from virtlet.core.cri.streams import streamed
+from virtlet.core.cri.lists import streamed
 from virtlet.core.images.usage import FilesystemUsage, measure
 from virtlet.core.lifecycle import images
 from virtlet.core.lifecycle.context import Context

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from virtlet.core import logs
+from virtlet.core import log_setup
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
@@ -53,7 +53,7 @@ def instrument(call: Call, executors: dict[Kind, Executor], subjects: Subjects) 
                 return call.serve(request)
             # Before it is served: a removal leaves nobody to ask for names.
             facts = subjects.facts(request)
-            logs.about.set({"call": method, **facts})
+            log_setup.about.set({"call": method, **facts})
             loop = asyncio.get_running_loop()
             gone = threading.Event()
             caller = Caller(lambda: not gone.is_set(), context.time_remaining)

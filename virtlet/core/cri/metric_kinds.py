@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from attrs import frozen
 
 from virtlet.core.metrics.figures import PodFigures, VmFigures, device_name
-from virtlet.core.metrics.process import ProcessFiles, ProcessUsage
-from virtlet.core.metrics.sample import NicSample
+from virtlet.core.metrics.sample import NicSample, ProcessFiles, ProcessUsage
 from virtlet.cri import api_pb2 as cri
 from virtlet.host.cgroup_usage import DeviceIo, Memory
 

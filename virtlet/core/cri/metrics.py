@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.lists import streamed
 from virtlet.core.cri.metric_kinds import Metric, Rows
 from virtlet.core.cri.metric_table import METRICS
-from virtlet.core.cri.streams import streamed
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.figures import group_of, pod_figures, vm_figures
 from virtlet.core.metrics.sampler import Sampler, Samples

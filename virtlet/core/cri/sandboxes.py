@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Kind
-from virtlet.core.cri.kept import Kept
-from virtlet.core.cri.listing import Listing
-from virtlet.core.cri.streams import streamed
+from virtlet.core.cri.lists import Listing, ReplyCache, streamed
 from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodRecord
@@ -27,7 +25,7 @@ class Sandboxes:
             lambda record: record.visible,
             lambda items: cri.ListPodSandboxResponse(items=items),
         )
-        self._statuses = Kept(lambda: store.version)
+        self._statuses = ReplyCache(lambda: store.version)
 
     def calls(self) -> list[Call]:
         """The calls served here."""

@@ -15,10 +15,9 @@ import grpc
 from google.protobuf.message import Message
 
 from virtlet.core.cri import health
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import UNSERVED, Call, Kind
 from virtlet.core.cri.instrument import Handler, instrument, instrument_stream
 from virtlet.core.cri.subjects import Subjects
-from virtlet.core.cri.unserved import UNSERVED
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
 from virtlet.model.hypervisor import HypervisorHealth

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Kind
-from virtlet.core.cri.streams import streamed
+from virtlet.core.cri.lists import streamed
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.figures import group_of
 from virtlet.core.metrics.sample import NicSample, PodSample, VmSample

@@ -8,13 +8,13 @@ from typing import Protocol
 from attrs import define, field
 
 from virtlet.core.consoles import VmConsoles
+from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.images.pull import Images
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
-from virtlet.core.room import Room
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
 from virtlet.model.event import Event
@@ -59,7 +59,7 @@ class Context:
     launches: Launches
     consoles: VmConsoles
     events: Events
-    room: Room
+    room: DiskReserve
     journal: Journal = field(init=False)
     locks: KeyedLocks = field(factory=KeyedLocks)
     order: threading.RLock = field(factory=threading.RLock)

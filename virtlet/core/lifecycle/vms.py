@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 from attrs import evolve
 
+from virtlet.core.cloud_init import merge
 from virtlet.core.lifecycle import exits, guest_mounts, siblings
 from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
 from virtlet.core.lifecycle.context import Context
@@ -26,7 +27,6 @@ from virtlet.core.lifecycle.effects import (
 from virtlet.core.lifecycle.fit import fitted, tell_of_shortage
 from virtlet.core.lifecycle.notices import tell_ineffective
 from virtlet.core.lifecycle.resize import put_back
-from virtlet.core.seed.merge import merge
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, PodBroken
 from virtlet.model.disk import Disk, Volume

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from virtlet.core.metrics.process import ProcessFiles, process_files
-from virtlet.core.metrics.sample import PodSample, VmSample
+from virtlet.core.metrics.sample import PodSample, ProcessFiles, VmSample, process_files
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.host import cgroups
 from virtlet.host.cgroup_usage import CgroupUsage, Cpu, DeviceIo, Memory, Pressure, Throttling

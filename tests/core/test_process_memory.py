@@ -7,15 +7,15 @@ _LIFE = """
 import hashlib, re, sqlite3
 from pathlib import Path
 import grpc.aio
-from virtlet.core import memory
+from virtlet.core import process_memory
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-memory.share_heap()
+process_memory.share_heap()
 wanted = hashlib.sha256(b"virtlet").hexdigest()
 before = resident()
-memory.settle()
+process_memory.settle()
 after = resident()
 assert hashlib.sha256(b"virtlet").hexdigest() == wanted
 assert sqlite3.connect(":memory:").execute("SELECT 6 * 7").fetchone() == (42,)

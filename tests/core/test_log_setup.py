@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from criproxy.observe import logs as proxy_logs
-from virtlet.core import logs
+from virtlet.core import log_setup
 
 SECRET = "hunter2"
 LOGGERS = ("", "virtlet", "criproxy", "somebodys_plugin", "somebodys_library")
@@ -25,7 +25,7 @@ def stream() -> Iterator[io.StringIO]:
     handlers, hooks = logging.root.handlers[:], (sys.excepthook, threading.excepthook)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     stream = io.StringIO()
-    logs.set_up("info", stream=stream)
+    log_setup.set_up("info", stream=stream)
     yield stream
     logging.root.handlers[:] = handlers
     sys.excepthook, threading.excepthook = hooks
@@ -70,7 +70,7 @@ def test_a_line_has_the_facts_it_was_given(stream: io.StringIO) -> None:
 
 
 def test_a_line_of_text_has_the_same_facts(stream: io.StringIO) -> None:
-    logs.set_up("info", "text", stream=stream)
+    log_setup.set_up("info", "text", stream=stream)
     facts = {"pods": 3, "pod_name": "default/web", "problem": 'no "disk"\nleft', "empty": ""}
     logging.getLogger("virtlet.x").info("two\nlines", extra=facts)
     line = stream.getvalue().partition(" ")[2]
@@ -93,11 +93,11 @@ def _record(with_error: bool) -> logging.LogRecord:
 
 
 @pytest.mark.parametrize("with_error", [False, True])
-@pytest.mark.parametrize("form", logs.FORMS)
+@pytest.mark.parametrize("form", log_setup.FORMS)
 def test_the_cri_proxys_lines_have_the_same_form(form: str, with_error: bool) -> None:
     record = _record(with_error)
-    assert proxy_logs.Lines(form).format(record) == logs.Lines(form).format(record)
-    assert (proxy_logs.FORMS, proxy_logs.LEVELS) == (logs.FORMS, logs.LEVELS)
+    assert proxy_logs.Lines(form).format(record) == log_setup.Lines(form).format(record)
+    assert (proxy_logs.FORMS, proxy_logs.LEVELS) == (log_setup.FORMS, log_setup.LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_cri_proxys_lines_have_the_same_form(form: str, with_error: bool) ->
 def test_a_plugin_is_heard_from_the_level_that_is_set_and_a_library_from_warnings(
     stream: io.StringIO, level: str, heard: list[str]
 ) -> None:
-    logs.set_up(level, packages=["somebodys_plugin"], stream=stream)
+    log_setup.set_up(level, packages=["somebodys_plugin"], stream=stream)
     for name in ("somebodys_plugin.disks", "somebodys_library", "virtlet.plugins.x"):
         for method in ("debug", "info", "warning", "error"):
             getattr(logging.getLogger(name), method)("told")
@@ -125,7 +125,7 @@ def test_a_plugin_is_heard_from_the_level_that_is_set_and_a_library_from_warning
 
 def test_what_is_logged_within_a_call_says_what_the_call_is_about(stream: io.StringIO) -> None:
     def call() -> None:
-        logs.about.set({"call": "StartContainer", "vm": "1", "pod_name": "default/web"})
+        log_setup.about.set({"call": "StartContainer", "vm": "1", "pod_name": "default/web"})
         logging.getLogger("virtlet.x").info("disk made", extra={"vm": "2"})
 
     contextvars.copy_context().run(call)
@@ -140,7 +140,7 @@ def test_what_is_logged_within_a_call_says_what_the_call_is_about(stream: io.Str
 
 
 def test_a_line_with_an_id_gets_the_names(stream: io.StringIO) -> None:
-    lines = logs.set_up("info", stream=stream)
+    lines = log_setup.set_up("info", stream=stream)
     lines.named = lambda facts: {"pod_name": "default/web", "vm_name": f"of {facts['vm']}"}
     logging.getLogger("virtlet.x").info("VM ended", extra={"vm": "1", "vm_name": "own"})
     [line] = _lines(stream)
@@ -187,7 +187,7 @@ def test_a_very_deep_traceback_is_cut(stream: io.StringIO) -> None:
         deeper(200)
     except ValueError:
         logging.getLogger("virtlet.x").exception("failed")
-    assert len(_lines(stream)[0]["traceback"].splitlines()) == logs.FRAME_LIMIT + 1
+    assert len(_lines(stream)[0]["traceback"].splitlines()) == log_setup.FRAME_LIMIT + 1
 
 
 def test_a_message_with_an_exception_ends_at_its_first_line(stream: io.StringIO) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.room import FILE, STEP, Room
+from virtlet.core.disk_reserve import FILE, STEP, DiskReserve
 from virtlet.errors import ResourceExhausted
 
 RESERVE = 4 * STEP
@@ -26,8 +26,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def room(disk: Path) -> Room:
-    return Room(disk, disk / "virtlet.db", RESERVE)
+def room(disk: Path) -> DiskReserve:
+    return DiskReserve(disk, disk / "virtlet.db", RESERVE)
 
 
 def _fill(disk: Path, name: str = "filler") -> None:
@@ -36,7 +36,7 @@ def _fill(disk: Path, name: str = "filler") -> None:
 
 
 def test_a_full_disk_gives_back_so_much_at_each_end_until_nothing_is_left(
-    room: Room, disk: Path
+    room: DiskReserve, disk: Path
 ) -> None:
     room.keep()
     for number in range(RESERVE // STEP):
@@ -50,7 +50,9 @@ def test_a_full_disk_gives_back_so_much_at_each_end_until_nothing_is_left(
     assert shutil.disk_usage(disk).free == 0
 
 
-def test_nothing_new_is_made_until_the_space_can_be_set_aside_again(room: Room, disk: Path) -> None:
+def test_nothing_new_is_made_until_the_space_can_be_set_aside_again(
+    room: DiskReserve, disk: Path
+) -> None:
     room.keep()
     _fill(disk)
     room.make()
@@ -61,14 +63,14 @@ def test_nothing_new_is_made_until_the_space_can_be_set_aside_again(room: Room, 
     assert (disk / FILE).stat().st_size == RESERVE
 
 
-def test_a_disk_with_space_gives_nothing_back(room: Room, disk: Path) -> None:
+def test_a_disk_with_space_gives_nothing_back(room: DiskReserve, disk: Path) -> None:
     room.keep()
     room.make()
     assert (disk / FILE).stat().st_size == RESERVE
 
 
 def test_a_database_on_a_disk_of_its_own_has_its_own_space(tmp_path: Path, disk: Path) -> None:
-    room = Room(tmp_path, disk / "virtlet.db", STEP)
+    room = DiskReserve(tmp_path, disk / "virtlet.db", STEP)
     room.keep()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", FILE]
     assert [path.name for path in disk.iterdir()] == [f"virtlet.db-{FILE}"]

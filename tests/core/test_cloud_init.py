@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.core.seed.merge import merge
+from virtlet.core.cloud_init import merge
 from virtlet.errors import PluginError
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtlet.core.cri.kept import Kept
+from virtlet.core.cri.lists import ReplyCache
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import NotFound
 
@@ -28,19 +28,19 @@ def records() -> Records:
     return Records()
 
 
-def _ask(kept: Kept, records: Records, key: str) -> cri.ContainerStatus:
+def _ask(kept: ReplyCache, records: Records, key: str) -> cri.ContainerStatus:
     reply = kept.reply(key, lambda: records.make(key))
     return cri.ContainerStatusResponse.FromString(reply).status
 
 
 def test_a_reply_is_made_once_for_each_key(records: Records) -> None:
-    kept = Kept(lambda: records.version)
+    kept = ReplyCache(lambda: records.version)
     assert [_ask(kept, records, key).id for key in "abab"] == list("abab")
     assert records.made == ["a", "b"]
 
 
 def test_a_change_of_any_record_has_replies_made_anew(records: Records) -> None:
-    kept = Kept(lambda: records.version)
+    kept = ReplyCache(lambda: records.version)
     _ask(kept, records, "a")
     records.version = 2
     assert _ask(kept, records, "a").started_at == 2
@@ -49,14 +49,14 @@ def test_a_change_of_any_record_has_replies_made_anew(records: Records) -> None:
 def test_a_change_while_a_reply_is_made_is_not_missed(records: Records) -> None:
     """The reply may be of before, but it is not taken for one of after."""
     versions: Iterator[int] = iter((1, 2))
-    kept = Kept(lambda: next(versions))
+    kept = ReplyCache(lambda: next(versions))
     _ask(kept, records, "a")
     records.version = 2
     assert _ask(kept, records, "a").started_at == 2
 
 
 def test_an_error_is_not_kept(records: Records) -> None:
-    kept = Kept(lambda: records.version)
+    kept = ReplyCache(lambda: records.version)
 
     def missing() -> cri.ContainerStatusResponse:
         raise NotFound("there is no container a")

@@ -1,4 +1,4 @@
-"""Room on the disk for taking pods away, whatever fills it.
+"""DiskReserve on the disk for taking pods away, whatever fills it.
 
 What stops or removes a pod writes too: the database, the driver's notes, plugins' state. So some
 space is set aside before a pod is made, and given back bit by bit when one has to go and the disk
@@ -22,7 +22,7 @@ FILE = "reserve"
 """Name of the file in the data directory."""
 
 
-class Room:
+class DiskReserve:
     """What is set aside.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 
 
-class InOrder:
+class OrderedExecutor:
     """Does work on the threads of an executor, in the order it came for each key.
 
     Args:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from virtlet.core.serial import InOrder
+from virtlet.core.ordered_executor import OrderedExecutor
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 def test_the_work_of_a_key_is_done_in_its_order_and_one_at_a_time(
     executor: ThreadPoolExecutor,
 ) -> None:
-    in_order, done = InOrder(executor), []
+    in_order, done = OrderedExecutor(executor), []
     for number in range(200):
 
         def work(number: int = number) -> None:
@@ -38,7 +38,7 @@ def test_the_work_of_a_key_is_done_in_its_order_and_one_at_a_time(
 def test_work_of_one_key_that_takes_long_does_not_hold_up_another(
     executor: ThreadPoolExecutor,
 ) -> None:
-    in_order, release, done = InOrder(executor), threading.Event(), threading.Event()
+    in_order, release, done = OrderedExecutor(executor), threading.Event(), threading.Event()
 
     def wait() -> None:
         release.wait(20)
@@ -51,7 +51,7 @@ def test_work_of_one_key_that_takes_long_does_not_hold_up_another(
 
 
 def test_a_key_can_be_used_again_when_its_work_is_done(executor: ThreadPoolExecutor) -> None:
-    in_order = InOrder(executor)
+    in_order = OrderedExecutor(executor)
     for _ in range(200):
         done = threading.Event()
         in_order.submit("a", done.set)

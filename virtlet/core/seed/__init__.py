@@ -1,1 +1,0 @@
-"""What goes into the seed: the merge of all plugins' contributions."""
