@@ -166,7 +166,7 @@ def test_a_traceback_has_types_and_places_and_no_text(
     [line] = _lines(stream)
     heads = [text for text in line["traceback"].splitlines() if not text.startswith(" ")]
     assert heads == parts
-    assert re.search(rf"test_logs.py:\d+ {fail.__name__}$", line["traceback"], re.MULTILINE)
+    assert re.search(rf"test_log_setup.py:\d+ {fail.__name__}$", line["traceback"], re.MULTILINE)
     assert SECRET not in stream.getvalue()
 
 

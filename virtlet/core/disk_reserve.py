@@ -1,4 +1,4 @@
-"""DiskReserve on the disk for taking pods away, whatever fills it.
+"""Room on the disk for taking pods away, whatever fills it.
 
 What stops or removes a pod writes too: the database, the driver's notes, plugins' state. So some
 space is set aside before a pod is made, and given back bit by bit when one has to go and the disk

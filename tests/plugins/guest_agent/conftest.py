@@ -54,7 +54,7 @@ def debian_guest(qemu_ga: Path, short_directory: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def budget() -> ReplyBudget:
-    """DiskReserve for large answers."""
+    """Room for large answers."""
     return ReplyBudget(256 << 20)
 
 

@@ -19,7 +19,7 @@ _GUEST_BLOCK = 128 * _MIB
 
 @frozen
 class Growth:
-    """DiskReserve to grow; renders nothing for a machine that has none."""
+    """Room to grow; renders nothing for a machine that has none."""
 
     vcpus: int
     """vCPUs at the start."""
