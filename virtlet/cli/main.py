@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "demo",
     "images": "pods",
     "logs": "pods",
+    "plugins": "plugins",
     "ps": "pods",
     "pull": "pods",
     "rm": "pods",

@@ -14,6 +14,7 @@ from virtlet.core.hooks.caller import Caller
 from virtlet.core.hooks.registry import Registry
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.hookspecs import HOOKS
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.event import Event
@@ -178,6 +179,13 @@ class Hooks:
     def asked_for(self, hook: str, profile: Profile) -> tuple[str, ...]:
         """Plugins that a first hook asks, in order."""
         return self._caller.asked(hook, profile.plugins)
+
+    def order(self, hook: str, profile: Profile | None = None) -> tuple[str, ...]:
+        """Plugins of a profile, or all, that have a hook, in the order in which it calls them."""
+        active = profile.plugins if profile else self._everyone
+        return (self._caller.asked if HOOKS[hook] == "first" else self._caller.providers)(
+            hook, active
+        )
 
     def setup_network(self, plugin: str, pod: Pod) -> Network | None:
         """Ask one plugin for the pod's network."""
