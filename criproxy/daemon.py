@@ -10,23 +10,23 @@ import secrets
 import time
 from contextlib import suppress
 
-from criproxy.config.model import Config, RuntimeConfig
+from criproxy.config.schema import Config, RuntimeConfig
+from criproxy.health_endpoint import Endpoint
 from criproxy.http2.headers import Header
 from criproxy.http2.outbox import Outbox
 from criproxy.http2.server import ServerConnection
 from criproxy.http2.stream import Stream
 from criproxy.methods import BY_PATH
 from criproxy.observe.calls import CallLog
-from criproxy.observe.http import Endpoint
 from criproxy.observe.metrics import Metrics
 from criproxy.routes.table import Table
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code
-from criproxy.runtimes.keeper import Keeper
+from criproxy.runtimes.connector import Connector
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.saved import SavedState
-from criproxy.streaming.relay import StreamRelay
+from criproxy.runtimes.state_file import StateFile
 from criproxy.streaming.urls import StreamUrls
+from criproxy.streaming_urls import StreamRelay
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +72,18 @@ class Proxy:
         self.table = Table(self.runtimes, urls, self.identity)
         self._endpoint = Endpoint(self.runtimes, self._metrics)
         self._relay = StreamRelay(self.runtimes)
-        self._keepers = [self._keeper(r) for r in self.runtimes]
-        self._keeping: list[asyncio.Task[None]] = []
+        self._connectors = [self._connector(r) for r in self.runtimes]
+        self._connecting: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
         self.http_address: tuple[str, int] | None = None
 
-    def _keeper(self, runtime: Runtime) -> Keeper:
+    def _connector(self, runtime: Runtime) -> Connector:
         saved = None
         if self._config.state_dir is not None:
             settings: RuntimeConfig = runtime.config
-            saved = SavedState(self._config.state_dir, settings.name, settings.socket)
+            saved = StateFile(self._config.state_dir, settings.name, settings.socket)
             saved.load(runtime.last)
-        return Keeper(runtime, self._outbox, saved)
+        return Connector(runtime, self._outbox, saved)
 
     async def start(self) -> None:
         """Connect to the runtimes that are there, and listen.
@@ -95,12 +95,12 @@ class Proxy:
             self.http_address = await self._endpoint.start(*self._config.http)
         if self._relay.needed:
             self._urls.base = await self._relay.start(*self._config.stream_listen)
-        self._keeping = [asyncio.create_task(keeper.run()) for keeper in self._keepers]
+        self._connecting = [asyncio.create_task(connector.run()) for connector in self._connectors]
         # A client's first call is not to fail for a runtime that is just being connected to, nor
         # to wait for one that says nothing.
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS):
-                await asyncio.gather(*(keeper.tried.wait() for keeper in self._keepers))
+                await asyncio.gather(*(connector.tried.wait() for connector in self._connectors))
         await self._listen()
         # What was made so far stays; going through it again and again would only cost time.
         gc.collect()
@@ -152,10 +152,10 @@ class Proxy:
             call.cancel()
         self._endpoint.stop()
         await self._relay.stop()
-        for task in self._keeping:
+        for task in self._connecting:
             task.cancel()
-        await asyncio.gather(*self._keeping, return_exceptions=True)
-        for keeper in self._keepers:
-            await keeper.save()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        for connector in self._connectors:
+            await connector.save()
         # Let the last frames leave.
         await asyncio.sleep(0.05)

@@ -16,11 +16,11 @@ from attrs import evolve
 
 from criproxy.config.checks import cannot_listen, check
 from criproxy.config.connect_option import parse_connect
-from criproxy.config.file import build, read_file
-from criproxy.config.model import Config, ConfigError
+from criproxy.config.schema import Config, ConfigError
+from criproxy.config.sources import build, read_file
 from criproxy.config.values import address, directory_path, duration, socket_path
 from criproxy.daemon import Proxy
-from criproxy.observe.logs import FORMS, LEVELS, set_up
+from criproxy.log_lines import FORMS, LEVELS, set_up
 
 log = logging.getLogger("criproxy")
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from criproxy.config.model import Config, ConfigError
+from criproxy.config.schema import Config, ConfigError
 
 _KINDS: Mapping[int, str] = {
     stat.S_IFDIR: "a directory",

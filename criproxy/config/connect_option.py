@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from criproxy.config.model import PRIMARY_NAME, ConfigError, RuntimeConfig
+from criproxy.config.schema import PRIMARY_NAME, ConfigError, RuntimeConfig
 from criproxy.config.values import runtime_name, socket_path
 
 

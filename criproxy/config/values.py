@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from criproxy.config.model import ConfigError
+from criproxy.config.schema import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")

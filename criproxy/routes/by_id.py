@@ -7,10 +7,10 @@ from typing import Any
 
 from attrs import frozen
 
+from criproxy import image_names
 from criproxy.methods import Method, parse_request
-from criproxy.rewrite import image_names
 from criproxy.routes.forward import Look, forward
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.streaming.urls import StreamUrls
 

@@ -15,9 +15,9 @@ from attrs import frozen
 
 from criproxy.methods import Method, parse_request, parse_response
 from criproxy.routes.forward import forward
-from criproxy.routes.read import named, outside_of
+from criproxy.routes.runtime_part import named, outside_of
 from criproxy.routes.together import together
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.changes import Changes
 from criproxy.runtimes.owners import Owners

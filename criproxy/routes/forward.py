@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from criproxy import image_names
 from criproxy.methods import Method, parse_response
-from criproxy.rewrite import image_names
-from criproxy.routes.read import renames
-from criproxy.rpc.call import ServerCall
+from criproxy.routes.runtime_part import renames
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.relay import Relay, Rewrite
 from criproxy.rpc.status import Code
 from criproxy.runtimes.runtime import Runtime

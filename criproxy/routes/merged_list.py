@@ -8,12 +8,12 @@ from typing import Any
 
 from attrs import frozen
 
+from criproxy import image_names
 from criproxy.methods import Method, parse_request
-from criproxy.rewrite import image_names
-from criproxy.routes.images import ImageRouter
 from criproxy.routes.joins import Join, concatenated
-from criproxy.routes.read import Part, Question, start_read, unknown_to_all
-from criproxy.rpc.call import ServerCall
+from criproxy.routes.one_image import ImageRouter
+from criproxy.routes.runtime_part import Part, Question, start_read, unknown_to_all
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import RpcError
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.runtimes.runtime import Runtime

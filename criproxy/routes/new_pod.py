@@ -7,10 +7,10 @@ from typing import Any
 
 from attrs import frozen
 
+from criproxy import image_names
 from criproxy.methods import Method, parse_request
-from criproxy.rewrite import image_names
 from criproxy.routes.forward import forward
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime

@@ -9,9 +9,9 @@ from attrs import frozen
 
 from criproxy.methods import Method, parse_request
 from criproxy.routes.forward import forward
-from criproxy.routes.read import NOTHING, Part, named
+from criproxy.routes.runtime_part import NOTHING, Part, named
 from criproxy.routes.together import together
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime

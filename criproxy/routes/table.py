@@ -8,15 +8,15 @@ from criproxy.methods import BY_NAME, BY_PATH, Method
 from criproxy.routes import joins
 from criproxy.routes.by_id import ID_FIELDS, ById
 from criproxy.routes.events import Events
-from criproxy.routes.images import ImageRouter, OneImage
 from criproxy.routes.merged_list import Filtered, MergedList
+from criproxy.routes.merged_metrics import MergedMetrics
 from criproxy.routes.merged_stream import UNARY, MergedStream
-from criproxy.routes.metrics import MergedMetrics
 from criproxy.routes.new_pod import Chooser, NewPod
+from criproxy.routes.node import MergedStatus
+from criproxy.routes.one_image import ImageRouter, OneImage
 from criproxy.routes.simple import ToEveryone, ToPrimary
-from criproxy.routes.status import MergedStatus
 from criproxy.routes.unknown import Unknown
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.runtimes.loops import refuse_own
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime

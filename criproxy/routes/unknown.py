@@ -8,7 +8,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from criproxy.rewrite import wire
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.relay import Relay
 from criproxy.rpc.status import Code
 from criproxy.runtimes.owners import Owners

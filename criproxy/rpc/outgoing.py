@@ -12,7 +12,7 @@ from attrs import frozen
 from criproxy.http2.faults import ErrorCode
 from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Sink, Stream
-from criproxy.rpc.framing import Message, MessageReader
+from criproxy.rpc.messages import Message, MessageReader
 from criproxy.rpc.metadata import format_timeout, metadata_of
 from criproxy.rpc.status import Code, RpcError, error_of, of_http, of_reset
 

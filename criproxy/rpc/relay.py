@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from criproxy.http2.faults import ErrorCode
 from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Stream
-from criproxy.rpc.call import ServerCall
-from criproxy.rpc.framing import MessageReader, frame
+from criproxy.rpc.incoming import ServerCall
+from criproxy.rpc.messages import MessageReader, frame
 from criproxy.rpc.outgoing import Opener
 from criproxy.rpc.status import Code, RpcError, code_of, of_http, of_reset
 

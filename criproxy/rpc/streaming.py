@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from criproxy.http2.faults import ErrorCode
 from criproxy.http2.headers import Header
-from criproxy.rpc.framing import frame
+from criproxy.rpc.messages import frame
 from criproxy.rpc.outgoing import Answer, Opener, request_headers
 from criproxy.rpc.status import Code
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from criproxy.http2.faults import ErrorCode
 from criproxy.http2.headers import Header
 from criproxy.http2.stream import Stream
-from criproxy.rpc.framing import frame
+from criproxy.rpc.messages import frame
 from criproxy.rpc.outgoing import Answer, Opener, Reply, request_headers
 from criproxy.rpc.status import Code, RpcError
 

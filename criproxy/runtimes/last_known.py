@@ -13,10 +13,10 @@ from typing import Any
 from attrs import frozen
 from google.protobuf.message import DecodeError
 
+from criproxy.image_names import digest_of
 from criproxy.methods import BY_NAME
-from criproxy.rewrite.image_names import digest_of
-from criproxy.runtimes import amendments
-from criproxy.runtimes.amendments import Amend, Amendments
+from criproxy.runtimes import list_edits
+from criproxy.runtimes.list_edits import Edit, ListEdits
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Known:
     """
 
     raw: bytes
-    changes: Sequence[Amend]
+    changes: Sequence[Edit]
 
-    def amended(self, answer: Any) -> Any:
+    def edited(self, answer: Any) -> Any:
         """The decoded answer with the changes, which are put into it."""
         for change in self.changes:
             change(answer)
@@ -76,7 +76,7 @@ class LastKnown:
         self.digests: set[str] = set()
         self._former: OrderedDict[str, None] = OrderedDict()
         self._stored: dict[str, float] = {}
-        self._amendments = Amendments()
+        self._edits = ListEdits()
         self._changed = 0.0
         self._waiting: dict[str, tuple[bytes, float]] = {}
         #: When ids and UIDs were learnt that lists asked for earlier need not have.
@@ -140,18 +140,18 @@ class LastKnown:
     def _keep(self, name: str, raw: bytes, asked: float) -> None:
         self.answers[name] = raw
         self._stored[name] = asked
-        self._amendments.listed(name, asked)
+        self._edits.listed(name, asked)
 
     def answer(self, name: str) -> Known | None:
         """A method's last answer and what calls have changed since; None without one."""
         self.catch_up()
         raw = self.answers.get(name)
-        return None if raw is None else Known(raw, self._amendments.since(name))
+        return None if raw is None else Known(raw, self._edits.since(name))
 
-    def amendable(self, name: str) -> bool:
+    def edits_known(self, name: str) -> bool:
         """Whether it is known what calls have changed since."""
         self.catch_up()
-        return self._amendments.known(name)
+        return self._edits.known(name)
 
     def _is_late(self, name: str, asked: float) -> bool:
         """Whether an answer was overtaken by one to a later question."""
@@ -174,18 +174,18 @@ class LastKnown:
         self.pod_uids.add(pod_uid)
         self._learn(sandbox_id)
         self._learn(pod_uid)
-        self._amendments.add(amendments.sandbox_made(sandbox_id, request))
+        self._edits.add(list_edits.sandbox_made(sandbox_id, request))
 
     def learn_container(self, container_id: str, request: Any | None = None) -> None:
         """A container was made, by CreateContainer with this request."""
         self.containers.add(container_id)
         self._learn(container_id)
         if request is not None:
-            self._amendments.add(amendments.container_made(container_id, request))
+            self._edits.add(list_edits.container_made(container_id, request))
 
     def did(self, method: str, some_id: str = "") -> None:
         """A call was answered with OK, about this sandbox or container if about any."""
-        self._amendments.add(amendments.done(method, some_id))
+        self._edits.add(list_edits.done(method, some_id))
 
     def _learn(self, name: str) -> None:
         self._learnt[name] = time.monotonic()

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from criproxy.config.model import RuntimeConfig
+from criproxy.config.schema import RuntimeConfig
 from criproxy.http2.headers import Header
 from criproxy.http2.stream import Sink, Stream
 from criproxy.methods import BY_NAME, Method, parse_response
@@ -16,17 +16,17 @@ from criproxy.rpc.outgoing import Opener, Reply
 from criproxy.rpc.status import Code, RpcError
 from criproxy.rpc.streaming import streaming
 from criproxy.rpc.unary import Done, UnaryCall, awaited
+from criproxy.runtimes.availability import Availability
 from criproxy.runtimes.last_known import INVENTORY
-from criproxy.runtimes.late import LateMethods
 from criproxy.runtimes.loops import LOOP_HEADER, leads_back
 from criproxy.runtimes.not_answered import NotAnswered, judged
-from criproxy.runtimes.presence import Presence
+from criproxy.runtimes.timeouts import TimedOutMethods
 
 #: Called with runtime, method, code and seconds of every call that went to a runtime.
 Record = Callable[[str, str, Code, float], None]
 
 
-class Runtime(Presence):
+class Runtime(Availability):
     """A runtime behind the proxy.
 
     Args:
@@ -53,7 +53,7 @@ class Runtime(Presence):
         self._identity = identity
         self._mark: Header = (LOOP_HEADER, identity)
         self._record = record
-        self._late = LateMethods(
+        self._late = TimedOutMethods(
             self.where,
             config.limits.read_seconds,
             config.dial.longest_wait,
@@ -314,4 +314,4 @@ class Runtime(Presence):
         known = self.last.answer(method.name)
         if known is None:
             return None
-        return known.amended(parse_response(method, known.raw, self.where))
+        return known.edited(parse_response(method, known.raw, self.where))

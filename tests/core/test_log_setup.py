@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from criproxy.observe import logs as proxy_logs
+from criproxy import log_lines as proxy_logs
 from virtlet.core import log_setup
 
 SECRET = "hunter2"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from criproxy.config import file
-from criproxy.config.file import build, read_file
-from criproxy.config.model import DEFAULT_STATE_DIR
+from criproxy.config import sources as file
+from criproxy.config.schema import DEFAULT_STATE_DIR
+from criproxy.config.sources import build, read_file
 from criproxy.main import main
 from criproxy.methods import BY_NAME
 from criproxy.observe.metrics import Metrics

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criproxy.rewrite import image_names
+from criproxy import image_names
 from virtlet.model.image import shown_name
 
 DIGEST = "@sha256:" + "a1" * 32

@@ -4,7 +4,7 @@ What is logged is an event's name and plain facts (ids, names, durations). Reque
 environments and documents are never passed to a logger, because they can hold secrets. The texts
 of exceptions that nobody expected can quote them too, so tracebacks are written without.
 
-The CRI proxy's log has the same form (criproxy/observe/logs.py), so that one query serves both.
+The CRI proxy's log has the same form (criproxy/log_lines.py), so that one query serves both.
 """
 
 import json

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from criproxy.config.checks import cannot_listen, check
-from criproxy.config.model import Config, ConfigError, RuntimeConfig
+from criproxy.config.schema import Config, ConfigError, RuntimeConfig
 
 
 def config(run_dir: Path, *runtimes: RuntimeConfig, listen: str = "p.sock") -> Config:

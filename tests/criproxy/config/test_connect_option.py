@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from criproxy.config.connect_option import parse_connect
-from criproxy.config.model import ConfigError
+from criproxy.config.schema import ConfigError
 
 
 def test_the_original_form_is_understood() -> None:

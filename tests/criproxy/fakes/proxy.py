@@ -13,7 +13,7 @@ import grpc
 import pytest
 import uvloop
 
-from criproxy.config.model import Config, Dial, Limits, RuntimeConfig
+from criproxy.config.schema import Config, Dial, Limits, RuntimeConfig
 from criproxy.daemon import Proxy
 from criproxy.runtimes.runtime import Runtime
 from virtlet.cri import api_pb2 as cri

@@ -22,8 +22,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from criproxy.http2.client import ClientConnection
 from criproxy.http2.connection import PREFACE
+from criproxy.http2.endpoints import ClientConnection
 from criproxy.http2.headers import Header
 from criproxy.http2.outbox import Outbox
 

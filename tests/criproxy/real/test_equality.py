@@ -10,8 +10,8 @@ import pytest
 from attrs import frozen
 from google.protobuf.message import Message
 
+from criproxy import image_names
 from criproxy.methods import BY_NAME
-from criproxy.rewrite import image_names
 from tests.criproxy.fakes.command import ProxyProcess
 from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.real.conftest import SECOND, World

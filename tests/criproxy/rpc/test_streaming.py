@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from criproxy.rpc.framing import frame
+from criproxy.rpc.messages import frame
 from criproxy.rpc.streaming import streaming
 from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.fakes.runtime import FakeRuntime

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from criproxy.config.model import Limits
+from criproxy.config.schema import Limits
 from criproxy.methods import BY_NAME
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from criproxy.config.model import Dial, Limits
+from criproxy.config.schema import Dial, Limits
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri

@@ -19,9 +19,9 @@ from attrs import frozen
 
 from criproxy.methods import Method, parse_request, parse_response
 from criproxy.routes.forward import forward
-from criproxy.routes.read import Part
+from criproxy.routes.runtime_part import Part
 from criproxy.routes.together import together
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import RpcError
 from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.owners import Owners

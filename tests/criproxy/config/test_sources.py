@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from criproxy.config.file import build, read_file
-from criproxy.config.model import Config, ConfigError, Dial, Limits, RuntimeConfig
+from criproxy.config.schema import Config, ConfigError, Dial, Limits, RuntimeConfig
+from criproxy.config.sources import build, read_file
 
 FULL = """
 listen: /run/criproxy/criproxy.sock

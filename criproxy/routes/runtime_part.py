@@ -13,10 +13,11 @@ from typing import Any
 
 from attrs import frozen
 
+from criproxy import image_names
 from criproxy.http2.headers import Header
 from criproxy.methods import BY_NAME, Method, check_response, parse_response
-from criproxy.rewrite import filters, image_names
-from criproxy.rpc.call import ServerCall
+from criproxy.rewrite import filters
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.outgoing import Reply
 from criproxy.rpc.status import Code, RpcError
 from criproxy.rpc.unary import awaited
@@ -192,7 +193,7 @@ def stand_in(runtime: Runtime, question: Question) -> Part:
         return NOTHING
     if not runtime.may_fill_in(method) and method.name not in _TIMELESS:
         raise runtime.gap_error(method)
-    if not runtime.last.amendable(method.name):
+    if not runtime.last.edits_known(method.name):
         raise runtime.gap_error(method)
     answer = runtime.last_answer(method)
     if answer is None:

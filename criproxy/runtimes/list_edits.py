@@ -21,49 +21,49 @@ PODS, CONTAINERS, IMAGES = "ListPodSandbox", "ListContainers", "ListImages"
 _LIMIT = 512
 
 #: Changes a list's answer in place.
-Amend = Callable[[Any], None]
+Edit = Callable[[Any], None]
 
 
 @frozen
-class _Amendment:
+class _DatedEdit:
     #: None when it is not known what changed.
-    amend: Amend | None
+    edit: Edit | None
     at: float
 
 
-class Amendments:
+class ListEdits:
     """What was changed since each list was asked for."""
 
     def __init__(self) -> None:
-        self._since: dict[str, list[_Amendment]] = {}
+        self._since: dict[str, list[_DatedEdit]] = {}
 
-    def add(self, changes: Mapping[str, Amend | None]) -> None:
+    def add(self, changes: Mapping[str, Edit | None]) -> None:
         """A call has changed these lists just now; None when nobody knows how."""
         now = time.monotonic()
-        for name, amend in changes.items():
+        for name, edit in changes.items():
             since = self._since.setdefault(name, [])
-            unknown_again = amend is None and since and since[-1].amend is None
+            unknown_again = edit is None and since and since[-1].edit is None
             if unknown_again or len(since) == _LIMIT:
                 # A list that has this change has those before it too.
-                since[-1] = _Amendment(None, now)
+                since[-1] = _DatedEdit(None, now)
             else:
-                since.append(_Amendment(amend, now))
+                since.append(_DatedEdit(edit, now))
 
     def listed(self, name: str, asked: float) -> None:
         """A list came that was asked for then: what was changed before is in it."""
         if name in self._since:
             self._since[name] = [a for a in self._since[name] if a.at >= asked]
 
-    def since(self, name: str) -> tuple[Amend, ...]:
+    def since(self, name: str) -> tuple[Edit, ...]:
         """What was changed, as far as it is known."""
-        return tuple(a.amend for a in self._since.get(name, ()) if a.amend is not None)
+        return tuple(a.edit for a in self._since.get(name, ()) if a.edit is not None)
 
     def known(self, name: str) -> bool:
         """Whether it is known of every change what it was."""
-        return all(a.amend is not None for a in self._since.get(name, ()))
+        return all(a.edit is not None for a in self._since.get(name, ()))
 
 
-def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Amend]:
+def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Edit]:
     """RunPodSandbox with this request has answered with this id."""
     config = request.config
     made = api_pb2.PodSandbox(
@@ -78,7 +78,7 @@ def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Amend]:
     return {PODS: lambda answer: _add(answer.items, made)}
 
 
-def container_made(container_id: str, request: Any) -> Mapping[str, Amend]:
+def container_made(container_id: str, request: Any) -> Mapping[str, Edit]:
     """CreateContainer with this request has answered with this id."""
     config = request.config
     made = api_pb2.Container(
@@ -96,7 +96,7 @@ def container_made(container_id: str, request: Any) -> Mapping[str, Amend]:
     return {CONTAINERS: lambda answer: _add(answer.containers, made)}
 
 
-def done(method: str, some_id: str) -> Mapping[str, Amend | None]:
+def done(method: str, some_id: str) -> Mapping[str, Edit | None]:
     """What a call has changed that is about one sandbox or container, or about images.
 
     Args:

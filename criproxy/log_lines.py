@@ -1,8 +1,8 @@
 """Log lines: one on standard error for each thing that happens, as JSON or as text.
 
 They have the form of the manager's own log (virtlet/core/log_setup.py, which is not to be imported
-here; tests/core/test_logs.py holds both against each other), so that one query serves both. Texts
-of exceptions that nobody expected can quote requests: tracebacks are written without them.
+here; tests/core/test_log_setup.py holds both against each other), so that one query serves both.
+Texts of exceptions that nobody expected can quote requests: tracebacks are written without them.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import re
 import time
 from collections.abc import Callable
 
-from criproxy.config.model import RuntimeConfig
-from criproxy.http2.client import ClientConnection
+from criproxy.config.schema import RuntimeConfig
+from criproxy.http2.endpoints import ClientConnection
 from criproxy.rpc.status import Code
 from criproxy.runtimes.last_known import LastKnown
 from criproxy.runtimes.not_answered import NotAnswered
@@ -22,8 +22,8 @@ _LONGEST_REASON = 300
 _NUMBERS = re.compile(r"\d+")
 
 
-class Presence:
-    """A runtime's coming and going, as its keeper and its calls report it.
+class Availability:
+    """A runtime's coming and going, as its connector and its calls report it.
 
     Args:
         config: what it is called and where it is.
@@ -45,7 +45,7 @@ class Presence:
         self.connects = 0
         self._connection: ClientConnection | None = None
         self._listeners: list[Callable[[], None]] = []
-        #: Set when the keeper should look at the runtime now.
+        #: Set when the connector should look at the runtime now.
         self.look = asyncio.Event()
 
     @property

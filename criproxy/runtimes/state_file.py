@@ -48,7 +48,7 @@ class State:
     update: bytes | None
 
 
-class SavedState:
+class StateFile:
     """The file of one runtime.
 
     Args:
@@ -94,7 +94,7 @@ class SavedState:
                 self.path.unlink()
             return
         current = {
-            name: answer.amended(BY_NAME[name].response.FromString(answer.raw))
+            name: answer.edited(BY_NAME[name].response.FromString(answer.raw))
             for name, answer in state.answers.items()
         }
         fingerprint = _fingerprint(current, state.update)

@@ -8,11 +8,11 @@ from typing import Any
 
 from attrs import frozen
 
+from criproxy import image_names
 from criproxy.methods import BY_NAME, Method, parse_request, parse_response
-from criproxy.rewrite import image_names
 from criproxy.routes.forward import forward
 from criproxy.routes.new_pod import Chooser
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.owners import KNOWS_NONE, Owners
 from criproxy.runtimes.runtime import Runtime

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from criproxy.config.model import Config, ConfigError, Dial, Limits, RuntimeConfig
+from criproxy.config.schema import Config, ConfigError, Dial, Limits, RuntimeConfig
 from criproxy.config.values import (
     address,
     count,
@@ -31,7 +31,7 @@ from criproxy.config.values import (
     socket_path,
     wait,
 )
-from criproxy.observe.logs import FORMS, LEVELS
+from criproxy.log_lines import FORMS, LEVELS
 
 #: Turns one value into what the model holds, or raises ConfigError naming where it stood.
 _Read = Callable[[Any, str], Any]

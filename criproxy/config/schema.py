@@ -91,7 +91,7 @@ class Config:
         stream_listen: host and port where relative streaming URLs are served.
         state_dir: where the last known items are kept over a restart; None keeps none.
         socket_mode: permissions of the listening socket.
-        log_level, log_format: as in `criproxy.observe.logs`.
+        log_level, log_format: as in `criproxy.log_lines`.
     """
 
     listen: str

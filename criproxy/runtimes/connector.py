@@ -8,14 +8,14 @@ import os
 import stat
 import time
 
-from criproxy.http2.client import ClientConnection
+from criproxy.http2.endpoints import ClientConnection
 from criproxy.http2.outbox import Outbox
 from criproxy.methods import BY_NAME
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.saved import SavedState, to_save
+from criproxy.runtimes.state_file import StateFile, to_save
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _VERSION = BY_NAME["Version"]
 _UPDATE = BY_NAME["UpdateRuntimeConfig"]
 
 
-class Keeper:
+class Connector:
     """Keeps one runtime connected until cancelled.
 
     Args:
@@ -38,7 +38,7 @@ class Keeper:
         saved: where its last known items are kept over restarts, or None.
     """
 
-    def __init__(self, runtime: Runtime, outbox: Outbox, saved: SavedState | None) -> None:
+    def __init__(self, runtime: Runtime, outbox: Outbox, saved: StateFile | None) -> None:
         self._runtime = runtime
         self._outbox = outbox
         self._saved = saved
@@ -56,7 +56,7 @@ class Keeper:
             try:
                 reason = await self._once()
             except Exception as error:
-                # A runtime without a keeper would never be dialled again.
+                # A runtime without a connector would never be dialled again.
                 log.exception("keeping %s failed", self._runtime.where)
                 reason = f"criproxy failed ({type(error).__name__}); see its log"
             self._runtime.went(reason)

@@ -11,9 +11,9 @@ from criproxy.methods import BY_NAME, Method, parse_request, parse_response
 from criproxy.rewrite.metric_labels import Keys, aligned, keys_of
 from criproxy.routes.forward import forward
 from criproxy.routes.joins import concatenated
-from criproxy.routes.read import Part, Question, read, unknown_to_all
+from criproxy.routes.runtime_part import Part, Question, read, unknown_to_all
 from criproxy.routes.together import together
-from criproxy.rpc.call import ServerCall
+from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criproxy.rpc.framing import MessageReader, frame
+from criproxy.rpc.messages import MessageReader, frame
 from criproxy.rpc.status import Code, RpcError
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from criproxy.runtimes.last_known import LastKnown
-from criproxy.runtimes.saved import SavedState
+from criproxy.runtimes.state_file import StateFile
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri
@@ -88,7 +88,7 @@ def test_a_proxy_that_is_killed_has_saved_what_a_runtime_had_when_it_came_and_wh
 ) -> None:
     def saved() -> set[str]:
         last = LastKnown()
-        SavedState(str(run_dir / "state"), VM, str(virtlet.path)).load(last)
+        StateFile(str(run_dir / "state"), VM, str(virtlet.path)).load(last)
         return last.sandboxes
 
     old = cri.PodSandbox(id="old")
@@ -196,7 +196,7 @@ def test_a_state_that_cannot_be_summed_up_ends_no_keeper(
     restart: Restart, virtlet: FakeRuntime
 ) -> None:
     proxy, client = restart()
-    # What no code of ours stores, for the keeper's sake alone.
+    # What no code of ours stores, for the connector's sake alone.
     proxy.runtime(VM).last.answers["Status"] = b"\xff"
     pod = client.run_pod("b", target=VM)
     wait_for(lambda: proxy.runtime(VM).connects > 1)

@@ -47,7 +47,7 @@ class _Late:
     reason: str
 
 
-class LateMethods:
+class TimedOutMethods:
     """What stands still at one runtime.
 
     A method that is late is asked again beside its callers until it is in time. Whether the whole

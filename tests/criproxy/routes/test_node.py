@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from criproxy.config.model import Limits
+from criproxy.config.schema import Limits
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri

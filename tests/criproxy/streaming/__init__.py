@@ -1,1 +1,0 @@
-"""Tests of relative streaming URLs."""
