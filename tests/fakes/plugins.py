@@ -83,7 +83,7 @@ class OtherApi:
 class SmallFlavor(Current):
     """Answers with one vCPU."""
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_flavor(self, pod: object, config: object, image: object) -> Flavor:
         return Flavor(vcpus=1)
 

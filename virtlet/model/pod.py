@@ -65,7 +65,8 @@ class Profile:
 
     handler: str = ""
     plugins: tuple[str, ...] = ()
-    """Names of all plugins active for this handler, the built-in ones included."""
+    """Names of all plugins active for this handler, in the order in which they are called; a first
+    hook asks the last of them first. Built-in plugins come first, unless the handler names them."""
     flavor: Mapping[Any, Any] = field(factory=dict)
     """The handler's `flavor:` section of the configuration, as written there."""
 

@@ -82,6 +82,12 @@ class OldWrapper(Current):
         yield
 
 
+class Pushes(Current):
+    @hookimpl(tryfirst=True)
+    def virtlet_launch(self, machine: Machine) -> None:
+        raise NotImplementedError
+
+
 class Misspelt(Current):
     @hookimpl
     def virtlet_setup_netwrk(self, pod: Pod) -> None:
@@ -190,6 +196,7 @@ def test_a_sound_class_object_or_module_has_no_flaw(plugin: object) -> None:
         (ByValue, "ByValue compares by value: write a class without __eq__"),
         (Wrapper, "virtlet_flavor is a wrapper.*: implement virtlet_adjust_flavor to change"),
         (OldWrapper, "virtlet_launch is a wrapper.*: implement virtlet_launch itself"),
+        (Pushes, "virtlet_launch has the mark tryfirst: take it away, the handler's `plugins:` is"),
         (Misspelt, "virtlet_setup_netwrk is not a hook: did you mean virtlet_setup_network?"),
         (Unknown, "virtlet_paint is not a hook: see docs/hooks.md"),
         (

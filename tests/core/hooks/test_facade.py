@@ -8,7 +8,8 @@ import pytest
 
 from tests.fakes import models
 from virtlet.core.hooks.facade import Hooks
-from virtlet.core.hooks.registry import discover
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import Registry, discover
 from virtlet.errors import FailedPrecondition, PluginError
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
@@ -16,10 +17,12 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.pod import Profile
 
 
+def _registry(*names: str) -> Registry:
+    return discover(EntryPoint(name, f"tests.fakes.plugins:{name}", "virtlet") for name in names)
+
+
 def _hooks(*names: str) -> Hooks:
-    return Hooks(
-        discover(EntryPoint(name, f"tests.fakes.plugins:{name}", "virtlet") for name in names)
-    )
+    return Hooks(_registry(*names))
 
 
 def _flavor(hooks: Hooks, directory: Path, *plugins: str) -> Flavor:
@@ -27,9 +30,14 @@ def _flavor(hooks: Hooks, directory: Path, *plugins: str) -> Flavor:
     return hooks.flavor(vm.pod, vm.config, vm.image)
 
 
-def test_a_plugin_of_others_answers_before_one_that_is_marked_trylast(tmp_path: Path) -> None:
-    names = ("LargeFlavor", "SmallFlavor")
-    assert _flavor(_hooks(*names), tmp_path, *names).vcpus == 8
+@pytest.mark.parametrize(("first", "vcpus"), [("LargeFlavor", 8), ("SmallFlavor", 1)])
+def test_of_two_that_would_answer_the_first_of_the_handlers_list_does(
+    tmp_path: Path, first: str, vcpus: int
+) -> None:
+    registry = _registry("LargeFlavor", "SmallFlavor")
+    names = sorted(registry.extra, key=lambda name: name != first)
+    profile = Profiles({"x": {"plugins": names}}, registry).get("x")
+    assert _flavor(Hooks(registry), tmp_path, *profile.plugins).vcpus == vcpus
 
 
 def test_a_plugin_that_the_handler_does_not_name_is_not_asked(tmp_path: Path) -> None:

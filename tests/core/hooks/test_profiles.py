@@ -27,6 +27,21 @@ def test_a_handler_adds_the_plugins_it_names(registry: Registry) -> None:
     assert profiles.get("").plugins == ("SmallFlavor",)
 
 
+def test_the_first_of_a_handlers_list_has_the_most_to_say() -> None:
+    names = ("Contributes", "LargeFlavor", "Raises", "SmallFlavor")
+    found = discover(EntryPoint(n, f"tests.fakes.plugins:{n}", "virtlet") for n in names)
+    registry = evolve(
+        found, builtin=("LargeFlavor", "SmallFlavor"), extra=("Contributes", "Raises")
+    )
+
+    def order(*plugins: str) -> tuple[str, ...]:
+        return Profiles({"x": {"plugins": list(plugins)}}, registry).get("x").plugins
+
+    assert order("Contributes", "Raises") == ("LargeFlavor", "SmallFlavor", "Raises", "Contributes")
+    assert order("Raises", "Contributes")[2:] == ("Contributes", "Raises")
+    assert order("SmallFlavor", "Raises") == ("LargeFlavor", "Raises", "SmallFlavor")
+
+
 def test_a_handler_can_leave_a_built_in_plugin_out(registry: Registry) -> None:
     sections = {"odd": {"plugins": ["LargeFlavor"], "without": ["SmallFlavor"]}}
     assert Profiles(sections, registry).get("odd").plugins == ("LargeFlavor",)
@@ -66,6 +81,7 @@ def test_a_plugin_that_is_not_installed_is_named(registry: Registry) -> None:
         ({"plugins": 5}, "plugins must be a list of plugin names"),
         ({"plugins": True}, "plugins must be a list of plugin names"),
         ({"plugins": [["LargeFlavor"]]}, "plugins must be a list of plugin names"),
+        ({"plugins": ["LargeFlavor", "LargeFlavor"]}, "plugins names a plugin twice"),
         ({"without": 7}, "without must be a list of plugin names"),
         ({"without": {"SmallFlavor": 1}}, "without must be a list of plugin names"),
         ({"without": False}, "without must be a list of plugin names"),

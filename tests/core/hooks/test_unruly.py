@@ -31,7 +31,7 @@ def _flavor(directory: Path, *names: str) -> Flavor:
 
 def test_a_wrong_type_inside_an_answer_is_named_by_its_field_and_not_shown(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="'Spoils'.*virtlet_flavor.*vcpus is a str") as caught:
-        _flavor(tmp_path, "Spoils", "SmallFlavor")
+        _flavor(tmp_path, "SmallFlavor", "Spoils")
     assert "hunter2" not in str(caught.value)
     assert "docs/hooks.md" in str(caught.value)
 

@@ -20,7 +20,7 @@ class Everyday(Current):
     def __init__(self) -> None:
         self.hypervisor = FakeHypervisor(Faults())
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_hypervisor(self) -> FakeHypervisor:
         return self.hypervisor
 

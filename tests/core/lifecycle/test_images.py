@@ -63,7 +63,7 @@ class Green(_Source):
 class Fallback(_Source):
     WORDS = ("",)
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:
         return super().virtlet_resolve_image(name)
 

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from tests.images.tiny_guest import ROOT
 from virtlet import PROJECT, hookimpl, hookspecs
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.hooks.registry import Registry
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, ImageSource, TlsCertificate, Transport
 from virtlet.plugins.image_names.plugin import Plugin
@@ -326,7 +329,7 @@ class TestExpressions:
 
 
 def test_hook_resolve_image_asks_the_translation_files_last(directory: Path, write: Write) -> None:
-    """A plugin registered before it goes first, and None leaves the name to the built-in one."""
+    """A plugin of the handler goes first, and None leaves the name to the built-in one."""
     write("a.yaml", "translations: [{name: x, url: 'https://a/x'}]")
 
     class Other:
@@ -336,8 +339,9 @@ def test_hook_resolve_image_asks_the_translation_files_last(directory: Path, wri
 
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(Other())
-    manager.register(configured(directory))
-    manager.check_pending()
-    assert manager.hook.virtlet_resolve_image(name="mine").url == "mine:x"
-    assert manager.hook.virtlet_resolve_image(name="x").url == "https://a/x"
+    manager.register(Other(), "other")
+    manager.register(configured(directory), "image_names")
+    registry = Registry(manager, builtin=("image_names",), extra=("other",))
+    hooks, profile = Hooks(registry), Profiles({"x": {"plugins": ["other"]}}, registry).get("x")
+    assert hooks.resolve_image(profile, "mine").url == "mine:x"
+    assert hooks.resolve_image(profile, "x").url == "https://a/x"

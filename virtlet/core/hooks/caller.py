@@ -28,8 +28,9 @@ class Caller:
         self._watch = watch
 
     def providers(self, hook: str, active: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the active plugins that implement a hook, in the order of registration."""
-        return tuple(name for name in self._registry.implementing(hook) if name in active)
+        """Those of the active plugins that implement a hook, in their order."""
+        having = self._registry.implementing(hook)
+        return tuple(name for name in active if name in having)
 
     def asked(self, hook: str, active: tuple[str, ...]) -> tuple[str, ...]:
         """As `providers`, in the order a first-result hook asks them."""

@@ -130,6 +130,9 @@ def _flaws_of_hook(made: _Implementation) -> Iterator[str]:
             else f"implement {hook} itself, without yield"
         )
         return
+    for mark in ("tryfirst", "trylast"):
+        if made.marks.get(mark):
+            yield f"{hook} has the mark {mark}: take it away, the handler's `plugins:` is the order"
     if inspect.iscoroutinefunction(function):
         yield f"{hook} is a coroutine: write a plain function, which runs on a worker thread"
     elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

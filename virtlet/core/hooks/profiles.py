@@ -18,7 +18,7 @@ class Profiles:
     A section looks like `NAME: {plugins: [more, …], without: [built-in, …], flavor: {…}}`; the
     default handler's name is "". Built-in plugins are active unless a section leaves them out;
     plugins of others are active only where a section names them, so that installing a package
-    changes no running handler.
+    changes no running handler. The order of `plugins` is that of their say; see Profile.plugins.
     """
 
     def __init__(self, sections: Mapping[str, Any], registry: Registry) -> None:
@@ -50,8 +50,9 @@ class Profiles:
                     f"{', '.join(registry.builtin + registry.extra)}"
                 )
                 return
-        names = [n for n in registry.builtin + registry.extra if n in registry.builtin or n in more]
-        active = tuple(n for n in names if n not in without)
+        # The first of the list is asked first, and has the last word where everybody is called.
+        names = [name for name in registry.builtin if name not in more] + list(reversed(more))
+        active = tuple(name for name in names if name not in without)
         self._usable[handler] = Profile(
             handler=handler, plugins=active, flavor=MappingProxyType(dict(flavor))
         )
@@ -93,4 +94,6 @@ def _names(where: str, section: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = [] if section.get(key) is None else section[key]
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise InvalidArgument(f"{where}: {key} must be a list of plugin names")
+    if len(set(value)) < len(value):
+        raise InvalidArgument(f"{where}: {key} names a plugin twice")
     return tuple(value)

@@ -61,7 +61,7 @@ class Registry:
         self.note(plugin, why)
 
     def implementing(self, hook: str) -> dict[str, pluggy.HookImpl]:
-        """Plugin to its implementation of a hook, in the order of registration."""
+        """Plugin to its implementation of a hook."""
         caller: pluggy.HookCaller = getattr(self.manager.hook, hook)
         return {made.plugin_name: made for made in caller.get_hookimpls()}
 

@@ -60,7 +60,7 @@ class Plugin:
             network_config=None if force_dhcp else network_config(vm.network),
         )
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_seed(self, vm: Vm, cloud_init: CloudInit) -> Disk | None:
         """Write the seed as an ISO image."""
         return write_seed(vm, cloud_init, self._node.emulator_uid, self._node.emulator_gid)

@@ -31,7 +31,7 @@ class Plugin:
         """Learn the emulator's user."""
         self._node = node
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk | None:
         """Make `root.qcow2` in the VM's directory."""
         return create_overlay(

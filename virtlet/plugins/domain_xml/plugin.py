@@ -30,7 +30,7 @@ class Plugin:
         """Keep what every document needs of the node."""
         self._renderer = Renderer(node.emulator_uid, node.emulator_gid, settings[CPU_MODEL])
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_render_domain(self, machine: Machine) -> Element | None:
         """Render any machine."""
         return self._renderer.render(machine) if self._renderer else None

@@ -63,7 +63,7 @@ class Plugin:
         """Refuse a machine that cannot be with these resources, before anything is made."""
         choose(pod, config)
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor | None:
         """Answer for every pod."""
         return choose(pod, config)

@@ -90,7 +90,7 @@ class Plugin:
         """Take that."""
         self._agents = Agents(float(settings[GUEST_AGENT_TIMEOUT]))
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> ExecSession | None:
         """Prepare to run a command; the guest is asked only when it runs."""
         vm = machine.vm

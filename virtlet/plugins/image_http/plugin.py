@@ -9,7 +9,7 @@ class Plugin:
 
     VIRTLET_HOOK_API = 1
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_fetch_image(
         self, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage | None:

@@ -60,12 +60,12 @@ class Plugin:
             protocol=settings[DOWNLOAD_PROTOCOL],
         )
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:
         """Translate a name, or take it as an address."""
         return self._translator.resolve(parse_name(name))
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_fetch_image(
         self, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage | None:

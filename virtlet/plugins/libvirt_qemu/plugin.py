@@ -35,7 +35,7 @@ class Plugin:
         """Keep the settings until a hypervisor is asked for."""
         self._settings = (settings, node)
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_hypervisor(self) -> Hypervisor | None:
         """One for all handlers."""
         if self._settings is None:

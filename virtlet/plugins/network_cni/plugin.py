@@ -94,7 +94,7 @@ class Plugin:
         """Refuse names and addresses that are none."""
         check(pod)
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
         """Namespace, CNI's ADD, bridges, taps, DHCP server."""
         return self.networks.set_up(pod)

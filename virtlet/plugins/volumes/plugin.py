@@ -42,7 +42,7 @@ class Plugin:
         """Keep the settings."""
         self._config, self._node = settings, node
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Serve every mount and device, or say why it cannot be had."""
         source = request.source
