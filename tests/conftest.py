@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import configparser
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What an interrupted run has made is taken away."""
+    """What an interrupted run has made is taken away; a stale environment is told at once."""
+    setup = configparser.ConfigParser()
+    setup.read(TESTS.parent / "setup.cfg")
+    wanted = {line.partition("=")[0].strip() for line in _lines(setup, "virtlet")}
+    if wanted - entry_points(group="virtlet").names:
+        raise pytest.UsageError("setup.cfg has built-in plugins that .venv does not: `make setup`")
     config.pluginmanager.register(Interrupts(config))
 
 
@@ -35,6 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "virtlet_node" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
+
+
+def _lines(setup: configparser.ConfigParser, group: str) -> list[str]:
+    """The entry points of a group, as setup.cfg has them."""
+    return setup["options.entry_points"][group].strip().splitlines()
 
 
 class Scheduler(LoadScopeScheduling):

@@ -13,14 +13,21 @@ from tests.fakes.hypervisor import FakeHypervisor, Faults
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import Registry
-from virtlet.errors import InvalidArgument
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
@@ -89,6 +96,10 @@ class Plugin:
         self, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage:
         return FetchedImage(size=7, annotations={"from": source.url, "user": credentials.username})
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        return RecognizedImage(format="kernel") if file.read_bytes()[:2] == b"MZ" else None
 
     @hookimpl
     def virtlet_admit_pod(self, pod: Pod) -> None:
@@ -257,6 +268,16 @@ def test_hook_fetch_image(hooks: Hooks) -> None:
     staging: Any = None
     fetched = hooks.fetch_image(PROFILE, source, Credentials(username="me"), staging)
     assert fetched == FetchedImage(size=7, annotations={"from": "mine://x", "user": "me"})
+
+
+def test_hook_recognize_image(hooks: Hooks, tmp_path: Path) -> None:
+    file = tmp_path / "part"
+    file.write_bytes(b"MZ")
+    found = hooks.recognize_image(PROFILE, "x", file)
+    assert found == ("mine", RecognizedImage(format="kernel", virtual_size=0))
+    file.write_bytes(b"ZM")
+    with pytest.raises(FailedPrecondition, match="recognises image 'x'.*asked: mine; name one"):
+        hooks.recognize_image(PROFILE, "x", file)
 
 
 def test_hook_admit_pod(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:

@@ -9,6 +9,7 @@ same plugin alone. docs/hooks.md has the long form of each, with an example.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -21,7 +22,14 @@ from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
@@ -85,6 +93,11 @@ def virtlet_fetch_image(
     source: ImageSource, credentials: Credentials, staging: Staging
 ) -> FetchedImage | None:
     """Write the content of an image into the staging file (first)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_recognize_image(name: str, file: Path) -> RecognizedImage | None:
+    """Say what a fetched file is, before it enters the store (first)."""
 
 
 # Pods
@@ -191,6 +204,7 @@ HOOKS: Mapping[str, str] = {
     "virtlet_hypervisor": "first",
     "virtlet_resolve_image": "first",
     "virtlet_fetch_image": "first",
+    "virtlet_recognize_image": "first",
     "virtlet_admit_pod": "all",
     "virtlet_admit_vm": "all",
     "virtlet_setup_network": "first",

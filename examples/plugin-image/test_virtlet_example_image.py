@@ -2,6 +2,7 @@
 
 import lzma
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from virtlet.api import FailedPrecondition, InvalidArgument, NotFound
 from virtlet.testing import BootGuest, MakeNode, check_plugin, configured, pull_image
 
 DISK = bytes(510) + b"\x55\xaa" + bytes(range(256)) * 256
+
+
+def squashfs(size: int = 4096, major: int = 4) -> bytes:
+    """The superblock of a squashfs image, and zeros."""
+    return struct.pack("<4s24xHH8xQ", b"hsqs", major, 0, size).ljust(size, b"\0")
 
 
 @pytest.fixture
@@ -75,6 +81,30 @@ def test_what_goes_wrong_is_said(plugin: Plugin, directory: Path, store: Path) -
         pull_image(plugin, "local/a", store)
     (directory / "a.img").write_bytes(b"<html>")
     with pytest.raises(InvalidArgument, match="web page"):
+        pull_image(plugin, "local/a", store)
+
+
+def test_a_root_file_system_in_squashfs_is_an_image(
+    plugin: Plugin, directory: Path, store: Path
+) -> None:
+    (directory / "a.squashfs").write_bytes(squashfs())
+    image = pull_image(plugin, "local/a", store)
+    assert (image.format, image.size, image.virtual_size) == ("squashfs", 4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (squashfs()[:40], "ends within its superblock"),
+        (squashfs()[:-1], "shorter than it says"),
+        (squashfs(major=3), "squashfs 3"),
+    ],
+)
+def test_a_squashfs_that_is_damaged_is_refused(
+    plugin: Plugin, directory: Path, store: Path, content: bytes, what: str
+) -> None:
+    (directory / "a.squashfs").write_bytes(content)
+    with pytest.raises(InvalidArgument, match=f"image local/a: .*{what}"):
         pull_image(plugin, "local/a", store)
 
 

@@ -1,7 +1,11 @@
-"""Images from a directory of the node: `local/NAME` is NAME.qcow2 or NAME.img there."""
+"""Images from a directory of the node, among them root file systems in squashfs.
+
+`local/NAME` is NAME.qcow2, NAME.img or NAME.squashfs there.
+"""
 
 import lzma
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,11 @@ from virtlet.api import (
     FailedPrecondition,
     FetchedImage,
     ImageSource,
+    InvalidArgument,
     Node,
     NotFound,
     Option,
+    RecognizedImage,
     Settings,
     Staging,
     hookimpl,
@@ -30,8 +36,13 @@ IMAGE_DIR = Option(
 )
 
 SCHEME = "local-directory:"
-SUFFIXES = (".qcow2", ".qcow2.xz", ".img", ".img.xz")
+SUFFIXES = (".qcow2", ".qcow2.xz", ".img", ".img.xz", ".squashfs")
 CHUNK = 1 << 20
+
+# The superblock of squashfs 4: the magic, then at byte 28 the version, at byte 40 the bytes used.
+# https://dr-emann.github.io/squashfs/
+SUPERBLOCK = struct.Struct("<4s24xHH8xQ")
+MAGIC = b"hsqs"
 
 # [virtlet.cloud/]local/NAME[:TAG][@sha256:…]; a NAME is one word, so that it stays below the
 # directory.
@@ -90,10 +101,30 @@ class Plugin:
             raise FailedPrecondition(f"image {source.name}: {path} is no whole xz file") from None
         return FetchedImage(size=staging.size, annotations={"file": path.name})
 
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        """Take squashfs images, for a disk plugin and a hypervisor that start from one."""
+        with file.open("rb") as content:
+            head = content.read(SUPERBLOCK.size)
+        if not head.startswith(MAGIC):
+            return None
+        if len(head) < SUPERBLOCK.size:
+            raise InvalidArgument(f"image {name}: it ends within its superblock; was it cut off?")
+        _, major, _, used = SUPERBLOCK.unpack(head)
+        if major != 4:
+            raise InvalidArgument(
+                f"image {name}: it is squashfs {major}; make it with mksquashfs 4"
+            )
+        if used > file.stat().st_size:
+            raise InvalidArgument(f"image {name}: it is shorter than it says; was it cut off?")
+        return RecognizedImage(format="squashfs", virtual_size=file.stat().st_size)
+
     def _find(self, source: ImageSource) -> Path:
         name = source.url.removeprefix(SCHEME)
         for suffix in SUFFIXES:
             path = self._directory / f"{name}{suffix}"
             if path.is_file():
                 return path
-        raise NotFound(f"image {source.name}: {self._directory} has no {name}.qcow2 or {name}.img")
+        raise NotFound(
+            f"image {source.name}: {self._directory} has no {name}.qcow2, .img or .squashfs"
+        )

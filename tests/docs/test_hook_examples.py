@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from attrs import evolve
 
-from tests.core.images.disks import raw_disk
+from tests.core.images.disks import raw_disk, recognize
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
 from virtlet.core.cloud_init import merge
@@ -31,7 +31,7 @@ from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Observation
-from virtlet.model.image import ImageSource
+from virtlet.model.image import ImageSource, RecognizedImage
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
@@ -173,9 +173,13 @@ def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> Non
 
     def fetch(path: Path) -> Path:
         source = ImageSource(name="a", url=f"gzip+file://{path}")
-        store = ImageStore(Layout(tmp_path / "images", os.getgid()), in_use=set)
+        layout = Layout(tmp_path / "images", os.getgid())
+        store = ImageStore(layout, in_use=set, recognize=recognize)
         ways = Route(
-            "", lambda name: source, lambda *a, **k: example.hooks.fetch_image(PROFILE, *a, **k)
+            "",
+            lambda name: source,
+            lambda *a, **k: example.hooks.fetch_image(PROFILE, *a, **k),
+            recognize,
         )
         return Images(store).pull("a", ways).path
 
@@ -185,6 +189,22 @@ def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> Non
         fetch(packed)
     with pytest.raises(NotFound, match="there is no"):
         fetch(tmp_path / "b.img.gz")
+
+
+def test_example_of_virtlet_recognize_image(example: Example, tmp_path: Path) -> None:
+    """A kernel is one by its header; an old one is refused, and a disk is not the plugin's."""
+    file, kernel = tmp_path / "part", bytearray(raw_disk())
+    kernel[0x202:0x208] = b"HdrS\x0c\x02"
+    file.write_bytes(kernel)
+    found = RecognizedImage(format="kernel")
+    assert example.hooks.recognize_image(PROFILE, "a", file) == (NAME, found)
+    kernel[0x206] = 0x0B
+    file.write_bytes(kernel)
+    with pytest.raises(InvalidArgument, match=r"older than Linux 3\.8"):
+        example.hooks.recognize_image(PROFILE, "a", file)
+    file.write_bytes(raw_disk())
+    with pytest.raises(FailedPrecondition, match="recognises image 'a'.*asked: example"):
+        example.hooks.recognize_image(PROFILE, "a", file)
 
 
 def test_example_of_virtlet_admit_pod(example: Example, pod: Pod) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+from tests.core.images.disks import recognize
 from virtlet.core.images.route import Route
 from virtlet.errors import InvalidArgument, NotFound, Unavailable
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
@@ -35,7 +36,7 @@ class FakeImageSource:
 
     def route(self, scope: str = "") -> Route:
         """The way to this server."""
-        return Route(scope, self.resolve, self.fetch)
+        return Route(scope, self.resolve, self.fetch, recognize)
 
     def resolve(self, name: str) -> ImageSource:
         """As virtlet_resolve_image: drops `:latest`."""

@@ -32,7 +32,13 @@ from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig, PodMetadata
@@ -95,6 +101,10 @@ class Plugin:
         staging.begin("", 0, len(DISK))
         staging.write(DISK)
         return FetchedImage(size=len(DISK))
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage:
+        return RecognizedImage(format="raw", virtual_size=file.stat().st_size)
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
@@ -183,6 +193,7 @@ class Manager:
         image_store = ImageStore(
             Layout(node.root / "images", os.getgid()),
             in_use=lambda: {record.vm.image.id for record in self.store.vms.values()},
+            recognize=images.recognize_by_anyone(hooks, profiles),
         )
         self.context = Context(
             node=here,

@@ -1,11 +1,13 @@
 """Small plugins, good and bad, for the tests of the hook machinery."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from virtlet import hookimpl
 from virtlet.model.cloudinit import CloudInitPart
 from virtlet.model.flavor import Flavor
+from virtlet.model.image import RecognizedImage
 from virtlet.model.option import TEXT, Annotation, Option
 
 
@@ -142,3 +144,37 @@ class Contributes(Current):
     @hookimpl
     def virtlet_cloud_init(self, vm: object, volumes: object) -> CloudInitPart:
         return CloudInitPart(meta_data={"colour": "red"})
+
+
+class Nameless(Current):
+    """Recognises an image and does not say as what."""
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        return RecognizedImage(format="")
+
+
+class Shrinks(Current):
+    """Recognises a disk that is smaller than nothing."""
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        return RecognizedImage(format="raw", virtual_size=-1)
+
+
+class Scribbles(Current):
+    """Writes to the file of an image that it looks at."""
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        file.write_bytes(b"mine")
+        return None
+
+
+class Takes(Current):
+    """Takes the file of an image away."""
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        file.unlink()
+        return RecognizedImage(format="raw")

@@ -34,6 +34,7 @@ from virtlet.core.launch.wrapper import install_wrapper
 from virtlet.core.lifecycle import effects, exits, points, recovery
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
+from virtlet.core.lifecycle.images import recognize_by_anyone
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.metrics.sampler import Sampler
@@ -144,6 +145,7 @@ def _assemble(
     images = ImageStore(
         layout,
         in_use=lambda: {record.vm.image.id for record in store.vms.values()},
+        recognize=recognize_by_anyone(hooks, profiles),
         limits=ImageLimits.of(config[core_options.IMAGE_LIMIT]),
     )
 

@@ -34,6 +34,7 @@ def run(
     pass_fds: Sequence[int] = (),
     statuses: Container[int] = (0,),
     quiet: bool = False,
+    package: str = "",
 ) -> bytes:
     """Run a program and return its standard output.
 
@@ -46,6 +47,7 @@ def run(
         pass_fds: descriptors of ours that it inherits under the same numbers.
         statuses: exit statuses that are no failure.
         quiet: its stderr goes nowhere, as that of one that may complain without end.
+        package: the Debian package that has the program, for the message where it is missing.
 
     Raises:
         FailedPrecondition: the program is not installed.
@@ -70,7 +72,8 @@ def run(
             pass_fds=pass_fds,
         )
     except FileNotFoundError:
-        raise FailedPrecondition(f"{argv[0]} is not installed on this node") from None
+        remedy = f": install the package {package}" if package else ""
+        raise FailedPrecondition(f"{argv[0]} is not installed on this node{remedy}") from None
     except subprocess.TimeoutExpired:
         raise DeadlineExceeded(f"{program} did not end within {timeout:g} s") from None
     if done.returncode not in statuses:

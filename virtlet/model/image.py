@@ -119,6 +119,16 @@ class FetchedImage:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class RecognizedImage:
+    """What a plugin recognised a fetched file as."""
+
+    format: str
+    """`qcow2`, `raw`, or a plugin's own word, by which disk plugins tell images apart."""
+    virtual_size: int = 0
+    """Bytes of the disk a guest sees; 0 where the image is no disk."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class Image:
     """An image in the store."""
 
@@ -127,17 +137,19 @@ class Image:
     path: Path
     """The file, read-only for the emulator's user."""
     format: str
-    """`qcow2` or `raw`, recognised by content."""
+    """`qcow2`, `raw`, or what else a plugin recognised it as."""
     size: int
     """Bytes of the file."""
     virtual_size: int
-    """Bytes of the disk a guest sees."""
+    """Bytes of the disk a guest sees; 0 where it is no disk."""
     names: tuple[str, ...] = ()
     """`name:tag` of each name it was pulled by."""
     digests: tuple[str, ...] = ()
     """`name@sha256:…` for each name."""
     pulled_at: int = 0
     """Nanoseconds since the epoch."""
+    recognized_by: str = ""
+    """The plugin that recognised it; "" of an image from before that was written down."""
 
 
 def shown_name(name: str) -> str:

@@ -11,7 +11,15 @@ from virtlet.core.images.pull import Images
 from virtlet.core.images.route import Route
 from virtlet.core.images.store import ImageStore
 from virtlet.errors import NotFound
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
+from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
 from virtlet.testing.models import make_node, make_settings
 
 P = TypeVar("P")
@@ -36,6 +44,8 @@ def configured(plugin: P, root: Path, **texts: str) -> P:
 
 def pull_image(plugin: object, name: str, directory: Path) -> Image:
     """Pull an image by a plugin's hooks into a store, as the core does it.
+
+    The built-in plugin recognises qcow2 and raw disks that the plugin does not.
 
     Args:
         plugin: that resolves and fetches it.
@@ -62,8 +72,13 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
             raise NotFound(f"virtlet_fetch_image returned None for {source.name!r}")
         return fetched
 
-    images = Images(ImageStore(Layout(directory, 0), in_use=set))
-    return images.pull(name, Route("", resolve, fetch))
+    def recognize(name: str, file: Path) -> tuple[str, RecognizedImage]:
+        found: RecognizedImage | None = hooks.virtlet_recognize_image(name=name, file=file)
+        return ("", found) if found else ("", built_in.virtlet_recognize_image(name, file))
+
+    built_in = ImageFormats()
+    images = Images(ImageStore(Layout(directory, 0), in_use=set, recognize=recognize))
+    return images.pull(name, Route("", resolve, fetch, recognize))
 
 
 def _hooks_of(plugin: object) -> Any:

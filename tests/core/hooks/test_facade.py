@@ -70,6 +70,27 @@ def test_a_wrong_type_is_named_with_what_was_wanted(tmp_path: Path) -> None:
         _flavor(_hooks("WrongType"), tmp_path, "WrongType")
 
 
+def _recognize(plugin: str, file: Path) -> None:
+    file.write_bytes(b"x")
+    _hooks(plugin).recognize_image(Profile(handler="", plugins=(plugin,)), "busybox", file)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "problem"),
+    [
+        ("Nameless", "returned a RecognizedImage without a format or of a negative size"),
+        ("Shrinks", "returned a RecognizedImage without a format or of a negative size"),
+        ("Scribbles", "changed the file, which is for reading alone"),
+        ("Takes", "changed the file, which is for reading alone"),
+    ],
+)
+def test_a_plugin_that_recognises_an_image_wrongly_is_named(
+    tmp_path: Path, plugin: str, problem: str
+) -> None:
+    with pytest.raises(PluginError, match=f"'{plugin}'.*virtlet_recognize_image.*{problem}"):
+        _recognize(plugin, tmp_path / "part")
+
+
 def test_an_object_without_the_methods_of_a_hypervisor_or_session_is_refused(
     tmp_path: Path,
 ) -> None:

@@ -10,7 +10,7 @@ from virtlet.core.images.limits import ImageLimits
 from virtlet.core.images.staging import StagingFile
 from virtlet.core.images.store import ImageStore
 
-from .disks import raw_disk
+from .disks import raw_disk, recognize
 
 EMULATOR_GID = 12345
 SMALL = ImageLimits(size=1 << 20, virtual_size=16 << 20, spare=0)
@@ -28,7 +28,7 @@ def open_store(tmp_path: Path, used: set[str]) -> Callable[[], ImageStore]:
 
     def open_it() -> ImageStore:
         layout = Layout(tmp_path / "images", EMULATOR_GID)
-        return ImageStore(layout, in_use=lambda: used, limits=SMALL)
+        return ImageStore(layout, in_use=lambda: used, recognize=recognize, limits=SMALL)
 
     return open_it
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from virtlet.model.image import RecognizedImage
+from virtlet.plugins.image_formats.recognise import recognise
+
 SECTOR = 512
 
 
@@ -41,3 +44,8 @@ def write_qcow2(path: Path, size: str = "1M", options: str = "") -> Path:
     extra = ["-o", options] if options else []
     qemu_img("create", "-f", "qcow2", *extra, path, size)
     return path
+
+
+def recognize(name: str, file: Path) -> tuple[str, RecognizedImage]:
+    """As a handler with the built-in plugin does."""
+    return "image_formats", recognise(file, name)

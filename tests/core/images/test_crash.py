@@ -11,7 +11,7 @@ import os, sys
 from pathlib import Path
 
 from tests.core.images.conftest import SMALL, put
-from tests.core.images.disks import raw_disk
+from tests.core.images.disks import raw_disk, recognize
 from tests.core.images.test_store import files
 from virtlet.core.images import layout, records, store
 from virtlet.core.images.reference import parse_reference
@@ -22,7 +22,7 @@ WATCHED = {module.__file__ for module in (layout, records, store, host_files)}
 
 
 def open_store(root):
-    opened = ImageStore(layout.Layout(root, 0), in_use=set, limits=SMALL)
+    opened = ImageStore(layout.Layout(root, 0), in_use=set, recognize=recognize, limits=SMALL)
     opened.collect()
     return opened
 

@@ -19,9 +19,9 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from virtlet.model.image import Credentials
+from virtlet.model.image import Credentials, RecognizedImage
 
-from .disks import qemu_img_that, raw_disk
+from .disks import qemu_img_that, raw_disk, recognize
 from .test_store import files
 
 QUICK = Retry(attempts=4, delay=0.001)
@@ -442,6 +442,24 @@ def test_downloads_that_do_not_end_when_they_are_cancelled_are_bounded(
     assert server.fetches == ["a", "b"]
     go_on.set()
     for thread in threading.enumerate():
-        if thread.name == "image-fetch":
+        if thread.name == "image-plugin":
             thread.join(20)
     assert images.pull("x", server.route()).names == ("x:latest",)
+
+
+def test_a_plugin_that_hangs_while_it_recognises_an_image_is_left_behind(
+    images: Images, server: FakeImageSource
+) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def hang(name: str, file: Path) -> tuple[str, RecognizedImage]:
+        stuck.set()
+        go_on.wait(60)
+        return recognize(name, file)
+
+    route = evolve(server.route(), recognize=hang)
+    with pytest.raises(Unavailable, match="cancelled by its caller"):
+        images.pull("x", route, wanted=lambda: not stuck.is_set())
+    assert images.pull("x", server.route()).format == "raw"
+    assert server.sent == len(server.contents["x"])
+    go_on.set()

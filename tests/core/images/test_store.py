@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from virtlet.core.images.store import ImageStore
-from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from virtlet.model.image import RecognizedImage
 
 from .conftest import EMULATOR_GID, put, stage
 from .disks import raw_disk, write_qcow2
@@ -108,6 +115,27 @@ class TestPublish:
             store.publish(staging, "a")
         staging.discard()
         assert files(store) == []
+
+    def test_a_virtual_size_over_the_limit_is_refused(
+        self, store: ImageStore, tmp_path: Path
+    ) -> None:
+        staging = stage(store, write_qcow2(tmp_path / "disk", "17M").read_bytes())
+        with pytest.raises(ResourceExhausted, match="17825792 bytes is over the limit of 16777216"):
+            store.publish(staging, "a")
+
+    def test_what_a_plugin_recognises_is_kept_with_the_plugins_name(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        def recognize(name: str, file: Path) -> tuple[str, RecognizedImage]:
+            assert (name, file.read_bytes()) == ("test", b"MZ")
+            return "kernels", RecognizedImage(format="kernel")
+
+        store.publish(stage(store, b"MZ"), "a", recognize=recognize)
+        for opened in (store, open_store()):
+            image = opened.get("a")
+            assert image is not None
+            assert (image.format, image.recognized_by) == ("kernel", "kernels")
+            assert (image.size, image.virtual_size) == (2, 0)
 
     def test_annotations_of_the_fetching_plugin_are_kept(
         self, store: ImageStore, open_store: Callable[[], ImageStore]
@@ -310,6 +338,43 @@ class TestRestart:
         assert after is not None
         assert (after.id, after.format, after.virtual_size) == (image_id, "raw", 65536)
         assert record.exists()
+
+    def test_a_record_from_before_plugins_recognised_images_is_taken_as_it_is(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        image_id = put(store, "a")
+        record = store.usage().mountpoint / "data" / f"{image_id.removeprefix('sha256:')}.json"
+        document = json.loads(record.read_bytes())
+        del document["recognized_by"]
+        record.write_text(json.dumps(document))
+        before = record.read_bytes()
+        image = open_store().get("a")
+        assert image is not None
+        assert (image.format, image.recognized_by) == ("raw", "")
+        assert record.read_bytes() == before
+
+    def test_a_lost_record_that_cannot_be_made_again_is_told_and_the_others_are_there(
+        self,
+        store: ImageStore,
+        used: set[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        open_store: Callable[[], ImageStore],
+    ) -> None:
+        used.add(put(store, "a", "1"))
+        other = put(store, "b", "2")
+        image = store.get("a")
+        assert image is not None
+        image.path.with_suffix(".json").unlink()
+        with monkeypatch.context() as without_qemu_img:
+            without_qemu_img.setenv("PATH", str(tmp_path))
+            again = open_store()
+        again.collect()
+        assert [known.id for known in again.list()] == [other]
+        assert image.path.exists()
+        [line] = [r for r in caplog.records if r.getMessage() == "image left out"]
+        assert "qemu-img is not installed" in line.problem  # type: ignore[attr-defined]
 
     def test_a_store_of_the_original_is_taken_over(
         self, tmp_path: Path, open_store: Callable[[], ImageStore]

@@ -1,24 +1,33 @@
 """Whose plugins find and fetch an image: a kubelet names no handler when it pulls."""
 
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from attrs import evolve
 
 from tests.core.images.disks import raw_disk
-from tests.fakes.manager import Manager
+from tests.fakes.manager import Manager, Plugin
 from tests.fakes.model import make_pod
 from virtlet import hookimpl
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import discover
-from virtlet.core.lifecycle import images
+from virtlet.core.lifecycle import images, pods, vms
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.store.records import PodPhase, PodRecord
-from virtlet.errors import InvalidArgument
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.event import EventKind
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.vm import VmConfig, VmMetadata
 
 
 class _Source:
@@ -45,6 +54,12 @@ class _Source:
         staging.write(disk)
         return FetchedImage(size=len(disk))
 
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        content = file.read_bytes()
+        ours = content == raw_disk(type(self).__name__)
+        return RecognizedImage(format="raw", virtual_size=len(content)) if ours else None
+
 
 class Blue(_Source):
     WORDS = ("blue", "both")
@@ -66,6 +81,16 @@ class Fallback(_Source):
     @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:
         return super().virtlet_resolve_image(name)
+
+
+class Kernels:
+    """Takes everything for a kernel."""
+
+    VIRTLET_HOOK_API = 1
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        return RecognizedImage(format="kernel")
 
 
 @pytest.fixture
@@ -161,3 +186,58 @@ def test_a_name_that_was_never_pulled_removes_nothing(context: Context, manager:
     images.remove(context, "tiny")
     kinds = [event.kind for event in manager.told.events]
     assert kinds == [EventKind.IMAGE_PULLED, EventKind.IMAGE_REMOVED]
+
+
+@pytest.fixture
+def kernels(manager: Manager) -> Context:
+    """A handler `kernel`, whose plugin recognises kernels, beside the default one."""
+    entries = ("fake", "tests.fakes.manager:Plugin"), ("kernels", f"{__name__}:Kernels")
+    registry = discover(EntryPoint(name, value, "virtlet") for name, value in entries)
+    plugin = registry.manager.get_plugin("fake")
+    assert isinstance(plugin, Plugin)
+    plugin.node = manager.node
+    sections = {"": {"plugins": ["fake"]}, "kernel": {"plugins": ["kernels", "fake"]}}
+    hooks, profiles = Hooks(registry), Profiles(sections, registry)
+    hypervisors = Hypervisors(hooks, profiles)
+    made = evolve(manager.context, hooks=hooks, profiles=profiles, hypervisors=hypervisors)
+    made.journal = manager.context.journal
+    return made
+
+
+def _create(context: Context, handler: str) -> str:
+    metadata = PodMetadata(name=f"pod{handler}", uid=f"uid{handler}", namespace="default")
+    logs = str(context.node.data_dir / "logs")
+    pod = pods.run_pod(context, PodConfig(metadata=metadata, log_directory=logs), handler)
+    config = VmConfig(metadata=VmMetadata(name="guest"), image="boot", user_image="boot:v1")
+    return vms.create_vm(context, pod, config)
+
+
+def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_effect(
+    kernels: Context, manager: Manager
+) -> None:
+    image = images.pull(kernels, "boot", Credentials(), "kernel")
+    assert (image.format, image.recognized_by) == ("kernel", "kernels")
+    with pytest.raises(
+        FailedPrecondition,
+        match="image boot:v1: plugin 'kernels' recognised it as 'kernel', and handler '' does not "
+        "have that plugin: use a runtimeClassName",
+    ):
+        _create(kernels, "")
+    assert not any("vm-" in point or "volume" in point for point in manager.points)
+    vm = _create(kernels, "kernel")
+    assert kernels.store.vms[vm].vm.image == image
+
+
+def test_content_is_what_the_handler_that_pulled_it_first_takes_it_for(kernels: Context) -> None:
+    assert images.pull(kernels, "boot", Credentials(), "kernel").format == "kernel"
+    assert images.pull(kernels, "again", Credentials(), "").format == "kernel"
+    images.remove(kernels, "boot")
+    assert images.pull(kernels, "again", Credentials(), "").format == "raw"
+
+
+def test_an_image_whose_plugin_is_gone_is_left_to_who_makes_its_root_disk(
+    kernels: Context, manager: Manager
+) -> None:
+    images.pull(kernels, "boot", Credentials(), "kernel")
+    vm = _create(manager.context, "")
+    assert manager.vm(vm).vm.image.format == "kernel"

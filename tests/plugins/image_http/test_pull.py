@@ -10,6 +10,7 @@ import pluggy
 import pytest
 from attrs import evolve
 
+from tests.core.images.disks import recognize
 from tests.fakes.image_server import ImageServer, Resource, trickling_server
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.core.images.layout import Layout
@@ -33,7 +34,7 @@ def disk(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
-    store = ImageStore(Layout(tmp_path / "images", 0), in_use=set)
+    store = ImageStore(Layout(tmp_path / "images", 0), in_use=set, recognize=recognize)
     return Images(store, Retry(attempts=4, delay=0.01))
 
 
@@ -46,7 +47,7 @@ def route(server: ImageServer) -> Route:
     def fetch(*arguments: object) -> object:
         return Plugin().virtlet_fetch_image(*arguments)  # type: ignore[arg-type]
 
-    return Route("", resolve, fetch)  # type: ignore[arg-type]
+    return Route("", resolve, fetch, recognize)  # type: ignore[arg-type]
 
 
 def test_a_download_that_breaks_again_and_again_arrives_with_each_byte_sent_once(
@@ -181,6 +182,6 @@ def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
         return fetched
 
     for name, url in (("mine", "mine:x"), ("theirs", f"{server.url}/x")):
-        route = Route("", lambda name, url=url: ImageSource(name=name, url=url), fetch)  # type: ignore[misc]
+        route = Route("", lambda name, url=url: ImageSource(name=name, url=url), fetch, recognize)  # type: ignore[misc]
         assert images.pull(name, route).path.read_bytes() == disk
     assert len(server.requests) == 1

@@ -205,6 +205,7 @@ def image_info(
     """What `verbose` adds to an image's status; with it, how far the pulls under way are."""
     info = {
         "format": image.format,
+        "recognizedBy": image.recognized_by,
         "virtualSize": image.virtual_size,
         "path": str(image.path),
         "pulledAt": image.pulled_at,

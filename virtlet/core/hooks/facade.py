@@ -21,7 +21,15 @@ from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging, shown_name
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+    shown_name,
+)
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
@@ -32,7 +40,11 @@ from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 log = logging.getLogger(__name__)
 
 _NAME_ONE = "; name one that does under `handlers:` in the manager's configuration"
-_REMEDIES = {"virtlet_resolve_image": _NAME_ONE, "virtlet_fetch_image": _NAME_ONE}
+_REMEDIES = {
+    "virtlet_resolve_image": _NAME_ONE,
+    "virtlet_fetch_image": _NAME_ONE,
+    "virtlet_recognize_image": _NAME_ONE,
+}
 
 
 class Hooks:
@@ -161,6 +173,22 @@ class Hooks:
             staging=staging,
         )
         return found
+
+    def recognize_image(
+        self, profile: Profile, name: str, file: Path
+    ) -> tuple[str, RecognizedImage]:
+        """(plugin, what it says that a file is)."""
+        hook, before = "virtlet_recognize_image", _state(file)
+        for plugin in self._caller.asked(hook, profile.plugins):
+            found: RecognizedImage | None = self._call(hook, plugin, name=name, file=file)
+            if _state(file) != before:
+                raise returned(plugin, hook, "changed the file, which is for reading alone")
+            if found is not None:
+                if not found.format or found.virtual_size < 0:
+                    problem = "returned a RecognizedImage without a format or of a negative size"
+                    raise returned(plugin, hook, problem)
+                return plugin, found
+        raise self._nobody(hook, profile, f"recognises image {shown_name(name)!r}")
 
     # Pods
 
@@ -331,3 +359,12 @@ class Hooks:
             f"{', '.join(self._caller.asked(hook, profile.plugins)) or 'none has this hook'}"
             f"{_REMEDIES.get(hook, '')}"
         )
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """What is different of a file that somebody changed, replaced or removed."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

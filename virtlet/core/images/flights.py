@@ -1,5 +1,6 @@
 """One piece of work at a time for each key; whoever asks meanwhile gets the same outcome."""
 
+import contextvars
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -82,6 +83,26 @@ class Flights(Generic[T]):
     def _land(self, key: Hashable) -> None:
         with self._lock:
             del self._under_way[key]
+
+
+def apart(work: Callable[[], T], name: str) -> "Future[T]":
+    """Do work on a thread of its own, which may be left behind.
+
+    Args:
+        work: what to do.
+        name: the thread's.
+    """
+    outcome: Future[T] = Future()
+
+    def fly() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(fly,), name=name, daemon=True).start()
+    return outcome
 
 
 def wait_for(future: Future[T], wanted: Callable[[], bool]) -> T:

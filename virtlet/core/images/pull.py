@@ -1,6 +1,5 @@
 """Pulling: from a name to an image in the store."""
 
-import contextvars
 import hashlib
 import logging
 import threading
@@ -8,10 +7,12 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from attrs import frozen
 
-from virtlet.core.images.flights import Abandoned, Flights, wait_for
+from virtlet.core.images.flights import Abandoned, Flights, apart, wait_for
 from virtlet.core.images.reference import is_digest, is_id, parse_reference
 from virtlet.core.images.route import Route
 from virtlet.core.images.staging import Lease, StagingFile
@@ -23,10 +24,11 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource
+from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, RecognizedImage
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ANONYMOUS = Credentials()
 MOST_LEFT = 64
 """Threads that hang in a plugin for nobody; each may hold a connection too."""
@@ -77,7 +79,8 @@ class Images:
     Args:
         store: where they are kept.
         retry: how to go on after a break.
-        most_left: fetches that may be left behind, that is, go on although nobody waits for them.
+        most_left: calls of plugins that may be left behind, that is, go on although nobody waits
+            for them.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Images:
         self.store = store
         self._retry = retry or Retry()
         self._most_left = most_left
-        self._left: set[Future[FetchedImage]] = set()
+        self._left: set[Future[Any]] = set()
         self._flights: Flights[Image] = Flights()
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, StagingFile] = {}
@@ -106,7 +109,7 @@ class Images:
 
         Args:
             name: an image name as a pod has it.
-            route: who finds and fetches it.
+            route: who finds, fetches and recognises it.
             credentials: for the image's server.
             wanted: whether the caller still waits; asked often, from any pull's thread.
 
@@ -161,7 +164,12 @@ class Images:
                     f"{work.source.digest} as asked for"
                 )
             image = self.store.publish(
-                staging, work.reference, _hash(work.source), fetched.annotations, route.handler
+                staging,
+                work.reference,
+                _hash(work.source),
+                fetched.annotations,
+                route.handler,
+                partial(self._recognize, work, route, staging, wanted),
             )
         except Unavailable:
             keep = bool(staging.size and staging.validator and not staging.complete)
@@ -217,7 +225,30 @@ class Images:
     def _fetch_once(
         self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
-        """Have the plugins fetch, on a thread that is left behind when nobody waits any more.
+        lease = Lease(staging)
+        try:
+            return self._ask(
+                work, lambda: route.fetch(work.source, work.credentials, lease), wanted
+            )
+        finally:
+            lease.end()
+
+    def _recognize(
+        self,
+        work: _Work,
+        route: Route,
+        staging: StagingFile,
+        wanted: Callable[[], bool],
+        name: str,
+        file: Path,
+    ) -> tuple[str, RecognizedImage]:
+        try:
+            return self._ask(work, lambda: route.recognize(name, file), wanted)
+        except Abandoned:
+            raise staging.cancelled() from None
+
+    def _ask(self, work: _Work, call: Callable[[], T], wanted: Callable[[], bool]) -> T:
+        """Call plugins, on a thread that is left behind when nobody waits any more.
 
         Raises:
             Abandoned: it was left behind.
@@ -231,32 +262,20 @@ class Images:
                 "check the image servers and file systems that the manager's log names, and "
                 "restart the manager if they do not end by themselves"
             )
-        lease = Lease(staging)
-        outcome: Future[FetchedImage] = Future()
-
-        def fetch() -> None:
-            try:
-                outcome.set_result(route.fetch(work.source, work.credentials, lease))
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(fetch,), name="image-fetch", daemon=True).start()
+        outcome = apart(call, "image-plugin")
         try:
             return wait_for(outcome, wanted)
         except Abandoned:
             self._leave(outcome, work)
             raise
-        finally:
-            lease.end()
 
-    def _leave(self, outcome: "Future[FetchedImage]", work: _Work) -> None:
-        """Count a fetch that is left behind until it ends."""
-        log.info("image fetch left behind", extra={"image": work.source.name})
+    def _leave(self, outcome: "Future[Any]", work: _Work) -> None:
+        """Count a call that is left behind until it ends."""
+        log.info("image plugin left behind", extra={"image": work.source.name})
         with self._lock:
             self._left.add(outcome)
 
-        def ended(outcome: "Future[FetchedImage]") -> None:
+        def ended(outcome: "Future[Any]") -> None:
             with self._lock:
                 self._left.discard(outcome)
 

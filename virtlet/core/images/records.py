@@ -41,6 +41,8 @@ class ImageRecord:
     """By reference."""
     annotations: Mapping[str, str] = field(factory=dict)
     """What the fetching plugin told of it last."""
+    recognized_by: str = ""
+    """The plugin that said what it is; "" where that was not written down yet."""
 
 
 def write_record(path: Path, record: ImageRecord) -> None:
@@ -58,4 +60,4 @@ def read_record(path: Path) -> ImageRecord | None:
         record = cattrs.structure(document, ImageRecord)
     except (OSError, ValueError, cattrs.BaseValidationError):
         return None
-    return record if record.format in ("qcow2", "raw") else None
+    return record if record.format else None

@@ -1,11 +1,12 @@
-"""Who finds and fetches images for a handler."""
+"""Who finds, fetches and recognises images for a handler."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from attrs import frozen
 
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.image import Credentials, FetchedImage, ImageSource, RecognizedImage, Staging
 
 
 class Fetch(Protocol):
@@ -18,6 +19,10 @@ class Fetch(Protocol):
         raise NotImplementedError
 
 
+Recognize = Callable[[str, Path], tuple[str, RecognizedImage]]
+"""Says which plugin knows what an image is, and what, given the image's name and file."""
+
+
 @frozen
 class Route:
     """A handler's way to its images: the hooks, bound to the handler's profile."""
@@ -26,5 +31,6 @@ class Route:
     """Tells routes apart; pulls of one source share their work within one scope only."""
     resolve: Callable[[str], ImageSource]
     fetch: Fetch
+    recognize: Recognize
     handler: str = ""
     """Whose way it is, to be remembered with what comes over it."""

@@ -5,28 +5,33 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from attrs import evolve
 
+from virtlet.core.images.flights import Abandoned, apart, wait_for
 from virtlet.core.images.layout import Layout
 from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.recognise import recognise
 from virtlet.core.images.records import ImageRecord, Origin, read_record, write_record
 from virtlet.core.images.reference import beginning_of_id, parse_reference
+from virtlet.core.images.route import Recognize
 from virtlet.core.images.staging import Known, StagingFile
 from virtlet.core.images.usage import FilesystemUsage, measure
 from virtlet.core.images.view import View, make_view
 from virtlet.errors import (
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
+    VirtletError,
 )
 from virtlet.host.files import remove_file
 from virtlet.model.image import IMAGE_PREFIX, Image, shown_name
 
 log = logging.getLogger(__name__)
+
+LOOK_PATIENCE = 300.0
+"""Seconds that a start waits for plugins to recognise a file whose record was lost."""
 
 
 class ImageStore:
@@ -37,6 +42,7 @@ class ImageStore:
     Args:
         layout: the directory that it keeps them in; nobody else may work on it.
         in_use: ids (`sha256:…`) of the images that VMs use; it must not call back into the store.
+        recognize: says what a file is whose record was lost, or where a pull has no way of its own.
         limits: bounds for one image.
     """
 
@@ -45,10 +51,12 @@ class ImageStore:
         layout: Layout,
         *,
         in_use: Callable[[], Collection[str]],
+        recognize: Recognize,
         limits: ImageLimits | None = None,
     ) -> None:
         self.limits = limits or ImageLimits()
         self._in_use = in_use
+        self._recognize = recognize
         self._layout = layout
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
@@ -148,6 +156,7 @@ class ImageStore:
         source: str = "",
         annotations: Mapping[str, str] | None = None,
         handler: str = "",
+        recognize: Recognize | None = None,
     ) -> Image:
         """Take a finished staging file into the store, under a name, in one step.
 
@@ -157,6 +166,7 @@ class ImageStore:
             source: hash of the address it came from.
             annotations: what the fetching plugin tells of it.
             handler: whom it was pulled for.
+            recognize: says what it is, where the store does not have that content yet.
 
         Raises:
             InvalidArgument, ResourceExhausted: it is no image that a VM may start from.
@@ -172,8 +182,7 @@ class ImageStore:
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:
-            content = recognise(staging.path, staging.name, self.limits)
-            record = ImageRecord(content.format, content.size, content.virtual_size, 0)
+            record = self._look(staging.path, staging.name, recognize or self._recognize)
         prefix = IMAGE_PREFIX if reference.startswith(IMAGE_PREFIX) else ""
         origin = Origin(source, staging.validator, f"{prefix}{parsed.name}", handler)
         with self._lock:
@@ -303,11 +312,30 @@ class ImageStore:
         record = read_record(self._layout.record(digest))
         if record is not None and record.size == stat.st_size:
             return record
+        look = apart(lambda: self._look(path, digest, self._recognize), "image-look")
+        deadline = time.monotonic() + LOOK_PATIENCE
         try:
-            content = recognise(path, digest, self.limits)
-        except (InvalidArgument, ResourceExhausted, Unavailable) as error:
-            log.error("image left out", extra={"image": digest, "problem": str(error)})
+            made = wait_for(look, lambda: time.monotonic() < deadline)
+        except (VirtletError, Abandoned) as error:
+            problem = str(error) or f"nobody has said what it is within {LOOK_PATIENCE:g} s"
+            log.error("image left out", extra={"image": digest, "problem": problem})
             return None
-        made = ImageRecord(content.format, content.size, content.virtual_size, stat.st_mtime_ns)
+        made = evolve(made, pulled_at=stat.st_mtime_ns)
         write_record(self._layout.record(digest), made)
         return made
+
+    def _look(self, path: Path, name: str, recognize: Recognize) -> ImageRecord:
+        """What is known of a file by its content alone."""
+        plugin, found = recognize(name, path)
+        if found.virtual_size > self.limits.virtual_size:
+            raise ResourceExhausted(
+                f"image {name}: its disk of {found.virtual_size} bytes is over the limit of "
+                f"{self.limits.virtual_size} bytes"
+            )
+        return ImageRecord(
+            format=found.format,
+            size=path.stat().st_size,
+            virtual_size=found.virtual_size,
+            pulled_at=0,
+            recognized_by=plugin,
+        )

@@ -79,6 +79,7 @@ def make_view(
             names=tuple(sorted(names.get(digest, ()))),
             digests=tuple(sorted(digests[digest])),
             pulled_at=record.pulled_at,
+            recognized_by=record.recognized_by,
         )
         for digest, record in records.items()
         if digest in digests

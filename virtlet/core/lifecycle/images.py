@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable
 
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.images.pull import always
-from virtlet.core.images.route import Route
+from virtlet.core.images.route import Recognize, Route
 from virtlet.core.lifecycle.context import Context
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
@@ -89,7 +91,7 @@ def _by_name(context: Context, name: str) -> Profile:
 
 
 def route(context: Context, profile: Profile) -> Route:
-    """How a profile's plugins find and fetch images."""
+    """How a profile's plugins find, fetch and recognise images."""
     hooks = context.hooks
     return Route(
         scope=",".join(profile.plugins),
@@ -97,5 +99,13 @@ def route(context: Context, profile: Profile) -> Route:
         fetch=lambda source, credentials, staging: hooks.fetch_image(
             profile, source, credentials, staging
         ),
+        recognize=lambda name, file: hooks.recognize_image(profile, name, file),
         handler=profile.handler,
     )
+
+
+def recognize_by_anyone(hooks: Hooks, profiles: Profiles) -> Recognize:
+    """How the plugins of all handlers recognise what nobody knows any more for whom it was."""
+    active = {plugin for profile in profiles.all for plugin in profile.plugins}
+    everyone = Profile(handler="", plugins=tuple(sorted(active)))
+    return lambda name, file: hooks.recognize_image(everyone, name, file)

@@ -87,6 +87,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     )
     hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
     context.hypervisors.require(hypervisor)
+    _check_format(context, vm)
     context.hooks.admit_vm(pod.pod, config)
     flavor = context.hooks.flavor(pod.pod, config, image)
 
@@ -296,6 +297,19 @@ def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
     return context.images.store.held(image.id)
 
 
+def _check_format(context: Context, vm: Vm) -> None:
+    """Refuse an image of a kind that another handler's plugin knows, and none of this handler."""
+    image, handler, plugin = vm.image, vm.pod.profile.handler, vm.image.recognized_by
+    if plugin in ("", *vm.pod.profile.plugins) or context.hooks.why_missing(plugin):
+        return
+    raise FailedPrecondition(
+        f"image {shown_name(vm.config.user_image or image.id)}: plugin {plugin!r} recognised it as "
+        f"{image.format!r}, and handler {handler!r} does not have that plugin: use a "
+        "runtimeClassName whose handler does, or remove the image from the node and pull it for "
+        "this handler"
+    )
+
+
 def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
     return tuple(_serve_volume(context, vm, request) for request in volume_requests(vm))
 
@@ -320,7 +334,9 @@ def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
         if disk is not None:
             return disk
     raise FailedPrecondition(
-        f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name}"
+        f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} of an "
+        f"image of format {vm.image.format!r} (virtlet_root_disk): name one that does under the "
+        "handler's `plugins`, or take another image"
     )
 
 

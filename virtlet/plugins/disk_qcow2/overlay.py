@@ -8,6 +8,8 @@ from virtlet.model.vm import Vm
 
 _SECTOR = 512
 FILE_NAME = "root.qcow2"
+FORMATS = ("qcow2", "raw")
+"""Of the images that an overlay stands on."""
 
 
 def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
@@ -35,5 +37,5 @@ def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
         command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2"]
         command += ["-F", image.format, "-b", str(image.path.absolute())]
         command += [f"/proc/self/fd/{descriptor}", str(sectors * _SECTOR)]
-        run(command, pass_fds=(descriptor,))
+        run(command, pass_fds=(descriptor,), package="qemu-utils")
     return Disk(path=path, format="qcow2", backing=image.path, backing_format=image.format)

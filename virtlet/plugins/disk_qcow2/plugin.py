@@ -11,7 +11,7 @@ from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Settings
 from virtlet.model.vm import Vm
 from virtlet.plugins.disk_qcow2.annotations import FILES_FROM
-from virtlet.plugins.disk_qcow2.overlay import FILE_NAME, create_overlay
+from virtlet.plugins.disk_qcow2.overlay import FILE_NAME, FORMATS, create_overlay
 
 
 class Plugin:
@@ -33,7 +33,9 @@ class Plugin:
 
     @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk | None:
-        """Make `root.qcow2` in the VM's directory."""
+        """Make `root.qcow2` in the VM's directory; images that are no disks are not ours."""
+        if vm.image.format not in FORMATS:
+            return None
         return create_overlay(
             vm, flavor.root_size, self._node.emulator_uid, self._node.emulator_gid
         )

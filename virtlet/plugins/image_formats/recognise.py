@@ -1,17 +1,15 @@
-"""Telling what a downloaded file is, by its content alone, before anybody may use it."""
+"""Telling what disk image a file is, by its content alone, before anybody may use it."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attrs import frozen
-
-from virtlet.core.images import qcow2
-from virtlet.core.images.foreign import identify
-from virtlet.core.images.limits import ImageLimits
-from virtlet.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from virtlet.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from virtlet.host.commands import CommandError, Limits, run
+from virtlet.model.image import RecognizedImage
+from virtlet.plugins.image_formats import qcow2
+from virtlet.plugins.image_formats.foreign import identify
 
 _SECTOR = 512
 _BOUNDS = Limits(cpu_seconds=30, memory=1 << 30)
@@ -20,29 +18,15 @@ _VERDICTS = range(4)
 """Statuses of qemu-img's own, see its manual: 1 it cannot read it, 2 corrupt, 3 leaks."""
 
 
-@frozen
-class Content:
-    """What an image file holds."""
-
-    format: str
-    """`qcow2` or `raw`."""
-    size: int
-    """Bytes of the file."""
-    virtual_size: int
-    """Bytes of the disk."""
-
-
-def recognise(path: Path, name: str, limits: ImageLimits) -> Content:
-    """Say what an image file is, and refuse what is not safe to start a VM from.
+def recognise(path: Path, name: str) -> RecognizedImage:
+    """Say what a disk image is, and refuse what is not safe to start a VM from.
 
     Args:
         path: the file, absolute.
         name: the image's name, for messages.
-        limits: bounds for the disk it declares.
 
     Raises:
         InvalidArgument: it is no qcow2 or raw disk, or has a feature that is not allowed.
-        ResourceExhausted: the disk it declares is over the limit.
         FailedPrecondition: qemu-img is not installed.
         Unavailable: qemu-img came to no verdict; another try may.
     """
@@ -52,13 +36,14 @@ def recognise(path: Path, name: str, limits: ImageLimits) -> Content:
         if head.startswith(qcow2.MAGIC):
             header = qcow2.parse_header(name, head)
             header.check(name)
-            content = Content("qcow2", size, header.virtual_size)
+            found = RecognizedImage(format="qcow2", virtual_size=header.virtual_size)
         else:
             _check_raw(file, name, size, head)
-            content = Content("raw", size, size)
-    _check_virtual_size(name, content, limits)
-    _check_with_qemu(path, name, content)
-    return content
+            found = RecognizedImage(format="raw", virtual_size=size)
+    if found.virtual_size == 0:
+        raise InvalidArgument(f"image {name}: its disk has no size")
+    _check_with_qemu(path, name, found)
+    return found
 
 
 def _check_raw(file: BinaryIO, name: str, size: int, head: bytes) -> None:
@@ -85,27 +70,17 @@ def _check_raw(file: BinaryIO, name: str, size: int, head: bytes) -> None:
         )
 
 
-def _check_virtual_size(name: str, content: Content, limits: ImageLimits) -> None:
-    if content.virtual_size == 0:
-        raise InvalidArgument(f"image {name}: its disk has no size")
-    if content.virtual_size > limits.virtual_size:
-        raise ResourceExhausted(
-            f"image {name}: its disk of {content.virtual_size} bytes is over the limit of "
-            f"{limits.virtual_size} bytes"
-        )
-
-
-def _check_with_qemu(path: Path, name: str, content: Content) -> None:
-    info = _ask(path, name, "info", content.format)
+def _check_with_qemu(path: Path, name: str, found: RecognizedImage) -> None:
+    info = _ask(path, name, "info", found.format)
     details = info.get("format-specific", {}).get("data", {})
     forbidden = {"backing-filename", "full-backing-filename", "encrypted"} & info.keys()
     if forbidden or {"data-file", "encrypt"} & details.keys() or details.get("corrupt"):
         raise InvalidArgument(f"image {name}: it depends on another file or key, or is corrupt")
-    if info.get("format") != content.format or info.get("virtual-size") != content.virtual_size:
+    if info.get("format") != found.format or info.get("virtual-size") != found.virtual_size:
         raise InvalidArgument(f"image {name}: its header and qemu-img disagree on what it is")
-    if content.format == "qcow2":
-        found = _ask(path, name, "check", content.format)
-        if found.get("corruptions") or found.get("check-errors"):
+    if found.format == "qcow2":
+        report = _ask(path, name, "check", found.format)
+        if report.get("corruptions") or report.get("check-errors"):
             raise InvalidArgument(
                 f"image {name}: it is damaged or cut off (qemu-img check finds errors)"
             )
@@ -129,7 +104,14 @@ def _run(argv: list[str], name: str) -> bytes:
         tries -= 1
         try:
             # Its words quote paths of ours and texts of the image's, and can be endless.
-            return run(argv, timeout=_TIMEOUT, limits=_BOUNDS, statuses=_VERDICTS, quiet=True)
+            return run(
+                argv,
+                timeout=_TIMEOUT,
+                limits=_BOUNDS,
+                statuses=_VERDICTS,
+                quiet=True,
+                package="qemu-utils",
+            )
         except (CommandError, DeadlineExceeded) as error:
             if not tries:
                 raise Unavailable(f"image {name}: it cannot be checked now: {error}") from None
