@@ -15,10 +15,15 @@ import uvloop
 from attrs import evolve
 
 from criproxy.config.checks import cannot_listen, check
-from criproxy.config.connect_option import parse_connect
-from criproxy.config.schema import Config, ConfigError
-from criproxy.config.sources import build, read_file
-from criproxy.config.values import address, directory_path, duration, socket_path
+from criproxy.config.schema import (
+    Config,
+    ConfigError,
+    address,
+    directory_path,
+    duration,
+    socket_path,
+)
+from criproxy.config.sources import build, parse_connect, read_file
 from criproxy.daemon import Proxy
 from criproxy.log_lines import FORMS, LEVELS, set_up
 

@@ -1,4 +1,4 @@
-"""The YAML configuration file.
+"""Where the configuration comes from: the YAML file, and the `--connect` option.
 
     listen: /run/criproxy/criproxy.sock
     http: 127.0.0.1:10009
@@ -21,8 +21,13 @@ from typing import Any
 
 import yaml
 
-from criproxy.config.schema import Config, ConfigError, Dial, Limits, RuntimeConfig
-from criproxy.config.values import (
+from criproxy.config.schema import (
+    PRIMARY_NAME,
+    Config,
+    ConfigError,
+    Dial,
+    Limits,
+    RuntimeConfig,
     address,
     count,
     directory_path,
@@ -174,3 +179,33 @@ def _section(
         if key not in value:
             raise ConfigError(f"'{path}{key}' is missing")
     return {key: keys[key](item, f"{path}{key}") for key, item in value.items()}
+
+
+def parse_connect(text: str) -> tuple[RuntimeConfig, ...]:
+    """The runtimes that a `--connect` value names.
+
+    The first is the primary; it may have a name too, else it is called 'primary'.
+
+    Raises:
+        ConfigError: naming the part that does not fit.
+    """
+    runtimes = []
+    for position, part in enumerate(text.split(",")):
+        where = f"--connect, part {position + 1}"
+        part = part.strip()
+        name, colon, path = part.partition(":")
+        if part.startswith(("/", "unix:")):
+            name, path = "", part
+        elif not colon:
+            raise ConfigError(f"{where}: {part!r} is neither a socket path nor NAME:PATH")
+        if not name and position > 0:
+            raise ConfigError(
+                f"{where}: only the first, the primary, goes without a name; write NAME:{part}"
+            )
+        runtimes.append(
+            RuntimeConfig(
+                name=runtime_name(name, where) if name else PRIMARY_NAME,
+                socket=socket_path(path, where),
+            )
+        )
+    return tuple(runtimes)
