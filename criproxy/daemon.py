@@ -12,10 +12,9 @@ from contextlib import suppress
 
 from criproxy.config.schema import Config, RuntimeConfig
 from criproxy.health_endpoint import Endpoint
+from criproxy.http2.endpoints import ServerConnection
 from criproxy.http2.headers import Header
-from criproxy.http2.outbox import Outbox
-from criproxy.http2.server import ServerConnection
-from criproxy.http2.stream import Stream
+from criproxy.http2.stream import Outbox, Stream
 from criproxy.methods import BY_PATH
 from criproxy.observe.calls import CallLog
 from criproxy.observe.metrics import Metrics

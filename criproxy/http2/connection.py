@@ -19,7 +19,6 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from criproxy.http2.faults import ConnectionFault, ErrorCode, Refusal
 from criproxy.http2.frames import (
     ACK,
     CONTINUATION,
@@ -30,12 +29,14 @@ from criproxy.http2.frames import (
     MAX_FRAME,
     PING,
     WINDOW_UPDATE,
+    ConnectionFault,
+    ErrorCode,
     FrameReader,
+    Refusal,
     frame_head,
 )
 from criproxy.http2.headers import MAX_HEADER_LIST, Header, HeaderCodec
-from criproxy.http2.outbox import Outbox
-from criproxy.http2.stream import NOBODY, STREAM_WINDOW, Stream
+from criproxy.http2.stream import NOBODY, STREAM_WINDOW, Outbox, Stream
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65535

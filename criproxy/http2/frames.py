@@ -1,23 +1,68 @@
-"""Frames cut out of the bytes of a connection, and their order checked (RFC 9113, section 4).
+"""Frames cut out of the bytes of a connection, their order checked, and the faults of peers.
 
 The frames that make up nearly all traffic are taken apart here, in their plain form; all
-others, and padding and priorities, are hyperframe's.
+others, and padding and priorities, are hyperframe's (RFC 9113, sections 4 and 7).
 """
 
 from __future__ import annotations
 
 import logging
+from enum import IntEnum
 from typing import Protocol
 
+from attrs import frozen
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
-
-from criproxy.http2.faults import ConnectionFault, ErrorCode
-from criproxy.http2.headers import MAX_UNPACKED
 
 log = logging.getLogger(__name__)
 
+
+class ErrorCode(IntEnum):
+    """What RST_STREAM and GOAWAY frames give as their reason."""
+
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    CANCEL = 0x8
+    COMPRESSION_ERROR = 0x9
+    ENHANCE_YOUR_CALM = 0xB
+
+
+@frozen
+class Refusal:
+    """Why a stream is given up for what the peer sent; the connection goes on.
+
+    Args:
+        code: what the RST_STREAM frame says.
+        reason: what came, for the call's status.
+    """
+
+    code: ErrorCode
+    reason: str
+
+
+class ConnectionFault(Exception):
+    """The peer broke the protocol so that the whole connection has to go.
+
+    Args:
+        code: what the GOAWAY frame says.
+        message: what the peer did, for its log and ours.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 #: Largest frame taken; larger ones than the 16 KiB minimum save work on long messages.
 MAX_FRAME = 1 << 18
+#: Longer header lists end the connection: up to here they are unpacked, so that the state stays
+#: good, but hpack takes a third of a second for the worst of this size, and the square of it for
+#: more.
+MAX_UNPACKED = 1024 * 1024
 #: Pieces that one header block may come in.
 _MOST_PIECES = 128
 

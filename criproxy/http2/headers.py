@@ -8,16 +8,12 @@ from collections.abc import Iterable, Sequence
 from hpack import HPACKError, NeverIndexedHeaderTuple, OversizedHeaderListError
 from hpack.hpack import Decoder, Encoder
 
-from criproxy.http2.faults import ConnectionFault, ErrorCode, Refusal
+from criproxy.http2.frames import MAX_UNPACKED, ConnectionFault, ErrorCode, Refusal
 
 Header = tuple[bytes, bytes]
 
 #: Larger lists end their call; gRPC's own default is 8 to 16 KiB.
 MAX_HEADER_LIST = 64 * 1024
-#: Larger ones end the connection: up to here they are unpacked, so that the state stays good, but
-#: hpack takes a third of a second for the worst of this size, and the square of it for more.
-MAX_UNPACKED = 1024 * 1024
-
 #: What an entry counts beside its texts (RFC 7541, section 4.1).
 _ENTRY_OVERHEAD = 32
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from criproxy.http2.faults import ErrorCode
+from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Sink, Stream
 from criproxy.rpc.messages import Message, MessageReader

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from criproxy.http2.faults import ErrorCode
+from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Stream
 from criproxy.rpc.incoming import ServerCall

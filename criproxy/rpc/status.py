@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from urllib.parse import quote, unquote_to_bytes
 
-from criproxy.http2.faults import ErrorCode
+from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header, first
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from criproxy.http2.faults import ErrorCode
+from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header
 from criproxy.rpc.messages import frame
 from criproxy.rpc.outgoing import Answer, Opener, request_headers

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from criproxy.http2.faults import ErrorCode
+from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header
 from criproxy.http2.stream import Stream
 from criproxy.rpc.messages import frame

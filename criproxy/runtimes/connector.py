@@ -9,7 +9,7 @@ import stat
 import time
 
 from criproxy.http2.endpoints import ClientConnection
-from criproxy.http2.outbox import Outbox
+from criproxy.http2.stream import Outbox
 from criproxy.methods import BY_NAME
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.last_known import INVENTORY

@@ -25,7 +25,7 @@ from hyperframe.frame import (
 from criproxy.http2.connection import PREFACE
 from criproxy.http2.endpoints import ClientConnection
 from criproxy.http2.headers import Header
-from criproxy.http2.outbox import Outbox
+from criproxy.http2.stream import Outbox
 
 EMPTY = b"\x00\x00\x00\x00\x00"
 """An empty message."""

@@ -16,8 +16,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from criproxy.http2.faults import ConnectionFault, ErrorCode
-from criproxy.http2.frames import FrameReader
+from criproxy.http2.frames import ConnectionFault, ErrorCode, FrameReader
 
 
 class _Clumsy:

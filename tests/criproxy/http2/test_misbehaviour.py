@@ -28,8 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from criproxy.http2.connection import PREFACE
-from criproxy.http2.faults import ErrorCode
-from criproxy.http2.frames import MAX_FRAME
+from criproxy.http2.frames import MAX_FRAME, ErrorCode
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.criproxy.http2.raw import EMPTY, VERSION, RawClient

@@ -18,8 +18,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from criproxy.http2.faults import ErrorCode
-from criproxy.http2.server import MAX_STREAMS
+from criproxy.http2.endpoints import MAX_STREAMS
+from criproxy.http2.frames import ErrorCode
 from tests.criproxy.fakes.proxy import RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.criproxy.http2.raw import EMPTY, RawClient, Received, request
