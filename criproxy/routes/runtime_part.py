@@ -18,9 +18,8 @@ from criproxy.http2.headers import Header
 from criproxy.methods import BY_NAME, Method, check_response, parse_response
 from criproxy.rewrite import filters
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.outgoing import Reply
+from criproxy.rpc.outgoing import Reply, awaited
 from criproxy.rpc.status import Code, RpcError
-from criproxy.rpc.unary import awaited
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.not_answered import NotAnswered
 from criproxy.runtimes.runtime import Runtime

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 from criproxy.http2.headers import Header, first
 from criproxy.http2.stream import Stream
-from criproxy.rpc.messages import Message, MessageReader, frame
-from criproxy.rpc.metadata import metadata_of, parse_timeout
+from criproxy.rpc.messages import Message, MessageReader, frame, metadata_of, parse_timeout
 from criproxy.rpc.status import Code, RpcError, error_of, trailers_of
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,8 @@ from criproxy.config.schema import RuntimeConfig
 from criproxy.http2.headers import Header
 from criproxy.http2.stream import Sink, Stream
 from criproxy.methods import BY_NAME, Method, parse_response
-from criproxy.rpc.outgoing import Opener, Reply
+from criproxy.rpc.outgoing import Done, Opener, Reply, UnaryCall, awaited, streaming
 from criproxy.rpc.status import Code, RpcError
-from criproxy.rpc.streaming import streaming
-from criproxy.rpc.unary import Done, UnaryCall, awaited
 from criproxy.runtimes.availability import Availability
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.loops import LOOP_HEADER, leads_back

@@ -12,9 +12,8 @@ from attrs import define
 from google.protobuf.message import DecodeError
 
 from criproxy.methods import BY_NAME, Method
-from criproxy.rpc.outgoing import Reply
+from criproxy.rpc.outgoing import Done, Reply
 from criproxy.rpc.status import Code, RpcError
-from criproxy.rpc.unary import Done
 from criproxy.runtimes.last_known import INVENTORY, LastKnown
 from criproxy.runtimes.not_answered import NotAnswered
 

@@ -10,7 +10,7 @@ from typing import Any
 import uvloop
 
 from criproxy.rpc.messages import frame
-from criproxy.rpc.streaming import streaming
+from criproxy.rpc.outgoing import streaming
 from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.criproxy.http2.raw import ANSWER, FINE, client_and_server
