@@ -19,7 +19,7 @@ Written by `make docs` from the declarations; do not edit.
 
 The later wins: default, configuration file (`--config`, by field name), environment, flag.
 `{data_dir}` is the data directory; `{socket_dir}` is /run with the default data directory, else the
-data directory. The file has one more field, `handlers`: see [hooks.md](hooks.md).
+data directory. The file has two more fields, `handlers` and `plugins`: see [hooks.md](hooks.md).
 
 | field | flag | environment | type | default | | declared by |
 |---|---|---|---|---|---|---|

@@ -114,6 +114,7 @@ def _assemble(
     recovery.remove_orphaned_directories(store, here)
     hooks = Hooks(registry)
     hooks.watch.patience = config[core_options.HOOK_PATIENCE]
+    hooks.govern(config.sections.get("plugins", {}), data_dir)
     hooks.watch.start()
     undo.callback(hooks.watch.stop)
     undo.callback(hooks.shutdown)

@@ -14,7 +14,7 @@ from virtlet.model.plain import UnquotedError, load_yaml
 
 log = logging.getLogger(__name__)
 
-SECTIONS = ("handlers",)
+SECTIONS = ("handlers", "plugins")
 """Mappings of the file that are no options."""
 
 

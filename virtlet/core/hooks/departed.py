@@ -33,6 +33,11 @@ def settings_of_departed(data_dir: Path, registry: Registry) -> Mapping[str, str
     }
 
 
+def names(data_dir: Path) -> frozenset[str]:
+    """Names of all plugins that the manager ran with."""
+    return frozenset(_read(data_dir / FILE))
+
+
 def recall(data_dir: Path, registry: Registry) -> None:
     """Tell the registry what is known of plugins that are not usable now."""
     for plugin, seen in _read(data_dir / FILE).items():

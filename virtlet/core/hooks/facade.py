@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from xml.etree.ElementTree import Element
@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 from virtlet.core.hooks import departed, startup
 from virtlet.core.hooks.blame import Blamed, logged, returned
 from virtlet.core.hooks.caller import Caller
+from virtlet.core.hooks.policy import Policy, read_policy
 from virtlet.core.hooks.registry import Registry
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition, VirtletError
@@ -57,6 +58,7 @@ class Hooks:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.watch = HookWatch()
+        self._policy = Policy()
         self._caller = Caller(registry, self.watch)
 
     # Start-up and shut-down
@@ -83,6 +85,16 @@ class Hooks:
                     raise returned(f"{first} and {plugin}", hook, problem)
                 found.append((plugin, annotation))
         return found
+
+    def govern(self, section: Mapping[Any, Any], data_dir: Path) -> None:
+        """Take the configuration's `plugins` section.
+
+        Raises:
+            InvalidArgument: something in it is wrong.
+        """
+        known = departed.names(data_dir)
+        self._policy = read_policy(section, self._registry, known)
+        self.watch.limits = self._policy.patience
 
     def configure(self, settings: Settings, node: Node) -> None:
         """Hand every plugin its settings; see `startup.configure`."""
@@ -265,7 +277,7 @@ class Hooks:
         hook, active = "virtlet_cloud_init", vm.pod.profile.plugins
         parts: list[tuple[str, CloudInitPart]] = []
         for plugin in self._caller.providers(hook, active):
-            part = self._call(hook, plugin, vm=vm, flavor=flavor, volumes=volumes)
+            part = self._optional(hook, plugin, vm=vm, flavor=flavor, volumes=volumes)
             if part is not None:
                 parts.append((plugin, part))
         return parts
@@ -345,6 +357,17 @@ class Hooks:
         """What one plugin answers, of the hook's type all the way down; or None."""
         with logged():
             return self._caller.call(hook, plugin, **arguments)
+
+    def _optional(self, hook: str, plugin: str, **arguments: Any) -> Any:
+        """As `_call`; None also when it fails and the operator wants to do without it."""
+        try:
+            return self._call(hook, plugin, **arguments)
+        except VirtletError as error:
+            if plugin not in self._policy.lenient:
+                raise
+            extra = {"plugin": plugin, "hook": hook, "problem": str(error)}
+            log.error("optional hook failed and is passed over", extra=extra)
+            return None
 
     def _first(self, hook: str, profile: Profile, what: str, **arguments: Any) -> Any:
         for plugin in self._caller.asked(hook, profile.plugins):

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,10 +43,12 @@ class HookWatch:
 
     Attributes:
         patience: seconds after which a call is said to hang.
+        limits: the same for single plugins and hooks; see `Policy.patience`.
     """
 
     def __init__(self) -> None:
         self.patience = PATIENCE
+        self.limits: Mapping[tuple[str, str], float] = {}
         self._calls: dict[int, _Call] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -62,7 +64,7 @@ class HookWatch:
             about: the call's arguments; pods and VMs among them are named.
             vm: id of the VM that it is about, where no argument is one.
         """
-        if what in _LONG:
+        if what in _LONG and (plugin, what) not in self.limits:
             yield
             return
         now = time.monotonic()
@@ -80,7 +82,7 @@ class HookWatch:
         """What a thread has waited for longer than the patience, for messages; or ""."""
         now = time.monotonic()
         for call in reversed(self._under_way()):
-            if call.thread == thread and now - call.since >= self.patience:
+            if call.thread == thread and now - call.since >= self._patience(call):
                 return (
                     f"plugin {call.plugin!r} has not returned from {call.what} for "
                     f"{now - call.since:.0f} s: {_REMEDY}"
@@ -100,10 +102,11 @@ class HookWatch:
             self._thread.join()
 
     def _look(self) -> None:
-        while not self._ended.wait(self.patience / 4):
+        while not self._ended.wait(min(self.patience, *self.limits.values(), AGAIN) / 4):
             now = time.monotonic()
             for call in self._under_way():
-                if now - max(call.since, call.named + AGAIN - self.patience) < self.patience:
+                patience = self._patience(call)
+                if now - max(call.since, call.named + AGAIN - patience) < patience:
                     continue
                 call.named = now
                 log.warning(
@@ -116,6 +119,10 @@ class HookWatch:
                         "remedy": _REMEDY,
                     },
                 )
+
+    def _patience(self, call: _Call) -> float:
+        of_plugin = self.limits.get((call.plugin, ""), self.patience)
+        return self.limits.get((call.plugin, call.what), of_plugin)
 
     def _under_way(self) -> list[_Call]:
         with self._lock:
