@@ -106,6 +106,6 @@ def route(context: Context, profile: Profile) -> Route:
 
 def recognize_by_anyone(hooks: Hooks, profiles: Profiles) -> Recognize:
     """How the plugins of all handlers recognise what nobody knows any more for whom it was."""
-    active = {plugin for profile in profiles.all for plugin in profile.plugins}
-    everyone = Profile(handler="", plugins=tuple(sorted(active)))
+    active = dict.fromkeys(plugin for profile in profiles.all for plugin in profile.plugins)
+    everyone = Profile(handler="", plugins=tuple(active))
     return lambda name, file: hooks.recognize_image(everyone, name, file)
