@@ -202,7 +202,7 @@ def vm(tmp_path: Path) -> Vm:
 
 @pytest.fixture
 def machine(vm: Vm, tmp_path: Path) -> Machine:
-    console = Console(pipe=tmp_path / "console")
+    console = Console(output=tmp_path / "console.out", input=tmp_path / "console.in")
     return Machine(
         vm=vm,
         flavor=Flavor(),

@@ -46,7 +46,10 @@ def vm(directory: Path, *, plugins: tuple[str, ...] = (), **config: object) -> V
 
 def machine(directory: Path, *, plugins: tuple[str, ...] = ()) -> Machine:
     """The machine that VM becomes."""
-    made, console = vm(directory, plugins=plugins), Console(pipe=directory / "console")
+    made, console = (
+        vm(directory, plugins=plugins),
+        Console(output=directory / "console.out", input=directory / "console.in"),
+    )
     return Machine(
         vm=made,
         flavor=Flavor(),

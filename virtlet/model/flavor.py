@@ -20,7 +20,7 @@ class Flavor:
     """Bytes of RAM a running VM can have; not more than `memory` means that it cannot grow."""
     cpu_model: str = ""
     """"" leaves the choice to the domain's renderer, `host-model` and `host-passthrough` pass the
-    host's CPU on, anything else is a libvirt model name."""
+    host's CPU on, anything else is the hypervisor's name of a model."""
     cpu_xml: str = field(default="", repr=False)
     """A whole libvirt `<cpu>` element that wins over `cpu_model`."""
     machine: str = "q35"

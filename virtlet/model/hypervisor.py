@@ -51,7 +51,7 @@ class HypervisorInfo:
     name: str
     version: str
     accelerator: str
-    """`kvm` or `qemu`."""
+    """`kvm`, or `qemu` for emulation without KVM."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -18,7 +18,7 @@ class Node:
     instance: str
     """Tells this manager from others on the node; stays the same over restarts."""
     emulator: Path
-    """vmwrapper, as libvirt is to start it; readable and executable for the emulator's user."""
+    """vmwrapper, for hypervisors to start; readable and executable for the emulator's user."""
     emulator_uid: int
     """User the emulator runs as; it must be able to read images and write its VM's disks."""
     emulator_gid: int

@@ -81,7 +81,7 @@ class Vm:
     """A VM that the manager has accepted; a restarted container is another Vm."""
 
     id: str
-    """32 lowercase hexadecimal digits; also the libvirt domain's UUID."""
+    """32 lowercase hexadecimal digits, which make a UUID."""
     pod: Pod
     config: VmConfig
     image: Image
@@ -101,16 +101,14 @@ class Vm:
 
 @frozen(kw_only=True, field_transformer=typed)
 class Console:
-    """Where the serial console of a VM is found on the node: a libvirt console of type `pipe`.
+    """Where the emulator takes a VM's serial console to: two files that the core makes for the
+    emulator's user before the VM starts, `NAME.out` and `NAME.in` in one directory."""
 
-    The core makes both files for the emulator's user before the VM starts. An ordinary file as
-    the output never makes the guest wait, and no byte is written twice; a socket with a log file
-    does both (see virtlet/core/console/files.py).
-    """
-
-    pipe: Path
-    """Path given to the emulator's pipe: it appends what the guest prints to `PIPE.out`, an
-    ordinary file, and reads what is typed from `PIPE.in`, a FIFO."""
+    output: Path
+    """An ordinary file. The emulator writes to it what the guest prints, each byte once, at the
+    end, and never waits for a reader."""
+    input: Path
+    """A FIFO. The emulator reads from it what is typed, and keeps it open while nobody types."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -125,9 +123,9 @@ class Machine:
     seed: Disk | None
     console: Console
     accelerator: str
-    """`kvm` or `qemu` (libvirt's word for emulation without KVM)."""
+    """`kvm`, or `qemu` for emulation without KVM."""
     emulator: Path
-    """The program libvirt starts: vmwrapper."""
+    """The program that the hypervisor starts: vmwrapper."""
     environment: Mapping[str, str] = field(factory=dict, repr=False)
     """What vmwrapper needs to find us; holds the one-time token."""
     guest_agent: Path | None = None

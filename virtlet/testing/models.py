@@ -129,7 +129,7 @@ def make_machine(
         root=Disk(path=directory / "root.qcow2"),
         volumes=(),
         seed=None,
-        console=Console(pipe=directory / "console"),
+        console=Console(output=directory / "console.out", input=directory / "console.in"),
         accelerator="qemu",
         emulator=directory / "vmwrapper",
     )

@@ -71,7 +71,7 @@ def qemu(files: ConsoleFiles, directory: Path) -> Iterator[subprocess.Popen[byte
     disk.write_bytes((_assembled().ljust(510, b"\0") + b"\x55\xaa").ljust(1440 * 1024, b"\0"))
     program = ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults"]
     program += ["-drive", f"file={disk},format=raw,if=floppy", "-serial", "chardev:console"]
-    program += ["-chardev", f"pipe,id=console,path={files.pipe}"]
+    program += ["-chardev", f"pipe,id=console,path={files.stem}"]
     program += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     emulator = subprocess.Popen(program)
     try:

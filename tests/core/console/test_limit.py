@@ -117,7 +117,7 @@ def test_each_loss_is_told_where_it_was(
     log_of(files).rmdir()
     eventually(lambda: logs.status()[0].complete)
     assert lost(files, output) == len(output) - KEPT
-    log_of(files).rename(files.pipe.with_name("first.log"))
+    log_of(files).rename(files.stem.with_name("first.log"))
     logs.reopen(files.vm_id)
     again = overfill(logs, guest, files, 4_000_000)
     log_of(files).rmdir()

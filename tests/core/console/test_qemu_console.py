@@ -104,7 +104,7 @@ def test_a_manager_killed_or_stopped_while_attached_changes_nothing(
 ) -> None:
     """The guest prints on; the next manager attaches, types and has the whole log."""
     logs.stop()
-    program = [sys.executable, "-c", ATTACHED, str(files.pipe), str(files.log)]
+    program = [sys.executable, "-c", ATTACHED, str(files.stem), str(files.log)]
     manager = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert manager.stdout is not None
     assert manager.stdin is not None

@@ -102,7 +102,7 @@ def test_the_last_words_are_in_the_log_before_the_end_is_told(
 ) -> None:
     console = manager.vm(vm).machine
     assert console is not None
-    with open(f"{console.console.pipe}.out", "ab") as file:
+    with console.console.output.open("ab") as file:
         file.write(b"good bye\n")
     node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
     log = node.root / "logs" / "web" / "guest" / "0.log"
@@ -117,7 +117,7 @@ def unwritable(node: Node, manager: Manager, vm: str) -> Path:
     log.mkdir()
     machine = manager.vm(vm).machine
     assert machine is not None
-    with open(f"{machine.console.pipe}.out", "ab") as file:
+    with machine.console.output.open("ab") as file:
         file.write(b"good bye\n")
     return log
 
@@ -165,4 +165,4 @@ def test_a_start_whose_log_can_never_be_written_is_refused_and_leaves_nothing(
     assert (ended.reason, ended.exit_code) == ("StartError", 128)
     machine = manager.vm(vm_id).machine
     assert machine is not None
-    assert not list(machine.console.pipe.parent.glob("console*"))
+    assert not list(machine.console.output.parent.glob("console*"))

@@ -103,7 +103,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     hub.start()
     consoles = VmConsoles(logs, tmp_path, -1, -1, disabled=True)
     files = consoles.files(vm)
-    files.pipe.parent.mkdir(parents=True)
+    files.stem.parent.mkdir(parents=True)
     consoles.prepare(vm)
     context: Any = SimpleNamespace(store=store, consoles=consoles)
     guest, ending = Emulator(files), ExitStack()

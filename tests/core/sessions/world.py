@@ -67,7 +67,7 @@ class World:
             root=Disk(path=directory / "root"),
             volumes=(),
             seed=None,
-            console=Console(pipe=directory / "console"),
+            console=Console(output=directory / "console.out", input=directory / "console.in"),
             accelerator="qemu",
             emulator=directory / "vmwrapper",
         )

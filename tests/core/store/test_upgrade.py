@@ -96,6 +96,9 @@ def test_a_vm_keeps_what_was_asked_for_and_what_it_got(store: Store) -> None:
     assert machine.root.path.name == "root.qcow2"
     assert machine.flavor.vcpus == 2
     assert machine.environment["VIRTLET_LAUNCH_VM"] == record.vm.id
+    console = f"/var/lib/node/data/run/vm/{record.vm.id[:12]}/console"
+    assert str(machine.console.output) == f"{console}.out"
+    assert str(machine.console.input) == f"{console}.in"
     (nic,) = record.vm.network.nics
     assert (nic.name, nic.addresses) == ("eth0", ("10.123.0.3/16",))
 

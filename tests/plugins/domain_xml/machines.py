@@ -28,7 +28,7 @@ def plain() -> Machine:
         root=Disk(path=VOLUMES / "root.qcow2", backing=DATA / "images/data/0", serial="root"),
         volumes=(),
         seed=Disk(path=VOLUMES / "seed.iso", format="raw", readonly=True, device="cdrom"),
-        console=Console(pipe=RUN / "console"),
+        console=Console(output=RUN / "console.out", input=RUN / "console.in"),
         accelerator="qemu",
         emulator=DATA / "bin/vmwrapper",
         environment={

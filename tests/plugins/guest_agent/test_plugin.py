@@ -36,7 +36,7 @@ def machine(debian_guest: Path, tmp_path: Path) -> Machine:
         root=Disk(path=tmp_path / "root"),
         volumes=(),
         seed=None,
-        console=Console(pipe=tmp_path / "console"),
+        console=Console(output=tmp_path / "console.out", input=tmp_path / "console.in"),
         accelerator="qemu",
         emulator=tmp_path / "vmwrapper",
         guest_agent=debian_guest,

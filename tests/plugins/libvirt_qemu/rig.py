@@ -109,10 +109,10 @@ class Rig:
         root = directory / "root.img"
         write_boot_disk(root)
         self.give_away(root)
-        console = Console(pipe=runtime / "console")
-        for suffix, make in ((".in", os.mkfifo), (".out", Path.touch)):
-            path = console.pipe.with_name(console.pipe.name + suffix)
-            make(path)
+        console = Console(output=runtime / "console.out", input=runtime / "console.in")
+        os.mkfifo(console.input)
+        console.output.touch()
+        for path in (console.input, console.output):
             self.give_away(path)
         vm = evolve(make_vm(directory, make_pod(), image=make_image(directory / "image")), id=vm_id)
         return Machine(
@@ -163,11 +163,11 @@ class Rig:
 
     def type(self, machine: Machine, text: bytes) -> None:
         """Type on the console."""
-        with machine.console.pipe.with_name("console.in").open("wb", buffering=0) as keyboard:
+        with machine.console.input.open("wb", buffering=0) as keyboard:
             keyboard.write(text)
 
     def console(self, machine: Machine) -> bytes:
-        return machine.console.pipe.with_name("console.out").read_bytes()
+        return machine.console.output.read_bytes()
 
     def wait_for_console(self, machine: Machine, text: bytes) -> None:
         wait_until(lambda: text in self.console(machine), f"{text!r} on the console")

@@ -19,7 +19,9 @@ def main(directory: Path) -> None:
         rig.start(machine)
         rig.wait_for_console(machine, b"ready")
     pids = {vm_id: consumed.pid for vm_id, consumed in rig.hypervisor.stats().items()}
-    lines = [f"{m.vm.id} {m.console.pipe} {pids.get(m.vm.id)}" for m in machines]
+    lines = [
+        f"{m.vm.id} {m.console.output} {m.console.input} {pids.get(m.vm.id)}" for m in machines
+    ]
     sys.stdout.write("\n".join(lines) + "\n\n")
     sys.stdout.flush()
     time.sleep(600)

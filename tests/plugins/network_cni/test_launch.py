@@ -35,7 +35,7 @@ def machine(
         created_at=1,
     )
     root = Disk(path=directory / "root", format="qcow2")
-    console = Console(pipe=directory / "console.sock")
+    console = Console(output=directory / "console.out", input=directory / "console.in")
     flavor = Flavor(machine=kind)
     return Machine(
         vm=vm,

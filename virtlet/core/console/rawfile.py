@@ -35,7 +35,7 @@ def make_console(files: ConsoleFiles, *, uid: int = -1, gid: int = -1) -> None:
 
     Args:
         files: whose; the directory exists and is not writable for the emulator.
-        uid: the emulator's user; -1 where libvirt changes the owner itself.
+        uid: the emulator's user; -1 leaves the owner as it is.
         gid: the emulator's group, likewise.
     """
     files.keyboard.unlink(missing_ok=True)

@@ -180,7 +180,7 @@ def vm_info(record: VmRecord) -> dict[str, str]:
             "memory": machine.flavor.memory,
             "accelerator": machine.accelerator,
             "rootDisk": str(machine.root.path),
-            "console": str(machine.console.pipe),
+            "console": str(machine.console.output),
         }
     return {"info": json.dumps(info)}
 

@@ -18,9 +18,9 @@ _EMULATOR_LINE = 'EMULATOR = "/usr/bin/qemu-system-x86_64"\n'
 def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
     """Install vmwrapper for one emulator; does nothing when it is in place already.
 
-    libvirt keeps what it learned of an emulator until the file changes. So the file is written
-    only when it would differ, and names the real emulator's size and time, so that it differs
-    after an upgrade of QEMU.
+    A hypervisor may keep what it learned of an emulator until the file changes. So the file is
+    written only when it would differ, and names the real emulator's size and time, so that it
+    differs after an upgrade of the emulator.
 
     Args:
         data_dir: the manager's; the wrapper goes to its `bin`.

@@ -363,13 +363,14 @@ def _machine(
 ) -> Machine:
     node = context.node
     runtime = context.vm_runtime_directory(vm.id)
+    console = context.consoles.files(vm)
     return Machine(
         vm=vm,
         flavor=flavor,
         root=root,
         volumes=volumes,
         seed=seed,
-        console=Console(pipe=runtime / "console"),
+        console=Console(output=console.raw, input=console.keyboard),
         accelerator=context.hypervisors.named(hypervisor).info().accelerator,
         emulator=node.emulator,
         environment={

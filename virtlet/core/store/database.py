@@ -41,6 +41,17 @@ def _name_nics(connection: sqlite3.Connection) -> None:
     _rewrite(connection, "effects", "seq", rename, "kind = 'network'")
 
 
+def _name_console_files(connection: sqlite3.Connection) -> None:
+    """What a console has was the path that both its files begin with."""
+
+    def split(record: Any) -> None:
+        if record["machine"] is not None:
+            pipe = record["machine"]["console"]["pipe"]
+            record["machine"]["console"] = {"output": f"{pipe}.out", "input": f"{pipe}.in"}
+
+    _rewrite(connection, "vms", "id", split)
+
+
 def _rewrite(
     connection: sqlite3.Connection,
     table: str,
@@ -75,6 +86,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     CREATE INDEX effects_by_owner ON effects (owner, seq);
     """,
     _name_nics,
+    _name_console_files,
 )
 """Each takes the file one version further; never edit one that was released."""
 

@@ -70,6 +70,8 @@ class Renderer:
             uuid=str(uuid.UUID(machine.vm.id)),
             growth=growth,
             cpu=None if cpu is None else Markup(ElementTree.tostring(cpu, encoding="unicode")),
+            # libvirt's console of type `pipe` reads from PATH.in and writes to PATH.out.
+            console=machine.console.output.with_suffix(""),
             firmware=self._uefi() if flavor.firmware == "uefi" else None,
             pci_express=pci_express,
             disks=targets(machine, "sata" if pci_express else "ide"),
