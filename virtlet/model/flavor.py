@@ -21,8 +21,6 @@ class Flavor:
     cpu_model: str = ""
     """"" leaves the choice to the domain's renderer, `host-model` and `host-passthrough` pass the
     host's CPU on, anything else is the hypervisor's name of a model."""
-    cpu_xml: str = field(default="", repr=False)
-    """A whole libvirt `<cpu>` element that wins over `cpu_model`."""
     machine: str = "q35"
     firmware: str = "bios"
     """`bios` or `uefi`."""
@@ -37,4 +35,4 @@ class Flavor:
     """Bytes for translated code, which an emulator keeps where it does without KVM; it makes room
     by translating again, so that less of it makes large guests slower."""
     extras: Mapping[str, str] = field(factory=dict)
-    """For plugins that work together; the built-in ones ignore it."""
+    """For plugins that work together, by names they agree on."""

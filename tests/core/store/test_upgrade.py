@@ -128,6 +128,21 @@ def test_what_a_pod_s_author_wrote_is_left_alone(file: Path) -> None:
     store.close()
 
 
+def test_a_cpu_element_is_with_the_extras_of_its_flavor(file: Path) -> None:
+    """Whose other ones stay."""
+    with sqlite3.connect(file) as connection:
+        connection.execute(
+            "UPDATE vms SET record = json_set(record, '$.machine.flavor.cpu_xml', '<cpu />', "
+            "'$.machine.flavor.extras', json('{\"gpu\": \"a100\"}'))"
+        )
+    connection.close()
+    store = Store(file)
+    for record in store.vms.values():
+        assert record.machine is not None
+        assert record.machine.flavor.extras == {"gpu": "a100", "domain_cpu": "<cpu />"}
+    store.close()
+
+
 def test_a_database_that_was_opened_once_is_not_changed_again(file: Path) -> None:
     Store(file).close()
     before = [*sqlite3.connect(file).iterdump()]

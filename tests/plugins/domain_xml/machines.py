@@ -11,6 +11,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Console, Machine
+from virtlet.plugins.domain_xml.cpu import EXTRA
 from virtlet.plugins.domain_xml.firmware import Firmware
 
 DATA = Path("/var/lib/virtlet")
@@ -91,7 +92,7 @@ def all_machines() -> Mapping[str, Machine]:
                 flavor,
                 firmware="uefi",
                 vcpus=4,
-                cpu_xml=topology,
+                extras={EXTRA: topology},
                 system_uuid="4c4c4544-0042-3010-8031-c4c04f503432",
             ),
         ),

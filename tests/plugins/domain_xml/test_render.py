@@ -13,6 +13,7 @@ from tests.plugins.domain_xml.machines import FIRMWARE, all_machines, plain
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Machine
+from virtlet.plugins.domain_xml.cpu import EXTRA
 from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
 from virtlet.plugins.domain_xml.options import OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin
@@ -119,7 +120,7 @@ def test_the_cpu_is_the_flavors_then_the_nodes_then_what_fits(
 def test_a_cpu_setting_that_is_none_is_refused(text: str) -> None:
     """It could otherwise smuggle in other elements."""
     machine = plain()
-    machine = evolve(machine, flavor=evolve(machine.flavor, cpu_xml=text))
+    machine = evolve(machine, flavor=evolve(machine.flavor, extras={EXTRA: text}))
     with pytest.raises(InvalidArgument, match="CPU setting"):
         render(machine)
 

@@ -65,7 +65,7 @@ def test_annotations_choose_the_machine() -> None:
         disk_bus="virtio",
         root_size=10 << 30,
         system_uuid=UUID,
-        cpu_xml='<cpu mode="host-passthrough" />',
+        extras={"domain_cpu": '<cpu mode="host-passthrough" />'},
     )
 
 

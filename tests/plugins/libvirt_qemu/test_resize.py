@@ -135,7 +135,10 @@ def test_what_is_not_there_or_does_not_run_is_not_resized(rig: Rig) -> None:
     [
         ({"machine": "pc", "vcpus": 2}, False),
         ({"vcpus": 3, "cpu_model": "Nehalem"}, True),
-        ({"cpu_xml": "<cpu><topology sockets='1' cores='3' threads='1'/></cpu>"}, False),
+        (
+            {"extras": {"domain_cpu": "<cpu><topology sockets='1' cores='3' threads='1'/></cpu>"}},
+            False,
+        ),
     ],
 )
 def test_machines_of_every_kind_have_room_to_grow(

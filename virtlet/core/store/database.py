@@ -41,15 +41,18 @@ def _name_nics(connection: sqlite3.Connection) -> None:
     _rewrite(connection, "effects", "seq", rename, "kind = 'network'")
 
 
-def _name_console_files(connection: sqlite3.Connection) -> None:
-    """What a console has was the path that both its files begin with."""
+def _neutral_machines(connection: sqlite3.Connection) -> None:
+    """What a console has was the path that both its files begin with, and a whole `<cpu>` element
+    had a field of its own."""
 
-    def split(record: Any) -> None:
-        if record["machine"] is not None:
-            pipe = record["machine"]["console"]["pipe"]
-            record["machine"]["console"] = {"output": f"{pipe}.out", "input": f"{pipe}.in"}
+    def change(record: Any) -> None:
+        if (machine := record["machine"]) is not None:
+            pipe = machine["console"]["pipe"]
+            machine["console"] = {"output": f"{pipe}.out", "input": f"{pipe}.in"}
+            if cpu := machine["flavor"].pop("cpu_xml"):
+                machine["flavor"]["extras"]["domain_cpu"] = cpu
 
-    _rewrite(connection, "vms", "id", split)
+    _rewrite(connection, "vms", "id", change)
 
 
 def _rewrite(
@@ -86,7 +89,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     CREATE INDEX effects_by_owner ON effects (owner, seq);
     """,
     _name_nics,
-    _name_console_files,
+    _neutral_machines,
 )
 """Each takes the file one version further; never edit one that was released."""
 

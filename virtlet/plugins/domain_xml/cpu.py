@@ -6,6 +6,8 @@ from xml.etree.ElementTree import Element
 from virtlet.errors import InvalidArgument
 from virtlet.model.vm import Machine
 
+EXTRA = "domain_cpu"
+"""Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
 _HOST = ("host-model", "host-passthrough")
 
 
@@ -19,7 +21,7 @@ def cpu_element(machine: Machine, default_model: str) -> Element | None:
     Raises:
         InvalidArgument: the flavor's own element is no `<cpu>` element.
     """
-    if machine.flavor.cpu_xml:
+    if machine.flavor.extras.get(EXTRA):
         return _checked(machine)
     kvm = machine.accelerator == "kvm"
     # Without KVM the smallest model is the fastest: an emulated guest that finds more features
@@ -41,7 +43,7 @@ def cpu_element(machine: Machine, default_model: str) -> Element | None:
 
 def _checked(machine: Machine) -> Element:
     try:
-        cpu = ElementTree.fromstring(machine.flavor.cpu_xml)
+        cpu = ElementTree.fromstring(machine.flavor.extras[EXTRA])
     except ElementTree.ParseError as error:
         raise InvalidArgument(
             f"the CPU setting of VM {machine.vm.name} is no XML ({error}): "

@@ -149,7 +149,7 @@ def machine_of(pod: Pod) -> Flavor:
         "max_vcpus": annotations.MAX_VCPU_COUNT.of(pod),
         "max_memory": annotations.MAX_MEMORY.of(pod),
         "cpu_model": annotations.CPU_MODEL.of(pod),
-        "cpu_xml": cpu.xml if cpu else None,
+        "extras": {**flavor.extras, "domain_cpu": cpu.xml} if cpu else None,
         "disk_bus": annotations.DISK_DRIVER.of(pod),
         "root_size": annotations.ROOT_VOLUME_SIZE.of(pod),
         "system_uuid": annotations.SYSTEM_UUID.of(pod),
