@@ -71,3 +71,13 @@ class TakesAnAnnotation:
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
         return [Annotation(name="VirtletVCPUCount", kind=TEXT, default="", help="")]
+
+
+class LeavesThings:
+    """Has an effect that nothing undoes."""
+
+    VIRTLET_HOOK_API = 1
+
+    @hookimpl
+    def virtlet_seed(self, vm: Vm) -> None:
+        return None

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes import checked_plugins
-from virtlet.testing import check_plugin
+from virtlet.testing import PluginWarning, check_plugin
 
 
 def test_a_sound_plugin_passes() -> None:
@@ -24,3 +24,8 @@ def test_a_flaw_is_named(plugin: type, said: str) -> None:
     with pytest.raises(AssertionError, match=said) as caught:
         check_plugin(plugin)
     assert f"{plugin.__module__}:{plugin.__name__}" in str(caught.value)
+
+
+def test_what_the_author_may_not_mean_is_a_warning() -> None:
+    with pytest.warns(PluginWarning, match="virtlet_seed has no inverse"):
+        check_plugin(checked_plugins.LeavesThings)

@@ -13,6 +13,9 @@ from rich.table import Table
 
 from virtlet import HOOK_API
 from virtlet.cli.inventory import SERVED, Found, Handler, Inventory, take_inventory
+from virtlet.cli.scaffold import KINDS, write_package
+from virtlet.core.hooks.check import check as run_check
+from virtlet.core.hooks.source import read_module, read_package
 
 CONFIG = Path("/etc/virtlet/virtlet.yaml")
 """The file that deploy/virtlet.service names."""
@@ -107,3 +110,57 @@ def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     for row in rows:
         table.add_row(*(text.replace("[", "\\[") for text in row))
     return table
+
+
+@plugins.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+def check(path: Path) -> None:
+    """Check the plugins of a package's directory, or of a Python file.
+
+    Nothing has to be installed. The exit code is 1 where the manager would refuse a plugin.
+    """
+    package = read_package(path) if path.is_dir() else read_module(path)
+    sys.path[:0] = map(str, package.import_paths)
+    refused = False
+    for name, findings in run_check(package.entry_points()).items():
+        refused = refused or bool(findings.flaws)
+        verdict = "would be refused" if findings.flaws else "is fine"
+        if findings.warnings and not findings.flaws:
+            verdict = "would be served, with warnings"
+        click.echo(f"{name} ({package.plugins[name]}) {verdict}")
+        for flaw in findings.flaws:
+            click.echo(f"  flaw: {flaw}")
+        for warning in findings.warnings:
+            click.echo(f"  warning: {warning}")
+    if refused:
+        sys.exit(1)
+
+
+@plugins.command()
+@click.argument("name")
+@click.option(
+    "--kind",
+    "--hook",
+    type=click.Choice(KINDS),
+    required=True,
+    help="What the plugin is about: the hook that its first version has.",
+)
+def new(name: str, kind: str) -> None:
+    """Write a package to start a plugin from, into the directory NAME."""
+    files = write_package(name, kind, Path.cwd())
+    directory = files[0].parent.name
+    module = directory.replace("-", "_")
+    for file in files:
+        click.echo(f"wrote {directory}/{file.name}")
+    click.echo(
+        f"""
+What to do next:
+  cd {directory}
+  pip install -e .              # where the manager is installed
+  virtlet plugins check .
+  pytest                        # needs pytest: pip install 'virtlet[testing]'
+and in the manager's configuration file, before it is restarted:
+  handlers:
+    {directory}:
+      plugins: [{module}]"""
+    )

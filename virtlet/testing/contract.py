@@ -25,6 +25,6 @@ def check_plugin(plugin: type) -> None:
     """
     value = f"{plugin.__module__}:{plugin.__qualname__}"
     (findings,) = check([EntryPoint(plugin.__module__, value, PROJECT)]).values()
+    assert not findings.flaws, "\n".join([f"the manager refuses {value}:", *findings.flaws])
     for warning in findings.warnings:
         warnings.warn(warning, PluginWarning, stacklevel=2)
-    assert not findings.flaws, "\n".join([f"the manager refuses {value}:", *findings.flaws])

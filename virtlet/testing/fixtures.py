@@ -131,6 +131,7 @@ class BootGuest(Protocol):
         image: str = "virtlet.cloud/guest",
         annotations: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        mounts: Mapping[str, Path] | None = None,
         manifest: Path | Mapping[str, Any] | None = None,
         start: bool = True,
     ) -> Guest:
@@ -142,6 +143,7 @@ class BootGuest(Protocol):
             image: name of its image.
             annotations: further annotations of the pod.
             labels: further labels of the pod.
+            mounts: path in the guest to a file or directory of the node; not with `manifest`.
             manifest: the pod's manifest, as a file or its content, instead of a pod that asks for
                 one CPU and 320Mi.
             start: False returns a guest whose steps the test takes itself, by `up()` say.
@@ -160,13 +162,14 @@ def virtlet_guest(virtlet_node: MakeNode) -> Iterator[BootGuest]:
         image: str = "virtlet.cloud/guest",
         annotations: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        mounts: Mapping[str, Path] | None = None,
         manifest: Path | Mapping[str, Any] | None = None,
         start: bool = True,
     ) -> Guest:
         where = node or virtlet_node()
         if isinstance(manifest, Path):
             manifest = yaml.safe_load(manifest.read_text())
-        asked = pod_manifest(manifest or _document(image), where.log_root)
+        asked = pod_manifest(manifest or _document(image, mounts or {}), where.log_root)
         asked.pod.annotations.update(annotations or {})
         asked.pod.labels.update(labels or {})
         guest = Guest(where, where.client(), evolve(asked, handler=handler))
@@ -204,20 +207,31 @@ def own_network(tmp_path: Path) -> Iterator[Path]:
         netns.delete(path)
 
 
-def _document(image: str) -> dict[str, Any]:
+def _document(image: str, mounts: Mapping[str, Path]) -> dict[str, Any]:
     """A pod's manifest, with a name of its own."""
     name = f"guest-{next(_numbers)}"
+    volumes = [
+        {"name": f"v{number}", "hostPath": {"path": str(path)}}
+        for number, path in enumerate(mounts.values())
+    ]
     container = {
         "name": "guest",
         "image": image,
         "tty": True,
         "stdin": True,
         "resources": {"limits": {"cpu": "1", "memory": "320Mi"}},
+        "volumeMounts": [
+            {"name": f"v{number}", "mountPath": path} for number, path in enumerate(mounts)
+        ],
     }
     return {
         "kind": "Pod",
         "metadata": {"name": name},
-        "spec": {"terminationGracePeriodSeconds": 20, "containers": [container]},
+        "spec": {
+            "terminationGracePeriodSeconds": 20,
+            "volumes": volumes,
+            "containers": [container],
+        },
     }
 
 

@@ -1,6 +1,8 @@
 """A plugin's package as its author has it: a directory that need not be installed."""
 
 import configparser
+import importlib.util
+import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint
@@ -107,3 +109,35 @@ def _setup_cfg(file: Path) -> dict[str, Any]:
         "version": setup.get("metadata", "version", fallback=""),
         "plugins": {name.strip(): value.strip() for name, value in pairs},
     }
+
+
+def read_module(file: Path) -> SourcePackage:
+    """Take a single file for a package: its plugins are the classes that have hooks.
+
+    The module is imported.
+
+    Raises:
+        InvalidArgument: it has no plugin, or cannot be imported.
+    """
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise InvalidArgument(f"{file}: is not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(f"{file}: importing it raised {what}") from None
+    classes = [
+        name
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if kind.__module__ == file.stem and hasattr(kind, "VIRTLET_HOOK_API")
+    ]
+    if not classes:
+        raise InvalidArgument(f"{file}: has no class with VIRTLET_HOOK_API")
+    return SourcePackage(
+        directory=file.absolute().parent,
+        name=file.stem,
+        version="0",
+        plugins={f"{file.stem}.{name}": f"{file.stem}:{name}" for name in classes},
+    )
