@@ -30,7 +30,7 @@ from virtlet.core.images.limits import ImageLimits
 from virtlet.core.images.pull import Images
 from virtlet.core.images.store import ImageStore
 from virtlet.core.launch.server import LaunchServer
-from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.core.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.core.lifecycle import effects, exits, points, recovery
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
@@ -106,6 +106,7 @@ def _assemble(
         run_dir=run_dir,
         instance=store.instance,
         emulator=install_wrapper(data_dir, config[core_options.EMULATOR], uid, gid),
+        emulator_problem=emulator_problem(config[core_options.EMULATOR], uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
         launch_socket=config[core_options.FD_SERVER_SOCKET],

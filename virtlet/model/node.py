@@ -24,6 +24,9 @@ class Node:
     emulator_gid: int
     launch_socket: Path
     """Where vmwrapper finds the launch server."""
+    emulator_problem: str = ""
+    """Why vmwrapper cannot start QEMU, with the remedy: it is not installed, or its user may not
+    run it. A hypervisor that needs QEMU raises this as FailedPrecondition; "" when all is well."""
 
     def state_dir(self, plugin: str) -> Path:
         """A directory for a plugin's own state; the plugin makes it."""

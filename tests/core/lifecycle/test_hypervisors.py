@@ -120,6 +120,49 @@ def test_a_default_handler_that_cannot_be_served_says_why() -> None:
     assert "plugin 'nowhere' is not installed" in health.message
 
 
+class Bare(Current):
+    """Offers a hypervisor whose program is not installed."""
+
+    @hookimpl
+    def virtlet_hypervisor(self) -> FakeHypervisor:
+        raise FailedPrecondition("emulator /x: install QEMU")
+
+
+def _beside_a_bare_default() -> tuple[Hypervisors, Profiles, FakeHypervisor]:
+    plugins = ("bare", "Bare"), ("special", "Special")
+    registry = discover([EntryPoint(n, f"{__name__}:{kind}", "virtlet") for n, kind in plugins])
+    special = registry.manager.get_plugin("special")
+    assert isinstance(special, Special)
+    sections = {"": {"plugins": ["bare"]}, "special": {"plugins": ["special"]}}
+    profiles = Profiles(sections, registry)
+    return Hypervisors(Hooks(registry), profiles), profiles, special.hypervisor
+
+
+def test_without_a_hypervisor_of_the_default_handler_the_others_are_served() -> None:
+    hypervisors, profiles, _ = _beside_a_bare_default()
+    hypervisors.open(lambda seen: None)
+    health = hypervisors.default_health()
+    assert health.ready
+    assert health.message == "handler '': emulator /x: install QEMU"
+    assert hypervisors.plugin_of(profiles.get("special")) == "special"
+    with pytest.raises(
+        FailedPrecondition, match="handler '' cannot be served: emulator /x: install QEMU"
+    ):
+        hypervisors.plugin_of(profiles.get(""))
+    with pytest.raises(FailedPrecondition, match="'bare', whose.*: emulator /x: install QEMU"):
+        hypervisors.named("bare")
+
+
+def test_the_runtime_is_not_ready_when_no_handler_can_be_served() -> None:
+    hypervisors, _, special = _beside_a_bare_default()
+    special.away = "no answer"
+    health = hypervisors.default_health()
+    assert not health.ready
+    assert health.message == (
+        "handler '': emulator /x: install QEMU; hypervisor of plugin special: no answer"
+    )
+
+
 def test_a_default_handler_whose_setting_cannot_be_ends_the_start() -> None:
     registry = discover([EntryPoint("misled", f"{__name__}:Misled", "virtlet")])
     profiles = Profiles({"": {"plugins": ["misled"]}}, registry)

@@ -48,12 +48,14 @@ class Runtime:
 
     def status(self, request: cri.StatusRequest) -> cri.StatusResponse:
         """Status: both conditions, told honestly."""
-        profiles = self._context.profiles
+        # A kubelet asks for the default handler in any list, served or not.
+        unserved = self._context.hypervisors.missing.keys() - {""}
         return cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
             runtime_handlers=[
                 cri.RuntimeHandler(name=p.handler, features=cri.RuntimeHandlerFeatures())
-                for p in profiles.all
+                for p in self._context.profiles.all
+                if p.handler not in unserved
             ],
             features=cri.RuntimeFeatures(),
             info=self._info() if request.verbose else {},
@@ -95,8 +97,12 @@ class Runtime:
             "instance": context.node.instance,
             "dataDir": str(context.node.data_dir),
             "hookApi": virtlet.HOOK_API,
-            "handlers": {p.handler: list(p.plugins) for p in context.profiles.all},
-            "brokenHandlers": dict(context.profiles.broken),
+            "handlers": {
+                p.handler: list(p.plugins)
+                for p in context.profiles.all
+                if p.handler not in context.hypervisors.missing
+            },
+            "brokenHandlers": dict(context.hypervisors.missing),
             "hypervisors": {
                 plugin: {
                     "name": hypervisor.info().name,

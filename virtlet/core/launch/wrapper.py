@@ -2,7 +2,6 @@
 
 import grp
 import importlib.resources
-import os
 import pwd
 import stat
 import sys
@@ -24,7 +23,7 @@ def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
 
     Args:
         data_dir: the manager's; the wrapper goes to its `bin`.
-        emulator: the real one.
+        emulator: the real one; see `emulator_problem` for one that is not there.
         uid: user that will execute it.
         gid: its group.
 
@@ -32,39 +31,50 @@ def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
         Path of the wrapper.
 
     Raises:
-        FailedPrecondition: the user cannot execute it, the emulator or any Python interpreter.
+        FailedPrecondition: the user cannot execute it, or any Python interpreter.
     """
     groups = _groups(uid, gid)
-    try:
-        identity = emulator.stat()
-    except OSError as error:
-        raise FailedPrecondition(
-            f"emulator {emulator}: {error.strerror}: install QEMU, or set `emulator`"
-        ) from None
-    _check(emulator, uid, groups, "set `emulator` to one it can")
-    text = _text(_interpreter(uid, groups), emulator, identity)
+    text = _text(_interpreter(uid, groups), emulator)
     wrapper = data_dir / "bin" / "vmwrapper"
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     wrapper.parent.chmod(0o755)
     if not wrapper.is_file() or wrapper.read_bytes() != text or _mode(wrapper) != 0o755:
         write_atomically(wrapper, text, mode=0o755)
-    _check(wrapper, uid, groups, "choose another --data-dir, or open the directories to it")
+    problem = _problem(wrapper, uid, groups, "choose another --data-dir, or open the directories")
+    if problem:
+        raise FailedPrecondition(problem)
     return wrapper
 
 
-def _text(interpreter: Path, emulator: Path, identity: os.stat_result) -> bytes:
+def emulator_problem(emulator: Path, uid: int, gid: int) -> str:
+    """Why a user cannot run the emulator, with the remedy; "" when it can."""
+    try:
+        emulator.stat()
+    except OSError as error:
+        return (
+            f"emulator {emulator}: {error.strerror}: install QEMU (package qemu-system-x86) or set "
+            "`emulator`, then restart the manager"
+        )
+    return _problem(emulator, uid, _groups(uid, gid), "set `emulator` to one it can")
+
+
+def _text(interpreter: Path, emulator: Path) -> bytes:
     source = (importlib.resources.files("vmwrapper") / "__main__.py").read_text()
     before, found, after = source.partition(_EMULATOR_LINE)
     if not found:
         raise FailedPrecondition(
             "vmwrapper/__main__.py has no line for the emulator's path: install Virtlet anew"
         )
+    try:
+        status = emulator.stat()
+        identity = f"{status.st_size} {status.st_mtime_ns}"
+    except OSError:
+        identity = "not there"
     # -I and -S: neither the user's environment nor installed packages get in, and it starts
     # in half the time.
     return (
         f"#!{interpreter} -IS\n"
-        f"# Written by Virtlet. The emulator's size and time: {identity.st_size} "
-        f"{identity.st_mtime_ns}\n"
+        f"# Written by Virtlet. The emulator's size and time: {identity}\n"
         f"{before}EMULATOR = {str(emulator)!r}\n{after}"
     ).encode()
 
@@ -80,13 +90,14 @@ def _interpreter(uid: int, groups: frozenset[int]) -> Path:
     )
 
 
-def _check(path: Path, uid: int, groups: frozenset[int], remedy: str) -> None:
+def _problem(path: Path, uid: int, groups: frozenset[int], remedy: str) -> str:
     obstacle = _obstacle(path.resolve(), uid, groups)
-    if obstacle is not None:
-        raise FailedPrecondition(
-            f"the emulator's user (uid {uid}) cannot execute {path}: {obstacle} is closed to it; "
-            f"{remedy}"
-        )
+    if obstacle is None:
+        return ""
+    return (
+        f"the emulator's user (uid {uid}) cannot execute {path}: {obstacle} is closed to it; "
+        f"{remedy}"
+    )
 
 
 def _obstacle(path: Path, uid: int, groups: frozenset[int]) -> Path | None:

@@ -1,6 +1,7 @@
 """The hypervisors of all profiles."""
 
 import logging
+from collections.abc import Mapping
 
 from attrs import evolve
 
@@ -25,6 +26,7 @@ class Hypervisors:
 
     def __init__(self, hooks: Hooks, profiles: Profiles) -> None:
         self._hooks = hooks
+        self._profiles = profiles
         self._by_plugin: dict[str, Hypervisor] = {}
         self._by_handler: dict[str, str] = {}
         self._missing: dict[str, str] = dict(profiles.broken)
@@ -40,6 +42,11 @@ class Hypervisors:
             self._by_plugin.setdefault(plugin, hypervisor)
         for handler, reason in self._missing.items():
             log.error("handler not served", extra={"handler": handler, "problem": reason})
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Handler to why it has no hypervisor, and is not served."""
+        return dict(self._missing)
 
     @property
     def all(self) -> dict[str, Hypervisor]:
@@ -78,11 +85,18 @@ class Hypervisors:
         try:
             return self._by_plugin[plugin]
         except KeyError:
-            raise FailedPrecondition(
-                self._hooks.why_missing(plugin)
-                or f"plugin {plugin!r}, whose hypervisor runs this VM, serves no handler now: name "
-                "it under `handlers:` in the configuration again"
-            ) from None
+            raise FailedPrecondition(self._why_missing(plugin)) from None
+
+    def _why_missing(self, plugin: str) -> str:
+        reasons = (
+            self._missing[profile.handler]
+            for profile in self._profiles.all
+            if profile.handler in self._missing and plugin in profile.plugins
+        )
+        return self._hooks.why_missing(plugin) or (
+            f"plugin {plugin!r}, whose hypervisor runs this VM, serves no handler now: "
+            + next(reasons, "name it under `handlers:` in the configuration again")
+        )
 
     def forgets(self, plugin: str) -> bool:
         """Whether a plugin is not there, and the operator has given up what its hypervisor has."""
@@ -96,7 +110,11 @@ class Hypervisors:
             return HypervisorHealth(ready=False, reason="HypervisorFailed", message=str(error))
 
     def default_health(self) -> HypervisorHealth:
-        """Whether VMs of the default handler can be run now; others that cannot are mentioned."""
+        """Whether VMs of the default handler can be run now; others that cannot are mentioned.
+
+        Where that handler has no hypervisor, it is enough that another handler's is there: a
+        kubelet starts nothing at all on a runtime that is not ready.
+        """
         problems = {
             plugin: f"hypervisor of plugin {plugin}: {self.health(plugin).message}"
             for plugin in self._by_plugin
@@ -105,8 +123,11 @@ class Hypervisors:
         message = "; ".join(problems.values())
         plugin = self._by_handler.get("")
         if plugin is None:
+            why = self._missing.get("", "")
             return HypervisorHealth(
-                ready=False, reason="NoHypervisor", message=self._missing.get("", message)
+                ready=len(problems) < len(self._by_plugin),
+                reason="NoHypervisor",
+                message="; ".join(filter(None, (f"handler '': {why}" if why else "", message))),
             )
         return evolve(self.health(plugin), message=message)
 
@@ -126,7 +147,10 @@ class Hypervisors:
         """Name of the plugin whose hypervisor runs a profile's VMs."""
         handler = profile.handler
         if handler not in self._by_handler:
+            why = self._missing.get(handler)
             raise FailedPrecondition(
-                self._missing.get(handler, f"handler {handler!r} is not configured any more")
+                f"handler {handler!r} cannot be served: {why}"
+                if why
+                else f"handler {handler!r} is not configured any more"
             )
         return self._by_handler[handler]

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from virtlet.errors import FailedPrecondition
 from virtlet.model.hypervisor import HypervisorInfo
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
@@ -22,9 +23,12 @@ def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
 
     Raises:
         InvalidArgument: the libvirt URI is not usable.
-        VirtletError: there is no working emulator.
+        FailedPrecondition: the emulator is not installed, or its user may not run it.
+        VirtletError: it does not work.
     """
     place = locate(config[LIBVIRT_URI], node.data_dir)
+    if node.emulator_problem:
+        raise FailedPrecondition(node.emulator_problem)
     forced = config[KVM] == "force"
     asked = not config[DISABLE_KVM] and not forced
     host = examine(node, ask_kvm=asked)
