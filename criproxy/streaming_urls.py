@@ -1,5 +1,6 @@
-"""Relays streaming connections: the first path segment names the runtime, the rest is its own.
+"""Streaming URLs (exec, attach, port-forward): absolute ones reach the client as they are.
 
+Relative ones lead through here: the first path segment names the runtime, the rest is its own.
 After the request's head, bytes pass both ways unread, so SPDY and WebSocket upgrades work alike.
 """
 
@@ -9,11 +10,44 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
+from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+
+class StreamUrls:
+    """Rewrites relative URLs.
+
+    Attributes:
+        base: `http://host:port` of this proxy's own streaming relay, set once it listens.
+    """
+
+    def __init__(self) -> None:
+        self.base: str | None = None
+
+    def through(self, runtime: Runtime, answer: Any) -> bool:
+        """Make the URL in an answer reachable; says whether it was changed.
+
+        Raises:
+            RpcError: FAILED_PRECONDITION when the URL is relative and the configuration does not
+                say to what.
+        """
+        url = answer.url
+        if not url.startswith("/") or url.startswith("//"):
+            return False
+        if runtime.config.stream_url is None or self.base is None:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"{runtime.where} gave a streaming URL without a host; set its 'stream_url' in "
+                "criproxy's configuration to the address of its streaming server",
+            )
+        answer.url = f"{self.base}/{runtime.name}{url}"
+        return True
+
 
 _HEAD_LIMIT = 64 * 1024
 _HEAD_SECONDS = 10.0

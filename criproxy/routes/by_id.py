@@ -12,7 +12,7 @@ from criproxy.methods import Method, parse_request
 from criproxy.routes.forward import Look, forward
 from criproxy.rpc.incoming import ServerCall
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
-from criproxy.streaming.urls import StreamUrls
+from criproxy.streaming_urls import StreamUrls
 
 #: The field that says whom a method is about.
 ID_FIELDS: Mapping[str, str] = {

@@ -18,11 +18,10 @@ from criproxy.methods import BY_NAME, Method, parse_request, parse_response
 from criproxy.routes.forward import forward
 from criproxy.routes.merged_list import Filtered
 from criproxy.routes.merged_metrics import label_changes
-from criproxy.routes.runtime_part import Question, named, outside_of, read
-from criproxy.routes.together import together
+from criproxy.routes.runtime_part import Question, named, outside_of, read, together
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.status import Code, RpcError
-from criproxy.runtimes.not_answered import NotAnswered
+from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.runtime import Runtime
 
 #: The unary form of each.

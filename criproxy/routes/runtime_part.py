@@ -2,26 +2,27 @@
 
 Answering runtimes are asked. For one that is away its last known items stand in for a grace
 period, then the call fails: a kubelet that sees an error keeps its view of the node, one that
-sees a short list starts to clean up. A runtime that nobody has ever heard of adds nothing, so that
-it can be configured before it is installed, and run as a pod of this very node.
+sees a short list starts to clean up. A runtime that was never heard adds nothing, so that it can
+be configured before it is installed, and run as a pod of this very node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from attrs import frozen
 
 from criproxy import image_names
 from criproxy.http2.headers import Header
 from criproxy.methods import BY_NAME, Method, check_response, parse_response
-from criproxy.rewrite import filters
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.outgoing import Reply, awaited
 from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.last_known import INVENTORY
-from criproxy.runtimes.not_answered import NotAnswered
+from criproxy.runtimes.list_edits import filtered
 from criproxy.runtimes.runtime import Runtime
 from virtlet.cri import api_pb2
 
@@ -213,10 +214,10 @@ def _narrowed(runtime: Runtime, question: Question, answer: Any) -> Any:
     """
     items = _STATISTICS.get(question.method.name)
     if items is None or question.complete:
-        return filters.apply(question.request, answer)
+        return filtered(question.request, answer)
     containers = runtime.last_answer(BY_NAME["ListContainers"])
     listed = containers.containers if containers is not None else ()
-    narrowed = filters.apply(question.request, answer, listed)
+    narrowed = filtered(question.request, answer, listed)
     if not narrowed.stats and _running(runtime, BY_NAME[items], question.request.filter):
         raise runtime.gap_error(question.method)
     return narrowed
@@ -235,7 +236,7 @@ def _running(runtime: Runtime, items: Method, wanted: Any) -> bool:
         request.filter.state.state = api_pb2.CONTAINER_RUNNING
     else:
         request.filter.state.state = api_pb2.SANDBOX_READY
-    return bool(filters.apply(request, listed).ByteSize())
+    return bool(filtered(request, listed).ByteSize())
 
 
 def named(runtime: Runtime, error: RpcError) -> RpcError:
@@ -261,3 +262,16 @@ def outside_of(runtime: Runtime) -> Callable[[Any], bool]:
 def _outside(runtime: Runtime, answer: Any, raw: bytes) -> bytes:
     changed = outside_of(runtime)(answer)
     return bytes(answer.SerializeToString()) if changed else raw
+
+
+_T = TypeVar("_T")
+
+
+async def together(*works: Coroutine[Any, Any, _T]) -> list[_T]:
+    """All results in the order of the works, or the first error; the others are cancelled then."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from criproxy.methods import BY_NAME, BY_PATH, Method
-from criproxy.routes import joins
 from criproxy.routes.by_id import ID_FIELDS, ById
 from criproxy.routes.events import Events
-from criproxy.routes.merged_list import Filtered, MergedList
+from criproxy.routes.merged_list import Filtered, MergedList, filesystems, united
 from criproxy.routes.merged_metrics import MergedMetrics
 from criproxy.routes.merged_stream import UNARY, MergedStream
 from criproxy.routes.new_pod import Chooser, NewPod
-from criproxy.routes.node import MergedStatus
+from criproxy.routes.node import MergedStatus, ToEveryone, ToPrimary
 from criproxy.routes.one_image import ImageRouter, OneImage
-from criproxy.routes.simple import ToEveryone, ToPrimary
 from criproxy.routes.unknown import Unknown
 from criproxy.rpc.incoming import ServerCall
-from criproxy.runtimes.loops import refuse_own
+from criproxy.runtimes.availability import refuse_own
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
-from criproxy.streaming.urls import StreamUrls
+from criproxy.streaming_urls import StreamUrls
 
 Rule = Callable[[ServerCall, Method], None]
 
@@ -63,7 +61,7 @@ def _rules(owners: Owners, urls: StreamUrls) -> Mapping[str, Rule]:
     new_pod = NewPod(chooser)
     one_image = OneImage(images)
     merged = MergedList(filtered)
-    united = MergedList(filtered, joins.united("descriptors", "name"))
+    descriptors = MergedList(filtered, united("descriptors", "name"))
     stream = MergedStream(filtered)
     primary = ToPrimary(owners)
 
@@ -79,9 +77,9 @@ def _rules(owners: Owners, urls: StreamUrls) -> Mapping[str, Rule]:
         "ListContainerStats": merged,
         "ListPodSandboxStats": merged,
         "ListPodSandboxMetrics": MergedMetrics(owners),
-        "ListMetricDescriptors": united,
+        "ListMetricDescriptors": descriptors,
         "ListImages": merged,
-        "ImageFsInfo": MergedList(filtered, joins.filesystems),
+        "ImageFsInfo": MergedList(filtered, filesystems),
         "GetContainerEvents": Events(owners),
         "PullImage": one_image,
         "ImageStatus": one_image,

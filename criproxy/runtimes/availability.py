@@ -1,4 +1,12 @@
-"""Whether a runtime is there: connected, answering, or away, since when and why."""
+"""Whether a runtime is there: connected, answering, or away, since when and why.
+
+A call's error is the runtime's own word, or stands for an answer that never came. A runtime can
+also be a proxy that leads back to this one, so every call of ours says which proxies it came
+through. A proxy that gets a call that came through itself refuses it with its identity in the
+trailers, which travel back as far as the proxy with this identity: that one then knows which of
+its runtimes leads back to it. Other identities pass on with a call's metadata, so the circle may
+be of any length.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +15,69 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from criproxy.config.schema import RuntimeConfig
 from criproxy.http2.endpoints import ClientConnection
-from criproxy.rpc.status import Code
+from criproxy.http2.headers import Header
+from criproxy.rpc.status import Code, PeerError, RpcError
 from criproxy.runtimes.last_known import LastKnown
-from criproxy.runtimes.not_answered import NotAnswered
 
 log = logging.getLogger(__name__)
+
+
+#: Statuses of calls that were not answered.
+_SILENCE = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+#: A runtime that keeps the deadline of our call itself can be a little faster than we are.
+_NEARLY = 0.9
+
+
+class NotAnswered(RpcError):
+    """A runtime gave a call no answer: it is away or silent, or was not in time."""
+
+
+def judged(
+    error: RpcError, *, seconds: float, timeout: float | None = None, leaving: bool
+) -> RpcError:
+    """The error that a call ended with, as a `NotAnswered` if it is none of the runtime's.
+
+    Args:
+        error: what the call ended with.
+        seconds: that it took.
+        timeout: seconds that the runtime was told it has.
+        leaving: whether the runtime has gone or is about to: it may have ended all calls then.
+    """
+    overdue = timeout is not None and seconds >= _NEARLY * timeout
+    in_time = error.code != Code.DEADLINE_EXCEEDED or not overdue
+    own = isinstance(error, PeerError) and not leaving and in_time
+    if error.code == Code.CANCELLED or (error.code in _SILENCE and not own):
+        return NotAnswered(error.code, error.message, error.trailers)
+    return error
+
+
+#: Metadata of calls, one header for each proxy on the way; and of refusals, as the mark.
+LOOP_HEADER = b"criproxy-loop"
+
+
+def refuse_own(headers: Sequence[Header], identity: bytes) -> None:
+    """Let a call pass that has not been here before.
+
+    Raises:
+        RpcError: FAILED_PRECONDITION, marked, when it has.
+    """
+    mark = (LOOP_HEADER, identity)
+    if mark in headers:
+        raise RpcError(
+            Code.FAILED_PRECONDITION,
+            "this is the calling criproxy itself: a socket in a loop",
+            (mark,),
+        )
+
+
+def leads_back(error: RpcError, identity: bytes) -> bool:
+    """Whether a call ended because it came back to the proxy with this identity."""
+    return (LOOP_HEADER, identity) in error.trailers
+
 
 #: A runtime that is another proxy tells reasons within reasons.
 _LONGEST_REASON = 300

@@ -1,14 +1,15 @@
-"""What calls have changed in a runtime's lists since it was asked for them.
+"""Edits of a runtime's last known lists: what calls have changed since, and what a filter drops.
 
 A runtime can die right after it has answered a change. Its last list is not the truth any more
 then, but with what its client was told since it is. Only changes that were answered with OK count:
-of others the client knows no more than the list says.
+of others the client knows no more than the list says. A runtime that is away cannot apply a
+request's filter to its lists either.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -150,3 +151,73 @@ def _remove(items: Any, field: str, some_id: str) -> None:
     kept = [item for item in items if getattr(item, field) != some_id]
     del items[:]
     items.extend(kept)
+
+
+def filtered(request: Any, answer: Any, containers: Iterable[Any] = ()) -> Any:
+    """The answer with only those items that the request's filter lets through.
+
+    Args:
+        request: a list request; one without a filter lets everything through.
+        answer: the matching list answer; not changed.
+        containers: as listed; statistics of containers do not say their sandbox.
+    """
+    rule = _RULES.get(type(answer).__name__)
+    if rule is None or not any(f.name == "filter" for f, _ in request.ListFields()):
+        return answer
+    field, matches = rule
+    if getattr(request.filter, "pod_sandbox_id", "") and field == "stats":
+        inside = {c.id for c in containers if _id(request.filter.pod_sandbox_id, c.pod_sandbox_id)}
+    else:
+        inside = None
+    kept = type(answer)()
+    items = getattr(kept, field)
+    for item in getattr(answer, field):
+        if matches(request.filter, item) and (inside is None or item.attributes.id in inside):
+            items.append(item)
+    return kept
+
+
+def _labels(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def _id(wanted: str, actual: str) -> bool:
+    # Runtimes take the beginning of an id as well.
+    return actual.startswith(wanted)
+
+
+def _sandbox(wanted: Any, item: Any) -> bool:
+    return (
+        _id(wanted.id, item.id)
+        and (not wanted.HasField("state") or wanted.state.state == item.state)
+        and _labels(wanted.label_selector, item.labels)
+    )
+
+
+def _container(wanted: Any, item: Any) -> bool:
+    return (
+        _id(wanted.id, item.id)
+        and _id(wanted.pod_sandbox_id, item.pod_sandbox_id)
+        and (not wanted.HasField("state") or wanted.state.state == item.state)
+        and _labels(wanted.label_selector, item.labels)
+    )
+
+
+def _stats(wanted: Any, item: Any) -> bool:
+    return _id(wanted.id, item.attributes.id) and _labels(
+        wanted.label_selector, item.attributes.labels
+    )
+
+
+def _image(wanted: Any, item: Any) -> bool:
+    name = wanted.image.image
+    return not name or name == item.id or name in item.repo_tags or name in item.repo_digests
+
+
+_RULES: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ListPodSandboxResponse": ("items", _sandbox),
+    "ListContainersResponse": ("containers", _container),
+    "ListContainerStatsResponse": ("stats", _stats),
+    "ListPodSandboxStatsResponse": ("stats", _stats),
+    "ListImagesResponse": ("images", _image),
+}

@@ -14,10 +14,14 @@ from criproxy.http2.stream import Sink, Stream
 from criproxy.methods import BY_NAME, Method, parse_response
 from criproxy.rpc.outgoing import Done, Opener, Reply, UnaryCall, awaited, streaming
 from criproxy.rpc.status import Code, RpcError
-from criproxy.runtimes.availability import Availability
+from criproxy.runtimes.availability import (
+    LOOP_HEADER,
+    Availability,
+    NotAnswered,
+    judged,
+    leads_back,
+)
 from criproxy.runtimes.last_known import INVENTORY
-from criproxy.runtimes.loops import LOOP_HEADER, leads_back
-from criproxy.runtimes.not_answered import NotAnswered, judged
 from criproxy.runtimes.timeouts import TimedOutMethods
 
 #: Called with runtime, method, code and seconds of every call that went to a runtime.

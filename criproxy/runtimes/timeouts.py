@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 from criproxy.methods import BY_NAME, Method
 from criproxy.rpc.outgoing import Done, Reply
 from criproxy.rpc.status import Code, RpcError
+from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.last_known import INVENTORY, LastKnown
-from criproxy.runtimes.not_answered import NotAnswered
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import yaml
 from criproxy.config import sources as file
 from criproxy.config.schema import DEFAULT_STATE_DIR
 from criproxy.config.sources import build, read_file
+from criproxy.health_endpoint import Metrics
 from criproxy.main import main
 from criproxy.methods import BY_NAME
-from criproxy.observe.metrics import Metrics
 from criproxy.routes.new_pod import TARGET_RUNTIME
 from criproxy.rpc.status import Code
 

@@ -1,12 +1,16 @@
-"""Methods that the stubs do not know, as a newer CRI or another service has them."""
+"""Methods that the stubs do not know, and texts found in their messages."""
 
 from __future__ import annotations
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from criproxy.routes.unknown import replaced, texts
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from virtlet.cri import api_pb2 as cri
 
 NEWER = "/runtime.v1.RuntimeService/FreezeContainer"
 
@@ -63,3 +67,25 @@ def test_an_owner_that_is_away_is_told_of(
         client.raw(NEWER)(field(1, container))
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert VM in said(caught)
+
+
+TEXT = st.text(min_size=1, max_size=60)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_a_problem(message: bytes) -> None:
+    for field in texts(message):
+        assert 0 <= field.size_at < field.end <= len(message)
+
+
+@given(TEXT, TEXT, st.integers(-(2**31), 2**31), st.text(min_size=1, max_size=250))
+def test_texts_are_found_and_replaced_like_a_decoder_would(
+    first: str, second: str, number: int, new: str
+) -> None:
+    message = cri.CheckpointContainerRequest(
+        container_id=first, location=second, timeout=number
+    ).SerializeToString()
+    fields = list(texts(message))
+    assert [f.text for f in fields] == [first, second]
+    changed = cri.CheckpointContainerRequest.FromString(replaced(message, fields[0], new))
+    assert (changed.container_id, changed.location, changed.timeout) == (new, second, number)

@@ -192,7 +192,7 @@ def test_a_verbose_status_is_not_what_is_kept(
     assert not any(client.runtime.Status(cri.StatusRequest()).info)
 
 
-def test_a_state_that_cannot_be_summed_up_ends_no_keeper(
+def test_a_state_that_cannot_be_summed_up_ends_no_connector(
     restart: Restart, virtlet: FakeRuntime
 ) -> None:
     proxy, client = restart()

@@ -1,4 +1,4 @@
-"""Proxies that stand in front of each other."""
+"""Whose an error is, and proxies in a circle."""
 
 from __future__ import annotations
 
@@ -6,9 +6,50 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from criproxy.rpc.status import Code, PeerError, RpcError
+from criproxy.runtimes.availability import NotAnswered, judged
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri
+
+
+def _is_own(
+    error: RpcError, *, seconds: float = 1, timeout: float | None = None, leaving: bool = False
+) -> bool:
+    found = judged(error, seconds=seconds, timeout=timeout, leaving=leaving)
+    assert (found.code, found.message) == (error.code, error.message)
+    return not isinstance(found, NotAnswered)
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED])
+def test_silence_is_a_runtimes_own_word_where_the_runtime_said_it(code: Code) -> None:
+    assert _is_own(PeerError(code, "said"))
+    assert not _is_own(PeerError(code, "said while it left"), leaving=True)
+    assert not _is_own(RpcError(code, "never said"))
+
+
+def test_any_other_error_is_passed_on_whoever_said_it() -> None:
+    assert _is_own(RpcError(Code.INTERNAL, "two messages"))
+    assert _is_own(PeerError(Code.NOT_FOUND, "no such pod"), leaving=True)
+
+
+def test_a_cancelled_call_was_not_answered() -> None:
+    assert not _is_own(PeerError(Code.CANCELLED, "given up"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout", "own"),
+    [(2, 10, True), (9.5, 10, False), (0, 0, False), (9.5, None, True)],
+)
+def test_a_deadline_that_was_ours_is_no_word_of_the_runtimes(
+    seconds: float, timeout: float | None, own: bool
+) -> None:
+    error = PeerError(Code.DEADLINE_EXCEEDED, "late")
+    assert _is_own(error, seconds=seconds, timeout=timeout) is own
+    assert _is_own(PeerError(Code.UNAVAILABLE, "away"), seconds=seconds, timeout=timeout)
+
 
 Start = Callable[..., RunningProxy]
 Connect = Callable[[Path | str], Client]

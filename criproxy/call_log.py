@@ -16,6 +16,7 @@ from criproxy.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+
 #: Calls that change something: their lines are there without asking for every call's.
 _CHANGES = frozenset(
     (
