@@ -23,8 +23,13 @@ from virtlet.errors import (
 )
 from virtlet.host import links, netns
 from virtlet.host.commands import CommandError, Limits, run
-from virtlet.host.disks import new_disk_file
-from virtlet.host.files import make_private_directory, remove_file, remove_tree, write_atomically
+from virtlet.host.files import (
+    make_private_directory,
+    new_disk_file,
+    remove_file,
+    remove_tree,
+    write_atomically,
+)
 from virtlet.host.taps import open_tap
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from virtlet.errors import InvalidArgument
-from virtlet.host.disks import new_disk_file
+from virtlet.host.files import new_disk_file
 from virtlet.model.cloudinit import CloudInit
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Vm

@@ -2,7 +2,7 @@
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.commands import run
-from virtlet.host.disks import new_disk_file
+from virtlet.host.files import new_disk_file
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Vm
 

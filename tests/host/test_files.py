@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.host.disks import new_disk_file
+from virtlet.host.files import new_disk_file
 
 
 def test_the_file_is_its_user_s_alone(tmp_path: Path) -> None:
