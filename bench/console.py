@@ -17,7 +17,7 @@ GUESTS = 20
 RATE = 1_000_000
 """Bytes per second of each guest."""
 CORES = 1.0
-_WRITER = "tests.core.console.loaded_writer"
+_WRITER = "tests.console.loaded_writer"
 
 
 def measure(bench: Bench) -> list[Row]:

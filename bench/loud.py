@@ -16,7 +16,7 @@ from bench.console import CORES, GUESTS, RATE
 from bench.guest import counted_line
 from bench.node import LOUD, Node, Pod, new_node
 from bench.row import Row
-from virtlet.core.console.criformat import decode
+from virtlet.console.cri_log import decode
 
 _AT_A_TIME = 4
 

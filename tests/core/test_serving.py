@@ -12,14 +12,14 @@ import pytest
 import trustme
 import uvloop
 
-from tests.core.console.support import Emulator
+from tests.console.support import Emulator
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
 from tests.streaming.fakes.spdy_client import SpdyClient
 from virtlet.cli.client import Client
+from virtlet.console.hub import ConsoleHub
 from virtlet.core.config import options
 from virtlet.core.config.load import load
-from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.cri.calls import Call
 from virtlet.core.events import EventTeller
 from virtlet.core.metrics.sampler import Sampler

@@ -11,8 +11,7 @@ from tests.core.images.disks import raw_disk
 from tests.fakes.hypervisor import FakeHypervisor, Faults
 from tests.fakes.model import make_node
 from virtlet import hookimpl
-from virtlet.core.console.logs import ConsoleLogs
-from virtlet.core.consoles import VmConsoles
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
@@ -27,6 +26,7 @@ from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
+from virtlet.core.vm_consoles import VmConsoles
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams

@@ -9,9 +9,9 @@ import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from tests.fakes.manager import Manager, Node
+from virtlet.console.hub import ConsoleHub
 from virtlet.core.config import options
 from virtlet.core.config.load import load
-from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.events import EventTeller
 from virtlet.core.metrics.sampler import Sampler

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import uvloop
 
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core import directories, log_setup, process_memory, serving
 from virtlet.core.config import load
 from virtlet.core.config import options as core_options
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.logs import ConsoleLogs
-from virtlet.core.consoles import VmConsoles
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.events import EventTeller
@@ -40,6 +39,7 @@ from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.store.ownership import open_store
+from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import VirtletError
 from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node

@@ -7,9 +7,9 @@ import ssl
 
 from attrs import frozen
 
+from virtlet.console.hub import ConsoleHub
 from virtlet.core import process_memory
 from virtlet.core.config import options
-from virtlet.core.console.hub import ConsoleHub
 from virtlet.core.cri.calls import Call
 from virtlet.core.cri.containers import Containers, Resizes
 from virtlet.core.cri.events import ContainerEvents

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.core.cri import bad_fields
 from tests.core.cri.bad_fields import Edit, good_pod, good_vm, setting
-from virtlet.core.console.crilog import CriLog
+from virtlet.console.cri_log import CriLog
 from virtlet.core.cri import checks, requests
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, Unimplemented

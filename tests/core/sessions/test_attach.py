@@ -12,20 +12,20 @@ import pytest
 import uvloop
 from attrs import evolve, frozen
 
-from tests.core.console.support import Emulator
+from tests.console.support import Emulator
 from tests.core.sessions.world import Received, Sent, session_streams
 from tests.fakes import models
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.handlers import LoopbackDialer
 from tests.streaming.fakes.kubectl import Kubectl
 from tests.streaming.fakes.runners import Waiting
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.live import BACKLOG_LIMIT
-from virtlet.core.console.logs import ConsoleLogs
-from virtlet.core.consoles import VmConsoles
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.live import BACKLOG_LIMIT
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core.sessions.attach import ConsoleAttacher
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
+from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from virtlet.streaming import AttachRequest, Handlers, SessionStreams, StreamingServer
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from attrs import define, field
 
-from virtlet.core.consoles import VmConsoles
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
@@ -17,6 +16,7 @@ from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
+from virtlet.core.vm_consoles import VmConsoles
 from virtlet.model.event import Event
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node

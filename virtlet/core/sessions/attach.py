@@ -2,9 +2,9 @@
 
 import asyncio
 
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.live import BACKLOG_LIMIT, Attachment, EndReason
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.live import BACKLOG_LIMIT, Attachment, EndReason
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import (

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from virtlet.core.console.criformat import HEADER_SIZE, MAX_PAYLOAD, decode
-from virtlet.core.console.files import ConsoleFiles
+from virtlet.console.cri_log import HEADER_SIZE, MAX_PAYLOAD, decode
+from virtlet.console.files import ConsoleFiles
 
 
 def console_files(directory: Path, vm_id: str = "vm-1") -> ConsoleFiles:

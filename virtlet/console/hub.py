@@ -9,10 +9,10 @@ from functools import partial
 
 from attrs import define
 
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.live import KEYS_LIMIT, Attachment, EndReason, LiveConsole, Reader
-from virtlet.core.console.watch import Watch
-from virtlet.core.console.worker import Worker
+from virtlet.console.file_watch import Watch
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.live import KEYS_LIMIT, Attachment, EndReason, LiveConsole, Reader
+from virtlet.console.worker import Worker
 
 DETACH_KEY = b"\x1d"
 """Ctrl-], as in telnet and virsh."""

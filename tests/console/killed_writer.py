@@ -21,12 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tests.core.console.support import console_files, log_of, lost, numbered, printed, rotate
-from virtlet.core.console.checkpoint import Checkpoint, StateFile
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.follower import BATCH
-from virtlet.core.console.logs import ConsoleLogs
-from virtlet.core.console.rawfile import make_console
+from tests.console.support import console_files, log_of, lost, numbered, printed, rotate
+from virtlet.console.checkpoint import Checkpoint, StateFile
+from virtlet.console.files import ConsoleFiles, make_console
+from virtlet.console.follower import BATCH
+from virtlet.console.log_writer import ConsoleLogs
 
 OUTPUT = b"".join(
     [
@@ -51,7 +50,7 @@ def killer(event: str, count: int) -> Callable[[FrameType, str, object], object]
 
     def trace(frame: FrameType, kind: str, _: object) -> object:
         nonlocal left
-        if "/virtlet/core/console/" not in frame.f_code.co_filename:
+        if "/virtlet/console/" not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = event == "opcode"
         if kind == event:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.console.serial_guest import FLOOD, qemu
-from tests.core.console.support import eventually, printed
-from tests.core.console.test_hub import read, rest
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.live import EndReason
-from virtlet.core.console.logs import ConsoleLogs
+from tests.console.serial_guest import FLOOD, qemu
+from tests.console.support import eventually, printed
+from tests.console.test_hub import read, rest
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.live import EndReason
+from virtlet.console.log_writer import ConsoleLogs
 
 ATTACHED = """
 import sys
 from pathlib import Path
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.logs import ConsoleLogs
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.log_writer import ConsoleLogs
 files = ConsoleFiles("vm-1", Path(sys.argv[1]), Path(sys.argv[2]))
 logs, hub = ConsoleLogs(), ConsoleHub()
 logs.start()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.console.support import Emulator, console_files
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
+from tests.console.support import Emulator, console_files
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 
 
 @pytest.fixture

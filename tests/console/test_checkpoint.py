@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.console.checkpoint import Checkpoint, StateFile
+from virtlet.console.checkpoint import Checkpoint, StateFile
 
 FIRST, SECOND = Checkpoint(1, 2, 3, 4), Checkpoint(5, 2**60, 7, 2**50, 65536, 2**50)
 

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.core.console.support import console_files, printed
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
+from tests.console.support import console_files, printed
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 
 LINE = b"[   12.345678] something happened on the console of this guest: number %07d\r\n"
 BEAT = 0.01

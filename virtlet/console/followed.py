@@ -7,8 +7,8 @@ from concurrent.futures import Future
 
 from attrs import define, field
 
-from virtlet.core.console.files import ConsoleFiles, LogStatus
-from virtlet.core.console.follower import Follower
+from virtlet.console.files import ConsoleFiles, LogStatus
+from virtlet.console.follower import Follower
 
 RETRY = 1.0
 """Seconds until something that failed, such as a write to a full disk, is tried again."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def measure(directory: Path, guests: int, rate: int, seconds: float) -> dict[str, float]:
     numbers = [str(number) for number in (guests, rate, seconds)]
-    program = [sys.executable, "-m", "tests.core.console.loaded_writer", str(directory), *numbers]
+    program = [sys.executable, "-m", "tests.console.loaded_writer", str(directory), *numbers]
     run = subprocess.run(program, capture_output=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr.decode()
     result: dict[str, float] = json.loads(run.stdout)

@@ -13,7 +13,7 @@ from subprocess import run
 
 import pytest
 
-from tests.core.console.support import (
+from tests.console.support import (
     Emulator,
     console_files,
     eventually,
@@ -23,9 +23,8 @@ from tests.core.console.support import (
     on_disk,
     printed,
 )
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
-from virtlet.core.console.rawfile import MARGIN
+from virtlet.console.files import MARGIN, ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import ResourceExhausted
 
 KEEP = 1024 * 1024

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.model.vm import Vm
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.parametrize("kind", ["full", "overfull", "read-only", "holeless", "unbounded"])
 def test_on_a_disk_that_is(tmp_path: Path, kind: str) -> None:
     """See the functions of odd_disks.py; the mounts vanish with the process."""
-    program = [sys.executable, "-m", "tests.core.console.odd_disks", kind, str(tmp_path)]
+    program = [sys.executable, "-m", "tests.console.odd_disks", kind, str(tmp_path)]
     run = subprocess.run(
         ["unshare", "--mount", *program], capture_output=True, timeout=60, check=False
     )

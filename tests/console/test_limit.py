@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.core.console.support import (
+from tests.console.support import (
     Emulator,
     eventually,
     log_of,
@@ -22,12 +22,12 @@ from tests.core.console.support import (
     on_disk,
     printed,
 )
-from tests.core.console.test_crash import killed_writer
-from virtlet.core.console.checkpoint import StateFile
-from virtlet.core.console.criformat import encode, encode_loss
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.follower import BATCH
-from virtlet.core.console.logs import KEEP, ConsoleLogs
+from tests.console.test_crash import killed_writer
+from virtlet.console.checkpoint import StateFile
+from virtlet.console.cri_log import encode, encode_loss
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.follower import BATCH
+from virtlet.console.log_writer import KEEP, ConsoleLogs
 from virtlet.errors import FailedPrecondition
 
 KEPT = 1024 * 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.console.support import (
+from tests.console.support import (
     Emulator,
     console_files,
     eventually,
@@ -16,10 +16,10 @@ from tests.core.console.support import (
     printed,
     rotate,
 )
-from virtlet.core.console.checkpoint import StateFile
-from virtlet.core.console.criformat import decode, encode
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
+from virtlet.console.checkpoint import StateFile
+from virtlet.console.cri_log import decode, encode
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 
 
 def test_after_reopening_the_new_file_is_written(

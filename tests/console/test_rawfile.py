@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.console.support import console_files
-from virtlet.core.console.rawfile import MARGIN, RawFile, make_console
+from tests.console.support import console_files
+from virtlet.console.files import MARGIN, RawFile, make_console
 
 MEGABYTE = 1024 * 1024
 

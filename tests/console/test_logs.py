@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.core.console.support import (
+from tests.console.support import (
     Emulator,
     console_files,
     eventually,
     log_of,
     printed,
 )
-from virtlet.core.console.checkpoint import StateFile
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.logs import ConsoleLogs
+from virtlet.console.checkpoint import StateFile
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
 
 

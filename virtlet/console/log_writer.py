@@ -5,13 +5,12 @@ import math
 import select
 import time
 
-from virtlet.core.console.files import ConsoleFiles, LogStatus
-from virtlet.core.console.followed import RETRY, Finish, Followed
-from virtlet.core.console.follower import Follower
-from virtlet.core.console.rawfile import make_console
-from virtlet.core.console.refusals import refusal, refuse_what_is_no_log
-from virtlet.core.console.watch import Watch
-from virtlet.core.console.worker import ANSWER_LIMIT, Worker
+from virtlet.console.cri_log import refusal, refuse_what_is_no_log
+from virtlet.console.file_watch import Watch
+from virtlet.console.files import ConsoleFiles, LogStatus, make_console
+from virtlet.console.followed import RETRY, Finish, Followed
+from virtlet.console.follower import Follower
+from virtlet.console.worker import ANSWER_LIMIT, Worker
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
 
 TICK = 0.05

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.rawfile import RawFile
+from virtlet.console.files import ConsoleFiles, RawFile
 from virtlet.errors import FailedPrecondition, Unavailable
 
 READ_SIZE = 64 * 1024

@@ -10,7 +10,7 @@ import pytest
 
 def killed_writer(*arguments: str) -> dict[str, int]:
     """Run the program beside this file in a process of its own, which may fork."""
-    program = [sys.executable, "-m", "tests.core.console.killed_writer", *arguments]
+    program = [sys.executable, "-m", "tests.console.killed_writer", *arguments]
     run = subprocess.run(program, capture_output=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr.decode()
     result: dict[str, int] = json.loads(run.stdout)

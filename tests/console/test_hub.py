@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.console.support import Emulator, eventually, printed
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.hub import ConsoleHub
-from virtlet.core.console.live import BACKLOG_LIMIT, SKIPPED, Attachment, EndReason
-from virtlet.core.console.logs import ConsoleLogs
+from tests.console.support import Emulator, eventually, printed
+from virtlet.console.files import ConsoleFiles
+from virtlet.console.hub import ConsoleHub
+from virtlet.console.live import BACKLOG_LIMIT, SKIPPED, Attachment, EndReason
+from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import FailedPrecondition, Unavailable
 
 

@@ -1,7 +1,11 @@
-"""The raw file: what the guest printed, as the emulator wrote it.
+"""The files of a VM's console on the node, and what is told about its log.
 
-The emulator writes at the end; we read, and give the blocks behind us back to the filesystem
-by punching holes. The file keeps its apparent size. It is never truncated: the emulator
+The emulator reads what is typed from a FIFO and writes what the guest prints to an ordinary file,
+the raw file. So it never waits for us, dead or alive: a write to an ordinary file neither blocks
+nor comes back half done. docs/decisions/0004-console-is-a-file.md has what else was tried.
+
+The emulator writes at the end of the raw file; we read, and give the blocks behind us back to the
+filesystem by punching holes. The file keeps its apparent size. It is never truncated: the emulator
 remembers its own offset, and a truncation could take bytes that nobody has read.
 """
 
@@ -12,7 +16,7 @@ import os
 import stat
 from pathlib import Path
 
-from virtlet.core.console.files import ConsoleFiles
+from attrs import frozen
 
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
 _BLOCK = 4096
@@ -22,9 +26,54 @@ _FAR = 1024 * 1024 * 1024
 """Bytes behind the end of the file where nothing will be written soon."""
 MARGIN = 256 * 1024
 """Bytes behind the reader that stay, for those who watch the console live."""
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+@frozen
+class ConsoleFiles:
+    """The files of one VM's console."""
+
+    vm_id: str
+    stem: Path
+    """The three files below are named after it."""
+    log: Path | None
+    """The CRI log that the kubelet reads; None drops what the guest prints."""
+
+    @property
+    def raw(self) -> Path:
+        """Every byte the guest printed; what is in the log already is punched out as holes."""
+        return self.stem.with_name(f"{self.stem.name}.out")
+
+    @property
+    def keyboard(self) -> Path:
+        """FIFO whose bytes the guest reads as typed."""
+        return self.stem.with_name(f"{self.stem.name}.in")
+
+    @property
+    def state(self) -> Path:
+        """How far the raw file has been written to the log; ours alone."""
+        return self.stem.with_name(f"{self.stem.name}.state")
+
+
+@frozen
+class LogStatus:
+    """How the log of one VM stands."""
+
+    vm_id: str
+    pending: int
+    """Bytes the guest printed that are kept and not in the log yet."""
+    problem: str = ""
+    """Why nothing can be written now (it is retried), empty when all is well."""
+    note: str = ""
+    """What the operator should know although the log is complete, such as a raw file that grows."""
+    lost: int = 0
+    """Bytes that were given up, as the log could not be written; the log does not say so yet."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is in the log, or told there as lost."""
+        return self.pending == 0 and self.lost == 0 and not self.problem
 
 
 def make_console(files: ConsoleFiles, *, uid: int = -1, gid: int = -1) -> None:

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.core.console.criformat import (
+from virtlet.console.cri_log import (
     MAX_PAYLOAD,
     Decoded,
     decode,

@@ -16,18 +16,18 @@ import time
 
 from attrs import evolve
 
-from virtlet.core.console.checkpoint import Checkpoint, StateFile
-from virtlet.core.console.criformat import (
+from virtlet.console.checkpoint import Checkpoint, StateFile
+from virtlet.console.cri_log import (
     HEADER_SIZE,
+    CriLog,
     Decoded,
+    NoLog,
     decode,
     encode,
     encode_loss,
     encode_notice,
 )
-from virtlet.core.console.crilog import CriLog, NoLog
-from virtlet.core.console.files import ConsoleFiles
-from virtlet.core.console.rawfile import RawFile
+from virtlet.console.files import ConsoleFiles, RawFile
 
 BATCH = 64 * 1024
 """Most raw bytes between two checkpoints."""
