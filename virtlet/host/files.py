@@ -1,4 +1,4 @@
-"""Files: writing them whole or not at all, taking trees away, and files that become disks of a VM."""
+"""Files: writing them whole or not at all, taking trees away, and those that become disks."""
 
 import contextlib
 import os
