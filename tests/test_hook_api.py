@@ -41,6 +41,8 @@ def _facts_of(name: str, thing: Any) -> Iterator[str]:
         yield from (f"method {name}.{method}" for method in _methods(thing))
     elif inspect.ismodule(thing):
         yield from (f"function {name}.{function}" for function in _functions(thing))
+    elif inspect.isfunction(thing) and not thing.__module__.startswith("virtlet."):
+        yield f"name {name}: that of {thing.__module__.partition('.')[0]}"
     elif inspect.isfunction(thing):
         yield f"function {name}{_signature(thing)}"
     elif isinstance(thing, HookimplMarker):

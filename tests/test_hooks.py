@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element
 
 import pluggy
 import pytest
+from attrs import evolve
 
 from tests.fakes import models
 from tests.fakes.hypervisor import FakeHypervisor, Faults
@@ -32,7 +33,7 @@ from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import TEXT, Annotation, Option, Settings
-from virtlet.model.pod import Pod, Profile
+from virtlet.model.pod import DnsConfig, Pod, Profile
 from virtlet.model.vm import Console, Machine, Mount, Vm, VmConfig, VolumeRequest
 
 COLOUR = Option(
@@ -114,12 +115,26 @@ class Plugin:
         return Network(netns=None, details=pod.id)
 
     @hookimpl
+    def virtlet_adjust_network(self, pod: Pod, network: Network) -> Network | None:
+        return evolve(network, dns=DnsConfig(searches=(pod.name,)))
+
+    @hookimpl
+    def virtlet_serve_network(self, pod: Pod, network: Network) -> None:
+        self.heard += [pod.id, network]
+
+    @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
         self.heard += [pod.id, network]
 
     @hookimpl
     def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor:
         return Flavor(vcpus=3)
+
+    @hookimpl
+    def virtlet_adjust_flavor(
+        self, pod: Pod, config: VmConfig, image: Image, flavor: Flavor
+    ) -> Flavor | None:
+        return evolve(flavor, extras={"for": f"{pod.name} {config.image} {image.format}"})
 
     @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
@@ -297,13 +312,30 @@ def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:
     assert hooks.setup_network("mine", vm.pod) == Network(netns=None, details=vm.pod.id)
 
 
+def test_hook_adjust_network(hooks: Hooks, vm: Vm) -> None:
+    network = Network(netns=None, details=vm.pod.id)
+    adjusted = evolve(network, dns=DnsConfig(searches=("default/web",)))
+    assert hooks.adjust_network(vm.pod, network) == adjusted
+
+
+def test_hook_serve_network(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
+    network = Network(netns=None)
+    hooks.serve_network("mine", vm.pod, network)
+    assert plugin.heard == [vm.pod.id, network]
+
+
 def test_hook_teardown_network(hooks: Hooks, plugin: Plugin, vm: Vm) -> None:
     hooks.teardown_network("mine", vm.pod, None)
     assert plugin.heard == [vm.pod.id, None]
 
 
 def test_hook_flavor(hooks: Hooks, vm: Vm) -> None:
-    assert hooks.flavor(vm.pod, vm.config, vm.image) == Flavor(vcpus=3)
+    assert hooks.flavor(vm.pod, vm.config, vm.image).vcpus == 3
+
+
+def test_hook_adjust_flavor(hooks: Hooks, vm: Vm) -> None:
+    found = hooks.flavor(vm.pod, vm.config, vm.image)
+    assert found == Flavor(vcpus=3, extras={"for": "default/web tiny qcow2"})
 
 
 def test_hook_root_disk(hooks: Hooks, vm: Vm) -> None:

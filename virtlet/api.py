@@ -1,10 +1,13 @@
 """All that a plugin imports: the one door for plugin authors.
 
 `hookimpl` marks an implementation of a hook; the models are what hooks take and return, the errors
-what they may raise; `links`, `netns`, `run`, `open_tap`, `new_disk_file` and the file functions are
-the helpers of the host that are promised with them. Everything else of Virtlet is private and may
-change with every release. docs/hooks.md describes the hooks.
+what they may raise; `evolve` copies a model with other values in some fields; `links`, `netns`,
+`run`, `open_tap`, `new_disk_file` and the file functions are the helpers of the host that are
+promised with them. Everything else of Virtlet is private and may change with every release.
+docs/hooks.md describes the hooks.
 """
+
+from attrs import evolve
 
 from virtlet import HOOK_API, hookimpl
 from virtlet.errors import (
@@ -168,6 +171,7 @@ __all__ = [
     "Volume",
     "VolumeRequest",
     "choice",
+    "evolve",
     "hookimpl",
     "integer",
     "links",

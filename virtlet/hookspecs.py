@@ -1,11 +1,13 @@
 """Every extension point of Virtlet: what a plugin may do.
 
 Hooks are plain functions, called on worker threads, several at a time. A *first* hook asks the
-plugins one after the other, the last registered first and the built-in ones last, until one does
-not return None ("not mine"). A *collect*, *all* or *each* hook calls every plugin in the order of
-registration. A hook that changes the world names its inverse, which must be idempotent: it is
-called with what the hook returned, or with None when a crash or an error came in between, on the
-same plugin alone. docs/hooks.md has the long form of each, with an example.
+plugins one after the other, in the order of the handler's `plugins:` and the built-in ones last,
+until one does not return None ("not mine"). A *collect*, *all* or *each* hook calls every plugin in
+the reverse order. So does an *adjust* hook, each time with the value as it is by then; a plugin
+returns another one, or None. A *maker* hook is called on the plugin that made the value alone. A
+hook that changes the world names its inverse, which must be idempotent: it is called with what the
+hook returned, or with None when a crash or an error came in between, on the same plugin alone.
+docs/hooks.md has the long form of each, with an example.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,6 +121,17 @@ def virtlet_setup_network(pod: Pod) -> Network | None:
 
 
 @hookspec
+def virtlet_adjust_network(pod: Pod, network: Network) -> Network | None:
+    """Change what virtlet_setup_network gave, before a guest learns of it (adjust)."""
+    raise NotImplementedError
+
+
+@hookspec
+def virtlet_serve_network(pod: Pod, network: Network) -> None:
+    """Connect guests to a network that is adjusted by now, and tell them of it (maker)."""
+
+
+@hookspec
 def virtlet_teardown_network(pod: Pod, network: Network | None) -> None:
     """Undo virtlet_setup_network; idempotent."""
 
@@ -129,6 +142,14 @@ def virtlet_teardown_network(pod: Pod, network: Network | None) -> None:
 @hookspec(firstresult=True)
 def virtlet_flavor(pod: Pod, config: VmConfig, image: Image) -> Flavor | None:
     """Choose the machine a VM gets (first)."""
+
+
+@hookspec
+def virtlet_adjust_flavor(
+    pod: Pod, config: VmConfig, image: Image, flavor: Flavor
+) -> Flavor | None:
+    """Change what virtlet_flavor chose (adjust)."""
+    raise NotImplementedError
 
 
 @hookspec(firstresult=True)
@@ -208,8 +229,11 @@ HOOKS: Mapping[str, str] = {
     "virtlet_admit_pod": "all",
     "virtlet_admit_vm": "all",
     "virtlet_setup_network": "first",
+    "virtlet_adjust_network": "adjust",
+    "virtlet_serve_network": "maker",
     "virtlet_teardown_network": "inverse",
     "virtlet_flavor": "first",
+    "virtlet_adjust_flavor": "adjust",
     "virtlet_root_disk": "first",
     "virtlet_release_root_disk": "inverse",
     "virtlet_volume": "first",

@@ -76,7 +76,8 @@ class Example:
 
     def __init__(self, hook: str, root: Path) -> None:
         section = sections()[hook]
-        registry = discover([EntryPoint(NAME, f"{section.module}:Plugin", "virtlet")])
+        self.entry = EntryPoint(NAME, f"{section.module}:Plugin", "virtlet")
+        registry = discover([self.entry])
         assert registry.refused == {}
         self.hooks = Hooks(registry)
         self.node = make_node(root)

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +18,8 @@ from tests.core.images.disks import raw_disk, recognize
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
 from virtlet.core.cloud_init import merge
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
 from virtlet.core.images.layout import Layout
 from virtlet.core.images.pull import Images
 from virtlet.core.images.route import Route
@@ -33,7 +36,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.image import ImageSource, RecognizedImage
 from virtlet.model.network import Network, Nic
-from virtlet.model.pod import Pod
+from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
 from virtlet.plugins.libvirt_qemu.mark import flaw, written
 from virtlet.testing.namespaces import enter_namespace
@@ -242,12 +245,56 @@ def test_example_of_virtlet_setup_network(example: Example, pod: Pod, tmp_path: 
         netns.delete(node)
 
 
+def test_example_of_virtlet_adjust_network(example: Example, pod: Pod) -> None:
+    """Smaller packets in that namespace, and nothing else."""
+    nic = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="tap0")
+    network = Network(netns=None, nics=(nic,))
+    assert example.hooks.adjust_network(pod, network) is network
+    inside = _with(pod, metadata=evolve(pod.config.metadata, namespace="vpn"))
+    (adjusted,) = example.hooks.adjust_network(inside, network).nics
+    assert adjusted == evolve(nic, mtu=1380)
+
+
+def test_example_of_virtlet_serve_network(example: Example, pod: Pod, tmp_path: Path) -> None:
+    """The server's file has the adjusted address, and goes with the network."""
+    example.configure()
+    hosts, node = example.node.state_dir("lab_hosts"), tmp_path / "netns"
+    netns.create(node)
+    wishing = _with(pod, annotations={"LabAddress": "192.0.2.7/24"})
+    try:
+        with enter_namespace(node):
+            links.change(["link add lab0 type bridge", "link set lab0 up"])
+            network = example.hooks.setup_network(NAME, wishing)
+            assert network is not None
+            (nic,) = network.nics
+            adjusted = evolve(network, nics=(evolve(nic, mac="02:76:00:00:00:07"),))
+            example.hooks.serve_network(NAME, wishing, adjusted)
+            (file,) = hosts.iterdir()
+            assert file.read_text() == "02:76:00:00:00:07,192.0.2.7,infinite\n"
+            for record in (network, None):
+                example.hooks.teardown_network(NAME, wishing, record)
+            assert {link.name for link in links.show()} == {"lo", "lab0"}
+            assert list(hosts.iterdir()) == []
+    finally:
+        netns.delete(node)
+
+
 def test_example_of_virtlet_flavor(example: Example, vm: Vm) -> None:
     """Images of that name, and no others."""
     windows = evolve(vm.image, names=("virtlet.cloud/windows:11",))
     assert example.hooks.flavor(vm.pod, vm.config, windows).firmware == "uefi"
     with pytest.raises(FailedPrecondition, match="no plugin"):
         example.hooks.flavor(vm.pod, vm.config, vm.image)
+
+
+def test_example_of_virtlet_adjust_flavor(example: Example, vm: Vm) -> None:
+    """What another plugin chose is bounded in that namespace alone."""
+    large = EntryPoint("large", "tests.fakes.plugins:LargeFlavor", "virtlet")
+    hooks = Hooks(discover([large, example.entry]))
+    both = evolve(vm.pod, profile=Profile(handler="", plugins=("large", NAME)))
+    assert hooks.flavor(both, vm.config, vm.image).vcpus == 8
+    inside = _with(both, metadata=evolve(both.config.metadata, namespace="ci"))
+    assert hooks.flavor(inside, vm.config, vm.image).vcpus == 2
 
 
 def test_example_of_virtlet_volume(example: Example, vm: Vm) -> None:

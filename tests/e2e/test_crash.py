@@ -184,6 +184,7 @@ def test_a_crash_at_any_point_leaves_what_was_asked_for_and_nothing_else(
     ):
         for moment in ("before-intent", "intended", "applied", "recorded", "reverted"):
             assert f"{effect}:{moment}" in points
+    assert {"network:adjusted", "network:served"} <= set(points)
     with ThreadPoolExecutor(NODES) as pool:
         shares = [points[number::NODES] for number in range(NODES)]
         assert sum(pool.map(_killed_at_each, nodes, shares)) == len(points)

@@ -59,9 +59,15 @@ class Node:
     root: Path
     faults: Faults = field(factory=Faults)
     networks: set[str] = field(factory=set)
+    served: set[str] = field(factory=set)
+    """Pods whose networks are served."""
+    undone_by: list[Network | None] = field(factory=list)
+    """What the network's inverse was told, each time."""
     disks: set[tuple[str, str]] = field(factory=set)
     netns: Path | None = None
     """The namespace that new networks say they have."""
+    adjust: Callable[[Network], Network | None] = lambda network: None
+    """What is made of a new network."""
     flavor: Callable[[VmConfig], Flavor] = lambda vm: Flavor(guest_agent=False)
     """The machine that a VM gets."""
     guest: Callable[[], bytes] | None = None
@@ -76,7 +82,13 @@ class Node:
         """What pods have left."""
         places = (self.root / "pods", self.root / "volumes", self.root / "run" / "vm")
         files = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
-        return [*files, *self.networks, *map(str, self.disks), *self.hypervisor.domains]
+        return [
+            *files,
+            *self.networks,
+            *self.served,
+            *map(str, self.disks),
+            *self.hypervisor.domains,
+        ]
 
 
 class Plugin:
@@ -113,9 +125,20 @@ class Plugin:
         return Network(netns=self.node.netns)
 
     @hookimpl
+    def virtlet_adjust_network(self, network: Network) -> Network | None:
+        return self.node.adjust(network)
+
+    @hookimpl
+    def virtlet_serve_network(self, pod: Pod, network: Network) -> None:
+        self.node.served.add(pod.id)
+        self.node.faults.strike("serve_network")
+
+    @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
         self.node.faults.strike("teardown_network")
         self.node.networks.discard(pod.id)
+        self.node.served.discard(pod.id)
+        self.node.undone_by.append(network)
 
     @hookimpl
     def virtlet_flavor(self, pod: object, config: VmConfig, image: object) -> Flavor:

@@ -3,12 +3,14 @@
 import threading
 
 import pytest
+from attrs import evolve
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
 from virtlet.core.store.records import PodPhase
 from virtlet.errors import AlreadyExists, PluginError, Unavailable, UndoIncomplete
 from virtlet.model.event import EventKind
+from virtlet.model.pod import DnsConfig
 
 
 def test_a_pod_whose_network_fails_leaves_nothing(manager: Manager, node: Node) -> None:
@@ -18,6 +20,37 @@ def test_a_pod_whose_network_fails_leaves_nothing(manager: Manager, node: Node) 
     assert node.left == []
     assert not manager.store.pods
     assert manager.told.events == []
+
+
+def test_a_network_that_is_not_served_in_the_end_leaves_nothing(
+    manager: Manager, node: Node
+) -> None:
+    node.faults.once["serve_network"] = Unavailable("nobody answers")
+    with pytest.raises(Unavailable, match="nobody answers"):
+        manager.run()
+    assert node.left == []
+
+
+def test_a_network_that_cannot_be_adjusted_so_leaves_nothing(manager: Manager, node: Node) -> None:
+    node.adjust = lambda network: evolve(network, details="mine")
+    with pytest.raises(PluginError, match="hook virtlet_adjust_network: changed details, which is"):
+        manager.run()
+    assert node.left == []
+
+
+def test_pod_and_vm_have_the_adjusted_network_and_its_plugin_undoes_its_own(
+    manager: Manager, node: Node
+) -> None:
+    dns = DnsConfig(servers=("10.0.0.53",))
+    node.adjust = lambda network: evolve(network, dns=dns)
+    pod = manager.run()
+    vm = manager.create(pod)
+    network = manager.pod(pod).network
+    assert network is not None
+    assert network.dns == manager.vm(vm).vm.network.dns == dns
+    assert node.served == {pod}
+    manager.remove_pod(pod)
+    assert node.undone_by == [evolve(network, dns=DnsConfig())]
 
 
 def test_a_plugin_that_raises_midway_is_named_and_undone(manager: Manager, node: Node) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from virtlet.errors import VirtletError
 from virtlet.host import links, netns
@@ -178,6 +178,15 @@ class TestNode:
     def links(self) -> set[str]:
         """Names of the node's interfaces."""
         return {link.name for link in links.show()} - {"lo"}
+
+
+def set_up(plugin: Plugin, pod: Pod, **adjusted: Any) -> Network:
+    """A pod's network as the core has it made, with something else for its first NIC."""
+    network = plugin.virtlet_setup_network(pod)
+    first, *others = network.nics
+    network = evolve(network, nics=(evolve(first, **adjusted), *others))
+    plugin.virtlet_serve_network(pod, network)
+    return network
 
 
 def _pod_rules() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 from tests.plugins.network_cni.test_launch import machine
 from virtlet.errors import PodBroken
 from virtlet.host import links, netns
@@ -20,7 +20,7 @@ from virtlet.plugins.network_cni.plugin import Plugin
 _LAUNCH_AGAIN = """
 import pickle, sys
 from pathlib import Path
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 from tests.plugins.network_cni.test_check import launch
 node = TestNode(Path(sys.argv[1]))
 pod, network = pickle.loads((node.root / "pod").read_bytes())
@@ -41,7 +41,7 @@ def test_the_first_vm_waits_for_no_check_and_a_further_one_is_told_what_is_wrong
     node.configure(node.bridge(), node.fake(CHECK=missing))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     launch(node, plugin, pod, network)
     assert [call["command"] for call in node.calls()] == ["ADD"]
     for _ in range(2):
@@ -60,7 +60,7 @@ def test_a_network_in_order_passes_time_and_again_and_serves_the_next_guest(node
     node.configure(node.bridge(ipMasq=True), portmap)
     plugin = node.plugin()
     pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     for _ in range(3):
         launch(node, plugin, pod, network)
     with node.guest(network) as guest:
@@ -78,7 +78,7 @@ def test_routes_of_both_families_are_found(node: TestNode) -> None:
     node.configure(ptp)
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     for _ in range(3):
         launch(node, plugin, pod, network)
     with node.guest(network) as guest:
@@ -94,7 +94,7 @@ def test_damage_on_the_node_is_found(node: TestNode, damage: str) -> None:
     node.configure(node.bridge(), {"type": "portmap", "capabilities": {"portMappings": True}})
     plugin = node.plugin()
     pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     launch(node, plugin, pod, network)
     (veth,) = (link for link in node.links() if link.startswith("veth"))
     command = {
@@ -106,7 +106,7 @@ def test_damage_on_the_node_is_found(node: TestNode, damage: str) -> None:
         launch(node, plugin, pod, network)
     plugin.virtlet_teardown_network(pod, network)
     again = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
-    network = plugin.virtlet_setup_network(again)
+    network = set_up(plugin, again)
     for _ in range(2):
         launch(node, plugin, again, network)
     plugin.virtlet_teardown_network(again, network)
@@ -121,7 +121,7 @@ def test_networks_that_forbid_or_do_not_know_check_are_not_asked(
     node.configure(node.bridge(), node.fake(), **more)
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     for _ in range(2):
         launch(node, plugin, pod, network)
     assert [call["command"] for call in node.calls()] == ["ADD"]
@@ -138,7 +138,7 @@ def test_a_check_that_cannot_be_made_keeps_no_vm_from_its_start(
     node.configure(node.bridge(), node.fake(CHECK=later))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     program = node.plugin_directory / "cni_plugin"
     target = program.readlink()
     if reason == "missing":
@@ -163,7 +163,7 @@ def test_a_manager_killed_during_a_check_leaves_what_the_next_one_makes_good(
     node.configure(node.bridge(ipMasq=True), node.fake(CHECK={"run": f"test -e {go} || sleep 30"}))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     launch(node, plugin, pod, network)
     node.end(plugin)
     (node.root / "pod").write_bytes(pickle.dumps((pod, network)))

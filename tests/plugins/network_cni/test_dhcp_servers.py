@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.plugins.network_cni.conftest import TestNode, eventually
+from tests.plugins.network_cni.conftest import TestNode, eventually, set_up
 from virtlet.model.pod import Pod
 
 
@@ -39,7 +39,7 @@ def test_killed_server_is_started_again(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     killed = node.server_pid(pod)
     os.kill(killed, signal.SIGKILL)
     assert eventually(lambda: not runs(killed) and server_runs(node, pod))
@@ -56,7 +56,7 @@ def test_server_outlives_its_manager_and_is_adopted(node: TestNode) -> None:
     node.configure(node.bridge())
     first = node.plugin()
     pod = node.pod()
-    network = first.virtlet_setup_network(pod)
+    network = set_up(first, pod)
     pid = node.server_pid(pod)
     node.end(first)
     assert runs(pid)
@@ -74,7 +74,7 @@ def test_server_that_died_without_a_manager(node: TestNode) -> None:
     node.configure(node.bridge())
     first = node.plugin()
     pod = node.pod()
-    network = first.virtlet_setup_network(pod)
+    network = set_up(first, pod)
     node.end(first)
     os.kill(node.server_pid(pod), signal.SIGKILL)
     pid_file = first.networks.store.directory(pod.id) / "dnsmasq.pid"
@@ -90,7 +90,7 @@ def test_taken_down_server_stays_away(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pods = [node.pod() for _ in range(3)]
-    networks = [plugin.virtlet_setup_network(pod) for pod in pods]
+    networks = [set_up(plugin, pod) for pod in pods]
     for pod, network in zip(pods, networks, strict=True):
         plugin.virtlet_teardown_network(pod, network)
     time.sleep(0.5)
@@ -102,7 +102,7 @@ def test_a_server_that_cannot_be_started_leaves_the_others_looked_after(node: Te
     node.configure(node.bridge())
     plugin = node.plugin()
     pods = [node.pod() for _ in range(2)]
-    networks = [plugin.virtlet_setup_network(pod) for pod in pods]
+    networks = [set_up(plugin, pod) for pod in pods]
     first, second = (node.server_pid(pod) for pod in pods)
     in_the_way = plugin.networks.store.directory(pods[0].id) / "dnsmasq.pid"
     in_the_way.unlink()
@@ -124,7 +124,7 @@ def test_a_server_that_is_long_in_starting_keeps_no_other_pod_waiting(node: Test
     node.configure(node.bridge())
     plugin = node.plugin()
     slow, other = pods = [node.pod() for _ in range(2)]
-    networks = [plugin.virtlet_setup_network(pod) for pod in pods]
+    networks = [set_up(plugin, pod) for pod in pods]
     config = plugin.networks.store.directory(slow.id) / "dnsmasq.conf"
     text = config.read_text()
     config.unlink()

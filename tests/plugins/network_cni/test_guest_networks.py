@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig
 
@@ -44,7 +44,7 @@ def test_calico_subnet_is_widened(node: TestNode) -> None:
     node.configure(calico(node))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     bring_up_calico_host_side()
     (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/24",)
@@ -64,7 +64,7 @@ def test_calico_subnet_size_32_leaves_the_dummy_gateway(node: TestNode) -> None:
     node.configure(calico(node))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     bring_up_calico_host_side()
     (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/32",)
@@ -86,7 +86,7 @@ def test_neighbours_of_ptp_are_reached_by_the_gateway(node: TestNode) -> None:
     node.configure({**node.bridge(), "type": "ptp"})
     plugin = node.plugin()
     pods = [node.pod(), node.pod()]
-    networks = [plugin.virtlet_setup_network(pod) for pod in pods]
+    networks = [set_up(plugin, pod) for pod in pods]
     (interface,) = networks[0].nics
     assert interface.addresses == ("10.99.0.2/32",)
     assert Route(destination="10.99.0.1/32") in interface.routes
@@ -110,7 +110,7 @@ def test_dual_stack(node: TestNode) -> None:
     subprocess.run(["ip", "address", "add", "fd77::1/128", "dev", "lo"], check=True)
     plugin = node.plugin()
     pod = node.pod(dns=DnsConfig(servers=("10.96.0.10", "fd96::10")))
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     assert network.nics[0].addresses == ("10.99.0.2/24", "fd99::2/64")
     with node.guest(network) as guest:
         lease = guest.dhcp()
@@ -138,7 +138,7 @@ def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
     node.configure(node.bridge(), node.fake(ADD={"run": add}, DEL=delete))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     subprocess.run(["ip", "address", "add", "10.98.0.1/16", "dev", "far1"], check=True)
     subprocess.run(["ip", "link", "set", "far1", "up"], check=True)
     assert [i.name for i in network.nics] == ["eth0", "net1"]

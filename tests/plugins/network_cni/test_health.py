@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.errors import FailedPrecondition
 
 
@@ -46,7 +46,7 @@ def test_broken_configuration(node: TestNode) -> None:
     (problem,) = plugin.virtlet_network_status()
     assert f"{node.configuration}/00-broken.conf: no valid JSON" in problem
     with pytest.raises(FailedPrecondition, match=r"00-broken\.conf"):
-        plugin.virtlet_setup_network(node.pod())
+        set_up(plugin, node.pod())
     assert node.leftovers() == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from tests.fakes import models
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.errors import FailedPrecondition, PodBroken
 from virtlet.host import links, netns
 from virtlet.model.disk import Disk
@@ -83,7 +83,7 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
     node.configure(node.bridge(mtu=1400))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     made = machine(node.root, network, kind, pod)
     assert plugin.virtlet_launch(made) is None
     part = nics.launch_part(made)
@@ -115,6 +115,21 @@ def test_emulator_takes_several_queues_of_a_nic_and_boots_from_it(node: TestNode
     links.change(["link delete queues0"])
 
 
+def test_emulator_takes_several_queues_of_a_pods_nic(node: TestNode) -> None:
+    """The tap is made for as many as the NIC has in the end."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = set_up(plugin, pod, queues=2)
+    made = machine(node.root, network, pod=pod)
+    assert plugin.virtlet_launch(made) is None
+    part = nics.launch_part(made)
+    assert emulator_says(part, "q35", "info network").count("type=tap") == 2
+    close(part)
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
 def test_a_nic_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     nic = Nic(name="net1", mac="02:00:00:00:00:01", mtu=1500, kind="hostdev", device="0000:01:00.0")
     with pytest.raises(FailedPrecondition, match="NIC net1 is of kind 'hostdev'"):
@@ -132,7 +147,7 @@ def test_a_network_of_the_release_that_marked_them(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = evolve(plugin.virtlet_setup_network(pod), details='{"made_by": "network_cni"}')
+    network = evolve(set_up(plugin, pod), details='{"made_by": "network_cni"}')
     assert network.netns is not None
     netns.delete(network.netns)
     with pytest.raises(PodBroken, match="is gone"):
@@ -145,7 +160,7 @@ def test_namespace_is_gone(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     assert network.netns is not None
     netns.delete(network.netns)
     with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it anew"):

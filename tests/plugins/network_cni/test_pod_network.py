@@ -2,10 +2,13 @@
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
+from attrs import evolve
 
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
+from virtlet.errors import FailedPrecondition
 from virtlet.host import links
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig, PortMapping
@@ -19,7 +22,7 @@ def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
         servers=("10.96.0.10",), searches=("default.svc.cluster.local", "cluster.local")
     )
     pod = node.pod(hostname="12", dns=dns)
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     (interface,) = network.nics
     assert (interface.name, interface.mtu) == ("eth0", 1400)
     assert interface.addresses == ("10.99.0.2/24",)
@@ -41,12 +44,59 @@ def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
     assert node.leftovers() == []
 
 
+def test_guest_has_what_others_made_of_its_nic(node: TestNode) -> None:
+    """Another MAC and MTU: DHCP answers that MAC alone, and the node finds the guest by it."""
+    node.configure(node.bridge(hairpinMode=True))
+    plugin = node.plugin()
+    pod = node.pod()
+    network = set_up(plugin, pod, mac="02:76:00:00:00:07", mtu=1300)
+    with node.guest(network) as guest:
+        lease = guest.dhcp()
+        assert lease is not None
+        assert (lease["ip"], lease["mtu"]) == ("10.99.0.2", "1300")
+        assert guest.reaches("10.99.0.1")
+        (link,) = guest.show("address", "show", "dev", "eth0")
+        assert link["address"] == "02:76:00:00:00:07"
+        neighbours = subprocess.run(["ip", "neighbour"], capture_output=True, text=True).stdout
+        assert "10.99.0.2 dev cni0 lladdr 02:76:00:00:00:07" in neighbours
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_a_mac_that_the_pods_bridge_has_is_refused(node: TestNode) -> None:
+    """The guest's frames would end there."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    mac = network.nics[0].mac
+    taken = f"{int(mac[:2], 16) ^ 0x20 | 2:02x}{mac[2:]}"
+    nic = evolve(network.nics[0], mac=taken)
+    with pytest.raises(FailedPrecondition, match=f"NIC eth0 cannot have the MAC address {taken}"):
+        plugin.virtlet_serve_network(pod, evolve(network, nics=(nic,)))
+    plugin.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
+def test_a_set_up_that_is_never_served_is_undone(node: TestNode) -> None:
+    """As when a plugin that adjusts it fails; a manager that comes back starts no server for it."""
+    node.configure(node.bridge(ipMasq=True))
+    first = node.plugin()
+    pod = node.pod()
+    network = first.virtlet_setup_network(pod)
+    assert [nic.device for nic in network.nics] == ["vtap0"]
+    node.end(first)
+    second = node.plugin()
+    second.virtlet_teardown_network(pod, network)
+    assert node.leftovers() == []
+
+
 def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
     """Neither does a server outside answer the guest, nor the pod's server anybody outside."""
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     log = node.root / "rogue.log"
     rogue = subprocess.Popen(
         [
@@ -89,7 +139,7 @@ def test_node_bridge_in_hairpin_mode(node: TestNode) -> None:
     node.configure(node.bridge(hairpinMode=True))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     with node.guest(network) as guest:
         assert guest.dhcp()
         assert guest.reaches("10.99.0.1")
@@ -106,7 +156,7 @@ def test_guest_calls_the_service_whose_only_endpoint_it_is(node: TestNode) -> No
     node.configure(node.bridge(hairpinMode=True))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     links.set_sysctl("ipv4/ip_forward", "1")
     assert links.set_sysctl("bridge/bridge-nf-call-iptables", "1"), "br_netfilter is not loaded"
     _serve("10.96.0.5", endpoint="10.99.0.2")
@@ -144,7 +194,7 @@ def test_port_mapping_and_bandwidth(node: TestNode) -> None:
         ),
         annotations={"kubernetes.io/ingress-bandwidth": "10M"},
     )
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     shaped = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True).stdout
     assert shaped.count("rate 10Mbit") == 1
     with node.guest(network) as guest:
@@ -168,7 +218,7 @@ def test_dns_of_the_pod_reaches_the_plugins_that_ask_for_it(node: TestNode) -> N
         options=("ndots:5", "edns0"),
     )
     pod = node.pod(dns=dns)
-    plugin.virtlet_teardown_network(pod, plugin.virtlet_setup_network(pod))
+    plugin.virtlet_teardown_network(pod, set_up(plugin, pod))
     told = {
         "servers": ["10.96.0.10", "fd96::10"],
         "searches": ["svc.cluster.local"],
@@ -195,7 +245,7 @@ def test_many_at_a_time(node: TestNode) -> None:
         for n in range(8)
     ]
     with ThreadPoolExecutor(8) as pool:
-        networks = list(pool.map(plugin.virtlet_setup_network, pods))
+        networks = list(pool.map(partial(set_up, plugin), pods))
         assert len({network.addresses for network in networks}) == 8
         list(pool.map(plugin.virtlet_teardown_network, pods, networks))
     assert node.leftovers() == []
@@ -206,6 +256,6 @@ def test_host_port_that_nobody_publishes(node: TestNode, caplog: pytest.LogCaptu
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=8080),))
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     assert "pod default/web asks for portMappings: test has no such plugin" in caplog.text
     plugin.virtlet_teardown_network(pod, network)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.network_cni.conftest import TestNode, eventually
+from tests.plugins.network_cni.conftest import TestNode, eventually, set_up
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
 from virtlet.host import netns
 from virtlet.host.processes import ended
@@ -21,12 +21,13 @@ from virtlet.plugins.network_cni.execution import invoke
 _SET_UP = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from tests.plugins.network_cni.conftest import TestNode
+from tests.plugins.network_cni.conftest import TestNode, set_up
 node = TestNode(Path(sys.argv[1]))
 plugin = node.plugin()
 with ThreadPoolExecutor() as pool:
-    list(pool.map(plugin.virtlet_setup_network, [node.pod(id=id) for id in sys.argv[2:]]))
+    list(pool.map(partial(set_up, plugin), [node.pod(id=id) for id in sys.argv[2:]]))
 print("done", flush=True)
 sys.stdin.read()
 """
@@ -59,7 +60,7 @@ def test_take_down_twice(node: TestNode) -> None:
     node.configure(node.bridge(), node.fake())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     for record in (network, network, None):
         plugin.virtlet_teardown_network(pod, record)
     assert [call["command"] for call in node.calls()] == ["ADD", "DEL"]
@@ -99,7 +100,7 @@ def test_a_plugin_that_outlived_its_manager_does_nothing_after_the_next_one_has_
     node.configure(node.bridge())
     first = node.plugin()
     running = node.pod()
-    first.virtlet_setup_network(running)
+    set_up(first, running)
     server = os.pidfd_open(node.server_pid(running))
     node.end(first)
     leave = f"setsid sh -c 'echo $$ >>{daemon}; exec sleep 600' >/dev/null 2>&1 &"
@@ -142,7 +143,7 @@ def test_set_up_after_a_crash_begins_anew(node: TestNode) -> None:
     assert manager.stdout.readline() == "done\n"
     kill(manager)
     plugin = node.plugin()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     assert network.addresses == ("10.99.0.3",)
     plugin.virtlet_teardown_network(pod, network)
     assert node.leftovers() == []
@@ -155,7 +156,7 @@ def test_delete_uses_what_add_used(node: TestNode) -> None:
     )
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     node.configure(node.fake(mark="other"), name="05-earlier.conflist")
     plugin.virtlet_teardown_network(pod, network)
     calls = node.calls()
@@ -181,7 +182,7 @@ def test_namespace_is_gone(node: TestNode) -> None:
     node.configure(node.bridge(), node.fake())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     assert network.netns is not None
     netns.delete(network.netns)
     plugin.virtlet_teardown_network(pod, network)
@@ -196,7 +197,7 @@ def test_notes_are_lost(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     os.kill(node.server_pid(pod), signal.SIGKILL)
     plugin.networks.store.remove(pod.id)
     plugin.virtlet_teardown_network(pod, network)
@@ -209,7 +210,7 @@ def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     (plugin.networks.store.directory(pod.id) / "state.json").write_text("{")
     if not configured:
         shutil.rmtree(node.configuration)
@@ -227,7 +228,7 @@ def test_orphan(node: TestNode, notes: str) -> None:
     first = node.plugin()
     pods = [node.pod(), node.pod()]
     for pod in pods:
-        first.virtlet_setup_network(pod)
+        set_up(first, pod)
     node.end(first)
     shutil.rmtree(pods[0].directory)
     if notes == "damaged":
@@ -253,7 +254,7 @@ def test_a_namespace_of_a_pod_that_is_stored_stays_though_its_notes_are_lost(
     node.configure(node.bridge())
     first = node.plugin()
     pod = node.pod()
-    network = first.virtlet_setup_network(pod)
+    network = set_up(first, pod)
     node.end(first)
     os.kill(node.server_pid(pod), signal.SIGKILL)
     first.networks.store.remove(pod.id)
@@ -272,7 +273,7 @@ def test_failed_add_is_told_and_undone(node: TestNode) -> None:
     plugin = node.plugin()
     pod = node.pod()
     with pytest.raises(VirtletError) as caught:
-        plugin.virtlet_setup_network(pod)
+        set_up(plugin, pod)
     assert str(caught.value) == (
         "CNI plugin cni_plugin failed to ADD: code 11 (try again later): busy: no lease"
     )
@@ -300,7 +301,7 @@ def test_bad_result(node: TestNode, printed: dict[str, object], message: str) ->
     plugin = node.plugin()
     pod = node.pod()
     with pytest.raises(VirtletError) as caught:
-        plugin.virtlet_setup_network(pod)
+        set_up(plugin, pod)
     assert message in str(caught.value)
     plugin.virtlet_teardown_network(pod, None)
     assert node.leftovers() == []
@@ -313,7 +314,7 @@ def test_delete_carries_on_and_is_retried(node: TestNode) -> None:
     node.configure(node.bridge(), node.fake(DEL=delete))
     plugin = node.plugin()
     pod = node.pod()
-    network = plugin.virtlet_setup_network(pod)
+    network = set_up(plugin, pod)
     stubborn.touch()
     with pytest.raises(VirtletError, match="CNI plugin cni_plugin failed to DEL"):
         plugin.virtlet_teardown_network(pod, network)
@@ -340,7 +341,7 @@ def test_interfaces_that_cannot_be_bridged(node: TestNode) -> None:
     plugin = node.plugin()
     pod = node.pod()
     with pytest.raises(FailedPrecondition, match="eth0 of kind macvlan: a VM can be bridged to"):
-        plugin.virtlet_setup_network(pod)
+        set_up(plugin, pod)
     plugin.virtlet_teardown_network(pod, None)
     subprocess.run(["ip", "link", "delete", "uplink"], check=True)
     assert node.leftovers() == []
@@ -351,7 +352,7 @@ def test_state_is_private(node: TestNode) -> None:
     node.configure(node.bridge())
     plugin = node.plugin()
     pod = node.pod()
-    plugin.virtlet_setup_network(pod)
+    set_up(plugin, pod)
     path = plugin.networks.store.directory(pod.id) / "state.json"
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text())["attachment"]["container_id"] == pod.id

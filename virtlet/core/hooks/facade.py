@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from virtlet.core.hooks import departed, startup
+from virtlet.core.hooks import departed, networks, startup
 from virtlet.core.hooks.blame import Blamed, logged, returned
 from virtlet.core.hooks.caller import Caller
 from virtlet.core.hooks.policy import Policy, read_policy
@@ -39,6 +39,7 @@ from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _NAME_ONE = "; name one that does under `handlers:` in the manager's configuration"
 _REMEDIES = {
@@ -231,7 +232,20 @@ class Hooks:
         """Ask one plugin for the pod's network."""
         hook = "virtlet_setup_network"
         answer: Network | None = self._call(hook, plugin, pod=pod)
+        problem = networks.problem(answer) if answer else ""
+        if problem:
+            raise returned(plugin, hook, problem)
         return answer
+
+    def adjust_network(self, pod: Pod, network: Network) -> Network:
+        """The network that `setup_network` gave, as the active plugins want it."""
+        hook, problem = "virtlet_adjust_network", networks.problem_of_adjustment
+        return self._adjusted(hook, pod.profile, "network", network, problem, pod=pod)
+
+    def serve_network(self, plugin: str, pod: Pod, network: Network) -> None:
+        """Have the plugin that made a network serve it as it is now."""
+        hook = "virtlet_serve_network"
+        self._call(hook, plugin, pod=pod, network=network)
 
     def teardown_network(self, plugin: str, pod: Pod, network: Network | None) -> None:
         """Undo `setup_network` on the plugin that did it."""
@@ -241,11 +255,11 @@ class Hooks:
     # VMs
 
     def flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor:
-        """The machine a VM gets."""
-        hook = "virtlet_flavor"
-        what = "chooses a flavor"
-        found: Flavor = self._first(hook, pod.profile, what, pod=pod, config=config, image=image)
-        return found
+        """The machine a VM gets, as one plugin chose it and others adjusted it."""
+        profile = pod.profile
+        about: dict[str, Any] = {"pod": pod, "config": config, "image": image}
+        chosen: Flavor = self._first("virtlet_flavor", profile, "chooses a flavor", **about)
+        return self._adjusted("virtlet_adjust_flavor", profile, "flavor", chosen, **about)
 
     def root_disk(self, plugin: str, vm: Vm, flavor: Flavor) -> Disk | None:
         """Ask one plugin for the root disk."""
@@ -277,9 +291,10 @@ class Hooks:
         hook, active = "virtlet_cloud_init", vm.pod.profile.plugins
         parts: list[tuple[str, CloudInitPart]] = []
         for plugin in self._caller.providers(hook, active):
-            part = self._optional(hook, plugin, vm=vm, flavor=flavor, volumes=volumes)
-            if part is not None:
-                parts.append((plugin, part))
+            with self._optional(hook, plugin):
+                part = self._call(hook, plugin, vm=vm, flavor=flavor, volumes=volumes)
+                if part is not None:
+                    parts.append((plugin, part))
         return parts
 
     def seed(self, plugin: str, vm: Vm, cloud_init: CloudInit) -> Disk | None:
@@ -358,16 +373,16 @@ class Hooks:
         with logged():
             return self._caller.call(hook, plugin, **arguments)
 
-    def _optional(self, hook: str, plugin: str, **arguments: Any) -> Any:
-        """As `_call`; None also when it fails and the operator wants to do without it."""
+    @contextlib.contextmanager
+    def _optional(self, hook: str, plugin: str) -> Iterator[None]:
+        """Log what a plugin fails with and go on, where the operator wants to do without it."""
         try:
-            return self._call(hook, plugin, **arguments)
+            yield
         except VirtletError as error:
             if plugin not in self._policy.lenient:
                 raise
             extra = {"plugin": plugin, "hook": hook, "problem": str(error)}
             log.error("optional hook failed and is passed over", extra=extra)
-            return None
 
     def _first(self, hook: str, profile: Profile, what: str, **arguments: Any) -> Any:
         for plugin in self._caller.asked(hook, profile.plugins):
@@ -375,6 +390,34 @@ class Hooks:
             if answer is not None:
                 return answer
         raise self._nobody(hook, profile, what)
+
+    def _adjusted(
+        self,
+        hook: str,
+        profile: Profile,
+        name: str,
+        value: T,
+        problem: Callable[[T, T], str] = lambda before, after: "",
+        **arguments: Any,
+    ) -> T:
+        """What the active plugins, one after the other, make of a value.
+
+        Args:
+            hook: of mode adjust.
+            profile: whose plugins.
+            name: of the hook's argument that the value is.
+            value: to begin with.
+            problem: why a plugin may not make the second value of the first; "" when it may.
+            arguments: of the hook, beside the value.
+        """
+        for plugin in self._caller.providers(hook, profile.plugins):
+            with self._optional(hook, plugin):
+                answer: T | None = self._call(hook, plugin, **{name: value}, **arguments)
+                wrong = "" if answer is None else problem(value, answer)
+                if wrong:
+                    raise returned(plugin, hook, wrong)
+                value = value if answer is None else answer
+        return value
 
     def _nobody(self, hook: str, profile: Profile, what: str) -> VirtletError:
         return FailedPrecondition(

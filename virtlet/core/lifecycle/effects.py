@@ -78,7 +78,7 @@ class PodDirectory(_PodEffect):
 
 @frozen
 class PodNetwork(_PodEffect):
-    """The pod's network, set up by a plugin."""
+    """The pod's network, set up by a plugin, which serves it afterwards and undoes both."""
 
     kind: ClassVar[str] = "network"
     record_type: ClassVar[Any] = Network

@@ -1,9 +1,9 @@
 """The way between a pod's veth and its guest's tap, inside the pod's namespace.
 
-For the N-th NIC: veth ─ bridge `vbrN` ─ tap `vtapN`. The guest takes the veth's MAC and
-addresses; the veth gets another MAC and keeps none. The bridge has an address of its own, for the
-DHCP server alone: a link-local one, and no frame passes between the bridge's own stack and the
-veth, so that the guest can reach it and nobody else can.
+For the N-th NIC: veth ─ bridge `vbrN` ─ tap `vtapN`. The guest takes the veth's MAC and addresses,
+or others that were chosen for it; the veth gets another MAC and keeps no address. The bridge has an
+address of its own, for the DHCP server alone: a link-local one, and no frame passes between the
+bridge's own stack and the veth, so that the guest can reach it and nobody else can.
 
 Everything here acts on the namespace of the calling thread.
 """
@@ -76,7 +76,7 @@ class BridgedNic:
     index: int
     veth: str
     mac: str
-    """The guest's, once the veth's."""
+    """The veth's own."""
     mtu: int
     addresses: tuple[str, ...]
     """What the veth had, in CIDR form."""
@@ -88,6 +88,9 @@ class BridgedNic:
     """The guest's IPv6 routes by a gateway, as arguments of `ip route replace`."""
     server: str
     """The bridge's own address."""
+    guest_mac: str = ""
+    """The guest's; notes of earlier releases lack it."""
+    queues: int = 1
 
     @property
     def bridge(self) -> str:
@@ -97,12 +100,17 @@ class BridgedNic:
     @property
     def tap(self) -> str:
         """Name of the tap."""
-        return f"vtap{self.index}"
+        return tap(self.index)
 
     @property
     def bridge_mac(self) -> str:
         """The bridge's own MAC address."""
         return _changed(self.mac, 0x20)
+
+    @property
+    def port_mac(self) -> str:
+        """The veth's MAC address in the bridge."""
+        return _changed(self.mac, 0x10)
 
     @property
     def guest_address6(self) -> str:
@@ -123,40 +131,63 @@ class BridgedNic:
         return str(prefix[int.from_bytes(identifier, "big")])
 
 
+def tap(index: int) -> str:
+    """Name of a NIC's tap."""
+    return f"vtap{index}"
+
+
 def read_sandbox() -> Sandbox:
     """The namespace as it is now."""
     return Sandbox(*links.show_with_routes())
 
 
 def plan(
-    sandbox: Sandbox, veths: Sequence[Link], guest_nics: Sequence[Nic], taken: Iterable[str]
+    sandbox: Sandbox, guest_nics: Sequence[Nic], taken: Iterable[str]
 ) -> tuple[BridgedNic, ...]:
-    """Say how each veth will be bridged, and what it needs to become as it was.
+    """Say how the veth of each NIC will be bridged, and what it needs to become as it was.
 
     Args:
         sandbox: the namespace before anything is changed.
-        veths: what is bridged.
-        guest_nics: the guest's view of them, in the same order.
+        guest_nics: the guest's view of it.
         taken: addresses the guest has to reach, which no bridge may have.
+
+    Raises:
+        FailedPrecondition: a NIC has the MAC address of the bridge or of its other port.
     """
     servers = _server_addresses(set(taken))
-    return tuple(
-        BridgedNic(
-            index=index,
-            veth=veth.name,
-            mac=veth.mac,
-            mtu=veth.mtu,
-            addresses=veth.addresses,
-            routes=tuple(_restorable(sandbox.routes, veth.name)),
-            guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
-            guest_routes6=tuple(
-                f"{r.destination} via {r.gateway}"
-                for r in nic.routes
-                if r.gateway and ":" in r.destination
-            ),
-            server=next(servers),
-        )
-        for index, (veth, nic) in enumerate(zip(veths, guest_nics, strict=True))
+    veths = {link.name: link for link in sandbox.links}
+    nics = tuple(
+        _planned(index, veths[nic.name], sandbox.routes, nic, next(servers))
+        for index, nic in enumerate(guest_nics)
+    )
+    for nic in nics:
+        if nic.guest_mac in (nic.bridge_mac, nic.port_mac):
+            raise FailedPrecondition(
+                f"NIC {nic.veth} cannot have the MAC address {nic.guest_mac}, which is that of the "
+                "pod's bridge or of its port: choose another"
+            )
+    return nics
+
+
+def _planned(
+    index: int, veth: Link, routes: Sequence[KernelRoute], nic: Nic, server: str
+) -> BridgedNic:
+    return BridgedNic(
+        index=index,
+        veth=veth.name,
+        mac=veth.mac,
+        mtu=veth.mtu,
+        addresses=veth.addresses,
+        routes=tuple(_restorable(routes, veth.name)),
+        guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
+        guest_routes6=tuple(
+            f"{r.destination} via {r.gateway}"
+            for r in nic.routes
+            if r.gateway and ":" in r.destination
+        ),
+        server=server,
+        guest_mac=nic.mac,
+        queues=nic.queues,
     )
 
 
@@ -222,14 +253,15 @@ def restore(nics: Sequence[BridgedNic]) -> None:
 def _bridge_commands(nic: BridgedNic) -> Iterator[str]:
     yield f"link add {nic.bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
     yield f"link set {nic.bridge} address {nic.bridge_mac} mtu {nic.mtu}"
-    yield f"tuntap add mode tap name {nic.tap} vnet_hdr"
+    several = " multi_queue" if nic.queues > 1 else ""
+    yield f"tuntap add mode tap name {nic.tap} vnet_hdr{several}"
     yield f"link set {nic.tap} mtu {nic.mtu} master {nic.bridge} up"
 
 
 def _veth_commands(nic: BridgedNic) -> Iterator[str]:
     yield f"address flush dev {nic.veth}"
     # The bridge would take frames for a port's own MAC as its own: the guest's must be nobody's.
-    yield f"link set {nic.veth} address {_changed(nic.mac, 0x10)}"
+    yield f"link set {nic.veth} address {nic.port_mac}"
     yield f"link set {nic.veth} master {nic.bridge}"
     # With two ports there is nothing to learn, and a guest's further MACs cannot be mislaid.
     yield f"link set {nic.veth} type bridge_slave learning off"
@@ -268,7 +300,8 @@ def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[str]:
 
 def _filter_frames(nics: Sequence[BridgedNic]) -> None:
     echoes = (
-        f'iifname "{nic.veth}" ether saddr {nic.mac} ether daddr != {nic.mac} drop' for nic in nics
+        f'iifname "{nic.veth}" ether saddr {nic.guest_mac} ether daddr != {nic.guest_mac} drop'
+        for nic in nics
     )
     neighbours_in = neighbours_out = ""
     guests = [nic.guest_address6 for nic in nics if nic.guest_address6]

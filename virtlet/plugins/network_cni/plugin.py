@@ -96,12 +96,17 @@ class Plugin:
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
-        """Namespace, CNI's ADD, bridges, taps, DHCP server."""
+        """Namespace and CNI's ADD."""
         return self.networks.set_up(pod)
 
     @hookimpl
+    def virtlet_serve_network(self, pod: Pod, network: Network) -> None:
+        """Bridges, taps and the DHCP server."""
+        self.networks.serve(pod, network)
+
+    @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
-        """The same backwards; what is to be undone is known from our own notes."""
+        """All of it backwards; what is to be undone is known from our own notes."""
         self.networks.take_down(pod)
 
     @hookimpl

@@ -24,6 +24,7 @@ from virtlet.plugins.network_cni import (
     guest_view,
     runtime_config,
 )
+from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.chain import Attachment
 from virtlet.plugins.network_cni.dnsmasq import Server
 from virtlet.plugins.network_cni.execution import TRY_AGAIN, CniError, end_interrupted
@@ -55,7 +56,10 @@ class PodNetworks:
         return self.store.known(pod_id) or self.namespace(pod_id).exists()
 
     def set_up(self, pod: Pod) -> Network:
-        """Make the pod's namespace and all that is in it.
+        """Make the pod's namespace, and have CNI's plugins fill it.
+
+        Returns:
+            The guest's view of it, with the taps that `serve` makes.
 
         Raises:
             VirtletError: something failed; `take_down` undoes what was done.
@@ -75,8 +79,27 @@ class PodNetworks:
         netns.create(path)
         netns.inside(path, bridging.prepare)
         result = self._add(pod, state)
-        state = evolve(state, result=result.document)
-        return netns.inside(path, lambda: self._connect(pod, state, result))
+        return netns.inside(path, lambda: self._seen_by_guest(pod, path, result))
+
+    def serve(self, pod: Pod, network: Network) -> None:
+        """Connect a guest to what `set_up` made, and start its DHCP server.
+
+        Args:
+            pod: whose network.
+            network: as the guest is to see it.
+
+        Raises:
+            VirtletError: something failed; `take_down` undoes what was done.
+        """
+        state = self.store.load(pod.id)
+        if state is None:
+            raise VirtletError(f"the notes on the network of pod {pod.name} are lost")
+        path = self.namespace(pod.id)
+        bridged = netns.inside(path, lambda: self._connect(pod, state, network))
+        hostname = pod.config.hostname or pod.config.metadata.name
+        server = self._server(pod.id)
+        server.configure(dhcp.configuration(hostname, network, bridged))
+        self.supervisor.start(pod.id, server)
 
     def take_down(self, pod: Pod) -> None:
         """Undo `set_up`, however far it came. Idempotent.
@@ -105,7 +128,9 @@ class PodNetworks:
         with contextlib.ExitStack() as held:
             for nic in network.nics:
                 # While the taps are ours, no other VM of the pod runs.
-                tap = netns.inside(path, functools.partial(open_tap, nic.device))
+                several = nic.queues > 1
+                opening = functools.partial(open_tap, nic.device, multi_queue=several)
+                tap = netns.inside(path, opening)
                 held.callback(os.close, tap)
             if not self.store.first_launch(pod.id):
                 self._check(pod.id)
@@ -215,23 +240,23 @@ class PodNetworks:
 
         return chain.add(self.plugin_directory, state.attachment, keep)
 
-    def _connect(self, pod: Pod, state: PodState, result: CniResult) -> Network:
-        """Inside the namespace: hand what CNI made over to the guest."""
+    def _seen_by_guest(self, pod: Pod, path: Path, result: CniResult) -> Network:
+        """Inside the namespace: what CNI made, as the guest is to see it."""
         sandbox = bridging.read_sandbox()
         veths = guest_view.links(sandbox, result)
         nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
-        dns = guest_view.dns(pod.config.dns, result.dns)
-        network = Network(netns=state.attachment.netns, nics=nics, dns=dns)
-        bridged = bridging.plan(sandbox, veths, nics, _reached(network))
+        return Network(
+            netns=path,
+            nics=tuple(evolve(nic, device=bridging.tap(n)) for n, nic in enumerate(nics)),
+            dns=guest_view.dns(pod.config.dns, result.dns),
+        )
+
+    def _connect(self, pod: Pod, state: PodState, network: Network) -> tuple[BridgedNic, ...]:
+        """Inside the namespace: hand what CNI made over to the guest."""
+        bridged = bridging.plan(bridging.read_sandbox(), network.nics, _reached(network))
         self.store.save(pod.id, evolve(state, nics=bridged))
         bridging.connect(bridged)
-        nics = tuple(evolve(nic, device=b.tap) for nic, b in zip(nics, bridged, strict=True))
-        network = evolve(network, nics=nics)
-        hostname = pod.config.hostname or pod.config.metadata.name
-        server = self._server(pod.id)
-        server.configure(dhcp.configuration(hostname, network, bridged))
-        self.supervisor.start(pod.id, server)
-        return network
+        return bridged
 
     def _restore(self, pod_id: str, state: PodState) -> None:
         if not state.nics:
