@@ -127,7 +127,7 @@ class Machine:
     emulator: Path
     """The program that the hypervisor starts: vmwrapper."""
     environment: Mapping[str, str] = field(factory=dict, repr=False)
-    """What vmwrapper needs to find us; holds the one-time token."""
+    """What vmwrapper needs to find us, for its environment; holds the one-time token."""
     guest_agent: Path | None = None
     """Unix socket of the guest agent's channel, where the machine has one."""
     withheld: int = 0
@@ -138,6 +138,16 @@ class Machine:
     def network(self) -> Network:
         """The pod's network."""
         return self.vm.network
+
+    @property
+    def runtime_directory(self) -> Path:
+        """Where the hypervisor's sockets of this VM go: a short path, because theirs have to be.
+
+        The directory is root's. The emulator's user passes through it and makes nothing there, so
+        make a socket in `Hypervisor.launch` and give its descriptor away. The core makes the
+        directory before `define`, and removes it with all that is in it when the VM is removed.
+        """
+        return self.console.output.parent
 
 
 @frozen(kw_only=True, field_transformer=typed)
