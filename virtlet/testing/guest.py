@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Self
+from uuid import UUID
 
 from attrs import evolve, frozen
 
@@ -10,6 +11,7 @@ from virtlet.cli.manifest import PodManifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
+from virtlet.host.processes import arguments
 
 BOOT_TIMEOUT = 90.0
 """Seconds; a loaded machine without KVM is slow."""
@@ -84,9 +86,11 @@ class Guest:
 
     @property
     def emulator(self) -> int:
-        """Process id of the VM's emulator, where libvirt runs it."""
-        (file,) = (self.node.data_dir / "libvirt/run/qemu").glob(f"virtlet-{self.vm[:12]}*.pid")
-        return int(file.read_text())
+        """Process id of the VM's emulator: what has the VM's UUID among its arguments."""
+        name = str(UUID(self.vm)).encode()
+        numbers = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+        (pid,) = (pid for pid in numbers if name in arguments(pid))
+        return pid
 
     @property
     def command_line(self) -> list[str]:
