@@ -1,0 +1,86 @@
+"""A hypervisor that is not libvirt, beside the built-in one on the same manager."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import TINY, Pod, make_manifest
+from virtlet.cli.playground import Playground
+from virtlet.cli.steps import wait_until
+from virtlet.cri import api_pb2 as cri
+
+
+@pytest.fixture(scope="module")
+def qemu_node(example_plugins: Path) -> Iterator[Playground]:
+    """A node with a handler of the example hypervisor; its manager may be killed."""
+    handler = {"plugins": ["example_hypervisor"], "without": ["libvirt_qemu", "domain_xml"]}
+    with Playground(
+        {"tiny": TINY},
+        subnet="10.131.0.0/16",
+        settings={"handlers": {"plain": handler}},
+        environment={"PYTHONPATH": str(example_plugins)},
+    ) as playground:
+        yield playground
+
+
+def _pod(node: Playground, handler: str = "plain") -> Pod:
+    return Pod(node, node.client(), make_manifest(node, handler=handler))
+
+
+def _end(pod: Pod) -> cri.ContainerStatus:
+    """The status once the VM has ended."""
+    wait_until(lambda: pod.status.state == cri.CONTAINER_EXITED, 30, "the end of the VM")
+    return pod.status
+
+
+def _left(node: Playground) -> list[str]:
+    """What pods have left, that which the example keeps included."""
+    records = node.data_dir / "plugins" / "example_hypervisor"
+    return [*node.settled_leftovers(), *map(str, records.iterdir())]
+
+
+def test_a_vm_of_it_lives_beside_one_of_the_built_in_hypervisor_and_through_a_crash(
+    qemu_node: Playground,
+) -> None:
+    theirs, ours = _pod(qemu_node, ""), _pod(qemu_node)
+    theirs, ours = theirs.up(), ours.up()
+    emulator = ours.emulator
+    assert "-no-shutdown" in ours.command_line
+    for pod in (theirs, ours):
+        assert pod.manifest.pod.metadata.name in pod.wait_for_answer()
+    ours.wait_for_console("login:")
+    assert "SeaBIOS" in ours.console()
+    name = ours.manifest.pod.metadata.name
+    assert ours.exec("hostname").stdout.strip() == name
+    stats = ours.client.call("ContainerStats", cri.ContainerStatsRequest(container_id=ours.vm))
+    assert stats.stats.cpu.usage_core_nano_seconds.value > 0
+    assert stats.stats.memory.working_set_bytes.value > 0
+
+    qemu_node.kill()
+    qemu_node.start()
+    assert ours.emulator == emulator
+    assert ours.status.state == theirs.status.state == cri.CONTAINER_RUNNING
+    assert ours.exec("hostname").stdout.strip() == name
+    ours.client.stop(ours.vm, 60)
+    status = ours.status
+    assert (status.exit_code, status.reason) == (0, "Completed")
+    for pod in (theirs, ours):
+        pod.down()
+    assert _left(qemu_node) == []
+
+
+def test_an_emulator_that_is_killed_is_told_as_that_and_the_next_attempt_runs(
+    qemu_node: Playground,
+) -> None:
+    pod = _pod(qemu_node).up()
+    os.kill(pod.emulator, signal.SIGKILL)
+    status = _end(pod)
+    assert (status.exit_code, status.reason) == (137, "Error")
+    assert status.message == "the emulator died under the running guest"
+    again = pod.up(attempt=1)
+    assert again.status.state == cri.CONTAINER_RUNNING
+    pod.down()
+    assert _left(qemu_node) == []
