@@ -442,7 +442,7 @@ def test_downloads_that_do_not_end_when_they_are_cancelled_are_bounded(
     assert server.fetches == ["a", "b"]
     go_on.set()
     for thread in threading.enumerate():
-        if thread.name == "image-plugin":
+        if thread.name == "image-fetch":
             thread.join(20)
     assert images.pull("x", server.route()).names == ("x:latest",)
 

@@ -85,13 +85,8 @@ class Flights(Generic[T]):
             del self._under_way[key]
 
 
-def apart(work: Callable[[], T], name: str) -> "Future[T]":
-    """Do work on a thread of its own, which may be left behind.
-
-    Args:
-        work: what to do.
-        name: the thread's.
-    """
+def apart(work: Callable[[], T]) -> "Future[T]":
+    """Do work on a thread of its own, which may be left behind."""
     outcome: Future[T] = Future()
 
     def fly() -> None:
@@ -101,7 +96,7 @@ def apart(work: Callable[[], T], name: str) -> "Future[T]":
             outcome.set_exception(error)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(fly,), name=name, daemon=True).start()
+    threading.Thread(target=context.run, args=(fly,), name="image-fetch", daemon=True).start()
     return outcome
 
 

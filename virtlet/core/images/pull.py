@@ -262,7 +262,7 @@ class Images:
                 "check the image servers and file systems that the manager's log names, and "
                 "restart the manager if they do not end by themselves"
             )
-        outcome = apart(call, "image-plugin")
+        outcome = apart(call)
         try:
             return wait_for(outcome, wanted)
         except Abandoned:

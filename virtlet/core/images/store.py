@@ -312,7 +312,7 @@ class ImageStore:
         record = read_record(self._layout.record(digest))
         if record is not None and record.size == stat.st_size:
             return record
-        look = apart(lambda: self._look(path, digest, self._recognize), "image-look")
+        look = apart(lambda: self._look(path, digest, self._recognize))
         deadline = time.monotonic() + LOOK_PATIENCE
         try:
             made = wait_for(look, lambda: time.monotonic() < deadline)
