@@ -1,4 +1,4 @@
-"""The log line of a client's call: what it was, how it ended, and what it was about."""
+"""The log line of a client's call: method, result, and the pod, container or image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from criproxy.runtimes.runtime import Runtime
 log = logging.getLogger(__name__)
 
 
-#: Calls that change something: their lines are there without asking for every call's.
+#: Calls that change something: they are logged at level info.
 _CHANGES = frozenset(
     (
         "RunPodSandbox",
@@ -43,7 +43,7 @@ _Names = Mapping[str, Mapping[str, str]]
 
 
 class CallLog:
-    """Writes the lines.
+    """Writes a log line for each call.
 
     Args:
         runtimes: whose lists have the names of pods and containers.
@@ -56,8 +56,8 @@ class CallLog:
     def ended(self, call: ServerCall, code: Code, seconds: float) -> None:
         """Log a call that has ended.
 
-        A change is information, and a warning when it failed; all other calls are for debugging,
-        since a kubelet that is answered with an error tells of it and calls again.
+        Changes are logged as info, failed ones as warnings, and other calls as debug: a kubelet
+        logs errors itself and calls again.
         """
         level = logging.DEBUG
         if call.method in _CHANGES:
@@ -85,11 +85,11 @@ class CallLog:
         return facts
 
     def _known(self, some_id: str) -> Mapping[str, str]:
-        """What is known of a sandbox or container by its whole id."""
+        """Return what is known of a sandbox or container by its whole id."""
         for runtime in self._runtimes if some_id else ():
             names = self._names.get(runtime.name, {})
             if some_id not in names and runtime.last.has(some_id):
-                # Names are in lists that pass unread; most lines need none that is new.
+                # Decode the stored lists only for a new id: lists pass through undecoded.
                 names = self._names[runtime.name] = _names(runtime)
             if some_id in names:
                 return names[some_id]
@@ -97,7 +97,7 @@ class CallLog:
 
 
 def _request(call: ServerCall) -> Any:
-    """The request's message; None where there is none that can be read."""
+    """Return the request's message, or None if there is none or it is malformed."""
     method = BY_PATH.get(call.path)
     if method is None or call.message is None:
         return None
@@ -108,7 +108,7 @@ def _request(call: ServerCall) -> Any:
 
 
 def _harmless(call: ServerCall) -> str:
-    """An error's message without what an image's name in it must not tell: runtimes quote it."""
+    """Return an error's message with the image names that a runtime quotes made safe to log."""
     request, text = _request(call), call.problem
     config = getattr(request, "config", None)
     for owner in (request, config):
@@ -119,7 +119,7 @@ def _harmless(call: ServerCall) -> str:
 
 
 def _asked(call: ServerCall) -> dict[str, str]:
-    """What the request says itself."""
+    """Return the ids and names in the request."""
     request = _request(call)
     if request is None:
         return {}
@@ -141,7 +141,7 @@ def _asked(call: ServerCall) -> dict[str, str]:
 
 
 def _names(runtime: Runtime) -> _Names:
-    """The names of all that a runtime has, by id."""
+    """Return the names of a runtime's pods and containers by id."""
     found: dict[str, dict[str, str]] = {}
     pods: Any = runtime.last_answer(BY_NAME["ListPodSandbox"])
     for pod in pods.items if pods is not None else ():

@@ -1,4 +1,4 @@
-"""The proxy put together: sockets, runtimes, routes, and their end."""
+"""The proxy as a whole: start, serve and stop."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from criproxy.streaming_urls import StreamRelay, StreamUrls
 
 log = logging.getLogger(__name__)
 
-#: Calls under way when the proxy is told to stop may take this long, in seconds.
+#: Seconds that running calls have when the proxy is asked to stop.
 DRAIN_SECONDS = 2.0
-#: The first attempts to connect to runtimes hold the proxy's own start up this long, in seconds.
+#: Seconds that the start waits for the first attempts to connect to runtimes.
 FIRST_SECONDS = 1.5
 #: Longest first message of a call; what a kubelet sends is below 16 MiB.
 _REQUEST_LIMIT = 16 << 20
@@ -39,7 +39,7 @@ class Proxy:
     """The whole proxy.
 
     Args:
-        config: checked.
+        config: a checked configuration.
 
     Attributes:
         http_address: of the health endpoint, once started with one.
@@ -93,13 +93,13 @@ class Proxy:
         if self._relay.needed:
             self._urls.base = await self._relay.start(*self._config.stream_listen)
         self._connecting = [asyncio.create_task(connector.run()) for connector in self._connectors]
-        # A client's first call is not to fail for a runtime that is just being connected to, nor
-        # to wait for one that says nothing.
+        # A client's first call must not fail while a runtime is being connected, nor wait for a
+        # runtime that does not answer.
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS):
                 await asyncio.gather(*(connector.tried.wait() for connector in self._connectors))
         await self._listen()
-        # What was made so far stays; going through it again and again would only cost time.
+        # Objects made so far live as long as the process: keep them out of later collections.
         gc.collect()
         gc.freeze()
 
@@ -135,7 +135,7 @@ class Proxy:
         self._call_log.ended(call, code, seconds)
 
     async def stop(self) -> None:
-        """Take no new calls, give those under way a moment, and close everything."""
+        """Take no new calls, wait a moment for running ones, and close everything."""
         if self._server is not None:
             self._server.close()
             with suppress(FileNotFoundError):
@@ -154,5 +154,5 @@ class Proxy:
         await asyncio.gather(*self._connecting, return_exceptions=True)
         for connector in self._connectors:
             await connector.save()
-        # Let the last frames leave.
+        # Let the last frames be sent.
         await asyncio.sleep(0.05)

@@ -50,20 +50,19 @@ class Metrics:
         self._of_runtimes.count((runtime, method), code, seconds)
 
     def watch(self, runtimes: Sequence[Runtime]) -> None:
-        """Show the runtimes' states too."""
+        """Add the runtimes' states."""
         self.registry.register(_RuntimeStates(runtimes))
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Calls(Collector):
     """Calls and their durations by some labels.
 
-    Counted in plain numbers and made into metrics when somebody looks: a merged list is counted
-    several times, and the library's own counters, locked and labelled, would cost it a tenth of a
-    millisecond.
+    Plain numbers, made into metrics when they are scraped: a merged list counts several calls, and
+    the library's counters, with locks and labels, would cost it a tenth of a millisecond.
     """
 
     def __init__(self, prefix: str, labels: tuple[str, ...]) -> None:
@@ -77,7 +76,7 @@ class _Calls(Collector):
         self._codes[labels, code] += 1
         times = self._times.get(labels)
         if times is None:
-            # A number for each bucket, one for what is longer, and the sum of seconds.
+            # One count per bucket, one for longer calls, and the sum of seconds.
             times = self._times[labels] = [0.0] * (len(_BUCKETS) + 2)
         times[bisect_left(_BUCKETS, seconds)] += 1
         times[-1] += seconds

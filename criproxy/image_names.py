@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-#: An image by the hash of its configuration: the same inside and outside, whoever has it.
+#: An image id, the hash of its configuration: the same inside and outside, in any runtime.
 _IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _BEGINNING = re.compile(r"(sha256:)?[0-9a-f]{1,64}")
 _DIGEST_AT_END = re.compile(r"@sha(?:256|384|512):[0-9a-f]{64,128}\Z")
@@ -27,7 +27,7 @@ def is_image_id(name: str) -> bool:
 
 
 def begins_image_id(name: str) -> bool:
-    """Whether this may be an image's id or the beginning of one; it may be a name as well."""
+    """Whether this may be an image id or the beginning of one; it may also be a name."""
     return _BEGINNING.fullmatch(name) is not None
 
 
@@ -48,18 +48,18 @@ def shown_name(name: str) -> str:
     before = scheme[0] if scheme else ""
     authority, rest = _AUTHORITY.fullmatch(start, len(before)).groups()  # type: ignore[union-attr]
     if "@" in rest:
-        # It may end a password with a character that ends the part before it.
+        # A password may contain a character that ends the authority.
         return f"{before}…{end}"
     return before + authority.rpartition("@")[2] + _PARAMETERS.sub("", rest) + end
 
 
 def inside(prefix: str) -> Change:
-    """Takes the prefix off."""
+    """Return a function that removes the prefix."""
     return lambda name: name.removeprefix(prefix)
 
 
 def outside(prefix: str) -> Change:
-    """Puts the prefix on, except before ids, nothing, and names that have it."""
+    """Return a function that adds the prefix, except to ids, empty names and names that have it."""
 
     def change(name: str) -> str:
         if not name or is_image_id(name) or name.startswith(prefix):
@@ -95,7 +95,7 @@ def has_names(response_name: str) -> bool:
 
 
 def _any(changes: Iterable[bool]) -> bool:
-    # A list, not any() over a generator: every part is to be changed.
+    # A list, not any() over a generator: every part must be changed.
     return any(list(changes))
 
 

@@ -1,8 +1,8 @@
-"""Log lines: one on standard error for each thing that happens, as JSON or as text.
+"""Log lines on standard error, as JSON or as text.
 
-They have the form of the manager's own log (virtlet/core/log_setup.py, which is not to be imported
-here; tests/core/test_log_setup.py holds both against each other), so that one query serves both.
-Texts of exceptions that nobody expected can quote requests: tracebacks are written without them.
+They have the form of the manager's log (virtlet/core/log_setup.py, which must not be imported here;
+tests/core/test_log_setup.py compares the two), so that one query serves both. Texts of unexpected
+exceptions can quote requests, so tracebacks are written without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
 }
 FORMS = ("json", "text")
-#: The innermost frames of each exception that are shown.
+#: Number of innermost frames shown for each exception.
 FRAME_LIMIT = 40
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Lines(logging.Formatter):
-    """Makes a line of a record.
+    """Formats a record as a line.
 
     Args:
         form: 'json' or 'text'.
@@ -47,7 +47,7 @@ class Lines(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         message = record.getMessage()
         if error is not None:
-            # What asyncio adds to its message in more lines has the exception's text in it.
+            # asyncio adds lines with the exception's text to its message.
             message = message.partition("\n")[0]
         facts = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         frames = [] if error is None else list(_frames(error, "", set()))
@@ -69,7 +69,7 @@ class Lines(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """A value in a text line: quoted where it would not end at the next blank."""
+    """Return a value for a text line, quoted if it contains blanks or the like."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if text and text.isprintable() and not set(text) & set(' "='):
         return text
@@ -77,7 +77,7 @@ def _plain(value: object) -> str:
 
 
 def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
-    """Types and places of an exception and of those behind it: never their texts."""
+    """Yield types and places of an exception and its causes, never their texts."""
     seen.add(id(error))
     yield f"{how}{type(error).__qualname__}"
     stack = StackSummary.extract(
@@ -96,10 +96,10 @@ def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
 
 
 def set_up(level: str, form: str, stream: TextIO = sys.stderr) -> None:
-    """Send all logs to a stream, and what would end the process with a traceback.
+    """Send all logs to a stream, unhandled exceptions too.
 
     Args:
-        level: one of `LEVELS`; of libraries only warnings and errors are logged.
+        level: one of `LEVELS`; libraries log only warnings and errors.
         form: one of `FORMS`.
         stream: where to.
     """

@@ -29,8 +29,8 @@ from criproxy.log_lines import FORMS, LEVELS, set_up
 
 log = logging.getLogger("criproxy")
 
-#: Exit codes of sysexits.h, beside click's own for wrong usage: the unit starts again after all but
-#: that of a configuration that cannot work.
+#: Exit codes of sysexits.h, besides click's own for wrong usage. The unit restarts after all of
+#: them except EXIT_CONFIG.
 EXIT_CONFIG = 78
 EXIT_CANNOT_LISTEN = 71
 
@@ -178,7 +178,7 @@ async def _serve(config: Config) -> None:
 
 
 def _tell_systemd(state: str) -> None:
-    """Tell the service manager, if one wants to know (sd_notify(3))."""
+    """Notify the service manager, if there is one (sd_notify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return

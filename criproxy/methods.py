@@ -73,9 +73,9 @@ def parse_response(method: Method, payload: bytes, where: str) -> Any:
 
 
 def check_response(method: Method, payload: bytes, where: str) -> None:
-    """See that a message of an answer is whole, so that another can be put behind it.
+    """Check that a message of an answer is whole, so that another can be appended.
 
-    Its fields are not looked into, which is a tenth of the work of decoding them.
+    The fields are not decoded, which takes a tenth of the time.
 
     Raises:
         RpcError: as `parse_response`.

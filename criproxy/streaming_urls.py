@@ -1,7 +1,7 @@
-"""Streaming URLs (exec, attach, port-forward): absolute ones reach the client as they are.
+"""Streaming URLs (exec, attach, port-forward): absolute ones pass unchanged.
 
-Relative ones lead through here: the first path segment names the runtime, the rest is its own.
-After the request's head, bytes pass both ways unread, so SPDY and WebSocket upgrades work alike.
+Relative ones lead through the relay: the first path segment names the runtime, the rest is the
+runtime's path. After the request's head, bytes pass unread, so SPDY and WebSocket both work.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class StreamUrls:
         """Make the URL in an answer reachable; says whether it was changed.
 
         Raises:
-            RpcError: FAILED_PRECONDITION when the URL is relative and the configuration does not
-                say to what.
+            RpcError: FAILED_PRECONDITION if the URL is relative without a `stream_url`.
         """
         url = answer.url
         if not url.startswith("/") or url.startswith("//"):
@@ -58,7 +57,7 @@ class StreamRelay:
     """An HTTP relay in front of the runtimes' streaming servers.
 
     Args:
-        runtimes: those with a `stream_url` can be reached.
+        runtimes: the runtimes; those with a `stream_url` can be reached.
     """
 
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
@@ -124,7 +123,7 @@ class StreamRelay:
             await _answer(writer, "502 Bad Gateway", f"{name}'s streaming server: {error}")
             return
         if b"\r\nupgrade:" not in head.lower():
-            # A second request on this connection would not be looked at: there is to be none.
+            # The relay does not parse a second request on this connection: allow none.
             headers = b"Connection: close\r\n" + _without_connection(headers)
         request = b" ".join((parts[0], f"{target.path}/{rest}".encode(), parts[2]))
         up_writer.write(request + b"\r\n" + headers)

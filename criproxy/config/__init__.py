@@ -1,1 +1,1 @@
-"""What the proxy is told: the options, where they come from, and whether they can work."""
+"""The configuration: its keys, its sources, and whether it can work."""

@@ -20,12 +20,12 @@ _KINDS: Mapping[int, str] = {
 
 
 def check(config: Config) -> None:
-    """Look for what can only be a mistake.
+    """Refuse what can only be a mistake.
 
-    A runtime's socket that is not there yet is none: runtimes may start later.
+    A runtime's socket may be missing: runtimes may start later.
 
     Raises:
-        ConfigError: saying what clashes, or what stands where a socket or directory should be.
+        ConfigError: names what clashes, or what is in the place of a socket or directory.
     """
     _distinct(config)
     for runtime in config.runtimes:
@@ -36,10 +36,10 @@ def check(config: Config) -> None:
 
 
 def cannot_listen(path: str) -> str | None:
-    """Why the socket cannot be listened on just now, None when it can.
+    """Return why the socket cannot be listened on now, or None if it can.
 
-    That may be different in a moment: a service manager makes the directory when it starts the
-    proxy, and on a running node the proxy that serves the socket is the very same one.
+    This can change soon: a service manager creates the directory when it starts the proxy, and on
+    a running node the same proxy serves the socket already.
     """
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
@@ -54,12 +54,12 @@ def cannot_listen(path: str) -> str | None:
 
 
 def _socket(path: str, what: str) -> None:
-    """Raises ConfigError when something else than a socket is there, or none can ever be."""
+    """Raise ConfigError if the path is not a socket, or can never be one."""
     _below_directories(path, what)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        # It comes later, or the target of the link that is there does.
+        # The socket, or the target of a link, may appear later.
         return
     except OSError as error:
         raise ConfigError(f"{what} cannot be a socket: {error.strerror}") from error
@@ -68,7 +68,7 @@ def _socket(path: str, what: str) -> None:
 
 
 def _below_directories(path: str, what: str) -> None:
-    """Raises ConfigError when something on the way to a path is no directory."""
+    """Raise ConfigError if a parent of the path is not a directory."""
     for parent in reversed(Path(path).parents):
         try:
             mode = os.stat(parent).st_mode

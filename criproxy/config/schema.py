@@ -1,4 +1,4 @@
-"""The configuration as the rest of the proxy sees it, and how its single values are written."""
+"""The configuration's classes, and how single values are parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ConfigError(Exception):
 
 @frozen(kw_only=True)
 class Dial:
-    """How a runtime is connected to; all in seconds.
+    """How to connect to a runtime; all in seconds.
 
     Args:
         timeout: for one attempt, from connecting to the runtime's first answer.
@@ -36,14 +36,14 @@ class Dial:
 
 @frozen(kw_only=True)
 class Limits:
-    """What a call to a runtime may take.
+    """Limits of calls to a runtime.
 
     Args:
-        read_seconds: an answer to be merged with others' is waited for this long; then the
-            runtime counts as not answering and its last known items are served.
-        call_seconds: any other unary call may last this long; infinite leaves it to the client.
+        read_seconds: wait this long for an answer that is merged with those of other runtimes;
+            then serve the last known items instead.
+        call_seconds: limit of any other unary call; infinite leaves it to the client.
         calls: calls open at a time; further ones fail with RESOURCE_EXHAUSTED.
-        message_bytes: longest message that is looked into. Answers that pass unread have no limit.
+        message_bytes: longest message that is decoded. Other messages have no limit.
     """
 
     read_seconds: float = 10.0
@@ -57,10 +57,10 @@ class RuntimeConfig:
     """One runtime behind the proxy.
 
     Args:
-        name: what annotations, image prefixes and messages call it.
+        name: used in annotations, image prefixes and messages.
         socket: path of its unix socket.
-        handlers: RuntimeClass handlers that go to it, beside those it reports itself.
-        grace: as in `Config`, for this runtime alone; None keeps to the common one.
+        handlers: RuntimeClass handlers that go to it, besides those in its Status.
+        grace: as in `Config`, for this runtime alone; None takes the common one.
         stream_url: base of the streaming URLs it gives without a host, such as
             `http://127.0.0.1:10010`.
     """
@@ -75,13 +75,13 @@ class RuntimeConfig:
 
     @property
     def image_prefix(self) -> str:
-        """What image names of this runtime start with outside, unless it is the primary."""
+        """Prefix of this runtime's image names outside, unless it is the primary."""
         return self.name + "/"
 
 
 @frozen(kw_only=True)
 class Config:
-    """Everything the proxy is told.
+    """The whole configuration.
 
     Args:
         listen: path of the socket that the kubelet connects to.
@@ -118,7 +118,7 @@ def runtime_name(value: object, where: str) -> str:
     """A runtime's name: letters, digits, dots and dashes, so that it can prefix ids and images.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     if not isinstance(value, str) or not _NAME.fullmatch(value) or "__" in value:
         raise ConfigError(
@@ -132,7 +132,7 @@ def socket_path(value: object, where: str) -> str:
     """An absolute socket path; `unix://` before it is dropped.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     path = value if isinstance(value, str) else ""
     for scheme in ("unix://", "unix:"):
@@ -151,7 +151,7 @@ def directory_path(value: object, where: str) -> str:
     """An absolute path of a directory.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     if not isinstance(value, str) or not value.startswith("/"):
         raise ConfigError(f"{where}: {value!r} is not an absolute path (nothing keeps no state)")
@@ -159,10 +159,10 @@ def directory_path(value: object, where: str) -> str:
 
 
 def wait(value: object, where: str, *, forever: bool = False) -> float:
-    """A duration that something is waited for; too short ones would only keep the proxy busy.
+    """A duration to wait; refuse very short ones, which would keep the proxy busy.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     seconds = duration(value, where, forever=forever)
     if seconds < _SHORTEST_WAIT:
@@ -176,7 +176,7 @@ def duration(value: object, where: str, *, forever: bool = False) -> float:
     """Seconds from a number or a text such as '500ms', '10s', '5m', '1h', 'forever'.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     if forever and value == "forever":
         return math.inf
@@ -192,7 +192,7 @@ def count(value: object, where: str) -> int:
     """A whole number above zero.
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -203,7 +203,7 @@ def address(value: object, where: str) -> tuple[str, int]:
     """Host and port from 'HOST:PORT', '[IPv6]:PORT' or ':PORT' (loopback).
 
     Raises:
-        ConfigError: naming `where` it stands.
+        ConfigError: names `where` the value is.
     """
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not colon or not port.isdigit() or int(port) > 65535:

@@ -38,7 +38,7 @@ from criproxy.config.schema import (
 )
 from criproxy.log_lines import FORMS, LEVELS
 
-#: Turns one value into what the model holds, or raises ConfigError naming where it stood.
+#: Parses one value; raises ConfigError that names where the value is.
 _Read = Callable[[Any, str], Any]
 
 
@@ -157,7 +157,7 @@ def build(values: Mapping[str, Any]) -> Config:
     """A configuration from checked values.
 
     Raises:
-        ConfigError: when the socket or the runtimes are not told.
+        ConfigError: if the socket or the runtimes are missing.
     """
     if not values.get("listen"):
         raise ConfigError("no socket to listen on: give --listen or 'listen' in the configuration")

@@ -41,9 +41,9 @@ from criproxy.http2.stream import NOBODY, STREAM_WINDOW, Outbox, Stream
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65535
 MAX_WINDOW = (1 << 31) - 1
-#: The connection's window is opened wide: a stream that nobody reads must not stop the others.
+#: Large, so that one unread stream does not block the other streams.
 CONNECTION_WINDOW = 1 << 30
-#: How long the answer to a ping may wait for company.
+#: Seconds that the answer to a ping may wait to be sent with other frames.
 _LAZY_SECONDS = 0.005
 
 _FAILED = Refusal(ErrorCode.INTERNAL_ERROR, "criproxy failed at a frame; see its log")
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
     """
 
     _transport: asyncio.Transport
-    #: Settings of one side alone, beside those of both.
+    #: Settings of this side, besides the common ones.
     _own_settings: ClassVar[Mapping[int, int]] = {}
 
     def __init__(self, outbox: Outbox) -> None:
@@ -89,40 +89,40 @@ class Connection(asyncio.Protocol):
             PushPromiseFrame: self._push_frame,
         }
 
-    # What the two sides do differently.
+    # Implemented by the two sides.
 
     def _greet(self) -> None:
-        """Send what comes before the first frame."""
+        """Send the preface, if this side has one."""
 
     def _unknown_stream(
         self, stream_id: int, headers: list[Header], refusal: Refusal | None, ended: bool
     ) -> None:
-        """Headers came for a stream that is not open; they are not to be passed on if refused."""
+        """Handle headers of a stream that is not open; do not pass them on if refused."""
         raise NotImplementedError
 
     def _is_idle(self, stream_id: int) -> bool:
-        """Whether no frame but headers may come for this stream, since it was never open."""
+        """Whether the stream was never opened, so that only headers may arrive on it."""
         raise NotImplementedError
 
     def _told_to_leave(self, last_stream: int, reason: str) -> None:
-        """The peer takes no new streams."""
+        """Handle a GOAWAY: the peer takes no new streams."""
 
     def _more_headers(self, stream: Stream, headers: list[Header], ended: bool) -> None:
-        """Headers came for an open stream."""
+        """Handle headers of an open stream."""
         raise NotImplementedError
 
     def _remote_end(self, stream: Stream) -> None:
-        """The peer's side of a stream ended."""
+        """Handle the end of the peer's side of a stream."""
         stream.remote_ended()
 
     def half_closed(self, stream: Stream) -> None:
-        """Our side of a stream ended before the peer's."""
+        """Handle that our side of a stream ended before the peer's."""
 
-    # asyncio's side.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings and open the window."""
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         self._greet()
         settings: dict[int, int] = {
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         self.write_window(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
 
     def data_received(self, data: bytes) -> None:
-        """Take frames apart and answer."""
+        """Parse frames and answer them."""
         self._outbox.begin()
         try:
             self._reader.feed(data)
@@ -146,16 +146,16 @@ class Connection(asyncio.Protocol):
             self._outbox.end()
 
     def pause_writing(self) -> None:
-        """The socket is full: data frames wait."""
+        """Hold data frames back: the socket is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes more."""
+        """Send what was held back."""
         self._paused = False
         self._pump_all()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every open call."""
+        """Tell every open call that the connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
         reason = self._fault or (str(exc) if exc else "connection closed")
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
     # Leaving.
 
     def abort(self, code: ErrorCode, reason: str) -> None:
-        """Tell the peer why, and close at once."""
+        """Send GOAWAY with the reason, and close at once."""
         if self._fault is None and not self._transport.is_closing():
             self._fault = reason
             self._write(
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def drain(self) -> None:
-        """Take no new streams; close when the running ones have ended."""
+        """Send GOAWAY, take no new streams, and close when the open ones have ended."""
         if not self.draining:
             self.draining = True
             self._write(GoAwayFrame(0, last_stream_id=self._last_peer_stream()).serialize())
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
     # Writing.
 
     def room(self) -> int:
-        """Bytes that one data frame may carry now, as far as the connection goes."""
+        """Bytes that one data frame may carry now by the connection's limits."""
         return 0 if self._paused else min(self._send_window, self._peer_max_frame)
 
     def write_headers(self, stream: Stream, headers: Sequence[Header], ended: bool) -> None:
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
             kind, flags = CONTINUATION, 0
 
     def write_data(self, stream: Stream, data: memoryview, ended: bool) -> None:
-        """Send one data frame; the caller has looked at the windows."""
+        """Send one data frame; the caller has checked the windows."""
         size = len(data)
         stream.send_window -= size
         self._send_window -= size
@@ -230,24 +230,24 @@ class Connection(asyncio.Protocol):
             self._write(bytes(data))
 
     def write_window(self, stream_id: int, size: int) -> None:
-        """Let the peer send `size` more bytes."""
+        """Allow the peer `size` more bytes."""
         self._write(frame_head(4, WINDOW_UPDATE, 0, stream_id) + size.to_bytes(4, "big"))
 
     def write_reset(self, stream: Stream, code: ErrorCode) -> None:
-        """Give a stream up."""
+        """Reset a stream."""
         self._write(RstStreamFrame(stream.id, error_code=int(code)).serialize())
         self.forget(stream)
 
     def forget(self, stream: Stream) -> None:
-        """Both sides of the stream have ended."""
+        """Drop a stream whose two sides have ended."""
         self.streams.pop(stream.id, None)
-        # Stream and call know each other; what is not cut here is left to the garbage collector.
+        # Stream and call refer to each other: break the cycle here, not in the garbage collector.
         stream.sink = NOBODY
         if self.draining:
             self._close_if_idle()
 
     def _write_lazily(self, data: bytes) -> None:
-        """Send something that nobody waits for, with the next bytes or a little later."""
+        """Send something that can wait, with the next bytes or a little later."""
         self._lazy.append(data)
         if self._timer is None:
             self._timer = self._loop.call_later(_LAZY_SECONDS, self.flush)
@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
         self._out.append(data)
 
     def flush(self) -> None:
-        """Hand what was written to the socket."""
+        """Write the buffered bytes to the socket."""
         if self._lazy:
             self._out += self._lazy
             self._lazy.clear()
@@ -279,13 +279,13 @@ class Connection(asyncio.Protocol):
     # Reading.
 
     def frame_failed(self, stream_id: int) -> None:
-        """Give up the call whose frame could not be handled."""
+        """Reset the call whose frame could not be handled."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             stream.give_up(_FAILED)
 
     def frame_came(self, frame: Frame) -> None:
-        """Handle a frame that is not of a call's ordinary course."""
+        """Handle a frame that has no method of its own."""
         handler = self._frames.get(type(frame))
         if handler is not None:
             handler(frame)
@@ -331,15 +331,15 @@ class Connection(asyncio.Protocol):
         self._more_headers(stream, headers, ended)
 
     def ping_came(self, payload: bytes) -> None:
-        """Answer a ping, in company.
+        """Answer a ping together with other frames.
 
-        Go's servers measure the bandwidth with a ping for nearly every call; answers of their own
-        would cost such calls a good part of what the proxy adds to them.
+        Go's servers measure the bandwidth with a ping for nearly every call; a write for each
+        answer would cost a good part of what the proxy adds to a call.
         """
         self._write_lazily(frame_head(len(payload), PING, ACK, 0) + payload)
 
     def window_came(self, stream_id: int, size: int) -> None:
-        """The peer takes more."""
+        """Send more: the peer's window has grown."""
         if stream_id == 0:
             self._send_window += size
             if self._send_window > MAX_WINDOW:
@@ -401,4 +401,4 @@ class Connection(asyncio.Protocol):
         self._told_to_leave(frame.last_stream_id, said or f"error code {frame.error_code}")
 
     def _push_frame(self, frame: PushPromiseFrame) -> None:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a push nobody allowed")
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off")

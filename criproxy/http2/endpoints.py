@@ -1,4 +1,4 @@
-"""The two sides of a connection: the one that makes calls, and the one that takes them."""
+"""The two sides of a connection: the client, which makes calls, and the server."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ClientConnection(Connection):
 
     Args:
         outbox: the process' one.
-        on_leaving: called once with the reason when the server takes no new calls, or is gone:
-            before the calls under way hear of it, since new ones may follow from that.
+        on_leaving: called once with the reason when the server takes no new calls or is gone.
+            Called before the sinks of open calls are, because these may start new calls.
     """
 
     def __init__(self, outbox: Outbox, on_leaving: Callable[[str], None]) -> None:
@@ -33,7 +33,7 @@ class ClientConnection(Connection):
         self._answered: set[int] = set()
 
     def open(self, headers: Sequence[Header], sink: Sink) -> Stream:
-        """Start a call; the caller has seen that `draining` is false."""
+        """Start a call; `draining` must be false."""
         stream = Stream(self, self._next_stream, self._peer_window, sink)
         self._next_stream += 2
         self.streams[stream.id] = stream
@@ -43,12 +43,12 @@ class ClientConnection(Connection):
         return stream
 
     def forget(self, stream: Stream) -> None:
-        """Both sides of the stream have ended."""
+        """Drop a stream whose two sides have ended."""
         self._answered.discard(stream.id)
         super().forget(stream)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell that there are no more calls to be made, and every open call."""
+        """Call `on_leaving`, then tell every open call."""
         if not self.draining:
             self.draining = True
             self._on_leaving(self._fault or (str(exc) if exc else "connection closed"))
@@ -97,7 +97,7 @@ class ClientConnection(Connection):
     def _remote_end(self, stream: Stream) -> None:
         super()._remote_end(stream)
         if not stream.local_closed:
-            # The answer is complete; the server wants no more of the request.
+            # The answer is complete: the server needs no more of the request.
             stream.reset(ErrorCode.NO_ERROR)
 
 
@@ -105,7 +105,7 @@ class ClientConnection(Connection):
 MAX_STREAMS = 4096
 _HEADERS_WITHIN_REQUEST = Refusal(ErrorCode.PROTOCOL_ERROR, "headers within the request")
 
-#: Called for every new call with its headers, and whether they end the request; sets the
+#: Called for every new call with its headers and whether they end the request; sets the
 #: stream's sink.
 OnCall = Callable[[Stream, list[Header], bool], None]
 
@@ -131,12 +131,12 @@ class ServerConnection(Connection):
         self._preface = PREFACE
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start as any connection, and say that it is there."""
+        """Start the connection and call `on_open`."""
         super().connection_made(transport)
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
-        """Look for the client's preface first."""
+        """Check the client's preface before the frames."""
         if self._preface:
             wanted = self._preface[: len(data)]
             if not data.startswith(wanted):
@@ -148,7 +148,7 @@ class ServerConnection(Connection):
             super().data_received(data)
 
     def half_closed(self, stream: Stream) -> None:
-        """The answer is complete before the request: the client need not send the rest."""
+        """Reset the stream: the answer is complete, so the client need not send the rest."""
         stream.reset(ErrorCode.NO_ERROR)
 
     def _is_idle(self, stream_id: int) -> bool:
@@ -181,7 +181,7 @@ class ServerConnection(Connection):
         if not ended:
             stream.give_up(_HEADERS_WITHIN_REQUEST)
             return
-        # gRPC has no request trailers; the end of the stream is all they can tell.
+        # gRPC has no request trailers: they only end the request.
         sink = stream.sink
         stream.remote_ended()
         sink.on_data(b"", True)

@@ -1,7 +1,7 @@
-"""Frames cut out of the bytes of a connection, their order checked, and the faults of peers.
+"""Frames parsed from the bytes of a connection, and the faults of peers (RFC 9113, 4 and 7).
 
-The frames that make up nearly all traffic are taken apart here, in their plain form; all
-others, and padding and priorities, are hyperframe's (RFC 9113, sections 4 and 7).
+The most frequent frames are parsed here, without padding and priorities; hyperframe parses all
+others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ErrorCode(IntEnum):
-    """What RST_STREAM and GOAWAY frames give as their reason."""
+    """Error codes of RST_STREAM and GOAWAY frames."""
 
     NO_ERROR = 0x0
     PROTOCOL_ERROR = 0x1
@@ -33,11 +33,11 @@ class ErrorCode(IntEnum):
 
 @frozen
 class Refusal:
-    """Why a stream is given up for what the peer sent; the connection goes on.
+    """Why a stream is reset for what the peer sent; the connection stays.
 
     Args:
-        code: what the RST_STREAM frame says.
-        reason: what came, for the call's status.
+        code: sent in the RST_STREAM frame.
+        reason: what the peer sent, for the call's status.
     """
 
     code: ErrorCode
@@ -45,11 +45,11 @@ class Refusal:
 
 
 class ConnectionFault(Exception):
-    """The peer broke the protocol so that the whole connection has to go.
+    """The peer broke the protocol: the whole connection must end.
 
     Args:
-        code: what the GOAWAY frame says.
-        message: what the peer did, for its log and ours.
+        code: sent in the GOAWAY frame.
+        message: what the peer did, for the logs of both sides.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -57,13 +57,12 @@ class ConnectionFault(Exception):
         self.code = code
 
 
-#: Largest frame taken; larger ones than the 16 KiB minimum save work on long messages.
+#: Largest frame accepted; more than the minimum of 16 KiB saves work on long messages.
 MAX_FRAME = 1 << 18
-#: Longer header lists end the connection: up to here they are unpacked, so that the state stays
-#: good, but hpack takes a third of a second for the worst of this size, and the square of it for
-#: more.
+#: Longer header lists end the connection. Up to this size they are unpacked, which keeps the HPACK
+#: state; hpack takes a third of a second for the worst list of this size, and quadratic time.
 MAX_UNPACKED = 1024 * 1024
-#: Pieces that one header block may come in.
+#: Frames that one header block may have.
 _MOST_PIECES = 128
 
 HEAD = 9
@@ -78,32 +77,32 @@ def frame_head(size: int, kind: int, flags: int, stream_id: int) -> bytes:
 
 
 class FrameHandler(Protocol):
-    """Who hears of frames; every method may raise ConnectionFault."""
+    """Handles frames; every method may raise ConnectionFault."""
 
     def data_came(self, stream_id: int, payload: bytes, size: int, ended: bool) -> None:
-        """Data came, `size` bytes as flow control counts them."""
+        """Handle DATA; flow control counts it as `size` bytes."""
 
     def headers_came(self, stream_id: int, block: bytes, ended: bool) -> None:
-        """A whole header block came, still packed."""
+        """Handle a whole header block, still packed."""
 
     def window_came(self, stream_id: int, size: int) -> None:
-        """The peer takes `size` bytes more; 0 as stream is the connection."""
+        """Handle WINDOW_UPDATE; stream 0 is the connection."""
 
     def ping_came(self, payload: bytes) -> None:
-        """The peer wants these bytes back."""
+        """Handle PING: send the same bytes back."""
 
     def frame_came(self, frame: Frame) -> None:
-        """Any other frame came."""
+        """Handle any other frame."""
 
     def frame_failed(self, stream_id: int) -> None:
-        """Handling a frame failed by a mistake of ours."""
+        """Handle a bug in the handling of a frame."""
 
 
 class FrameReader:
-    """Cuts frames out of bytes.
+    """Parses frames from bytes.
 
     Args:
-        handler: hears of them.
+        handler: is called for each frame.
     """
 
     def __init__(self, handler: FrameHandler) -> None:
@@ -115,10 +114,10 @@ class FrameReader:
         self._block: list[bytes] = []
 
     def feed(self, data: bytes) -> None:
-        """Take bytes and tell of the frames that they complete.
+        """Add bytes and handle the frames that they complete.
 
         Raises:
-            ConnectionFault: when the peer broke the protocol.
+            ConnectionFault: if the peer broke the protocol.
         """
         if self._rest:
             data = self._rest + data
@@ -138,8 +137,8 @@ class FrameReader:
             except ConnectionFault:
                 raise
             except Exception:
-                # A mistake of ours costs one call at most, not all calls of the connection, unless
-                # it was about the connection itself.
+                # A bug here costs one call, not all calls of the connection, unless the frame was
+                # about the connection itself.
                 if not stream_id and kind != WINDOW_UPDATE:
                     raise
                 log.exception("handling a frame failed")
@@ -177,7 +176,7 @@ class FrameReader:
             frame, _ = Frame.parse_frame_header(head)
             frame.parse_body(body)
         except Exception as error:
-            # Whatever it was: it may have held headers, without which no later ones unpack.
+            # It may have held headers, without which later headers cannot be unpacked.
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"malformed frame: {error}") from error
         if isinstance(frame, DataFrame):
             size, ended = frame.flow_controlled_length, bool(flags & END_STREAM)

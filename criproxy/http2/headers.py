@@ -1,4 +1,4 @@
-"""Header lists: what may pass from one connection to another, and how it is packed."""
+"""Header lists: which may pass to another connection, and how they are packed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ _FORBIDDEN_IN_VALUES = re.compile(rb"[\x00\r\n]")
 _OF_ONE_CONNECTION = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
-#: Blocks that are remembered, and the bytes of the longest of them.
+#: Number of cached blocks, and the length of the longest in bytes.
 _MOST_KNOWN, _SHORT_BLOCK = 64, 64
 _MALFORMED = Refusal(ErrorCode.PROTOCOL_ERROR, "malformed headers")
-#: Headers that differ from call to call; in the table they would only push others out.
+#: Headers that differ from call to call: in the table they would evict other headers.
 _CHANGING = frozenset((b"grpc-timeout", b"grpc-message", b"traceparent", b"content-length"))
 
 
 class HeaderCodec:
     """The two HPACK states of one connection.
 
-    Nearly all headers of nearly all calls stand in the tables already and are one byte on the
-    wire. Those are looked up here, which takes a fraction of the library's time for them; all
-    others are the library's.
+    Nearly all headers are in the tables already and take one byte on the wire. These are looked up
+    here, in a fraction of the library's time; the library packs and unpacks all others.
     """
 
     def __init__(self) -> None:
@@ -42,21 +41,21 @@ class HeaderCodec:
         self._encoder = Encoder()
         self._indexed: dict[Header, bytes] = {}
         self._checked: set[Header] = set()
-        #: What blocks that only point into the table mean, for as long as the table is the same.
+        #: Decoded blocks that only refer to the table; valid until the table changes.
         self._known: dict[bytes, tuple[Sequence[Header], Refusal | None]] = {}
         self._resizing: tuple[int, int] | None = None
 
     def peer_table_size(self, size: int) -> None:
-        """Keep to the table size that the peer's settings allow (at most 4 KiB are used)."""
+        """Use the table size that the peer allows, at most 4 KiB."""
         size = min(size, 4096)
         least = size if self._resizing is None else min(size, self._resizing[0])
         self._resizing = least, size
 
     def decode(self, block: bytes) -> tuple[list[Header], Refusal | None]:
-        """Unpack a header block; returns too why its list must not be passed on, if so.
+        """Unpack a header block, and return why its list must not be passed on, or None.
 
         Raises:
-            ConnectionFault: when it does not decode; the shared state is lost then.
+            ConnectionFault: if it does not decode; the shared state is lost then.
         """
         headers, refusal = self._known.get(block) or self._unpack(block)
         return [*headers], refusal
@@ -102,15 +101,15 @@ class HeaderCodec:
         return block if resized is None else resized + block
 
     def _resize(self, sizes: tuple[int, int]) -> bytes:
-        """Change the table; returns what tells the peer, at the start of a block.
+        """Resize the table; return what announces it to the peer at the start of a block.
 
         Args:
-            sizes: the least that was allowed since the last block, which has emptied the peer's
-                table down to it, and the last.
+            sizes: the smallest size since the last block, down to which the peer has evicted
+                entries, and the last one.
         """
         self._resizing = None
         self._indexed.clear()
-        # The library tells of nothing when a size is set again.
+        # The library announces nothing when the same size is set again.
         for size in dict.fromkeys(sizes):
             self._encoder.header_table_size = size
         return self._encoder.encode(())
@@ -126,14 +125,15 @@ class HeaderCodec:
         if packed[0] & 0x80:
             self._indexed[header] = packed
         elif packed[0] & 0x60:
-            # A new entry, or another size, of the table moves the entries that were there.
+            # A new entry, or another table size, renumbers the entries.
             self._indexed.clear()
         return packed
 
     def _refusal(self, headers: Iterable[Header], size: int) -> Refusal | None:
-        """Why a list must not be passed on: a peer further on would end its connection over it.
+        """Return why a list must not be passed on, or None.
 
-        That connection is shared by all clients, so one client's bad header must not reach it.
+        The next peer would end its connection because of a bad header, and all clients share that
+        connection.
         """
         if size > MAX_HEADER_LIST:
             return Refusal(

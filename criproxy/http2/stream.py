@@ -1,4 +1,4 @@
-"""One stream of a connection, a call's two directions, and when what streams write leaves."""
+"""One stream of a connection, and the outbox that gathers writes of all connections."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from criproxy.http2.headers import Header
 if TYPE_CHECKING:
     from criproxy.http2.connection import Connection
 
-#: Bytes a peer may send on one stream before it has to wait for us.
+#: Bytes that a peer may send on one stream before it must wait for us.
 STREAM_WINDOW = 1 << 20
 
 
 class Sink(Protocol):
-    """Who hears of what arrives on a stream. Methods are called from the connection's reader."""
+    """Receives what arrives on a stream. The connection's reader calls the methods."""
 
     def on_headers(self, headers: list[Header], ended: bool) -> None:
-        """The response's headers came (client streams); `ended` when nothing follows."""
+        """Take the response's headers (client streams); `ended` if nothing follows."""
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        """Bytes came; the sink says `Stream.consumed(len(data))` when more may follow."""
+        """Take bytes; call `Stream.consumed(len(data))` when more may follow."""
 
     def on_trailers(self, headers: list[Header]) -> None:
-        """The last headers came; nothing follows."""
+        """Take the trailers; nothing follows."""
 
     def on_reset(self, code: int, reason: str) -> None:
-        """The stream was given up, by the peer or for what the peer sent."""
+        """The stream was reset, by the peer or for what the peer sent."""
 
     def on_lost(self, reason: str) -> None:
         """The connection is gone."""
 
     def on_drained(self) -> None:
-        """All that was queued for sending has left."""
+        """All queued bytes were sent."""
 
 
 class _Nobody:
-    """The sink of streams that are over, and of those that nobody hears yet."""
+    """The sink of streams that have ended, and of new ones without a sink."""
 
     def on_headers(self, headers: list[Header], ended: bool) -> None:
         pass
@@ -65,7 +65,7 @@ NOBODY: Sink = _Nobody()
 
 
 class Stream:
-    """One call on a connection; `sink` hears of what arrives."""
+    """One call on a connection; `sink` receives what arrives."""
 
     __slots__ = (
         "_conn",
@@ -98,12 +98,12 @@ class Stream:
 
     @property
     def queued(self) -> int:
-        """Bytes waiting for the peer's window."""
+        """Bytes that wait for the peer's window."""
         return self._queued
 
     @property
     def open(self) -> bool:
-        """Whether anything may still be sent."""
+        """Whether more can be sent."""
         return not (self.local_closed or self.end_queued)
 
     def send_headers(self, headers: Sequence[Header], ended: bool = False) -> None:
@@ -115,7 +115,7 @@ class Stream:
             self._end_sent()
 
     def send_data(self, data: bytes, ended: bool = False) -> None:
-        """Queue bytes; they leave as the peer's window allows."""
+        """Queue bytes; they are sent as the peer's window allows."""
         if not self.open:
             return
         if data:
@@ -125,7 +125,7 @@ class Stream:
         self.pump()
 
     def send_trailers(self, headers: Sequence[Header]) -> None:
-        """Queue the last headers behind the queued bytes."""
+        """Queue the trailers behind the queued bytes."""
         if not self.open:
             return
         self._trailers = headers
@@ -163,11 +163,11 @@ class Stream:
             self.sink.on_drained()
 
     def flush(self) -> None:
-        """Have what was sent leave now, and not with whatever else this turn brings."""
+        """Write to the socket now, not at the end of this turn of the event loop."""
         self._conn.flush()
 
     def consumed(self, size: int) -> None:
-        """`size` received bytes were passed on: let the peer send as many again."""
+        """Allow the peer as many bytes again: `size` received bytes were passed on."""
         self._freed += size
         if self._freed >= STREAM_WINDOW // 2 and not self.remote_closed:
             self.receive_window += self._freed
@@ -175,13 +175,13 @@ class Stream:
             self._freed = 0
 
     def give_up(self, refusal: Refusal) -> None:
-        """Give the stream up for what the peer sent, and tell both the peer and the sink."""
+        """Reset the stream for what the peer sent; tell both the peer and the sink."""
         sink = self.sink
         self.reset(refusal.code)
         sink.on_reset(refusal.code, refusal.reason)
 
     def reset(self, code: ErrorCode) -> None:
-        """Give the stream up; the peer is told, the sink is not."""
+        """Reset the stream; tell the peer, but not the sink."""
         if self.local_closed and self.remote_closed:
             return
         self.local_closed = self.remote_closed = True
@@ -190,7 +190,7 @@ class Stream:
         self._conn.write_reset(self, code)
 
     def remote_ended(self) -> None:
-        """The peer has sent its last frame."""
+        """Handle the peer's last frame."""
         self.remote_closed = True
         if self.local_closed:
             self._conn.forget(self)
@@ -211,10 +211,10 @@ class Flushable(Protocol):
 
 
 class Outbox:
-    """What has to be flushed, over all connections.
+    """The connections that have something to flush.
 
-    A frame that comes in on one connection mostly goes out on another. Flushing both at the end of
-    the same callback saves the event loop a turn, and the call that time.
+    A frame from one connection is mostly sent on another. Flushing both at the end of the same
+    callback saves a turn of the event loop.
     """
 
     def __init__(self) -> None:
@@ -231,11 +231,11 @@ class Outbox:
             self._loop.call_soon(self._turn)
 
     def begin(self) -> None:
-        """A connection starts to read: what that causes is flushed by `end`."""
+        """A connection starts to read: `end` flushes what that causes."""
         self._reading = True
 
     def end(self) -> None:
-        """The connection has read what there was."""
+        """The connection has read all there was."""
         self._reading = False
         self._flush()
 

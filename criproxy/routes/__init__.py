@@ -1,1 +1,1 @@
-"""Where each method goes: one file per rule, and the table that names them."""
+"""Where each method goes: one file per rule, and the table of them."""

@@ -1,4 +1,4 @@
-"""Calls about one sandbox or container: they go to its owner."""
+"""Calls about one sandbox or container go to its owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from criproxy.rpc.incoming import ServerCall
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.streaming_urls import StreamUrls
 
-#: The field that says whom a method is about.
+#: The field with the id of the sandbox or container, by method.
 ID_FIELDS: Mapping[str, str] = {
     "StopPodSandbox": SANDBOX,
     "RemovePodSandbox": SANDBOX,
@@ -36,14 +36,14 @@ ID_FIELDS: Mapping[str, str] = {
     "Attach": CONTAINER,
     "CheckpointContainer": CONTAINER,
 }
-#: Those that change nothing, whomever they reach.
+#: Methods that change nothing, whichever runtime they reach.
 _READS = ("PodSandboxStatus", "PodSandboxStats", "ContainerStatus", "ContainerStats")
 _URL_METHODS = ("Exec", "Attach", "PortForward")
 
 
 @frozen
 class ById:
-    """The rule.
+    """Routes the calls.
 
     Args:
         owners: finds the owner of an id.
@@ -84,7 +84,7 @@ class ById:
         )
 
     def _to_owner(self, request: Any, field: str, owner: Owner) -> bool:
-        """Put ids and image names into the owner's own form; says whether any differed."""
+        """Put ids and image names into the owner's form; return whether any differed."""
         changed = False
         if getattr(request, field) != owner.id:
             setattr(request, field, owner.id)

@@ -1,7 +1,7 @@
 """GetContainerEvents: the events of all runtimes in one stream that outlives each of them.
 
-When a runtime comes back, what happened meanwhile is told from its lists, compared with what the
-subscriber knows, before its own events go on. A runtime without events is told from its lists
+When a runtime comes back, its lists are compared with what the subscriber knows, and the missed
+events are sent before its own events go on. The lists of a runtime without events are compared
 every second, as a kubelet itself would do.
 """
 
@@ -26,15 +26,15 @@ from criproxy.runtimes.runtime import Runtime
 from virtlet.cri import api_pb2
 
 _POLL = 1.0
-#: Between two subscriptions to a runtime whose event streams end by themselves.
+#: Seconds between two subscriptions to a runtime that ends its event streams.
 _AGAIN = 0.2
-#: What subscribing again would not mend.
+#: Errors that another subscription would not mend.
 _FINAL = (Code.UNIMPLEMENTED, Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED)
 
 
 @frozen
 class Events:
-    """The rule.
+    """Routes the calls.
 
     Args:
         owners: knows the runtimes.
@@ -60,7 +60,7 @@ async def _all(followers: Iterable[_Follower]) -> None:
 
 
 class _Follower:
-    """One runtime's events on their way to one subscriber."""
+    """Sends one runtime's events to one subscriber."""
 
     def __init__(self, call: ServerCall, method: Method, raw: bytes, runtime: Runtime) -> None:
         self._call = call
@@ -71,10 +71,10 @@ class _Follower:
         self._rename = outside_of(runtime)
 
     async def run(self) -> None:
-        """Tell events until the subscriber goes.
+        """Send events until the subscriber goes.
 
         Raises:
-            RpcError: when the primary has no events, or a runtime refuses the subscriber.
+            RpcError: if the primary has no events, or a runtime refuses the subscriber.
         """
         runtime = self._runtime
         fresh = runtime.answering
@@ -88,7 +88,7 @@ class _Follower:
             await asyncio.sleep(_AGAIN)
 
     async def _subscribe(self, fresh: bool) -> bool:
-        """Tell the runtime's events; before them what was missed, unless the subscriber is new.
+        """Send the runtime's events, after the missed ones unless the subscriber is new.
 
         Returns:
             Whether the runtime has no events.
@@ -99,7 +99,7 @@ class _Follower:
         runtime = self._runtime
         stream = runtime.stream(self._method, self._raw, metadata=self._call.metadata)
         async with aclosing(stream) as messages:
-            # The subscription comes before the lists, so that nothing falls between them.
+            # Subscribe before asking for the lists, so that no event is lost in between.
             first = asyncio.ensure_future(anext(messages, None))
             try:
                 await asyncio.sleep(0)
@@ -123,7 +123,7 @@ class _Follower:
         raise named(self._runtime, error) from error
 
     async def _own(self, message: bytes | None, others: AsyncGenerator[bytes, None]) -> None:
-        """Tell the runtime's own events, the first and the others."""
+        """Send the runtime's own events, the first and the others."""
         if message is not None:
             self._changes.all_told()
         while message is not None:
@@ -142,10 +142,10 @@ class _Follower:
         self._changes.all_told()
 
     async def _poll(self) -> None:
-        """Until the runtime goes: another version of it, with events, may come back."""
+        """Compare lists until the runtime goes: it may come back in a version with events."""
         connects = self._runtime.connects
         while self._runtime.answering and self._runtime.connects == connects:
-            # Lists that fail now are asked for again.
+            # Ask again for lists that fail.
             with suppress(RpcError):
                 await self._tell(await self._changes.missed())
             await asyncio.sleep(_POLL)
@@ -155,7 +155,7 @@ class _Follower:
         await self._call.drained()
 
 
-#: How far a container or sandbox has come; the events in between are those that led there.
+#: Stages of a container or sandbox, in order; each stage has its event.
 _CREATED, _RUNNING, _EXITED, _DELETED = 0, 1, 2, 3
 _EVENTS = (
     api_pb2.CONTAINER_CREATED_EVENT,
@@ -172,10 +172,10 @@ class _Item:
 
 
 class MissedEvents:
-    """What a subscriber was told of one runtime, and what it has missed.
+    """What one subscriber knows of one runtime, and the events that it missed.
 
     Args:
-        runtime: whose lists are compared.
+        runtime: the runtime whose lists are compared.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -184,7 +184,7 @@ class MissedEvents:
         self._listed = self._told
 
     def told(self, event: Any) -> None:
-        """The subscriber got an event, the runtime's own or one of `missed`."""
+        """Note that the subscriber got an event, the runtime's own or one of `missed`."""
         some_id, stage = event.container_id, event.container_event_type
         if stage == _DELETED:
             self._told.pop(some_id, None)
@@ -194,16 +194,16 @@ class MissedEvents:
             self._told[some_id] = _Item(stage, sandbox_id)
 
     def all_told(self) -> None:
-        """The subscriber knows, or need not know, what the lists of `missed` had."""
+        """Note that the subscriber knows, or need not know, the lists of `missed`."""
         self._told = dict(self._listed)
 
     async def missed(self) -> list[Any]:
-        """Events for what has changed since, made from the runtime's present lists.
+        """Return events for what has changed since, made from the runtime's present lists.
 
-        They count as missed until they are told: the runtime may go away before they are.
+        They count as missed until they are sent: the runtime may go away before.
 
         Raises:
-            RpcError: when the runtime does not list.
+            RpcError: if the runtime does not list.
         """
         await self._runtime.take_stock(("ListPodSandbox", "ListContainers"))
         self._listed = _items(self._runtime)
@@ -221,7 +221,7 @@ class MissedEvents:
         return events
 
     async def _statuses(self, sandbox_id: str) -> Any:
-        """The sandbox's status and its containers', as an event carries them."""
+        """Return the statuses of the sandbox and its containers, as an event carries them."""
         event = api_pb2.ContainerEventResponse()
         if not sandbox_id:
             return event
@@ -265,7 +265,7 @@ def _items(runtime: Runtime) -> dict[str, _Item]:
 
 
 def _steps(old: Mapping[str, _Item], new: Mapping[str, _Item]) -> Iterable[tuple[str, str, int]]:
-    """Id, sandbox and stage of every step from one state to the other, pod by pod."""
+    """Yield id, sandbox and stage of every step between the two states, pod by pod."""
     by_sandbox: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for some_id in {**old, **new}:
         before, after = old.get(some_id), new.get(some_id)
@@ -280,7 +280,7 @@ def _steps(old: Mapping[str, _Item], new: Mapping[str, _Item]) -> Iterable[tuple
 
 
 def _order(step: tuple[str, str, int]) -> tuple[bool, bool]:
-    """A pod's sandbox comes before its containers and goes after them."""
+    """Sort key: a sandbox starts before its containers and ends after them."""
     some_id, sandbox_id, stage = step
     ending = stage >= _EXITED
     return ending, (some_id == sandbox_id) is ending

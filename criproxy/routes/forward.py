@@ -1,4 +1,4 @@
-"""Passes a call on to one runtime, changing names and ids only where that runtime needs it."""
+"""Pass a call on to one runtime; change names and ids only where that runtime needs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from criproxy.runtimes.runtime import Runtime
 #: Called with an answer's message; returns whether it changed it.
 Look = Callable[[Any], bool]
 
-#: Methods after which the runtime has something else than before.
+#: Methods that change what the runtime has.
 _CHANGING = frozenset(
     (
         "RunPodSandbox",
@@ -47,7 +47,7 @@ def forward(
         call: routed, but not answered yet.
         runtime: where it goes.
         method: what is called.
-        request: the request's message if it was changed and has to be encoded anew.
+        request: the request's message if it was changed and must be encoded again.
         look: sees every message of the answer, and may change it.
         some_id: the sandbox or container that the call is about, as the runtime calls it.
 

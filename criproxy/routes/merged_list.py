@@ -1,4 +1,4 @@
-"""Lists, statistics and metrics: every runtime's items in one answer, the primary's first."""
+"""Lists, statistics and metrics: the items of all runtimes in one answer, the primary's first."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _WHERE = "criproxy"
 
 
 def concatenated(method: Method, parts: Sequence[bytes]) -> bytes:
-    """All items of all.
+    """Join all items.
 
-    In protobuf, joining the encodings of two messages joins their repeated fields; fields that the
-    stubs do not know come along.
+    In protobuf, concatenating the encodings of two messages joins their repeated fields, also
+    fields that the stubs do not know.
     """
     return b"".join(parts)
 
 
 def united(field: str, key: str) -> Join:
-    """All items of a field, but only the first of those with one value of `key`."""
+    """Join the items of a field; of items with one value of `key` keep the first."""
 
     def join(method: Method, parts: Sequence[bytes]) -> bytes:
         if len(parts) < 2:
@@ -52,10 +52,10 @@ def united(field: str, key: str) -> Join:
 
 
 def filesystems(method: Method, parts: Sequence[bytes]) -> bytes:
-    """All filesystems of all, the primary's first in both lists.
+    """Join all filesystems, the primary's first in both lists.
 
-    A runtime that tells no container filesystems keeps containers where its images are. A kubelet
-    takes the first of the list for the node's, so another runtime's must not get there.
+    A runtime that lists no container filesystems keeps containers where its images are. A kubelet
+    takes the first filesystem of the list for the node's, so it must be the primary's.
     """
     merged = parse_response(method, concatenated(method, parts), _WHERE)
     if len(parts) < 2 or not merged.container_filesystems:
@@ -71,24 +71,24 @@ def filesystems(method: Method, parts: Sequence[bytes]) -> bytes:
 
 @frozen
 class Filtered:
-    """A filter's part in the routing.
+    """Routes lists by their filter.
 
     Args:
         owners: knows the runtimes and their ids.
-        images: says whose an image is.
+        images: finds the runtime of an image.
     """
 
     owners: Owners
     images: ImageRouter
 
     def cut_short(self, request: Any) -> bool:
-        """Whether an id in the filter may be the beginning of one: nobody is known to have it."""
+        """Whether the filter has an id of no known item, which may be the beginning of one."""
         if len(self.owners.runtimes) == 1:
             return False
         return any(self.owners.known(some_id) is None for _, some_id, _ in _ids(request))
 
     async def complete(self, request: Any) -> bool:
-        """Put whole ids in the place of their beginnings; says whether any changed.
+        """Replace beginnings of ids by whole ids; return whether any changed.
 
         Raises:
             RpcError: FAILED_PRECONDITION for the beginning of several ids.
@@ -101,10 +101,10 @@ class Filtered:
         return changed
 
     def narrow(self, request: Any) -> tuple[tuple[Runtime, ...], bool]:
-        """The runtimes that can have what the filter asks for.
+        """Return the runtimes that can have what the filter asks for.
 
         Returns:
-            The runtimes, and whether the filter was put into the inside form of the only one.
+            The runtimes, and whether the filter was put into the form of the only one.
         """
         everyone = self.owners.runtimes
         if not any(field.name == "filter" for field, _ in request.ListFields()):
@@ -132,7 +132,7 @@ class Filtered:
 
 
 def _ids(request: Any) -> Iterator[tuple[str, str, str]]:
-    """The ids in a request's filter: their field, themselves, and SANDBOX or CONTAINER."""
+    """Yield the ids in a request's filter: field, id, and SANDBOX or CONTAINER."""
     if not any(field.name == "filter" for field, _ in request.ListFields()):
         return
     wanted = request.filter
@@ -152,11 +152,11 @@ def _put(wanted: Any, field: str, owner: Owner) -> bool:
 
 @frozen
 class MergedList:
-    """The rule.
+    """Routes the calls.
 
     Args:
-        filtered: narrows a filtered list to those who can have the items.
-        join: makes one answer of all.
+        filtered: narrows a filtered list to the runtimes that can have the items.
+        join: merges the parts.
     """
 
     filtered: Filtered
@@ -184,7 +184,7 @@ class MergedList:
 
 
 class _Gathering:
-    """The parts of one answer, on their way together; follows the client's side of the call."""
+    """Gathers the parts of one answer; follows the client's side of the call."""
 
     def __init__(self, question: Question, runtimes: tuple[Runtime, ...], join: Join) -> None:
         self._question = question
@@ -199,15 +199,15 @@ class _Gathering:
             self._answer()
 
     def client_data(self, data: bytes, ended: bool) -> None:
-        """A unary request has nothing more to say; what comes anyway is held back unread."""
+        """Leave more data unread: a unary request has only one message."""
 
     def client_gone(self) -> None:
-        """Nobody wants the answer any more."""
+        """Cancel the calls: the answer is no longer wanted."""
         for cancel in self._cancels:
             cancel()
 
     def client_drained(self) -> None:
-        """The answer is one message; nothing waits behind it."""
+        """Do nothing: the answer is one message."""
 
     def _told(self, position: int, part: Part | RpcError) -> None:
         call = self._question.call

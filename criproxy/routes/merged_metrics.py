@@ -1,9 +1,8 @@
-"""Metrics of all runtimes, with their labels as the client was told of them.
+"""Metrics of all runtimes, with labels in the order of the descriptors that the client has.
 
 A descriptor names a metric's labels, and a metric gives their values in that order. A client that
-is told of one metric by several runtimes keeps the first descriptor, so the values of the others
-are put into its order: what a runtime does not tell is empty, what the descriptor does not name is
-dropped.
+gets several descriptors of one metric keeps the first, so the values of other runtimes are put into
+its order: a label that a runtime lacks is empty, a label that the descriptor lacks is dropped.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ Keys = Mapping[str, Sequence[str]]
 
 
 def keys_of(descriptors: Iterable[Any]) -> Keys:
-    """What descriptors say of labels."""
+    """Return the label keys in descriptors."""
     return {d.name: tuple(d.label_keys) for d in descriptors}
 
 
 def aligned(own: Keys, told: Keys) -> Callable[[Any], bool]:
-    """Puts the label values of a runtime's metrics into the order that the client was told.
+    """Return a function that puts the label values of a runtime's metrics into the client's order.
 
     Args:
-        own: as the runtime describes its metrics.
-        told: as they were described to the client.
+        own: the runtime's descriptors.
+        told: the descriptors that the client has.
 
     Returns:
-        Changes an answer to a metrics call in place, and says whether it did.
+        A function that changes an answer in place and returns whether it did.
     """
     different = {name: keys for name, keys in own.items() if told.get(name, keys) != keys}
 
@@ -69,7 +68,7 @@ _DESCRIPTORS = BY_NAME["ListMetricDescriptors"]
 
 @frozen
 class MergedMetrics:
-    """The rule.
+    """Routes the calls.
 
     Args:
         owners: knows the runtimes.
@@ -105,7 +104,7 @@ class MergedMetrics:
 async def label_changes(
     call: ServerCall, runtimes: Sequence[Runtime]
 ) -> list[Callable[[Any], bool]]:
-    """For each runtime, what puts its metrics' labels in place; see `aligned`."""
+    """Return for each runtime what reorders its metrics' labels; see `aligned`."""
     own = await together(*(_keys(call, runtime) for runtime in runtimes))
     told: dict[str, Sequence[str]] = {}
     for keys in own:

@@ -1,8 +1,8 @@
-"""The Stream* lists: the messages of all runtimes, asked side by side, in one stream.
+"""The Stream* lists: the messages of all runtimes, asked in parallel, in one stream.
 
-A runtime that does not know the streaming form yet is asked by the unary one, whose answer has the
-same encoding as one message of the stream. If the primary does not know it, neither does the proxy:
-a kubelet then uses the unary calls for all.
+A runtime without the streaming method is asked by the unary one, whose answer has the same encoding
+as one message of the stream. If the primary does not know the method, the call fails: a kubelet
+then uses the unary calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.runtime import Runtime
 
-#: The unary form of each.
+#: The unary method for each.
 UNARY: Mapping[str, str] = {
     "StreamPodSandboxes": "ListPodSandbox",
     "StreamContainers": "ListContainers",
@@ -37,10 +37,10 @@ UNARY: Mapping[str, str] = {
 
 @frozen
 class MergedStream:
-    """The rule.
+    """Routes the calls.
 
     Args:
-        filtered: narrows a filtered list to those who can have the items.
+        filtered: narrows a filtered list to the runtimes that can have the items.
     """
 
     filtered: Filtered
@@ -63,7 +63,7 @@ class MergedStream:
     def _start(
         self, call: ServerCall, method: Method, request: Any, raw: bytes
     ) -> Coroutine[Any, Any, None] | None:
-        """Pass the call on, or say what answers it."""
+        """Pass the call on, or return the coroutine that answers it."""
         runtimes, changed = self.filtered.narrow(request)
         if changed:
             raw = request.SerializeToString()
@@ -91,7 +91,7 @@ async def _others(
     runtimes: tuple[Runtime, ...],
     known: asyncio.Event,
 ) -> None:
-    """Send what all have but the first; nothing of it, nor an error, before the first knows it."""
+    """Send what the other runtimes have, but nothing, nor an error, before `known` is set."""
     if len(runtimes) < 2:
         return
     try:
@@ -123,10 +123,10 @@ async def _send_all(
     """Send what one runtime has.
 
     Args:
-        call, runtime, method, raw: what was asked, and whom.
-        change: puts a message into its outside form; says whether it differs.
-        known: set once it is clear that the runtime that leads knows the method.
-        leads: whether this is that one.
+        call, runtime, method, raw: the call, and the runtime to ask.
+        change: puts a message into its outside form; returns whether it differs.
+        known: set once it is clear that the leading runtime knows the method.
+        leads: whether this runtime leads.
     """
     async with aclosing(_messages(runtime, call, method, raw)) as messages:
         async for message in messages:
@@ -143,7 +143,7 @@ async def _send_all(
 async def _messages(
     runtime: Runtime, call: ServerCall, method: Method, raw: bytes
 ) -> AsyncGenerator[bytes, None]:
-    """One runtime's messages, or those that stand in for them."""
+    """Yield one runtime's messages, or its last known items instead."""
     unary = BY_NAME[UNARY[method.name]]
     question = Question(call, unary, _as(unary, raw), raw)
     if not runtime.reads(method):
@@ -165,10 +165,10 @@ async def _messages(
 async def _next(
     messages: AsyncGenerator[bytes, None], runtime: Runtime, method: Method
 ) -> bytes | None:
-    """The next message, None at the end.
+    """Return the next message, or None at the end.
 
     Raises:
-        RpcError: UNAVAILABLE when it does not come in time.
+        RpcError: UNAVAILABLE if it does not arrive in time.
     """
     seconds = runtime.read_timeout(None)
     try:

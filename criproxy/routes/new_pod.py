@@ -15,7 +15,7 @@ from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
 
-#: The pod annotation that names a runtime; the original's.
+#: The pod annotation that names a runtime, as in the original proxy.
 TARGET_RUNTIME = "kubernetes.io/target-runtime"
 
 
@@ -24,8 +24,8 @@ class Choice:
     """Where a pod goes.
 
     Args:
-        runtime: the one.
-        handler: what to ask it for as the handler.
+        runtime: the chosen runtime.
+        handler: the handler to ask it for.
     """
 
     runtime: Runtime
@@ -43,7 +43,7 @@ class Chooser:
     owners: Owners
 
     def by_annotation(self, annotations: Mapping[str, str]) -> Runtime | None:
-        """The runtime that the annotation names, None without one.
+        """Return the runtime that the annotation names, or None without one.
 
         Raises:
             RpcError: INVALID_ARGUMENT for a name that is not configured.
@@ -61,10 +61,10 @@ class Chooser:
             ) from None
 
     def by_handler(self, handler: str) -> tuple[Runtime, ...]:
-        """The runtimes that serve a handler: by configuration, by their name, by their word.
+        """Return the runtimes that serve a handler, by configuration, name or Status.
 
-        The primary comes alone when it serves it: a second runtime with the same handler must
-        not take pods away from it.
+        If the primary serves it, return the primary alone: another runtime with the same handler
+        must not take pods away from it.
         """
         runtimes = self.owners.runtimes
         for claimed in (
@@ -77,11 +77,11 @@ class Chooser:
         return tuple(r for r in runtimes if handler in r.handlers())
 
     def choose(self, handler: str, annotations: Mapping[str, str]) -> Choice:
-        """Where a pod with this handler and these annotations goes.
+        """Choose the runtime for a pod with this handler and these annotations.
 
         Raises:
-            RpcError: INVALID_ARGUMENT when they contradict each other or name nothing that is
-                there; UNAVAILABLE when a runtime that may serve the handler was never heard.
+            RpcError: INVALID_ARGUMENT if they contradict each other or name an unknown runtime or
+                handler; UNAVAILABLE if a runtime that may serve the handler never answered yet.
         """
         named = self.by_annotation(annotations)
         if not handler:
@@ -111,12 +111,12 @@ class Chooser:
         return Choice(self.owners.primary, handler)
 
     def _must_be_open(self, runtime: Runtime, handler: str, others: Iterable[Runtime]) -> None:
-        """Let a handler that nobody claims reach a runtime that does not tell its handlers.
+        """Let an unclaimed handler reach a runtime that does not list its handlers.
 
         Such a runtime (containerd before 2.0) refuses unknown handlers itself.
 
         Raises:
-            RpcError: when the runtime tells them and this is none of them.
+            RpcError: if the runtime lists its handlers and this one is not among them.
         """
         if not runtime.handlers():
             return
@@ -140,7 +140,7 @@ class Chooser:
 
 
 def _inner(runtime: Runtime, handler: str) -> str:
-    """The handler as the runtime knows it: its own name is only an outside one."""
+    """Return the handler as the runtime knows it; its own name is known only outside."""
     if handler == runtime.name and handler not in runtime.handlers():
         return ""
     return handler
@@ -148,7 +148,7 @@ def _inner(runtime: Runtime, handler: str) -> str:
 
 @frozen
 class NewPod:
-    """The rule for RunPodSandbox and RestorePod.
+    """Routes RunPodSandbox and RestorePod.
 
     Args:
         chooser: chooses the runtime.

@@ -28,13 +28,13 @@ from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
 
-#: How another runtime than the primary may end UpdateRuntimeConfig: it is told when it comes.
+#: Errors of UpdateRuntimeConfig that are ignored except from the primary: repeat it on connect.
 _NO_MATTER = (Code.UNIMPLEMENTED, Code.UNAVAILABLE, Code.CANCELLED)
 
 
 @frozen
 class ToPrimary:
-    """The rule for what is asked of the node: Version, RuntimeConfig."""
+    """Routes Version and RuntimeConfig."""
 
     owners: Owners
 
@@ -45,10 +45,10 @@ class ToPrimary:
 
 @frozen
 class ToEveryone:
-    """The rule for UpdateRuntimeConfig.
+    """Sends UpdateRuntimeConfig to all runtimes.
 
-    The primary has to be there. Another runtime that is away or silent is told when it comes: a
-    kubelet must not wait with the node's pod network for it.
+    The primary must be there. Another runtime that is away or silent gets the request when it
+    connects: the node's pod network must not wait for it.
     """
 
     owners: Owners
@@ -90,13 +90,13 @@ async def _tell(call: ServerCall, runtime: Runtime, method: Method, raw: bytes) 
     return Part(reply.payload, reply.metadata, reply.trailers)
 
 
-#: What a runtime is not that does not tell its status; the CRI requires both of every runtime.
+#: Conditions that are false for a runtime without a Status; the CRI requires both.
 _REQUIRED = ("RuntimeReady", "NetworkReady")
 
 
 @frozen
 class MergedStatus:
-    """The rule.
+    """Routes the calls.
 
     Args:
         owners: knows the runtimes.
@@ -146,13 +146,13 @@ async def _read(runtime: Runtime, call: ServerCall, method: Method, request: Any
         return _not_ready(runtime, method, "Error", error)
     parse_response(method, reply.payload, runtime.where)
     if not request.verbose:
-        # The information is for who asks now; it is large, and old soon.
+        # Verbose information is large and soon outdated.
         runtime.last.store(method.name, reply.payload, call.started)
     return Part(reply.payload, reply.metadata, reply.trailers)
 
 
 def _not_ready(runtime: Runtime, method: Method, reason: str, error: RpcError) -> Part:
-    """What is told of a runtime that does not tell it itself."""
+    """Return the Status of a runtime that does not answer."""
     answer = method.response()
     for kind in _REQUIRED:
         answer.status.conditions.add(type=kind, status=False, reason=reason, message=error.message)
@@ -174,7 +174,7 @@ def _add(merged: Any, runtime: Runtime, answer: Any) -> None:
     merged.MergeFrom(answer)
     known = {handler.name for handler in merged.runtime_handlers}
     for handler in handlers:
-        # The nameless handler is the primary's: nobody else is asked for it.
+        # The nameless handler is always the primary's.
         if handler.name not in known and (handler.name or runtime.primary):
             merged.runtime_handlers.append(handler)
     for key, value in info.items():
@@ -182,7 +182,7 @@ def _add(merged: Any, runtime: Runtime, answer: Any) -> None:
 
 
 def _add_unlisted(merged: Any, primary: Runtime) -> None:
-    """Put the handlers of a primary that lists none before those of the others, if any."""
+    """Put the handlers of a primary that lists none before those of the other runtimes."""
     others = list(merged.runtime_handlers)
     if not others:
         return

@@ -1,4 +1,4 @@
-"""Calls about one image: to the runtime that the name, the pod or the id says."""
+"""Calls about one image go to the runtime that its name, its pod or its id determines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STATUS = BY_NAME["ImageStatus"]
 
 @frozen
 class ImageRouter:
-    """Says whose an image is.
+    """Finds the runtime of an image.
 
     Args:
         owners: knows the runtimes.
@@ -33,23 +33,23 @@ class ImageRouter:
     chooser: Chooser
 
     def by_prefix(self, name: str) -> Runtime | None:
-        """The runtime whose prefix the name has."""
+        """Return the runtime whose prefix the name has."""
         for runtime in self.owners.runtimes:
             if not runtime.primary and name.startswith(runtime.config.image_prefix):
                 return runtime
         return None
 
     def by_digest(self, name: str) -> Runtime | None:
-        """The only runtime that has the image whose digest the name ends with."""
+        """Return the only runtime that has the image whose digest the name ends with."""
         digest = image_names.digest_of(name)
         having = [r for r in self.owners.runtimes if digest and digest in r.last.digests]
         return having[0] if len(having) == 1 else None
 
     def told(self, request: Any) -> Runtime | None:
-        """The runtime that the request names by prefix, annotation, handler, pod or digest.
+        """Return the runtime that the request names by prefix, annotation, handler, pod or digest.
 
         Raises:
-            RpcError: INVALID_ARGUMENT when two of these name different runtimes.
+            RpcError: INVALID_ARGUMENT if two of these name different runtimes.
         """
         spec = request.image
         hints: dict[str, Runtime] = {}
@@ -87,10 +87,10 @@ class ImageRouter:
 
 @frozen
 class OneImage:
-    """The rule for PullImage, ImageStatus and RemoveImage.
+    """Routes PullImage, ImageStatus and RemoveImage.
 
     Args:
-        router: says whose an image is.
+        router: finds the runtime of an image.
     """
 
     router: ImageRouter
@@ -107,12 +107,12 @@ class OneImage:
     def _may_be_an_id(self, name: str, method: Method) -> bool:
         if image_names.is_image_id(name):
             return True
-        # What is to be pulled is no image yet, so what looks like an id's beginning is a name.
+        # An image to be pulled has no id yet, so what looks like the beginning of an id is a name.
         several = len(self.router.owners.runtimes) > 1
         return several and method.name != "PullImage" and image_names.begins_image_id(name)
 
     async def _by_id(self, call: ServerCall, method: Method, request: Any) -> None:
-        """An image id, or its beginning, without any hint: who has it?"""
+        """Route an image id, or its beginning, to the runtime that has the image."""
         runtimes = self.router.owners.runtimes
         given = request.image.image
         holders = await _holders(runtimes, given, call)
@@ -141,7 +141,7 @@ def to_runtime(
     """Pass a call on with its image names as the runtime calls them.
 
     Args:
-        call, runtime, method: what goes where.
+        call, runtime, method: the call and its runtime.
         request: its message.
         changed: whether it differs from what the client sent.
     """
@@ -160,9 +160,9 @@ def to_runtime(
 async def _holders(
     runtimes: Sequence[Runtime], given: str, call: ServerCall
 ) -> Mapping[Runtime, str]:
-    """The runtimes that have an image, and its id; one that is away is taken by its last word.
+    """Return the runtimes that have an image, with its id; use last known images while away.
 
-    The primary's image of that name comes before all images with such an id.
+    The primary's image of that name precedes all images with such an id.
     """
     if len(runtimes) == 1:
         return {runtimes[0]: given}
@@ -177,10 +177,10 @@ async def _holders(
 
 
 async def _id_in(runtime: Runtime, given: str, call: ServerCall) -> str:
-    """The id of a runtime's image with this id, beginning or name; "" when it has none.
+    """Return the id of a runtime's image with this id, beginning or name; "" if it has none.
 
     Raises:
-        RpcError: FAILED_PRECONDITION when several of its images' ids begin so.
+        RpcError: FAILED_PRECONDITION if several of its images' ids begin so.
     """
     if runtime.answering:
         request = _STATUS.request()
@@ -212,7 +212,7 @@ def _begins(image_id: str, given: str) -> bool:
 async def _remove(
     call: ServerCall, method: Method, request: Any, holders: Sequence[Runtime]
 ) -> None:
-    """Remove an image from all that have it: afterwards it is to be nobody's."""
+    """Remove an image from all runtimes that have it."""
     for runtime in holders:
         if not runtime.answering:
             raise runtime.away_error()

@@ -1,9 +1,9 @@
-"""One runtime's part of a merged answer, told truthfully also while it is away.
+"""One runtime's part of a merged answer, also while it is away.
 
-Answering runtimes are asked. For one that is away its last known items stand in for a grace
-period, then the call fails: a kubelet that sees an error keeps its view of the node, one that
-sees a short list starts to clean up. A runtime that was never heard adds nothing, so that it can
-be configured before it is installed, and run as a pod of this very node.
+A runtime that answers is asked. For one that is away, its last known items are served for a grace
+period, then the call fails: a kubelet that sees an error keeps its view of the node, one that sees
+a short list starts to clean up. A runtime that never answered adds nothing, so that it can be
+configured before it is installed, and can run as a pod of the same node.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from virtlet.cri import api_pb2
 
 #: Field 1, an empty message: what a kubelet sends that asks for all containers.
 _EMPTY_FILTER = b"\x0a\x00"
-#: Answers that name no pods: they are served however old they are.
+#: Answers without pods: serve them at any age.
 _TIMELESS = ("ImageFsInfo", "ListMetricDescriptors")
-#: Calls that containerd knows since 2.2 only: where the primary does not, the others' parts do.
+#: Calls that containerd knows since 2.2 only: without the primary's part, serve the other parts.
 _OPTIONAL = ("ListMetricDescriptors", "ListPodSandboxMetrics")
-#: Statistics that can be filtered, and the list of what they are about.
+#: Statistics that can be filtered, and the list of their subjects.
 _STATISTICS: Mapping[str, str] = {
     "ListContainerStats": "ListContainers",
     "ListPodSandboxStats": "ListPodSandbox",
@@ -41,13 +41,13 @@ _STATISTICS: Mapping[str, str] = {
 
 @frozen
 class Question:
-    """What every runtime is asked.
+    """The question to every runtime.
 
     Args:
         call: the client's call.
         method: a unary read.
         request: its message.
-        raw: the message as it came, to be passed on.
+        raw: the message as received, to be passed on.
     """
 
     call: ServerCall
@@ -68,7 +68,7 @@ class Part:
     Args:
         raw: the answer's message in its outside form.
         metadata, trailers: what came with it.
-        told: whether the runtime told this, now or before; else there is nothing of it.
+        told: whether the part is the runtime's answer, of now or before; else it is empty.
         unknown: the primary's error, if it does not know the method.
     """
 
@@ -82,7 +82,7 @@ class Part:
 NOTHING = Part(b"", told=False)
 
 
-#: Called once with a runtime's part, or with the error that the whole answer fails with.
+#: Called once with a runtime's part, or with the error of the whole answer.
 Told = Callable[[Part | RpcError], None]
 
 
@@ -90,12 +90,12 @@ def start_read(runtime: Runtime, question: Question, told: Told) -> Callable[[],
     """Ask a runtime for its part.
 
     Args:
-        runtime: who is asked.
-        question: what.
+        runtime: the runtime.
+        question: the question.
         told: called once, maybe before this returns.
 
     Returns:
-        What to call when the part is not wanted any more.
+        A function that cancels the call.
     """
     if not runtime.reads(question.method):
         told(_caught(stand_in, runtime, question))
@@ -125,21 +125,21 @@ def start_read(runtime: Runtime, question: Question, told: Told) -> Callable[[],
 
 
 async def read(runtime: Runtime, question: Question) -> Part:
-    """A runtime's part.
+    """Return a runtime's part.
 
     Raises:
-        RpcError: when the runtime answered with an error, or is away for longer than its grace.
+        RpcError: if the runtime answered with an error, or is away for longer than its grace.
     """
     return await awaited(lambda told: start_read(runtime, question, told))
 
 
 def unknown_to_all(parts: Sequence[Part]) -> RpcError | None:
-    """The primary's error, if neither it nor any other runtime knows the method."""
+    """Return the primary's error if no runtime knows the method, else None."""
     return parts[0].unknown if parts and not any(part.told for part in parts) else None
 
 
 def _nothing() -> None:
-    """There is nothing to be given up."""
+    """Cancel nothing."""
 
 
 def _caught(work: Callable[..., Part], *args: Any) -> Part | RpcError:
@@ -150,10 +150,10 @@ def _caught(work: Callable[..., Part], *args: Any) -> Part | RpcError:
 
 
 def _part(runtime: Runtime, question: Question, reply: Reply) -> Part:
-    """The part in a runtime's answer."""
+    """Return the part in a runtime's answer."""
     method, raw = question.method, reply.payload
     if method.name in INVENTORY and not renames(runtime, method):
-        # Decoded when it is kept.
+        # `LastKnown` decodes it later.
         check_response(method, raw, runtime.where)
         outside = raw
     else:
@@ -164,10 +164,10 @@ def _part(runtime: Runtime, question: Question, reply: Reply) -> Part:
 
 
 def _instead(runtime: Runtime, question: Question, error: RpcError, own_limit: bool) -> Part:
-    """The part of a runtime that answered with an error, or not at all."""
+    """Return the part of a runtime that answered with an error, or not at all."""
     method = question.method
     if error.code == Code.UNIMPLEMENTED and not runtime.primary:
-        # Nothing is all it ever tells, also while it is away.
+        # It never has anything to add, also while it is away.
         runtime.last.store(method.name, b"", question.call.started)
         return NOTHING
     if error.code == Code.UNIMPLEMENTED and method.name in _OPTIONAL:
@@ -181,10 +181,10 @@ def _instead(runtime: Runtime, question: Question, error: RpcError, own_limit: b
 
 
 def stand_in(runtime: Runtime, question: Question) -> Part:
-    """What is known of a runtime that is away, or does not answer this.
+    """Return the last known items of a runtime that is away, or does not answer this method.
 
     Raises:
-        RpcError: UNAVAILABLE when nothing may be served in its place.
+        RpcError: UNAVAILABLE if nothing may be served in its place.
     """
     method = question.method
     if not runtime.last.seen:
@@ -199,18 +199,18 @@ def stand_in(runtime: Runtime, question: Question) -> Part:
     if answer is None:
         if method.name in _TIMELESS or runtime.last.is_empty:
             return NOTHING
-        # It has pods, and what this call says of them was never heard: without them, a kubelet
-        # would evict those first of which it sees no statistics.
+        # It has pods, and their statistics are unknown: a kubelet would evict pods without
+        # statistics first.
         raise runtime.gap_error(method)
     answer = _narrowed(runtime, question, answer)
     return Part(_outside(runtime, answer, answer.SerializeToString()))
 
 
 def _narrowed(runtime: Runtime, question: Question, answer: Any) -> Any:
-    """What the request's filter lets through.
+    """Return the items that match the request's filter.
 
     Raises:
-        RpcError: UNAVAILABLE when nothing is known of a pod or container that runs.
+        RpcError: UNAVAILABLE if nothing is known of a running pod or container that matches.
     """
     items = _STATISTICS.get(question.method.name)
     if items is None or question.complete:
@@ -224,7 +224,7 @@ def _narrowed(runtime: Runtime, question: Question, answer: Any) -> Any:
 
 
 def _running(runtime: Runtime, items: Method, wanted: Any) -> bool:
-    """Whether anything runs, or may run, that a filter of statistics lets through."""
+    """Whether any running item, or one that may run, matches a filter of statistics."""
     listed = runtime.last_answer(items)
     if listed is None:
         return not runtime.last.is_empty
@@ -240,7 +240,7 @@ def _running(runtime: Runtime, items: Method, wanted: Any) -> bool:
 
 
 def named(runtime: Runtime, error: RpcError) -> RpcError:
-    """A runtime's error in a merged answer says whose it is; the primary's passes as it is."""
+    """Return a runtime's error with the runtime's name, except for the primary's."""
     if runtime.primary:
         return error
     return RpcError(error.code, f"{runtime.where}: {error.message}", error.trailers)
@@ -252,7 +252,7 @@ def renames(runtime: Runtime, method: Method) -> bool:
 
 
 def outside_of(runtime: Runtime) -> Callable[[Any], bool]:
-    """Puts a runtime's image names into their outside form; says whether any differed."""
+    """Return a function that puts a runtime's image names into their outside form."""
     if runtime.primary:
         return lambda message: False
     change = image_names.outside(runtime.config.image_prefix)
@@ -268,7 +268,7 @@ _T = TypeVar("_T")
 
 
 async def together(*works: Coroutine[Any, Any, _T]) -> list[_T]:
-    """All results in the order of the works, or the first error; the others are cancelled then."""
+    """Return all results in order; on the first error cancel the other coroutines and raise it."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,4 +1,4 @@
-"""Which rule each method follows. A method that stands nowhere here follows `unknown`."""
+"""The rule of each method. Methods that are not in the table follow `unknown`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table:
     Args:
         runtimes: the primary first.
         urls: makes relative streaming URLs reachable.
-        identity: of this proxy; a call that carries it has come round in a circle.
+        identity: of this proxy; a call that carries it came through a loop.
     """
 
     def __init__(self, runtimes: Sequence[Runtime], urls: StreamUrls, identity: bytes) -> None:

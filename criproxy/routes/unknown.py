@@ -1,8 +1,8 @@
-"""Methods that the stubs do not know: to the owner of an id in the request, else to the primary.
+"""Methods that the stubs do not know go to the owner of an id in the request, or the primary.
 
-They pass whatever their kind: a stream in both directions is carried like a single message.
-Protobuf's encoding tells where fields are without telling their names: enough to find a text at
-the top level of a message that is known to be a sandbox's or a container's id.
+Calls of any kind pass: a stream in both directions is carried like a single message. Protobuf's
+encoding shows where fields are but not their names: enough to find the id of a known sandbox or
+container in a text field at the top level of a message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from criproxy.runtimes.runtime import Runtime
 
 @frozen
 class Unknown:
-    """The rule.
+    """Routes the calls.
 
     Args:
         owners: finds the owner of an id.
@@ -32,7 +32,7 @@ class Unknown:
         """Route a call."""
         runtime, request = self._target(call)
         call.runtime = runtime.name
-        # The path came from the client: unbounded names must not become metrics' labels.
+        # The path is the client's: unbounded names must not become labels of metrics.
         record = runtime.recorder("unknown")
 
         def ended(code: Code) -> None:
@@ -54,7 +54,7 @@ class Unknown:
         return self.owners.primary, None
 
 
-#: More than any CRI request has; keeps a hostile message from costing time.
+#: More fields than any CRI request has; bounds the time for a hostile message.
 _MOST_FIELDS = 256
 _LONGEST_ID = 256
 
@@ -75,7 +75,7 @@ class Text:
 
 
 def texts(message: bytes) -> Iterator[Text]:
-    """The short texts among a message's own fields; stops where it is no protobuf encoding."""
+    """Yield the short texts among a message's own fields, up to the first malformed field."""
     position = 0
     for _ in range(_MOST_FIELDS):
         try:
@@ -101,13 +101,13 @@ def texts(message: bytes) -> Iterator[Text]:
 
 
 def replaced(message: bytes, field: Text, text: str) -> bytes:
-    """The message with another text in a field's place."""
+    """Return the message with another text in the field."""
     new = text.encode()
     return message[: field.size_at] + _encoded(len(new)) + new + message[field.end :]
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number and the position behind it; ValueError where there is none."""
+    """Return a number and the position after it; raise ValueError without one."""
     value = shift = 0
     while shift < 64:
         if position >= len(data):

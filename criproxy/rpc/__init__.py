@@ -1,1 +1,1 @@
-"""gRPC's own rules on top of HTTP/2: messages, status, deadlines, calls in and out."""
+"""gRPC on top of HTTP/2: messages, status, deadlines, incoming and outgoing calls."""

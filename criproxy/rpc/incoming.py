@@ -19,21 +19,21 @@ _RESPONSE_HEADERS: tuple[Header, ...] = (
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
 )
-#: A stream of answers is held back while the client has this much unread.
+#: Bytes that the client may leave unread before a stream of answers is paused.
 _HELD_BACK = 1 << 20
 
 
 class Follower(Protocol):
-    """Who takes over the client's side of a call once it is known where it goes."""
+    """Takes over the client's side of a call once it is routed."""
 
     def client_data(self, data: bytes, ended: bool) -> None:
-        """More of the request came."""
+        """Take more of the request."""
 
     def client_gone(self) -> None:
         """The client cancelled, or its connection is gone."""
 
     def client_drained(self) -> None:
-        """The client has taken everything that was sent to it."""
+        """The client has taken all that was sent."""
 
 
 class ServerCall:
@@ -65,9 +65,9 @@ class ServerCall:
         self.started = time.monotonic()
         self.deadline: float | None = None
         self.runtime = ""
-        #: Ids that the call is about, where its log line cannot see them in the request.
+        #: Ids of the call's subjects that are not in the request, for its log line.
         self.about: dict[str, str] = {}
-        #: The message of its status.
+        #: The message of the call's status.
         self.problem = ""
         #: Whether the call goes on until the client ends it.
         self.endless = False
@@ -84,7 +84,7 @@ class ServerCall:
         self._draining: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
-        """Look at the headers, and route at once when no message will come."""
+        """Check the headers; route at once if no message will come."""
         content_type = first(self.headers, b"content-type") or b""
         if not content_type.startswith(b"application/grpc"):
             self.stream.send_headers([(b":status", b"415")], ended=True)
@@ -99,7 +99,7 @@ class ServerCall:
         except RpcError as error:
             self.fail(error)
 
-    # What the handlers ask.
+    # For handlers: the request.
 
     @property
     def metadata(self) -> Sequence[Header]:
@@ -109,10 +109,10 @@ class ServerCall:
         return self._metadata
 
     def payload(self) -> bytes:
-        """The first message.
+        """Return the first message.
 
         Raises:
-            RpcError: when none came or it does not unpack.
+            RpcError: if there is none or it does not unpack.
         """
         if self.message is None:
             raise RpcError(Code.INVALID_ARGUMENT, f"{self.method} was called without a message")
@@ -123,7 +123,7 @@ class ServerCall:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def follow(self, follower: Follower) -> bytes:
-        """Hand the client's side over; returns what came of the request after the first message."""
+        """Hand the client's side over; return the request's bytes after the first message."""
         if not self.finished:
             self._follower = follower
         rest = self._reader.rest()
@@ -131,7 +131,7 @@ class ServerCall:
         return rest
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Answer from a task; it is cancelled when the client goes."""
+        """Answer from a task, which is cancelled when the client goes."""
         self._task = asyncio.get_running_loop().create_task(self._guarded(work))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -147,16 +147,16 @@ class ServerCall:
         finally:
             self._task = None
 
-    # What the handlers answer.
+    # For handlers: the answer.
 
     def send_headers(self, headers: Sequence[Header]) -> None:
-        """Pass a runtime's response headers on as they are."""
+        """Pass a runtime's response headers on unchanged."""
         if not self.finished:
             self._headers_sent = True
             self.stream.send_headers(headers)
 
     def send_metadata(self, metadata: Sequence[Header]) -> None:
-        """Start an answer of our own with this initial metadata."""
+        """Start the proxy's own answer with this initial metadata."""
         self.send_headers([*_RESPONSE_HEADERS, *metadata])
 
     def send_message(self, payload: bytes) -> None:
@@ -166,7 +166,7 @@ class ServerCall:
         self.stream.send_data(frame(payload))
 
     def finish(self, code: Code = Code.OK, message: str = "", extra: Sequence[Header] = ()) -> None:
-        """End the call with a status of our own."""
+        """End the call with the proxy's own status."""
         if self.finished:
             return
         self.problem = message
@@ -175,7 +175,7 @@ class ServerCall:
             self.stream.send_trailers(trailers)
         else:
             self.stream.send_headers([*_RESPONSE_HEADERS, *trailers], ended=True)
-        # The client need not wait for the accounts.
+        # Send it before metrics and log lines are written.
         self.stream.flush()
         self._end(code)
 
@@ -184,7 +184,7 @@ class ServerCall:
         self.finish(error.code, error.message, error.trailers)
 
     def close_with(self, headers: Sequence[Header], code: Code) -> None:
-        """End the call with a runtime's own trailers, or its only headers, as they are."""
+        """End the call with a runtime's trailers, or its only headers, unchanged."""
         if self.finished:
             return
         if self._headers_sent:
@@ -203,18 +203,18 @@ class ServerCall:
             await waiter
 
     def cancel(self) -> None:
-        """The proxy is going: end the call so that the client calls again."""
+        """End the call because the proxy stops; the client may call again."""
         task, follower = self._task, self._follower
         self.fail(RpcError(Code.UNAVAILABLE, "criproxy is stopping; call again"))
         _let_go(task, follower)
 
-    # The stream's side.
+    # Called by the stream.
 
     def on_headers(self, headers: list[Header], ended: bool) -> None:
-        """Requests have one list of headers; `start` has seen it."""
+        """Do nothing: `start` has checked the only headers of a request."""
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        """Collect the first message and route the call, or pass the bytes to who follows."""
+        """Collect the first message and route the call, or pass the bytes to the follower."""
         self.request_ended = ended
         if self._follower is not None:
             self._follower.client_data(data, ended)
@@ -223,7 +223,7 @@ class ServerCall:
             return
         self._reader.feed(data)
         if self.message is not None:
-            # Not yet handed over: what comes early waits, bounded by the stream's window.
+            # Not handed over yet: early bytes wait, bounded by the stream's window.
             return
         self.stream.consumed(len(data))
         try:
@@ -236,7 +236,7 @@ class ServerCall:
             self.fail(error)
 
     def on_trailers(self, headers: list[Header]) -> None:
-        """Requests have no trailers."""
+        """Do nothing: requests have no trailers."""
 
     def on_reset(self, code: int, reason: str) -> None:
         """The client gave the call up."""
@@ -250,7 +250,7 @@ class ServerCall:
         """The client has taken what was sent."""
         if self._follower is not None:
             self._follower.client_drained()
-        # Several runtimes may write into one answer, and all of them wait.
+        # Several runtimes may write to one answer and wait.
         waiting, self._draining = self._draining, []
         for waiter in waiting:
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""gRPC on the wire: messages in their frames, metadata, deadlines."""
+"""gRPC on the wire: framed messages, metadata, deadlines."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from criproxy.http2.headers import Header
 from criproxy.rpc.status import Code, RpcError
 
 _PREFIX = 5
-#: zlib's window argument that takes both gzip and zlib headers.
+#: zlib's window argument that accepts gzip and zlib headers.
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 
 
 @frozen
 class Message:
-    """One message as it came.
+    """One message as received.
 
     Args:
-        raw: prefix and payload, to be passed on as they are.
-        compressed: whether the payload is compressed as the call's headers say.
+        raw: prefix and payload, to be passed on unchanged.
+        compressed: whether the payload is compressed with the call's encoding.
     """
 
     raw: bytes
     compressed: bool
 
     def payload(self, encoding: bytes | None, limit: int) -> bytes:
-        """The message itself.
+        """Return the message without prefix and compression.
 
         Args:
             encoding: the call's `grpc-encoding` header.
             limit: bytes that the unpacked message may have.
 
         Raises:
-            RpcError: UNIMPLEMENTED for an unknown encoding, INVALID_ARGUMENT when it does not
-                unpack, RESOURCE_EXHAUSTED when it is larger than the limit.
+            RpcError: UNIMPLEMENTED for an unknown encoding, INVALID_ARGUMENT if it does not unpack,
+                RESOURCE_EXHAUSTED if it is larger than the limit.
         """
         if not self.compressed:
             return self.raw[_PREFIX:]
@@ -59,15 +59,15 @@ class Message:
 
 
 def frame(payload: bytes) -> bytes:
-    """A message ready to be sent, uncompressed."""
+    """Return a message with its prefix, uncompressed."""
     return b"\x00" + len(payload).to_bytes(4, "big") + payload
 
 
 class MessageReader:
-    """Cuts messages out of the bytes of a stream.
+    """Parses messages from the bytes of a stream.
 
     Args:
-        limit: bytes that one message may have; a longer one is refused by its announced length.
+        limit: bytes that one message may have; a longer one is refused by its prefix.
     """
 
     def __init__(self, limit: int) -> None:
@@ -77,7 +77,7 @@ class MessageReader:
 
     @property
     def pending(self) -> int:
-        """Bytes that have come and are not part of a message handed out."""
+        """Number of bytes that were not returned yet."""
         return self._size
 
     def feed(self, data: bytes) -> None:
@@ -87,11 +87,11 @@ class MessageReader:
             self._size += len(data)
 
     def next(self) -> Message | None:
-        """The next complete message, or None.
+        """Return the next complete message, or None.
 
         Raises:
-            RpcError: RESOURCE_EXHAUSTED when it is announced longer than the limit, INTERNAL
-                when its flags are none that gRPC knows.
+            RpcError: RESOURCE_EXHAUSTED if its prefix announces more than the limit, INTERNAL if
+                its flags are unknown.
         """
         if self._size < _PREFIX:
             return None
@@ -115,7 +115,7 @@ class MessageReader:
         return Message(whole[:total] if self._size else whole, bool(whole[0]))
 
     def rest(self) -> bytes:
-        """Take what is left, complete or not."""
+        """Return the bytes that are left, complete or not."""
         whole = self._join()
         self._parts, self._size = [], 0
         return whole
@@ -139,10 +139,9 @@ _TRANSPORT = frozenset((b"te", b"content-type", b"user-agent", b"content-length"
 
 @lru_cache(maxsize=256)
 def is_metadata(name: bytes) -> bool:
-    """Whether a header belongs to the caller, not to HTTP or gRPC.
+    """Whether a header is the caller's, not HTTP's or gRPC's.
 
-    `grpc-…-bin` headers (tracing, status details) are binary metadata of gRPC's own making and
-    pass as well.
+    `grpc-…-bin` headers (tracing, status details) are binary metadata made by gRPC and pass too.
     """
     if name.startswith(b":") or name in _TRANSPORT:
         return False
@@ -150,25 +149,25 @@ def is_metadata(name: bytes) -> bool:
 
 
 def metadata_of(headers: Sequence[Header]) -> list[Header]:
-    """The caller's metadata in a list of headers."""
+    """Return the caller's metadata in a list of headers."""
     return [h for h in headers if is_metadata(h[0])]
 
 
 def parse_timeout(value: bytes) -> float:
-    """Seconds of a `grpc-timeout` header.
+    """Return the seconds of a `grpc-timeout` header.
 
     Raises:
-        RpcError: INVALID_ARGUMENT when it is none.
+        RpcError: INVALID_ARGUMENT if it is malformed.
     """
     digits, unit = value[:-1], value[-1:]
     if unit not in _UNITS or not digits.isdigit() or len(digits) > 8:
         shown = value[:20].decode(errors="replace")
-        raise RpcError(Code.INVALID_ARGUMENT, f"grpc-timeout {shown!r} is no gRPC timeout")
+        raise RpcError(Code.INVALID_ARGUMENT, f"grpc-timeout {shown!r} is not a gRPC timeout")
     return int(digits) * _UNITS[unit]
 
 
 def format_timeout(seconds: float) -> bytes:
-    """A `grpc-timeout` header; at least one microsecond, eight digits at most."""
+    """Return a `grpc-timeout` value of at least one microsecond and at most eight digits."""
     micros = max(1, int(seconds * 1e6))
     for unit, factor in ((b"u", 1), (b"m", 1000), (b"S", 1000000)):
         if micros // factor < 100_000_000:

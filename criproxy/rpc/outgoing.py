@@ -1,4 +1,4 @@
-"""Calls that the proxy makes itself: with one answer, and with a stream of answers."""
+"""Calls that the proxy makes itself, unary and with a stream of answers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from criproxy.rpc.status import Code, RpcError, error_of, of_http, of_reset
 
 
 class Opener(Protocol):
-    """Where calls can be made: starts a stream with these headers."""
+    """Starts a call with these headers."""
 
     def __call__(self, headers: Sequence[Header], sink: Sink) -> Stream:
-        """Raises RpcError UNAVAILABLE when there is no connection."""
+        """Raise RpcError UNAVAILABLE without a connection."""
 
 
 @frozen
@@ -40,7 +40,7 @@ class Reply:
 
 
 def request_headers(path: str, metadata: Sequence[Header], timeout: float | None) -> list[Header]:
-    """The headers of a call of ours."""
+    """Return the headers of the proxy's own call."""
     headers = [*_constant_headers(path)]
     if timeout is not None:
         headers.append((b"grpc-timeout", format_timeout(timeout)))
@@ -62,14 +62,14 @@ def _constant_headers(path: str) -> tuple[Header, ...]:
 
 
 class Answer:
-    """The sink of one outgoing call: collects what comes.
+    """The sink of one outgoing call; collects the answer.
 
     Args:
         limit: bytes that a message may have.
-        changed: called when there is a message more, or the end.
+        changed: called on every message and at the end.
 
     Attributes:
-        messages: those not taken yet.
+        messages: the messages that were not taken yet.
         metadata: initial metadata.
         end: the status, an error even when it is OK, once the call has ended.
     """
@@ -87,14 +87,14 @@ class Answer:
         self.status: bytes | None = None
 
     def forget(self) -> None:
-        """Nobody is to hear of changes any more."""
+        """Stop calling `changed`."""
         self._changed = _nothing
 
     def take(self) -> bytes:
-        """The next message, unpacked; the server may send as much again.
+        """Return the next message, unpacked; allow the server as many bytes again.
 
         Raises:
-            RpcError: when it does not unpack.
+            RpcError: if it does not unpack.
         """
         message = self.messages.popleft()
         size = len(message.raw)
@@ -107,7 +107,7 @@ class Answer:
         return message.payload(self._encoding, self._limit)
 
     def close(self, error: RpcError) -> None:
-        """The call has ended with this status."""
+        """End the call with this status, unless it has ended."""
         if self.end is None:
             self.end = error
             self._changed()
@@ -140,7 +140,7 @@ class Answer:
             self.close(RpcError(of_http(self.status), "the answer has no gRPC status"))
 
     def _credit(self, size: int) -> None:
-        """A message larger than the window can only complete when more may come."""
+        """Allow more bytes before a message is complete: it may be larger than the window."""
         if self.stream is not None:
             self.stream.consumed(size)
             self._credited += size
@@ -153,7 +153,7 @@ class Answer:
             self.close(error_of(headers))
 
     def on_reset(self, code: int, reason: str) -> None:
-        """The call was given up, by the server or for what it sent."""
+        """The call was reset, by the server or for what it sent."""
         self.close(RpcError(of_reset(code), reason))
 
     def on_lost(self, reason: str) -> None:
@@ -161,23 +161,23 @@ class Answer:
         self.close(RpcError(Code.UNAVAILABLE, f"connection lost: {reason}"))
 
     def on_drained(self) -> None:
-        """Requests are one message; nothing waits for its leaving."""
+        """Do nothing: a request is one message."""
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """Do nothing."""
 
 
 _T = TypeVar("_T")
-#: Called once with the answer, or with the error that the call ended with.
+#: Called once with the answer, or with the call's error.
 Done = Callable[[Reply | RpcError], None]
 
 
 class UnaryCall:
-    """One call, from its start to its answer.
+    """One unary call.
 
-    A callback instead of a coroutine: an answer made of several runtimes' is sent in the very turn
-    of the event loop in which the last of them comes.
+    It has a callback instead of a coroutine, so that a merged answer is sent in the turn of the
+    event loop in which its last part arrives.
 
     Args:
         opener: the connection.
@@ -185,8 +185,8 @@ class UnaryCall:
         request: the message.
         metadata: the caller's metadata.
         timeout: seconds; passed on as the deadline.
-        watched: whether the timeout is kept here too, not only by the server. Not needed when the
-            caller ends the call by then anyway.
+        watched: whether to enforce the timeout here too, not only at the server. Not needed if the
+            caller ends the call by then.
         limit: bytes that the answer may have.
         done: called once, maybe before the constructor returns.
     """
@@ -218,7 +218,7 @@ class UnaryCall:
             self._timer = asyncio.get_running_loop().call_later(timeout, self._too_late, timeout)
 
     def cancel(self) -> None:
-        """Give the call up; `done` is not called any more."""
+        """Cancel the call; `done` is not called."""
         self._done = None
         self._leave()
 
@@ -254,23 +254,23 @@ class UnaryCall:
         if self._timer is not None:
             self._timer.cancel()
         if self._stream is not None:
-            # Does nothing when the call has ended by itself.
+            # This does nothing if the call has ended.
             self._stream.reset(ErrorCode.CANCEL)
 
 
 async def awaited(start: Callable[[Callable[[_T | RpcError], None]], Callable[[], None]]) -> _T:
-    """Wait for what calls back.
+    """Wait for a callback.
 
     Args:
-        start: gets the callback, starts the work and returns what gives it up.
+        start: gets the callback, starts the work and returns a function that cancels it.
 
     Raises:
-        RpcError: when the callback was called with one.
+        RpcError: if the callback was called with one.
     """
     answered: asyncio.Future[_T | RpcError] = asyncio.get_running_loop().create_future()
 
     def done(result: _T | RpcError) -> None:
-        # The waiting task may have been cancelled just before.
+        # The waiting task may be cancelled already.
         if not answered.done():
             answered.set_result(result)
 
@@ -295,18 +295,18 @@ async def streaming(
 ) -> AsyncGenerator[bytes, None]:
     """Make a server-streaming call and yield its messages.
 
-    The server is held back while the messages are not taken.
+    The server is paused while the messages are not taken.
 
     Args:
         opener: the connection.
         path: `/service/method`.
         request: the message.
         metadata: the caller's metadata.
-        timeout: seconds until the caller's deadline; the server is told.
+        timeout: seconds until the caller's deadline; sent to the server.
         limit: bytes that a message may have.
 
     Raises:
-        RpcError: when the call ends with another status than OK.
+        RpcError: if the call ends with another status than OK.
     """
     changed = asyncio.Event()
     answer = Answer(limit, changed.set)

@@ -1,7 +1,7 @@
-"""A call passed on: what the client sends goes to a runtime, what that answers comes back.
+"""A call relayed between a client and a runtime.
 
-Headers, messages and trailers pass as they are. Only where a rewrite of the answer's messages is
-asked for are they unpacked, and re-encoded where the rewrite changed them.
+Headers, messages and trailers pass unchanged. The answer's messages are unpacked only for a
+rewrite, and encoded again only if the rewrite changed them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from criproxy.rpc.messages import MessageReader, frame
 from criproxy.rpc.outgoing import Opener
 from criproxy.rpc.status import Code, RpcError, code_of, of_http, of_reset
 
-#: Takes an answer's message and returns it, or another in its place.
+#: Takes a message of the answer and returns it, or another one instead.
 Rewrite = Callable[[bytes], bytes]
 
 _READ_BY_US = frozenset((b"grpc-accept-encoding",))
 
 
 class Relay:
-    """One call on its way between a client and a runtime.
+    """Relays one call.
 
     Args:
-        call: the client's side; routed, so its first message is there or will not come.
+        call: the client's side; its first message is there or will not come.
         opener: starts the runtime's side; may raise RpcError.
         where: names the runtime in messages.
-        request: takes the first message's place when an id or name in it had to change.
-        rewrite: looks at every message of the answer; None passes them unread.
+        request: replaces the first message if an id or name in it had to change.
+        rewrite: called with every message of the answer; None passes them undecoded.
         seconds: the call ends with DEADLINE_EXCEEDED after these; None leaves it to the client.
-        limit: bytes that a message may have which `rewrite` looks at.
+        limit: bytes that a message for `rewrite` may have.
         ended: called once with the status.
     """
 
@@ -61,7 +61,7 @@ class Relay:
         self._timer: asyncio.TimerHandle | None = None
         headers: Sequence[Header] = call.headers
         if rewrite is not None:
-            # What is to be read here had better not come compressed; some do it all the same.
+            # Ask the runtime not to compress what is decoded here; some compress anyway.
             headers = [h for h in headers if h[0] not in _READ_BY_US]
         self._stream: Stream = opener(headers, self)
         if seconds is not None:
@@ -74,7 +74,7 @@ class Relay:
         if first_message or rest or call.request_ended:
             self._stream.send_data(first_message + rest, call.request_ended)
 
-    # The client's side.
+    # Called by the client's side.
 
     def client_data(self, data: bytes, ended: bool) -> None:
         """Pass more of the request on."""
@@ -93,7 +93,7 @@ class Relay:
         """Let the runtime send more."""
         self._take()
 
-    # The runtime's side.
+    # Called by the runtime's side.
 
     def on_headers(self, headers: list[Header], ended: bool) -> None:
         """Pass the answer's headers on."""
@@ -110,7 +110,7 @@ class Relay:
         self._end(code)
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        """Pass the answer's bytes on, rewritten where asked for."""
+        """Pass the answer's bytes on, rewritten if there is a rewrite."""
         if self._rewrite is None:
             self._call.stream.send_data(data)
         else:
@@ -132,7 +132,7 @@ class Relay:
         self._end(code)
 
     def on_reset(self, code: int, reason: str) -> None:
-        """The call was given up, by the runtime or for what it sent."""
+        """The call was reset, by the runtime or for what it sent."""
         self._fail(RpcError(of_reset(code), f"{self._where}: {reason}"))
 
     def on_lost(self, reason: str) -> None:
@@ -146,7 +146,7 @@ class Relay:
             self._unread = 0
 
     def _take(self) -> None:
-        """Let the runtime send more once the client has all that came."""
+        """Allow the runtime more bytes once the client has taken all."""
         if self._owed and not self._call.stream.queued:
             self._stream.consumed(self._owed)
             self._owed = 0

@@ -1,4 +1,4 @@
-"""gRPC status: codes, the exception that carries one, and its form on the wire."""
+"""gRPC status: codes, exceptions, and the form on the wire."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class RpcError(Exception):
 
 
 class PeerError(RpcError):
-    """The other side ended the call with this status itself."""
+    """The peer itself ended the call with this status."""
 
 
 _OF_STATUS = frozenset((b"grpc-status", b"grpc-message"))
 _OF_RESPONSE = frozenset((b":status", b"content-type", b"grpc-encoding", b"grpc-accept-encoding"))
 
 
-#: What Go's servers end nearly every call with.
+#: Trailers of nearly every call of Go's servers.
 _FINE = frozenset(((b"grpc-status", b"0"), (b"grpc-message", b"")))
 _FINE_ERROR = PeerError(Code.OK, "")
 
 
 def code_of(trailers: Sequence[Header]) -> Code:
-    """The code in a list of trailers; UNKNOWN when there is none that gRPC knows."""
+    """Return the code in a list of trailers, UNKNOWN without a valid one."""
     try:
         return Code(int(first(trailers, b"grpc-status") or b"2"))
     except ValueError:
@@ -70,7 +70,7 @@ def code_of(trailers: Sequence[Header]) -> Code:
 
 
 def error_of(trailers: Sequence[Header]) -> PeerError:
-    """The status in a list of trailers as an exception, its other metadata with it."""
+    """Return the status and metadata in a list of trailers as an exception."""
     if all(header in _FINE for header in trailers):
         return _FINE_ERROR
     message = unquote_to_bytes(first(trailers, b"grpc-message") or b"").decode(errors="replace")
@@ -79,7 +79,7 @@ def error_of(trailers: Sequence[Header]) -> PeerError:
 
 
 def trailers_of(code: Code, message: str = "", extra: Sequence[Header] = ()) -> list[Header]:
-    """A status as trailers."""
+    """Return a status as trailers."""
     trailers: list[Header] = [(b"grpc-status", b"%d" % code)]
     if message:
         # gRPC leaves printable ASCII as it is, except for the percent sign.
@@ -90,7 +90,7 @@ def trailers_of(code: Code, message: str = "", extra: Sequence[Header] = ()) -> 
 
 
 def of_reset(code: int) -> Code:
-    """The status that a reset stream stands for (gRPC over HTTP/2, "Errors")."""
+    """Return the status for an RST_STREAM code (gRPC over HTTP/2, "Errors")."""
     if code == ErrorCode.REFUSED_STREAM:
         return Code.UNAVAILABLE
     if code == ErrorCode.CANCEL:
@@ -101,7 +101,7 @@ def of_reset(code: int) -> Code:
 
 
 def of_http(status: bytes | None) -> Code:
-    """The status that an answer without gRPC's own stands for."""
+    """Return the status for an HTTP status without a gRPC status."""
     codes = {
         b"400": Code.INTERNAL,
         b"401": Code.UNAUTHENTICATED,

@@ -1,1 +1,1 @@
-"""The runtimes behind the proxy: connections, what is known of them, who owns which id."""
+"""The runtimes behind the proxy: connections, last known items, owners of ids."""

@@ -1,11 +1,10 @@
-"""Whether a runtime is there: connected, answering, or away, since when and why.
+"""Whether a runtime is there: connected, answering or away, since when and why.
 
-A call's error is the runtime's own word, or stands for an answer that never came. A runtime can
-also be a proxy that leads back to this one, so every call of ours says which proxies it came
-through. A proxy that gets a call that came through itself refuses it with its identity in the
-trailers, which travel back as far as the proxy with this identity: that one then knows which of
-its runtimes leads back to it. Other identities pass on with a call's metadata, so the circle may
-be of any length.
+A call's error comes from the runtime itself, or stands for a missing answer. A runtime can also be
+a proxy that leads back to this one. So every call carries the identities of the proxies that it
+passed. A proxy that gets a call with its own identity refuses it, with this identity in the
+trailers. The proxy with the identity then knows which of its runtimes leads back to it. Other
+identities pass with a call's metadata, so a loop can have any length.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ log = logging.getLogger(__name__)
 
 #: Statuses of calls that were not answered.
 _SILENCE = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
-#: A runtime that keeps the deadline of our call itself can be a little faster than we are.
+#: A runtime that enforces our deadline itself can be slightly faster than we are.
 _NEARLY = 0.9
 
 
 class NotAnswered(RpcError):
-    """A runtime gave a call no answer: it is away or silent, or was not in time."""
+    """A runtime did not answer a call: it is away, silent or too late."""
 
 
 def judged(
     error: RpcError, *, seconds: float, timeout: float | None = None, leaving: bool
 ) -> RpcError:
-    """The error that a call ended with, as a `NotAnswered` if it is none of the runtime's.
+    """Return a call's error, as a `NotAnswered` if it does not come from the runtime itself.
 
     Args:
-        error: what the call ended with.
-        seconds: that it took.
-        timeout: seconds that the runtime was told it has.
-        leaving: whether the runtime has gone or is about to: it may have ended all calls then.
+        error: the call's error.
+        seconds: duration of the call.
+        timeout: deadline that was sent to the runtime, in seconds.
+        leaving: whether the runtime is gone or about to go: it may have ended all calls.
     """
     overdue = timeout is not None and seconds >= _NEARLY * timeout
     in_time = error.code != Code.DEADLINE_EXCEEDED or not overdue
@@ -55,15 +54,15 @@ def judged(
     return error
 
 
-#: Metadata of calls, one header for each proxy on the way; and of refusals, as the mark.
+#: Metadata with the identity of each proxy that a call passed; also in trailers of refusals.
 LOOP_HEADER = b"criproxy-loop"
 
 
 def refuse_own(headers: Sequence[Header], identity: bytes) -> None:
-    """Let a call pass that has not been here before.
+    """Refuse a call that passed this proxy before.
 
     Raises:
-        RpcError: FAILED_PRECONDITION, marked, when it has.
+        RpcError: FAILED_PRECONDITION with this proxy's identity.
     """
     mark = (LOOP_HEADER, identity)
     if mark in headers:
@@ -79,20 +78,20 @@ def leads_back(error: RpcError, identity: bytes) -> bool:
     return (LOOP_HEADER, identity) in error.trailers
 
 
-#: A runtime that is another proxy tells reasons within reasons.
+#: A runtime that is another proxy nests reasons.
 _LONGEST_REASON = 300
 _NUMBERS = re.compile(r"\d+")
 
 
 class Availability:
-    """A runtime's coming and going, as its connector and its calls report it.
+    """Whether a runtime is there, as its connector and its calls report it.
 
     Args:
-        config: what it is called and where it is.
+        config: the runtime's configuration.
         grace: seconds for which its last known items are served while it is away.
 
     Attributes:
-        last: what it last said it has.
+        last: its last known items.
         away_since: monotonic time since which it does not answer, None while it does.
         reason: why it does not answer.
     """
@@ -107,17 +106,17 @@ class Availability:
         self.connects = 0
         self._connection: ClientConnection | None = None
         self._listeners: list[Callable[[], None]] = []
-        #: Set when the connector should look at the runtime now.
+        #: Set when the connector should check the runtime now.
         self.look = asyncio.Event()
 
     @property
     def where(self) -> str:
-        """The runtime in messages."""
+        """The runtime's name in messages."""
         return f"CRI runtime {self.name}"
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection; who is on it may be silent."""
+        """Whether there is a connection, even if the runtime does not answer on it."""
         return self._connection is not None
 
     @property
@@ -126,7 +125,7 @@ class Availability:
         return self.away_since is None
 
     def away_error(self) -> NotAnswered:
-        """What a call gets that needs this runtime while it is away."""
+        """Return the error of calls to this runtime while it is away."""
         seconds = 0.0 if self.away_since is None else time.monotonic() - self.away_since
         reason = self.reason or "it does not answer"
         return NotAnswered(
@@ -141,18 +140,18 @@ class Availability:
         return time.monotonic() - self.away_since < self.grace
 
     def came(self, connection: ClientConnection) -> None:
-        """A connection is there and the runtime has answered on it."""
+        """Note a connection on which the runtime has answered."""
         self._connection = connection
         self.connects += 1
         self.answers()
 
     def went(self, reason: str) -> None:
-        """The connection is gone, or could not be made."""
+        """Note that the connection is gone, or could not be made."""
         self._connection = None
         self._silent(reason)
 
     def answers(self) -> None:
-        """The runtime has answered."""
+        """Note that the runtime has answered."""
         if self.away_since is not None:
             log.info("%s answers", self.where)
         self.away_since = None
@@ -161,13 +160,13 @@ class Availability:
         self._tell()
 
     def silent(self, reason: str) -> None:
-        """The runtime is connected but does not answer."""
+        """Note that the runtime is connected but does not answer."""
         if self.answering:
             self.look.set()
         self._silent(reason)
 
     def looped(self, reason: str) -> None:
-        """It leads back to this proxy: what it seemed to have is ours, and others'."""
+        """Note that it leads back to this proxy, and drop its items: other runtimes have them."""
         owed, self.last = self.last.owed_update, LastKnown()
         self.last.owed_update = owed
         self.went(reason)
@@ -175,7 +174,7 @@ class Availability:
 
     def _silent(self, reason: str) -> None:
         reason = reason[:_LONGEST_REASON]
-        # Seconds and the like change with every attempt; only another cause is news.
+        # Numbers such as seconds change with every attempt: log only another cause.
         if _NUMBERS.sub("", reason) != _NUMBERS.sub("", self.reason):
             log.warning("%s (%s) is away: %s", self.where, self.config.socket, reason)
         self.reason = reason
@@ -203,6 +202,6 @@ class Availability:
             wake()
 
     def touched(self) -> None:
-        """A call may have changed what the runtime has."""
+        """Note that a call may have changed what the runtime has."""
         self.last.changed()
         self.look.set()

@@ -1,4 +1,4 @@
-"""Keeps one runtime connected: dials with back-off, greets, and takes stock while it is there."""
+"""Connects to one runtime: dials with back-off and updates its inventory while it is there."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from criproxy.runtimes.state_file import StateFile, to_save
 
 log = logging.getLogger(__name__)
 
-#: The inventory is asked for again when nobody listed for this long.
+#: Age in seconds at which the inventory is asked for again.
 _STOCK_AGE = 10.0
-#: After a change the inventory is asked for no sooner than this, so that many changes cost one.
+#: Seconds from a change to the next question for the inventory, so that many changes cost one.
 _SETTLE = 0.3
-#: A connection that lasted this long counts as good: the next attempt comes quickly.
+#: After a connection of this many seconds the back-off starts again.
 _GOOD = 5.0
 _VERSION = BY_NAME["Version"]
 _UPDATE = BY_NAME["UpdateRuntimeConfig"]
@@ -33,9 +33,9 @@ class Connector:
     """Keeps one runtime connected until cancelled.
 
     Args:
-        runtime: whose state is kept.
+        runtime: the runtime.
         outbox: the process' one.
-        saved: where its last known items are kept over restarts, or None.
+        saved: the file that keeps its last known items over restarts, or None.
     """
 
     def __init__(self, runtime: Runtime, outbox: Outbox, saved: StateFile | None) -> None:
@@ -44,7 +44,7 @@ class Connector:
         self._saved = saved
         self._saved_update = runtime.last.owed_update
         self._leaving = asyncio.Event()
-        #: Done once the first attempt has ended, well or badly.
+        #: Set once the first attempt has ended.
         self.tried = asyncio.Event()
 
     async def run(self) -> None:
@@ -56,7 +56,7 @@ class Connector:
             try:
                 reason = await self._once()
             except Exception as error:
-                # A runtime without a connector would never be dialled again.
+                # Without this loop the runtime would never be dialled again.
                 log.exception("keeping %s failed", self._runtime.where)
                 reason = f"criproxy failed ({type(error).__name__}); see its log"
             self._runtime.went(reason)
@@ -66,9 +66,9 @@ class Connector:
             wait = min(wait * 2, dial.longest_wait)
 
     async def _once(self) -> str:
-        """One connection, from dialling to its end; returns why it is no more."""
+        """Dial, keep the connection until its end, and return why it ended."""
         if self._runtime.last.owed_update is not self._saved_update:
-            # What came while the runtime is away is not to be forgotten with the proxy.
+            # Save a request that came while the runtime is away.
             await self.save()
         try:
             connection = await self._connect()
@@ -77,19 +77,19 @@ class Connector:
         finally:
             self.tried.set()
         self._runtime.came(connection)
-        # What it has is saved soon, though nothing needs to be asked for.
+        # Save the inventory soon, although it is up to date.
         self._runtime.look.set()
         try:
             reason = await self._watch(connection)
         finally:
-            # Calls under way may end on a connection that the runtime is leaving.
+            # Running calls may end on a connection that the runtime is leaving.
             connection.drain()
         self._runtime.went(reason)
         await self.save()
         return reason
 
     async def _connect(self) -> ClientConnection:
-        """A connection on which the runtime has answered and told what it has."""
+        """Return a connection on which the runtime has answered and listed its inventory."""
         runtime = self._runtime
         path = runtime.config.socket
         if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
@@ -113,7 +113,7 @@ class Connector:
         return connection
 
     async def _catch_up(self, connection: ClientConnection) -> None:
-        """Tell the runtime what all runtimes were told while it was away."""
+        """Send the last UpdateRuntimeConfig request that the runtime missed."""
         runtime = self._runtime
         update = runtime.last.owed_update
         if update is None:
@@ -131,11 +131,11 @@ class Connector:
 
     def _on_leaving(self, reason: str) -> None:
         self._leaving.set()
-        # No new calls from here on; those under way may end.
+        # No new calls from here on; running calls may end.
         self._runtime.went(reason)
 
     async def _watch(self, connection: ClientConnection) -> str:
-        """Take stock now and then; return why the connection is no more."""
+        """Update the inventory from time to time; return why the connection ended."""
         runtime = self._runtime
         leaving = asyncio.ensure_future(self._leaving.wait())
         gone = (connection.closed, leaving)
@@ -171,7 +171,7 @@ class Connector:
                     runtime.silent(f"no answer to Version: {error.message}")
                 return
             except RpcError:
-                # An answer, whatever it says.
+                # Any status is an answer.
                 pass
         if runtime.last.owed_update is not None:
             await self._catch_up(connection)
@@ -181,12 +181,12 @@ class Connector:
         try:
             await runtime.take_stock(names, connection.open)
         except RpcError as error:
-            # What it had stays known; who is connected is asked again soon.
+            # Keep the known inventory; it is asked for again soon.
             log.info("%s does not list its pods: %s", runtime.where, error.message)
         await self.save()
 
     async def save(self) -> None:
-        """Write what is known to disk, if it changed."""
+        """Write the last known items to disk, if they changed."""
         self._saved_update = self._runtime.last.owed_update
         if self._saved is not None:
             await asyncio.to_thread(self._saved.save, to_save(self._runtime.last))
@@ -202,5 +202,5 @@ def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, FileNotFoundError):
         return "its socket is not there"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens on its socket"
+        return "no process listens on its socket"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a runtime last said it has."""
+"""The last complete answers of a runtime, and the ids in them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from criproxy.runtimes.list_edits import Edit, ListEdits
 
 log = logging.getLogger(__name__)
 
-#: Answers that tell which ids a runtime owns. They are asked for when it comes, and again when
-#: nobody listed for a while, so that they hold when it goes.
+#: Methods that list a runtime's ids. They are called when it connects, and again when no client
+#: listed for a while, so that they are up to date when it goes.
 INVENTORY = ("ListPodSandbox", "ListContainers", "ListImages")
-#: Removed ids that are remembered, so that late calls for them still find their owner.
+#: Number of removed ids that are remembered, so that late calls for them find their owner.
 _FORMER = 8192
-#: Ids and UIDs just made that are remembered until lists have them.
+#: Number of new ids and UIDs that are remembered until lists have them.
 _LEARNT = 1024
-#: How often ids are learnt at most from clients' lists.
+#: Shortest time between two updates of ids from clients' lists.
 _INDEX_SECONDS = 0.05
 
 
@@ -36,7 +36,7 @@ class Known:
     """One method's last answer.
 
     Args:
-        raw: its message as it came.
+        raw: its message as received.
         changes: what calls have changed since.
     """
 
@@ -44,7 +44,7 @@ class Known:
     changes: Sequence[Edit]
 
     def edited(self, answer: Any) -> Any:
-        """The decoded answer with the changes, which are put into it."""
+        """Apply the changes to the decoded answer, and return it."""
         for change in self.changes:
             change(answer)
         return answer
@@ -54,14 +54,14 @@ class LastKnown:
     """The last complete answers of one runtime, and the ids in them.
 
     Attributes:
-        answers: the answers as they came, by method; `answer` has what was changed since.
+        answers: the answers as received, by method; `answer` has the changes since.
         seen: whether the runtime ever answered, to this proxy or (by the saved state) to an
             earlier one.
         confirmed: whether it answered to this proxy.
-        owed_update: an UpdateRuntimeConfig request that it has not got, or None.
+        owed_update: an UpdateRuntimeConfig request that it did not get yet, or None.
         sandboxes, containers, images: ids.
         pod_uids: UIDs of its pods.
-        digests: of its images, by which names can end.
+        digests: of its images.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class LastKnown:
         self._edits = ListEdits()
         self._changed = 0.0
         self._waiting: dict[str, tuple[bytes, float]] = {}
-        #: When ids and UIDs were learnt that lists asked for earlier need not have.
+        #: When ids and UIDs were made; lists of earlier calls may lack them.
         self._learnt: dict[str, float] = {}
 
     def has(self, some_id: str) -> bool:
@@ -87,7 +87,7 @@ class LastKnown:
         return some_id in self.containers or some_id in self.sandboxes
 
     def beginning(self, text: str, of_sandbox: bool) -> list[str]:
-        """The ids of sandboxes, or of containers, that begin so."""
+        """Return the ids of sandboxes, or of containers, that begin with a text."""
         self.catch_up()
         ids = self.sandboxes if of_sandbox else self.containers
         return [i for i in ids if i.startswith(text)]
@@ -98,7 +98,7 @@ class LastKnown:
         return not (self.sandboxes or self.containers)
 
     def had(self, some_id: str) -> bool:
-        """Whether one was there and has been removed."""
+        """Whether a sandbox or container with this id was removed."""
         return some_id in self._former
 
     def store(self, name: str, raw: bytes, asked: float | None = None) -> None:
@@ -107,10 +107,10 @@ class LastKnown:
         Args:
             name: the method.
             raw: its answer's message.
-            asked: when the call was made (monotonic seconds); now, when not given.
+            asked: when the call was made (monotonic seconds); None is now.
 
         Raises:
-            DecodeError: when an inventory answer is malformed; nothing is kept then.
+            DecodeError: if an inventory answer is malformed; nothing is kept then.
         """
         asked = time.monotonic() if asked is None else asked
         if self._is_late(name, asked):
@@ -122,11 +122,10 @@ class LastKnown:
         self._keep(name, raw, asked)
 
     def store_soon(self, name: str, raw: bytes, asked: float) -> None:
-        """Keep a complete answer as `store` does, and learn its ids a little later.
+        """Keep a complete answer as `store` does, but update the ids a little later.
 
-        A client waits for the same answer, and the ids are hardly ever new: those that are made
-        through the proxy are learnt when they are made. What turns out to be malformed is not
-        kept.
+        A client waits for the same answer, and the ids are rarely new: ids made through the proxy
+        are known already. A malformed answer is dropped.
         """
         if self._is_late(name, asked):
             return
@@ -143,23 +142,23 @@ class LastKnown:
         self._edits.listed(name, asked)
 
     def answer(self, name: str) -> Known | None:
-        """A method's last answer and what calls have changed since; None without one."""
+        """Return a method's last answer with the changes since, or None without one."""
         self.catch_up()
         raw = self.answers.get(name)
         return None if raw is None else Known(raw, self._edits.since(name))
 
     def edits_known(self, name: str) -> bool:
-        """Whether it is known what calls have changed since."""
+        """Whether all changes since the last answer are known."""
         self.catch_up()
         return self._edits.known(name)
 
     def _is_late(self, name: str, asked: float) -> bool:
-        """Whether an answer was overtaken by one to a later question."""
+        """Whether the answer to a later call is known already."""
         _, waiting = self._waiting.get(name, (b"", -math.inf))
         return asked < max(waiting, self._stored.get(name, -math.inf))
 
     def catch_up(self) -> None:
-        """Keep the answers that wait for it."""
+        """Store the answers that `store_soon` has put off."""
         waiting, self._waiting = self._waiting, {}
         for name, (raw, asked) in waiting.items():
             try:
@@ -168,7 +167,7 @@ class LastKnown:
                 log.warning("a malformed answer to %s is not kept", name)
 
     def learn_sandbox(self, sandbox_id: str, request: Any) -> None:
-        """A sandbox was made, by RunPodSandbox or RestorePod with this request."""
+        """Note a sandbox that RunPodSandbox or RestorePod made with this request."""
         pod_uid = request.config.metadata.uid
         self.sandboxes.add(sandbox_id)
         self.pod_uids.add(pod_uid)
@@ -177,14 +176,14 @@ class LastKnown:
         self._edits.add(list_edits.sandbox_made(sandbox_id, request))
 
     def learn_container(self, container_id: str, request: Any | None = None) -> None:
-        """A container was made, by CreateContainer with this request."""
+        """Note a container that CreateContainer made with this request."""
         self.containers.add(container_id)
         self._learn(container_id)
         if request is not None:
             self._edits.add(list_edits.container_made(container_id, request))
 
     def did(self, method: str, some_id: str = "") -> None:
-        """A call was answered with OK, about this sandbox or container if about any."""
+        """Note a call that was answered with OK, and the sandbox or container in it."""
         self._edits.add(list_edits.done(method, some_id))
 
     def _learn(self, name: str) -> None:
@@ -193,11 +192,11 @@ class LastKnown:
             del self._learnt[next(iter(self._learnt))]
 
     def changed(self) -> None:
-        """Something was made, started, stopped or removed: stored answers are outdated."""
+        """Note a change: stored answers are outdated."""
         self._changed = time.monotonic()
 
     def outdated(self, age: float) -> list[str]:
-        """Inventory methods to be asked again: changed since, or stored `age` seconds ago."""
+        """Return the inventory methods whose answers changed or are `age` seconds old."""
         oldest = max(self._changed, time.monotonic() - age)
         return [name for name in INVENTORY if self._stored.get(name, -1.0) <= oldest]
 
@@ -215,7 +214,7 @@ class LastKnown:
             self.digests = {digest_of(digest) for digest in digests}
 
     def _newer(self, ids: set[str], asked: float) -> set[str]:
-        """Those that were learnt after a list was asked for: it need not have them."""
+        """Return the ids that were made after a list was asked for: it may lack them."""
         return {i for i, learnt in self._learnt.items() if learnt >= asked and i in ids}
 
     def _replaced(self, old: set[str], ids: Iterable[str], asked: float) -> set[str]:

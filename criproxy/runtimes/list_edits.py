@@ -1,9 +1,8 @@
 """Edits of a runtime's last known lists: what calls have changed since, and what a filter drops.
 
-A runtime can die right after it has answered a change. Its last list is not the truth any more
-then, but with what its client was told since it is. Only changes that were answered with OK count:
-of others the client knows no more than the list says. A runtime that is away cannot apply a
-request's filter to its lists either.
+A runtime can die right after it has answered a change. Its last list is outdated then, but correct
+with the changes that its client knows of: those that were answered with OK. A runtime that is away
+cannot apply a request's filter to its lists either.
 """
 
 from __future__ import annotations
@@ -18,54 +17,54 @@ from virtlet.cri import api_pb2
 
 PODS, CONTAINERS, IMAGES = "ListPodSandbox", "ListContainers", "ListImages"
 
-#: Changes to one list that are remembered; of more it is not known what they were.
+#: Number of changes to one list that are remembered; of older ones only the fact is known.
 _LIMIT = 512
 
-#: Changes a list's answer in place.
+#: Changes the answer of a list in place.
 Edit = Callable[[Any], None]
 
 
 @frozen
 class _DatedEdit:
-    #: None when it is not known what changed.
+    #: None if the change is unknown.
     edit: Edit | None
     at: float
 
 
 class ListEdits:
-    """What was changed since each list was asked for."""
+    """The changes to each list since it was asked for."""
 
     def __init__(self) -> None:
         self._since: dict[str, list[_DatedEdit]] = {}
 
     def add(self, changes: Mapping[str, Edit | None]) -> None:
-        """A call has changed these lists just now; None when nobody knows how."""
+        """Note that a call has changed these lists now; None is an unknown change."""
         now = time.monotonic()
         for name, edit in changes.items():
             since = self._since.setdefault(name, [])
             unknown_again = edit is None and since and since[-1].edit is None
             if unknown_again or len(since) == _LIMIT:
-                # A list that has this change has those before it too.
+                # A list with this change has the earlier ones too.
                 since[-1] = _DatedEdit(None, now)
             else:
                 since.append(_DatedEdit(edit, now))
 
     def listed(self, name: str, asked: float) -> None:
-        """A list came that was asked for then: what was changed before is in it."""
+        """Drop the changes before a list was asked for: the list has them."""
         if name in self._since:
             self._since[name] = [a for a in self._since[name] if a.at >= asked]
 
     def since(self, name: str) -> tuple[Edit, ...]:
-        """What was changed, as far as it is known."""
+        """Return the known changes."""
         return tuple(a.edit for a in self._since.get(name, ()) if a.edit is not None)
 
     def known(self, name: str) -> bool:
-        """Whether it is known of every change what it was."""
+        """Whether all changes are known."""
         return all(a.edit is not None for a in self._since.get(name, ()))
 
 
 def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Edit]:
-    """RunPodSandbox with this request has answered with this id."""
+    """Return the edits for a RunPodSandbox with this request, answered with this id."""
     config = request.config
     made = api_pb2.PodSandbox(
         id=sandbox_id,
@@ -80,14 +79,14 @@ def sandbox_made(sandbox_id: str, request: Any) -> Mapping[str, Edit]:
 
 
 def container_made(container_id: str, request: Any) -> Mapping[str, Edit]:
-    """CreateContainer with this request has answered with this id."""
+    """Return the edits for a CreateContainer with this request, answered with this id."""
     config = request.config
     made = api_pb2.Container(
         id=container_id,
         pod_sandbox_id=request.pod_sandbox_id,
         metadata=config.metadata,
         image=config.image,
-        # What a kubelet asks for is what the image's status told as its id.
+        # A kubelet sends the id from the image's status.
         image_ref=config.image.image,
         state=api_pb2.CONTAINER_CREATED,
         created_at=time.time_ns(),
@@ -98,11 +97,11 @@ def container_made(container_id: str, request: Any) -> Mapping[str, Edit]:
 
 
 def done(method: str, some_id: str) -> Mapping[str, Edit | None]:
-    """What a call has changed that is about one sandbox or container, or about images.
+    """Return the edits for a call about one sandbox or container, or about images.
 
     Args:
-        method: its name; one that changes no list changes nothing.
-        some_id: the sandbox's or container's.
+        method: its name; there are no edits if it changes no list.
+        some_id: the id of the sandbox or container.
     """
     if method == "StopPodSandbox":
         return {
@@ -127,7 +126,7 @@ _STAGES: Mapping[str, int] = {
     "StartContainer": api_pb2.CONTAINER_RUNNING,
     "StopContainer": api_pb2.CONTAINER_EXITED,
 }
-#: Lists that these change, but their messages do not say into what.
+#: Lists that a method changes in a way that its messages do not show.
 _UNKNOWN: Mapping[str, tuple[str, ...]] = {
     "RestorePod": (PODS, CONTAINERS),
     "PullImage": (IMAGES,),
@@ -141,7 +140,7 @@ def _add(items: Any, made: Any) -> None:
 
 
 def _reach(items: Any, field: str, some_id: str, state: int) -> None:
-    # States only go on: a list that was made meanwhile may be ahead.
+    # States only advance, and the list may be newer.
     for item in items:
         if getattr(item, field) == some_id:
             item.state = max(item.state, state)
@@ -154,12 +153,12 @@ def _remove(items: Any, field: str, some_id: str) -> None:
 
 
 def filtered(request: Any, answer: Any, containers: Iterable[Any] = ()) -> Any:
-    """The answer with only those items that the request's filter lets through.
+    """Return the answer with the items that match the request's filter.
 
     Args:
-        request: a list request; one without a filter lets everything through.
-        answer: the matching list answer; not changed.
-        containers: as listed; statistics of containers do not say their sandbox.
+        request: a list request; without a filter all items match.
+        answer: the list's answer; not changed.
+        containers: as listed; statistics of containers do not name their sandbox.
     """
     rule = _RULES.get(type(answer).__name__)
     if rule is None or not any(f.name == "filter" for f, _ in request.ListFields()):
@@ -182,7 +181,7 @@ def _labels(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def _id(wanted: str, actual: str) -> bool:
-    # Runtimes take the beginning of an id as well.
+    # Runtimes accept the beginning of an id too.
     return actual.startswith(wanted)
 
 

@@ -1,9 +1,8 @@
 """Which runtime owns an id.
 
-Ids pass unchanged: runtimes make them up at random, and tell them in their lists, so the lists
-say who owns which. `NAME__ID`, the form in which the original gave ids out, is understood too, and
-the beginning of one id, as crictl prints it: for that every runtime is asked. docs/decisions has
-why.
+Ids pass unchanged. Runtimes choose them at random and list them, so the lists determine the owner.
+Two more forms are understood: `NAME__ID`, as the original proxy gave ids out, and the beginning of
+one id, as crictl prints it, for which every runtime is asked. docs/decisions has why.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
 
 SEPARATOR = "__"
-#: The fields that ids of sandboxes and containers come in.
+#: The fields with ids of sandboxes and containers.
 SANDBOX = "pod_sandbox_id"
 CONTAINER = "container_id"
-#: Ids that are listed where a beginning is that of several.
+#: Number of ids that are shown for an ambiguous beginning.
 _SHOWN = 3
-#: Errors that say that the runtime has nothing of that name, or nothing of that kind at all.
+#: Errors of a runtime that has no item of that name, or no items of that kind.
 KNOWS_NONE = (Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
 
 
 @frozen
 class Owner:
-    """Who owns an id.
+    """The owner of an id.
 
     Args:
         runtime: the owner.
-        id: the id as the runtime calls it.
+        id: the id as the runtime knows it.
     """
 
     runtime: Runtime
@@ -53,10 +52,10 @@ class Owners:
         self.by_name = {runtime.name: runtime for runtime in self.runtimes}
 
     def known(self, some_id: str) -> Owner | None:
-        """The owner, as far as it is known without asking.
+        """Return the owner, as far as it is known without asking, or None.
 
         Raises:
-            RpcError: FAILED_PRECONDITION when two runtimes have the id.
+            RpcError: FAILED_PRECONDITION if two runtimes have the id.
         """
         holders = [r for r in self.runtimes if r.last.has(some_id)]
         holders = holders or [r for r in self.runtimes if r.last.had(some_id)]
@@ -66,7 +65,8 @@ class Owners:
             names = " and ".join(r.name for r in holders)
             forms = " or ".join(f"{r.name}{SEPARATOR}{some_id}" for r in holders)
             raise RpcError(
-                Code.FAILED_PRECONDITION, f"id {some_id} is one of {names} alike; call it {forms}"
+                Code.FAILED_PRECONDITION,
+                f"runtimes {names} both have the id {some_id}; write {forms}",
             )
         name, separator, rest = some_id.partition(SEPARATOR)
         if separator and rest and name in self.by_name:
@@ -74,7 +74,7 @@ class Owners:
         return None
 
     async def meant(self, some_id: str, kind: str) -> Owner | None:
-        """Who owns the only id that begins so, as far as can be told now.
+        """Return the owner of the only id that begins so, as far as runtimes can be asked.
 
         Args:
             some_id, kind: as in `find`.
@@ -88,7 +88,7 @@ class Owners:
     async def _beginning(
         self, some_id: str, kind: str
     ) -> tuple[Owner | None, tuple[Runtime, RpcError] | None]:
-        """Who owns the only id that begins so, or a runtime that cannot be asked, and why."""
+        """Return the owner of the only id that begins so, and a runtime that cannot be asked."""
         answers = await asyncio.gather(*(_having(r, some_id, kind) for r in self.runtimes))
         owners: list[Owner] = []
         silent: tuple[Runtime, RpcError] | None = None
@@ -102,21 +102,20 @@ class Owners:
         return owners[0] if owners else None, silent
 
     async def find(self, some_id: str, kind: str, *, sure: bool = True) -> Owner:
-        """The owner, asking the runtimes if need be.
+        """Return the owner; ask the runtimes if it is unknown.
 
         Args:
             some_id: as the client gave it; maybe only the beginning of an id.
             kind: SANDBOX or CONTAINER.
-            sure: whether the beginning of an id is nobody's while a runtime cannot be asked: it
-                may begin an id there too, and the call would change the wrong one.
+            sure: whether to refuse the beginning of an id while a runtime cannot be asked: it may
+                begin an id there too, and the call would change the wrong item.
 
         Returns:
-            The primary for an id that is nobody's: it answers as it does for unknown ids.
+            The primary if no runtime has the id: it answers as it does for unknown ids.
 
         Raises:
-            RpcError: UNAVAILABLE when a runtime that may own it cannot be asked, NOT_FOUND when
-                the id names a runtime that is not configured, FAILED_PRECONDITION when several
-                ids begin so.
+            RpcError: UNAVAILABLE if a runtime that may own it cannot be asked, NOT_FOUND if the id
+                names a runtime that is not configured, FAILED_PRECONDITION if several ids begin so.
         """
         owner = self.known(some_id)
         if owner is not None:
@@ -142,18 +141,18 @@ class Owners:
         if separator and name:
             raise RpcError(
                 Code.NOT_FOUND,
-                f"{some_id} is nobody's id, and no runtime {name!r} is configured; "
+                f"no runtime has the id {some_id}, and no runtime {name!r} is configured; "
                 f"there are {', '.join(self.by_name)}",
             )
         return Owner(self.primary, some_id)
 
 
 async def _having(runtime: Runtime, some_id: str, kind: str) -> list[str] | RpcError:
-    """The runtime's ids that begin so, or why it cannot say."""
+    """Return the runtime's ids that begin so, or the error why they are unknown."""
     known = runtime.last.beginning(some_id, kind == SANDBOX)
     if not runtime.answering:
-        # What it had when it was last heard is known; ids that it made since went to nobody.
-        # Without that, or when only an earlier proxy heard it, there is no telling.
+        # Its last known ids are complete: no client got an id since. They are unknown if it never
+        # answered this proxy but did answer an earlier one.
         if known or runtime.last.confirmed or not runtime.last.seen:
             return known
         return runtime.away_error()
@@ -165,12 +164,12 @@ async def _having(runtime: Runtime, some_id: str, kind: str) -> list[str] | RpcE
     except RpcError as error:
         if error.code in KNOWS_NONE:
             return []
-        # How Virtlet tells of several.
+        # Virtlet's answer to an ambiguous beginning.
         several = error.code == Code.FAILED_PRECONDITION and len(known) > 1
         return known if several else error
     answer = method.response.FromString(reply.payload)
     having = [item.id for item in (answer.items if kind == SANDBOX else answer.containers)]
-    # Containerd lists nothing where several ids begin so.
+    # containerd lists nothing for an ambiguous beginning.
     return having or (known if len(known) > 1 else [])
 
 

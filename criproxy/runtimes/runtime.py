@@ -1,4 +1,4 @@
-"""One runtime as the routes see it: calls to it, and what it last said."""
+"""One runtime as the routes see it: calls to it, and its last known items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from criproxy.runtimes.availability import (
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.timeouts import TimedOutMethods
 
-#: Called with runtime, method, code and seconds of every call that went to a runtime.
+#: Called with runtime, method, code and seconds of every call to a runtime.
 Record = Callable[[str, str, Code, float], None]
 
 
@@ -32,11 +32,11 @@ class Runtime(Availability):
     """A runtime behind the proxy.
 
     Args:
-        config: what it is called and where it is.
-        primary: whether it gets what nobody else claims.
+        config: the runtime's configuration.
+        primary: whether it gets everything that no other runtime claims.
         grace: seconds for which its last known items are served while it is away.
-        identity: of this proxy, which every call of ours carries.
-        record: hears of every call.
+        identity: of this proxy; sent with every call.
+        record: called at the end of every call.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Runtime(Availability):
     ) -> None:
         super().__init__(config, grace)
         self.primary = primary
-        #: The last UpdateRuntimeConfig request; told again when the runtime comes.
+        #: The last UpdateRuntimeConfig request; sent again when the runtime connects.
         self.last_update: bytes | None = None
         self._identity = identity
         self._mark: Header = (LOOP_HEADER, identity)
@@ -69,8 +69,8 @@ class Runtime(Availability):
         """Start a call.
 
         Raises:
-            RpcError: UNAVAILABLE when the runtime is away or silent, RESOURCE_EXHAUSTED when it
-                has as many calls open as it or the configuration allows.
+            RpcError: UNAVAILABLE if the runtime is away or silent, RESOURCE_EXHAUSTED if it has as
+                many calls open as it or the configuration allows.
         """
         connection = self._connection
         if connection is None or self.away_since is not None:
@@ -83,12 +83,12 @@ class Runtime(Availability):
         return connection.open(headers, sink)
 
     def recorder(self, method: str) -> Callable[[Code], None]:
-        """Take the time from now; the returned function records the end."""
+        """Start the clock; return a function that records the end of the call."""
         start = time.monotonic()
         return lambda code: self._record(self.name, method, code, time.monotonic() - start)
 
     def read_timeout(self, remaining: float | None) -> float:
-        """Seconds to wait for an answer that is merged with others'."""
+        """Return the seconds to wait for an answer that is merged with those of other runtimes."""
         limit = self.config.limits.read_seconds
         return limit if remaining is None else min(limit, remaining)
 
@@ -103,7 +103,7 @@ class Runtime(Availability):
         opener: Opener | None = None,
         done: Done,
     ) -> UnaryCall:
-        """Make a unary call and have `done` called with its answer or error."""
+        """Make a unary call; `done` is called with its answer or error."""
         started = time.monotonic()
 
         def ended(result: Reply | RpcError) -> None:
@@ -161,14 +161,14 @@ class Runtime(Availability):
         metadata: Sequence[Header] = (),
         remaining: float | None = None,
     ) -> Reply:
-        """Make a unary call that others must not wait for longer than `read_seconds`.
+        """Make a unary call that must not take longer than `read_seconds`.
 
         Args:
             method, request, metadata: as in `call`.
             remaining: seconds until the client's deadline.
 
         Raises:
-            RpcError: with the call's status; UNAVAILABLE when it took longer, or did lately.
+            RpcError: with the call's status; UNAVAILABLE if it took longer, or did lately.
         """
         if method.name in self._late:
             raise self.gap_error(method)
@@ -212,7 +212,7 @@ class Runtime(Availability):
             record(code)
 
     def late(self, method: Method, seconds: float) -> None:
-        """An answer that others are merged with or wait for did not come in time."""
+        """Note that a method was not answered in time."""
         if self.answering:
             self._late.add(method, seconds, self.last)
 
@@ -221,22 +221,22 @@ class Runtime(Availability):
             self.silent(reason)
 
     def answers(self) -> None:
-        """The runtime has answered."""
+        """Note that the runtime has answered."""
         if not self.answering:
             self._late.clear()
         super().answers()
 
     def reads(self, method: Method) -> bool:
-        """Whether it can be expected to answer this in time."""
+        """Whether it is expected to answer this method in time."""
         return self.away_since is None and method.name not in self._late
 
     def may_fill_in(self, method: Method) -> bool:
-        """Whether its last known items may still be served for want of an answer."""
+        """Whether its last known items may be served instead of an answer."""
         age = time.monotonic() - self._late.since(method.name)
         return self.within_grace() and (age < self.grace or method.name not in self._late)
 
     def gap_error(self, method: Method) -> NotAnswered:
-        """Why there is no answer, and nothing in its place."""
+        """Return the error of a call without an answer and without last known items."""
         reason = self._late.reason(method.name)
         if not self.answering or not reason:
             return self.away_error()
@@ -246,11 +246,11 @@ class Runtime(Availability):
         )
 
     def owe_update(self, request: bytes) -> None:
-        """The runtime is to be told this UpdateRuntimeConfig request."""
+        """Note that the runtime must get this UpdateRuntimeConfig request."""
         self.last_update = self.last.owed_update = request
 
     def told_update(self, request: bytes, error: RpcError | None = None) -> None:
-        """The runtime was told the request, and has maybe answered with this error."""
+        """Note that the runtime got the request, and its error if it failed."""
         again = isinstance(error, NotAnswered) or (error and error.code == Code.UNAVAILABLE)
         if not again and self.last.owed_update is request:
             self.last.owed_update = None
@@ -258,7 +258,7 @@ class Runtime(Availability):
     def _heard(
         self, error: RpcError, seconds: float = 0.0, timeout: float | None = None
     ) -> RpcError:
-        """An error as the routes are to see it: who leads back to us is not there."""
+        """Return an error as the routes see it: a runtime that leads back to us counts as away."""
         error = judged(error, seconds=seconds, timeout=timeout, leaving=not self.answering)
         if not leads_back(error, self._identity):
             return error
@@ -266,10 +266,10 @@ class Runtime(Availability):
         self.looped(reason)
         return NotAnswered(Code.UNAVAILABLE, reason)
 
-    # What is known of it.
+    # Last known items.
 
     def handlers(self) -> frozenset[str]:
-        """RuntimeClass handlers that it serves by configuration or by its own word."""
+        """Return the RuntimeClass handlers that it serves by configuration or by its Status."""
         raw = self.last.answers.get("Status")
         own: Iterable[Any] = ()
         if raw is not None:
@@ -279,17 +279,15 @@ class Runtime(Availability):
     async def take_stock(
         self, names: Sequence[str] = INVENTORY, opener: Opener | None = None
     ) -> None:
-        """Ask for the inventory and keep it.
-
-        What pods and containers it has must be told; images and handlers may fail to be.
+        """Ask for the inventory and store it; images and handlers may fail.
 
         Raises:
-            RpcError: when pods or containers could not be listed.
+            RpcError: if pods or containers could not be listed.
         """
         await asyncio.gather(*(self._stock(name, opener) for name in names))
 
     def to_stock(self, age: float) -> list[str]:
-        """What of the inventory is to be asked for: outdated, and not asked for again already."""
+        """Return the outdated methods of the inventory that are not being asked for already."""
         return [name for name in self.last.outdated(age) if name not in self._late]
 
     async def _stock(self, name: str, opener: Opener | None) -> None:
@@ -308,10 +306,10 @@ class Runtime(Availability):
         self.last.store(name, reply.payload, asked)
 
     def last_answer(self, method: Method) -> Any | None:
-        """The last complete answer to a method with what was changed since, None without one.
+        """Return the last complete answer to a method with the changes since, or None.
 
         Raises:
-            RpcError: INTERNAL when the answer was malformed.
+            RpcError: INTERNAL if the answer was malformed.
         """
         known = self.last.answer(method.name)
         if known is None:

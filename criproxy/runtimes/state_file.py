@@ -1,7 +1,7 @@
-"""The last known items on disk, so that a restarted proxy does not forget a runtime that is away.
+"""The last known items on disk, so that a restarted proxy knows a runtime that is away.
 
-Without this, a proxy that starts while a runtime is away could not tell its pods from pods that
-never were: it would have to fail every list, or hand out short ones.
+Without them, a proxy that starts while a runtime is away would not know whether the runtime has
+pods: it would have to fail every list, or to serve short ones.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from criproxy.runtimes.last_known import Known, LastKnown
 log = logging.getLogger(__name__)
 
 _VERSION = 1
-#: What is saved, and the field that says whether it has changed: beside the inventory, what
-#: handlers the runtime serves.
+#: The saved methods, and the field that shows whether they changed: the inventory and the handlers.
 SAVED: Mapping[str, str] = {
     "ListPodSandbox": "items",
     "ListContainers": "containers",
@@ -37,11 +36,11 @@ SAVED: Mapping[str, str] = {
 
 @frozen
 class State:
-    """What is saved of one runtime.
+    """The saved state of one runtime.
 
     Args:
         answers: its last known answers by method.
-        update: an UpdateRuntimeConfig request that it has not got, or None.
+        update: an UpdateRuntimeConfig request that it did not get yet, or None.
     """
 
     answers: Mapping[str, Known]
@@ -49,12 +48,12 @@ class State:
 
 
 class StateFile:
-    """The file of one runtime.
+    """The state file of one runtime.
 
     Args:
-        directory: where it is; made when it is not there.
-        name: the runtime.
-        socket: the runtime's socket; a file of another socket is another runtime's.
+        directory: the state directory; created if it is missing.
+        name: the runtime's name.
+        socket: the runtime's socket; another socket has another file.
     """
 
     def __init__(self, directory: str, name: str, socket: str) -> None:
@@ -64,7 +63,7 @@ class StateFile:
         self._written: str | None = None
 
     def load(self, last: LastKnown) -> None:
-        """Fill `last` from the file; a file that cannot be used is left out with a warning."""
+        """Fill `last` from the file; ignore an unusable file with a warning."""
         try:
             document = json.loads(self.path.read_text(encoding="ascii"))
             if document["version"] != _VERSION:
@@ -76,7 +75,7 @@ class StateFile:
                     last.store(name, raw, asked=-1.0)
             if "update" in document:
                 last.owed_update = base64.b64decode(document["update"])
-            # A runtime that was heard has told its pods.
+            # A runtime that answered has listed its pods.
             last.seen = bool(document["answers"])
         except FileNotFoundError:
             return
@@ -84,10 +83,10 @@ class StateFile:
             log.warning("saved state %s cannot be used: %s", self.path, error)
 
     def save(self, state: State | None) -> None:
-        """Write the file if something has changed; a full or read-only disk is only warned of.
+        """Write the file if something has changed; log a warning if the disk refuses it.
 
         Args:
-            state: as from `to_save`.
+            state: from `to_save`.
         """
         if state is None:
             with suppress(OSError):
@@ -129,9 +128,9 @@ class StateFile:
 
 
 def to_save(last: LastKnown) -> State | None:
-    """What is to be saved, as it is now; None when there is nothing."""
+    """Return the present state, or None if there is nothing to save."""
     if not last.seen:
-        # A file with answers would say that the runtime was there once.
+        # A file with answers would mean that the runtime answered once.
         return None if last.owed_update is None else State({}, last.owed_update)
     answers = ((name, last.answer(name)) for name in SAVED)
     known = {name: answer for name, answer in answers if answer is not None}
@@ -139,7 +138,7 @@ def to_save(last: LastKnown) -> State | None:
 
 
 def _fingerprint(current: Mapping[str, Any], update: bytes | None) -> str:
-    """Equal for equal items in any order: runtimes list in no order of theirs."""
+    """Return a digest of the items in any order: runtimes list them in no fixed order."""
     digest = hashlib.sha256(b"" if update is None else b"update" + update)
     for name, answer in current.items():
         items = getattr(answer, SAVED[name])

@@ -1,4 +1,4 @@
-"""Methods that a runtime does not answer in time, though it is there."""
+"""Methods that a runtime does not answer in time, although it is there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from criproxy.runtimes.last_known import INVENTORY, LastKnown
 
 log = logging.getLogger(__name__)
 
-#: Methods whose empty request asks for all that the runtime has to say.
+#: Methods whose empty request asks for everything.
 _COMPLETE = frozenset(
     (
         *INVENTORY,
@@ -31,31 +31,31 @@ _COMPLETE = frozenset(
         "ListMetricDescriptors",
     )
 )
-#: How much longer than a client's call one of ours may wait for an answer that is late.
+#: Factor by which the proxy's own call waits longer than a client's for a late answer.
 _PATIENCE = 6.0
 _VERSION = BY_NAME["Version"]
 
-#: Makes a unary call with an empty request: method, seconds, and what gets the answer.
+#: Makes a unary call with an empty request; arguments are method, seconds and callback.
 Ask = Callable[[Method, float, Done], object]
 
 
 @define(eq=False)
 class _Late:
-    #: Since when nothing newer is known than what stands in.
+    #: Age of the last known answer, as a monotonic time.
     since: float
     reason: str
 
 
 class TimedOutMethods:
-    """What stands still at one runtime.
+    """The late methods of one runtime.
 
-    A method that is late is asked again beside its callers until it is in time. Whether the whole
-    runtime is silent, a question that costs it nothing has to say.
+    A late method is called again in the background until it is in time. A call of Version shows
+    whether the whole runtime is silent.
 
     Args:
-        where: the runtime in messages.
+        where: the runtime's name in messages.
         limit: seconds within which an answer is in time.
-        pause: seconds between two questions.
+        pause: seconds between two calls.
         ask: makes a call to the runtime.
         silent: called with the reason when the runtime answers nothing.
     """
@@ -76,21 +76,21 @@ class TimedOutMethods:
         return name in self._late
 
     def since(self, name: str) -> float:
-        """Since when (monotonic seconds) nothing newer is known; now, when it is not late."""
+        """Return the time (monotonic) of the last known answer, or now if the method is in time."""
         late = self._late.get(name)
         return time.monotonic() if late is None else late.since
 
     def reason(self, name: str) -> str:
-        """Why a method counts as late; empty when it does not."""
+        """Return why a method is late; empty if it is in time."""
         late = self._late.get(name)
         return "" if late is None else late.reason
 
     def clear(self) -> None:
-        """The runtime has come anew."""
+        """Forget all late methods: the runtime has connected again."""
         self._late.clear()
 
     def add(self, method: Method, seconds: float, last: LastKnown) -> None:
-        """A method was not answered within so many seconds; `last` gets what it answers later."""
+        """Add a method that was not answered in time; store later answers in `last`."""
         reason = f"no answer to {method.name} within {seconds:g} s"
         if method.name not in self._late and (method.streaming or method.name in _COMPLETE):
             log.warning("%s: %s", self._where, reason)
