@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from attrs import evolve
@@ -21,7 +20,6 @@ EXAMPLES = {
     "routed": "example_network",
     "watchdog": "example_domain",
     "labelled": "example_launch",
-    "same": "example_identity",
     "audited": "example_events",
 }
 """Handler to the example plugin that serves it."""
@@ -39,9 +37,6 @@ BROKEN = {
     "noxml": "NoXml",
 }
 """Handler, and plugin name, to the class of a plugin that breaks its contract."""
-
-IDENTITY = ("/sys/class/net/eth0/address", "/sys/class/dmi/id/product_uuid")
-"""Where a guest shows what `example_identity` adjusts."""
 
 SECRET = "hunter2"
 """Stands in user-data and in what the broken plugins say."""
@@ -92,8 +87,6 @@ def _pod(node: Playground, handler: str) -> Pod:
     manifest = make_manifest(node, handler=handler)
     if handler == "local":
         manifest.container.image.image = "local/tiny"
-    if handler == "same":
-        manifest.pod.annotations["VirtletForceDHCPNetworkConfig"] = "true"
     if handler == "raises":
         script = f"#!/bin/sh\n: {SECRET}\n"
         manifest.pod.annotations["VirtletCloudInitUserDataScript"] = script
@@ -129,19 +122,6 @@ def _check(handler: str, ours: Pod, theirs: Pod) -> None:
     elif handler == "watchdog":
         assert "i6300esb" in _command(theirs)
         assert "i6300esb" not in _command(ours)
-    elif handler == "same":
-        # Its address came by DHCP, which answers nobody but the adjusted MAC.
-        mac, uuid = _output(theirs, "cat", *IDENTITY).split()
-        assert mac.startswith("02:")
-        assert f"mac={mac}" in _command(theirs)
-        assert UUID(uuid).version == 5
-
-
-def _output(pod: Pod, *command: str) -> str:
-    """What a command in the guest prints."""
-    request = cri.ExecSyncRequest(container_id=pod.vm, cmd=command, timeout=60)
-    output: bytes = pod.client.call("ExecSync", request, timeout=90).stdout
-    return output.decode()
 
 
 def test_a_kubelet_that_names_no_handler_gets_what_the_pods_plugin_fetches(

@@ -55,6 +55,14 @@ def test_who_adjusts_badly_is_named_alone(tmp_path: Path, plugin: str, problem: 
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("plugin", ["Raises", "WrongType", "Spoils"])
+def test_an_operator_may_do_without_an_adjustment_that_fails(tmp_path: Path, plugin: str) -> None:
+    vm = models.vm(tmp_path, plugins=("One", plugin, "Adds"))
+    hooks = Hooks(discover(map(_entry, ("One", plugin, "Adds"))))
+    hooks.govern({plugin: {"onFailure": "log"}}, tmp_path)
+    assert hooks.flavor(vm.pod, vm.config, vm.image).vcpus == 2
+
+
 def _adjusted(directory: Path, nic: dict[str, Any], network: dict[str, Any]) -> Network:
     registry = discover(map(_entry, ("One", "Told")))
     told = registry.manager.get_plugin("Told")
