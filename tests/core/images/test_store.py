@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from virtlet.core.images.layout import Layout
 from virtlet.core.images.store import ImageStore
 from virtlet.errors import (
     FailedPrecondition,
@@ -375,6 +376,27 @@ class TestRestart:
         assert image.path.exists()
         [line] = [r for r in caplog.records if r.getMessage() == "image left out"]
         assert "qemu-img is not installed" in line.problem  # type: ignore[attr-defined]
+
+    def test_a_start_goes_on_without_a_plugin_that_hangs_over_a_lost_record(
+        self, store: ImageStore, used: set[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        used.add(put(store, "a"))
+        image = store.get("a")
+        assert image is not None
+        image.path.with_suffix(".json").unlink()
+        go_on = threading.Event()
+
+        def hang(name: str, file: Path) -> tuple[str, RecognizedImage]:
+            go_on.wait(60)
+            raise NotFound("too late")
+
+        layout = Layout(store.usage().mountpoint, EMULATOR_GID)
+        again = ImageStore(layout, in_use=lambda: used, recognize=hang, look_patience=0.1)
+        go_on.set()
+        assert again.list() == ()
+        assert image.path.exists()
+        [line] = [r for r in caplog.records if r.getMessage() == "image left out"]
+        assert line.problem == "nobody has said what it is within 0.1 s"  # type: ignore[attr-defined]
 
     def test_a_store_of_the_original_is_taken_over(
         self, tmp_path: Path, open_store: Callable[[], ImageStore]

@@ -43,6 +43,7 @@ class ImageStore:
         layout: the directory that it keeps them in; nobody else may work on it.
         in_use: ids (`sha256:…`) of the images that VMs use; it must not call back into the store.
         recognize: says what a file is whose record was lost, or where a pull has no way of its own.
+        look_patience: seconds that a start waits for it.
         limits: bounds for one image.
     """
 
@@ -52,11 +53,13 @@ class ImageStore:
         *,
         in_use: Callable[[], Collection[str]],
         recognize: Recognize,
+        look_patience: float = LOOK_PATIENCE,
         limits: ImageLimits | None = None,
     ) -> None:
         self.limits = limits or ImageLimits()
         self._in_use = in_use
         self._recognize = recognize
+        self._look_patience = look_patience
         self._layout = layout
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
@@ -313,11 +316,11 @@ class ImageStore:
         if record is not None and record.size == stat.st_size:
             return record
         look = apart(lambda: self._look(path, digest, self._recognize))
-        deadline = time.monotonic() + LOOK_PATIENCE
+        deadline = time.monotonic() + self._look_patience
         try:
             made = wait_for(look, lambda: time.monotonic() < deadline)
         except (VirtletError, Abandoned) as error:
-            problem = str(error) or f"nobody has said what it is within {LOOK_PATIENCE:g} s"
+            problem = str(error) or f"nobody has said what it is within {self._look_patience:g} s"
             log.error("image left out", extra={"image": digest, "problem": problem})
             return None
         made = evolve(made, pulled_at=stat.st_mtime_ns)
