@@ -170,6 +170,21 @@ def test_a_traceback_has_types_and_places_and_no_text(
     assert SECRET not in stream.getvalue()
 
 
+def test_texts_of_what_a_plugin_raised_are_shown_where_they_are_asked_for(
+    stream: io.StringIO,
+) -> None:
+    log_setup.set_up("info", stream=stream, quoting=True)
+    for facts in ({}, {"plugin": "mine"}):
+        try:
+            _fail()
+        except ValueError:
+            logging.getLogger("virtlet.x").exception("failed", extra=facts)
+    of_ours, of_plugin = _lines(stream)
+    assert SECRET not in of_ours["traceback"]
+    heads = [text for text in of_plugin["traceback"].splitlines() if not text.startswith(" ")]
+    assert heads == [f"ValueError: {SECRET}", f"caused by KeyError: {SECRET!r}"]
+
+
 def test_exceptions_that_hang_in_a_circle_are_shown_once(stream: io.StringIO) -> None:
     first, second = ValueError(SECRET), KeyError(SECRET)
     first.__cause__, second.__cause__ = second, first

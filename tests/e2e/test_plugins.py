@@ -210,8 +210,8 @@ def test_a_plugin_that_breaks_its_contract_is_named_and_the_others_go_on(
     [
         ("misspelt", "virtlet_rot_disk"),
         ("old", "built for version 99"),
-        ("optionless", "virtlet_options: raised ValueError"),
-        ("unset", "virtlet_configure: raised ValueError"),
+        ("optionless", "virtlet_options: raised ValueError: no colour is set"),
+        ("unset", "virtlet_configure: raised ValueError: no red today"),
     ],
 )
 def test_a_refused_plugin_breaks_its_handler_alone_and_says_why(

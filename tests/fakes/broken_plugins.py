@@ -51,7 +51,7 @@ class FailsToStart(Current):
 
     @hookimpl
     def virtlet_options(self) -> Any:
-        raise ValueError("hunter2")
+        raise ValueError("no colour is set")
 
 
 class FailsToConfigure(Current):
@@ -59,7 +59,7 @@ class FailsToConfigure(Current):
 
     @hookimpl
     def virtlet_configure(self, settings: object, node: object) -> None:
-        raise ValueError("hunter2")
+        raise ValueError("no red today")
 
 
 class Exits(Current):

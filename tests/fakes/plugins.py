@@ -42,6 +42,14 @@ class Twin(Good):
     """Declares what Good declares."""
 
 
+class Shades(Current):
+    """Declares an annotation that Good declares too."""
+
+    @hookimpl
+    def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
+        return [Annotation(name="VirtletColour", kind=TEXT, default="grey", help="of the test")]
+
+
 class RaisesWhenMade:
     """Cannot be made."""
 

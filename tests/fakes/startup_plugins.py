@@ -7,7 +7,7 @@ from tests.fakes.plugins import Current
 from virtlet import hookimpl
 from virtlet.core.config.options import LISTEN
 from virtlet.errors import InvalidArgument
-from virtlet.model.option import TEXT, Option, integer
+from virtlet.model.option import TEXT, Option, integer, mapping
 
 
 class ExitsWhenMade:
@@ -29,7 +29,7 @@ class RaisesWhenSeen:
 
     @property
     def VIRTLET_HOOK_API(self) -> int:  # noqa: N802 (the API's name)
-        raise RuntimeError("hunter2")
+        raise RuntimeError("look away")
 
 
 class RaisesAtOptions(Current):
@@ -37,7 +37,7 @@ class RaisesAtOptions(Current):
 
     @hookimpl
     def virtlet_options(self) -> Any:
-        raise ValueError("hunter2")
+        raise ValueError("no\ncolour")
 
 
 class ExitsAtOptions(Current):
@@ -53,7 +53,7 @@ class RaisesAtConfigure(Current):
 
     @hookimpl
     def virtlet_configure(self, settings: object, node: object) -> None:
-        raise ValueError("hunter2")
+        raise ValueError("no\ncolour")
 
 
 class RefusesSettings(Current):
@@ -110,9 +110,9 @@ BadDefault = options_of(
         field="mine", flag="--mine", env="MINE", kind=integer(1, 2), default="3", help="of the test"
     )
 )
-BadPlace = options_of(
+Braces = options_of(
     Option(
-        field="mine", flag="--mine", env="MINE", kind=TEXT, default="{nowhere}", help="of the test"
+        field="mine", flag="--mine", env="MINE", kind=mapping(), default="{}", help="of the test"
     )
 )
 

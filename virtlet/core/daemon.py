@@ -73,7 +73,10 @@ def serve(registry: Registry, config: Settings) -> None:
         VirtletError: it cannot start; the message says why.
     """
     lines = log_setup.set_up(
-        config[core_options.LOG_LEVEL], config[core_options.LOG_FORMAT], registry.logging_packages()
+        config[core_options.LOG_LEVEL],
+        config[core_options.LOG_FORMAT],
+        registry.logging_packages(),
+        quoting=config[core_options.SHOW_PLUGIN_ERRORS],
     )
     process_memory.share_heap()
     with ExitStack() as undo:

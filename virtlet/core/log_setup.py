@@ -2,7 +2,8 @@
 
 What is logged is an event's name and plain facts (ids, names, durations). Requests, annotations,
 environments and documents are never passed to a logger, because they can hold secrets. The texts
-of exceptions that nobody expected can quote them too, so tracebacks are written without.
+of exceptions that nobody expected can quote them too, so tracebacks are written without. The
+setting showPluginErrors has them written where a plugin raised them.
 
 The CRI proxy's log has the same form (criproxy/log_lines.py), so that one query serves both.
 """
@@ -25,6 +26,8 @@ LEVELS: Mapping[str, int] = {
 }
 FORMS = ("json", "text")
 
+TEXT_LIMIT = 300
+"""Characters of an exception's text that are shown where it is."""
 FRAME_LIMIT = 40
 """The innermost frames of each exception that are shown."""
 
@@ -45,11 +48,15 @@ class Lines(logging.Formatter):
     Args:
         form: 'json' or 'text'.
         named: knows names.
+        quoting: whether a line about a plugin has the texts of the exceptions.
     """
 
-    def __init__(self, form: str, named: Naming = lambda facts: {}) -> None:
+    def __init__(
+        self, form: str, named: Naming = lambda facts: {}, *, quoting: bool = False
+    ) -> None:
         super().__init__()
         self._form = form
+        self._quoting = quoting
         self.named = named
 
     def format(self, record: logging.LogRecord) -> str:
@@ -62,7 +69,8 @@ class Lines(logging.Formatter):
             # What asyncio adds to its message in more lines has the exception's text in it.
             message = message.partition("\n")[0]
         facts = self._facts(record)
-        frames = [] if error is None else list(_frames(error, "", set()))
+        quoting = self._quoting and "plugin" in vars(record)
+        frames = [] if error is None else list(_frames(error, "", set(), quoting))
         if self._form == "text":
             shown = " ".join(f"{key}={_plain(value)}" for key, value in facts.items())
             head = f"{moment} {record.levelname:<7} {json.dumps(message, ensure_ascii=False)[1:-1]}"
@@ -93,10 +101,19 @@ def _plain(value: object) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
-    """Types and places of an exception and of those behind it: never their texts."""
+def text_of(error: BaseException) -> str:
+    """An exception's text in one line, cut where it is long."""
+    try:
+        return " ".join(str(error).split())[:TEXT_LIMIT]
+    except Exception:
+        return ""
+
+
+def _frames(error: BaseException, how: str, seen: set[int], quoting: bool) -> Iterator[str]:
+    """Types and places of an exception and of those behind it; their texts if they are wanted."""
     seen.add(id(error))
-    yield f"{how}{type(error).__qualname__}"
+    text = text_of(error) if quoting else ""
+    yield f"{how}{type(error).__qualname__}" + (f": {text}" if text else "")
     stack = StackSummary.extract(
         walk_tb(error.__traceback__), limit=-FRAME_LIMIT, lookup_lines=False
     )
@@ -109,11 +126,16 @@ def _frames(error: BaseException, how: str, seen: set[int]) -> Iterator[str]:
         behind += [("with ", part) for part in error.exceptions]
     for word, other in behind:
         if other is not None and id(other) not in seen:
-            yield from _frames(other, word, seen)
+            yield from _frames(other, word, seen, quoting)
 
 
 def set_up(
-    level: str, form: str = "json", packages: Iterable[str] = (), stream: TextIO = sys.stderr
+    level: str,
+    form: str = "json",
+    packages: Iterable[str] = (),
+    stream: TextIO = sys.stderr,
+    *,
+    quoting: bool = False,
 ) -> Lines:
     """Send all logs to a stream, and what would end a thread or the process with a traceback.
 
@@ -122,11 +144,12 @@ def set_up(
         form: one of `FORMS`.
         packages: Python packages of third-party plugins, which are heard like our own.
         stream: where to.
+        quoting: see `Lines`.
 
     Returns:
         What makes the lines, to give it names later.
     """
-    lines = Lines(form)
+    lines = Lines(form, quoting=quoting)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(lines)
     logging.root.handlers[:] = [handler]

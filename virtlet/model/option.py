@@ -109,7 +109,7 @@ class Option(Generic[T]):
     """Its environment variable."""
     kind: Kind[T]
     default: str
-    """As it would be written; `{data_dir}` in it becomes the data directory."""
+    """As it would be written; `{data_dir}` in it becomes the data directory, other braces stay."""
     help: str
 
 

@@ -114,11 +114,6 @@ def test_a_contribution_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
         hooks.cloud_init(models.vm(tmp_path, plugins=("WrongType",)), Flavor(), ())
 
 
-def test_two_plugins_that_declare_one_annotation_are_both_named() -> None:
-    with pytest.raises(PluginError, match="Good and Twin.*VirtletColour"):
-        _hooks("Good", "Twin").annotations()
-
-
 def test_the_error_of_an_observer_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
     profile = Profile(handler="", plugins=("Raises",))
     with caplog.at_level(logging.ERROR):

@@ -93,7 +93,7 @@ UNRULY = "tests.fakes.startup_plugins"
     ("name", "reason"),
     [
         ("ExitsWhenMade", "raised SystemExit"),
-        ("RaisesWhenSeen", "looking at .* raised RuntimeError"),
+        ("RaisesWhenSeen", "looking at .* raised RuntimeError: look away"),
         ("ByValue", "compares by value"),
     ],
 )

@@ -53,7 +53,7 @@ def load(
         if option.field in content:
             where = f"{file}: {option.field}"
             return _parse(option, _text(content[option.field], option, where), where)
-        return _parse(option, option.default.format(**places), f"default of {option.field}")
+        return _parse(option, fill(option.default, places), f"default of {option.field}")
 
     data_dir = value(DATA_DIR, {})
     unknown = [key for key in content if key not in {*declared, *SECTIONS}]
@@ -70,6 +70,13 @@ def load(
         if not isinstance(section, dict):
             raise InvalidArgument(f"{file}: {name} must be a mapping")
     return Settings(values=MappingProxyType(values), sections=MappingProxyType(sections))
+
+
+def fill(default: str, places: Mapping[str, str]) -> str:
+    """A default with paths in the place of `{data_dir}` and `{socket_dir}`."""
+    for name, path in places.items():
+        default = default.replace(f"{{{name}}}", path)
+    return default
 
 
 def _look_at_unknown(

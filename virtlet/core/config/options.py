@@ -191,6 +191,15 @@ HOOK_PATIENCE = Option(
     help="seconds after which a plugin that has not returned from a hook is named in the log, and "
     "calls about its pod answer with an error that names it instead of waiting",
 )
+SHOW_PLUGIN_ERRORS = Option(
+    field="showPluginErrors",
+    flag="--show-plugin-errors",
+    env="VIRTLET_SHOW_PLUGIN_ERRORS",
+    kind=BOOLEAN,
+    default="false",
+    help="write the texts of what plugins raise into the log, for their authors. They can quote "
+    "user-data, passwords and whole documents of pods: not for a node with pods of other people",
+)
 FORGOTTEN_PLUGINS = Option(
     field="forgottenPlugins",
     flag="--forgotten-plugins",
@@ -220,5 +229,6 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     LOG_LEVEL,
     LOG_FORMAT,
     HOOK_PATIENCE,
+    SHOW_PLUGIN_ERRORS,
     FORGOTTEN_PLUGINS,
 )

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import re
 import threading
 from asyncio import CancelledError
 from collections.abc import Iterator
@@ -10,14 +11,22 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from virtlet import api
 from virtlet.core.hooks.watch import HookWatch
+from virtlet.core.log_setup import text_of
 from virtlet.errors import PluginError, VirtletError
+from virtlet.model.plain import with_article
 from virtlet.model.typed import Shape, WrongType, shape
 
 log = logging.getLogger(__name__)
 
 BREAKS = (Exception, SystemExit, KeyboardInterrupt, CancelledError)
 """What a plugin may raise without ending the manager; see `is_foreign`."""
+
+OPEN = frozenset(
+    {"virtlet_options", "virtlet_annotations", "virtlet_configure", "virtlet_shutdown"}
+)
+"""Hooks that hear nothing of a pod, so that the text of what they raise can be shown."""
 
 _OUT = "take it out of the handler's `plugins`"
 
@@ -33,14 +42,18 @@ def is_foreign(error: BaseException) -> bool:
 def raised(plugin: str, hook: str, what: str, error: BaseException) -> PluginError:
     """The error to raise, from `error`, when a plugin raised something that is not ours.
 
-    Its text is left out: it may hold what must not be shown. That of WrongType holds no value.
+    Its text is left out, as it may quote a pod; that of WrongType holds no value.
     """
     if isinstance(error, WrongType):
         return returned(plugin, hook, f"{what}made {error}{_place(error)}")
+    misused = _misused(error)
+    if misused:
+        return returned(plugin, hook, f"{what}made {misused}{_place(error)}")
+    text = text_of(error) if hook in OPEN else ""
     return PluginError(
         plugin,
         hook,
-        f"{what}raised {type(error).__name__}{_place(error)}",
+        f"{what}raised {type(error).__name__}{text and f': {text}'}{_place(error)}",
         f"the manager's log has the traceback; mend the plugin or {_OUT}",
     )
 
@@ -61,6 +74,23 @@ def logged() -> Iterator[None]:
             extra = {"plugin": error.plugin, "hook": error.hook}
             log.error("plugin raised", extra=extra, exc_info=error.__cause__)
         raise
+
+
+_MISUSES = {
+    r"takes 1 positional argument but": "by position instead of by its fields' names",
+    r"got an unexpected keyword argument": "with a field that it does not have",
+    r"missing \d+ required keyword-only": "without a field that it has to have",
+}
+
+
+def _misused(error: BaseException) -> str:
+    """Which model was made in a way that none is made, and how; or ""."""
+    if isinstance(error, TypeError):
+        for text, how in _MISUSES.items():
+            found = re.match(rf"(\w+)\.__init__\(\) {text}", text_of(error))
+            if found and found[1] in api.__all__:
+                return f"{with_article(found[1])} {how}"
+    return ""
 
 
 def _place(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def _flaws_of_whole(plugin: object) -> Iterator[str]:
         )
     elif api != HOOK_API:
         yield (
-            f"it was built for version {api} of the plugin API and this Virtlet has version "
+            f"it was built for version {api!r} of the plugin API and this Virtlet has version "
             f"{HOOK_API}: install a release of the plugin for version {HOOK_API}"
         )
     kind = plugin if inspect.isclass(plugin) else type(plugin)

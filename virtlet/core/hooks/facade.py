@@ -60,6 +60,7 @@ class Hooks:
         self._registry = registry
         self.watch = HookWatch()
         self._policy = Policy()
+        self._annotations: list[tuple[str, Annotation[Any]]] | None = None
         self._caller = Caller(registry, self.watch)
 
     # Start-up and shut-down
@@ -71,21 +72,12 @@ class Hooks:
     def annotations(self, profile: Profile | None = None) -> list[tuple[str, Annotation[Any]]]:
         """(plugin, annotation) of every annotation the profile's (or all) plugins understand.
 
-        Raises:
-            PluginError: two plugins declare one name.
+        Plugins are asked once; see `startup.collect_annotations`.
         """
-        hook, active = "virtlet_annotations", profile.plugins if profile else self._everyone
-        found: list[tuple[str, Annotation[Any]]] = []
-        owners: dict[str, str] = {}
-        for plugin in self._caller.providers(hook, active):
-            declared: Sequence[Annotation[Any]] = self._call(hook, plugin) or ()
-            for annotation in declared:
-                first = owners.setdefault(annotation.name, plugin)
-                if first != plugin:
-                    problem = f"both declare {annotation.name}"
-                    raise returned(f"{first} and {plugin}", hook, problem)
-                found.append((plugin, annotation))
-        return found
+        if self._annotations is None:
+            self._annotations = startup.collect_annotations(self._registry, self._caller)
+        active = profile.plugins if profile else self._everyone
+        return [(plugin, found) for plugin, found in self._annotations if plugin in active]
 
     def govern(self, section: Mapping[Any, Any], data_dir: Path) -> None:
         """Take the configuration's `plugins` section.
@@ -98,7 +90,11 @@ class Hooks:
         self.watch.limits = self._policy.patience
 
     def configure(self, settings: Settings, node: Node) -> None:
-        """Hand every plugin its settings; see `startup.configure`."""
+        """Hand every plugin its settings; see `startup.configure`.
+
+        Before that, refuse those whose annotations cannot be had.
+        """
+        self.annotations()
         startup.configure(self._registry, self._caller, settings, node)
 
     def reconcile(self, pods: Sequence[Pod], vms: Sequence[Vm]) -> None:

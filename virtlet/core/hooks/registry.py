@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
@@ -12,6 +11,7 @@ from attrs import define, field, frozen
 from virtlet import PROJECT, hookspecs
 from virtlet.core.hooks import contract
 from virtlet.core.hooks.blame import BREAKS
+from virtlet.core.log_setup import text_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Registry:
     """Names of the usable plugins of others: active for the handlers that name them."""
     refused: dict[str, str] = field(factory=dict)
     """Name of an unusable plugin to the reason, with the remedy."""
+    doubts: dict[str, tuple[str, ...]] = field(factory=dict)
+    """Name of a usable plugin to what its author probably does not mean; see `contract.doubts`."""
     packages: dict[str, str] = field(factory=dict)
     """Name of a plugin to that of the installed package it came with."""
     departed: dict[str, Seen] = field(factory=dict)
@@ -68,6 +70,11 @@ class Registry:
     def forgets(self, plugin: str) -> bool:
         """Whether a plugin is not usable, and the operator has given up what it made."""
         return plugin in self.forgotten and not self.manager.has_plugin(plugin)
+
+    def named(self, plugin: str) -> str:
+        """A plugin with the package that it came with, for messages."""
+        package = self.packages.get(plugin)
+        return f"plugin {plugin!r}" + (f" (package {package})" if package else "")
 
     def why_missing(self, plugin: str) -> str:
         """Why a plugin is not usable, and the ways out; for messages."""
@@ -111,9 +118,7 @@ def discover(entries: Iterable[EntryPoint] | None = None) -> Registry:
     # Registration order is part of the contract: built-ins first, then the others by name.
     found.sort(key=lambda entry: (not entry.value.startswith(BUILTIN_PACKAGE), entry.name))
     for entry in found:
-        if entry.dist is not None:
-            registry.packages[entry.name] = entry.dist.name
-        problem = _register(registry.manager, entry)
+        problem = _register(registry, entry)
         if problem:
             registry.note(entry.name, problem)
         elif entry.value.startswith(BUILTIN_PACKAGE):
@@ -123,10 +128,17 @@ def discover(entries: Iterable[EntryPoint] | None = None) -> Registry:
     return registry
 
 
-def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
+def _register(registry: Registry, entry: EntryPoint) -> str:
     """Register one plugin; "" or why it is refused."""
+    manager, package = registry.manager, entry.dist.name if entry.dist else ""
     if manager.has_plugin(entry.name):
-        return f"two installed packages offer a plugin named {entry.name!r}: uninstall one of them"
+        both = " and ".join(filter(None, (registry.packages.get(entry.name), package)))
+        return (
+            f"two installed packages{both and f' ({both})'} offer a plugin named {entry.name!r}: "
+            "uninstall one of them"
+        )
+    if package:
+        registry.packages[entry.name] = package
     try:
         plugin = entry.load()
         if inspect.isclass(plugin):
@@ -134,7 +146,7 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
     except BREAKS as error:
         if _is_ctrl_c(error):
             raise
-        what = f"{type(error).__name__}: {_flat(error)}"
+        what = f"{type(error).__name__}: {text_of(error)}"
         return f"importing {entry.value} raised {what}; mend or uninstall it"
     try:
         found = contract.flaws(plugin)
@@ -142,13 +154,15 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
     except BREAKS as error:
         if _is_ctrl_c(error):
             raise
-        return f"looking at {entry.value} raised {type(error).__name__}; mend or uninstall it"
+        what = f"{type(error).__name__}: {text_of(error)}"
+        return f"looking at {entry.value} raised {what}; mend or uninstall it"
     if found:
         return "; ".join(found)
     try:
         manager.register(plugin, entry.name)
     except ValueError:
         return f"{entry.value} is registered under another name already: one entry point is enough"
+    registry.doubts[entry.name] = tuple(doubts)
     for doubt in doubts:
         log.warning("plugin %r: %s", entry.name, doubt, extra={"plugin": entry.name})
     return ""
@@ -156,9 +170,3 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> str:
 
 def _is_ctrl_c(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
-
-
-def _flat(error: BaseException) -> str:
-    """An error's text in one line, with objects by their types: an address says nothing."""
-    text = re.sub(r"<(?:[\w.]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
-    return " ".join(text.split())[:300]

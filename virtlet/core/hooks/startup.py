@@ -5,21 +5,22 @@ touched by it. Without a built-in plugin the manager does not start.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from virtlet.core.config.load import SECTIONS
+from virtlet.core.config.load import SECTIONS, fill
 from virtlet.core.config.options import CORE_OPTIONS
 from virtlet.core.hooks.blame import BREAKS, is_foreign, logged, returned
 from virtlet.core.hooks.caller import Caller
 from virtlet.core.hooks.registry import Registry
 from virtlet.errors import PluginError, VirtletError
 from virtlet.model.node import Node
-from virtlet.model.option import Option, Settings
+from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
 
-OPTIONS, CONFIGURE, RECONCILE = "virtlet_options", "virtlet_configure", "virtlet_reconcile"
+OPTIONS, ANNOTATIONS = "virtlet_options", "virtlet_annotations"
+CONFIGURE, RECONCILE = "virtlet_configure", "virtlet_reconcile"
 
 _FLAG = re.compile(r"--[a-zA-Z0-9][a-zA-Z0-9-]*")
 _PLACES = {"data_dir": "/", "socket_dir": "/"}
@@ -33,19 +34,44 @@ def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Optio
     """
     taken = {name: "the core" for option in CORE_OPTIONS for name in _names(option)}
     taken |= dict.fromkeys((*SECTIONS, "file", "--config", "--help", "--v"), "the core")
-    found: list[tuple[str, Option[Any]]] = []
-    for plugin in _all(registry, caller, OPTIONS):
+    return _collect(registry, caller, OPTIONS, _names, taken, _inspect)
+
+
+def collect_annotations(registry: Registry, caller: Caller) -> list[tuple[str, Annotation[Any]]]:
+    """(plugin, annotation) of every usable plugin's declared annotations.
+
+    Raises:
+        VirtletError: a built-in plugin's cannot be had.
+    """
+    return _collect(registry, caller, ANNOTATIONS, lambda annotation: (annotation.name,), {})
+
+
+def _collect(
+    registry: Registry,
+    caller: Caller,
+    hook: str,
+    names: Callable[[Any], tuple[str, ...]],
+    taken: dict[str, str],
+    inspect: Callable[[str, Any], None] = lambda plugin, thing: None,
+) -> list[tuple[str, Any]]:
+    """(plugin, what it declares); a plugin that declares a name of another is refused."""
+    found: list[tuple[str, Any]] = []
+    for plugin in caller.providers(hook, registry.builtin + registry.extra):
         try:
-            declared = caller.call(OPTIONS, plugin) or ()
+            declared = caller.call(hook, plugin) or ()
             added: dict[str, str] = {}
-            for option in declared:
-                _inspect(plugin, option, {**taken, **added})
-                added |= dict.fromkeys(_names(option), plugin)
+            for thing in declared:
+                for name in names(thing):
+                    owner = taken.get(name) or added.get(name)
+                    if owner:
+                        raise returned(plugin, hook, f"declares {name}, which {owner} declares too")
+                inspect(plugin, thing)
+                added |= dict.fromkeys(names(thing), registry.named(plugin))
         except VirtletError as error:
-            _refuse(registry, plugin, OPTIONS, error)
+            _refuse(registry, plugin, hook, error)
         else:
             taken |= added
-            found += [(plugin, option) for option in declared]
+            found += [(plugin, thing) for thing in declared]
     return found
 
 
@@ -68,7 +94,7 @@ def reconcile(registry: Registry, caller: Caller, pods: Sequence[Pod], vms: Sequ
 
 
 def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -> None:
-    for plugin in _all(registry, caller, hook):
+    for plugin in caller.providers(hook, registry.builtin + registry.extra):
         try:
             with logged():
                 caller.call(hook, plugin, **arguments)
@@ -76,27 +102,20 @@ def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -
             _refuse(registry, plugin, hook, error)
 
 
-def _all(registry: Registry, caller: Caller, hook: str) -> Iterator[str]:
-    """Everybody who has a hook, the built-in plugins first."""
-    return iter(caller.providers(hook, registry.builtin + registry.extra))
-
-
 def _refuse(registry: Registry, plugin: str, hook: str, error: VirtletError) -> None:
     if plugin in registry.builtin:
         raise error
     problem = error.problem if isinstance(error, PluginError) else str(error)
-    registry.refuse(plugin, f"{hook}: {problem}; mend the plugin or uninstall it")
+    package = registry.packages.get(plugin)
+    what = f"its package {package}" if package else "it"
+    registry.refuse(plugin, f"{hook}: {problem}; mend the plugin or uninstall {what}")
 
 
 def _names(option: Option[Any]) -> tuple[str, ...]:
     return option.field, option.flag, option.env
 
 
-def _inspect(plugin: str, option: Option[Any], taken: dict[str, str]) -> None:
-    for name in _names(option):
-        if name in taken:
-            problem = f"declares {name}, which {taken[name]} declares too"
-            raise returned(plugin, OPTIONS, problem)
+def _inspect(plugin: str, option: Option[Any]) -> None:
     if not (option.field.isidentifier() and _FLAG.fullmatch(option.flag) and option.env):
         problem = (
             f"declares the option {option.field!r} with the flag {option.flag!r} and the "
@@ -104,7 +123,7 @@ def _inspect(plugin: str, option: Option[Any], taken: dict[str, str]) -> None:
         )
         raise returned(plugin, OPTIONS, problem)
     try:
-        option.kind.parse(option.default.format(**_PLACES))
+        option.kind.parse(fill(option.default, _PLACES))
     except BREAKS as error:
         if not is_foreign(error):
             raise
