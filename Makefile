@@ -35,8 +35,9 @@ format: setup ## format the code
 proto: setup ## make the CRI stubs from proto/
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/virtlet/cri/api.proto
 
-docs: setup ## write docs/settings.md from the declarations
+docs: setup ## write docs/settings.md and docs/types.md from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+	$(PY) hack/document_types.py > docs/types.md.new && mv docs/types.md.new docs/types.md
 
 golden: setup ## write the golden documents anew; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py

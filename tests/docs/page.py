@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from tests.fakes.model import make_config, make_node
+from virtlet.core.hooks.check import Findings, check
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
 from virtlet.model.pod import Profile
@@ -77,9 +78,8 @@ class Example:
     def __init__(self, hook: str, root: Path) -> None:
         section = sections()[hook]
         self.entry = EntryPoint(NAME, f"{section.module}:Plugin", "virtlet")
-        registry = discover([self.entry])
-        assert registry.refused == {}
-        self.hooks = Hooks(registry)
+        assert check([self.entry]) == {NAME: Findings()}
+        self.hooks = Hooks(discover([self.entry]))
         self.node = make_node(root)
 
     def configure(self, **values: str) -> None:
