@@ -13,7 +13,7 @@ from bench.asking import by_turns, spread
 from bench.bench import Bench
 from bench.figures import paired_interval, paired_ratio
 from bench.row import Row
-from tests.images.tiny_guest import JsonSocket
+from tests.tiny.tiny_guest import JsonSocket
 from virtlet.cli.client import Client
 from virtlet.cli.manifest import read_manifest
 from virtlet.cli.playground import Playground

@@ -14,21 +14,21 @@ from xml.etree import ElementTree
 import pytest
 from attrs import evolve
 
-from tests.core.images.disks import raw_disk, recognize
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
+from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.pull import Images
-from virtlet.core.images.route import Route
-from virtlet.core.images.store import ImageStore
 from virtlet.core.launch.merge import merge_launch
 from virtlet.core.lifecycle.admission import check_annotations
 from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import links, netns
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images
+from virtlet.images.route import Route
+from virtlet.images.store import ImageStore
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand

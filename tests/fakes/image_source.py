@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from tests.core.images.disks import recognize
-from virtlet.core.images.route import Route
+from tests.images.disks import recognize
 from virtlet.errors import InvalidArgument, NotFound, Unavailable
+from virtlet.images.route import Route
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 
 Step = Callable[[], None]

@@ -7,18 +7,15 @@ from pathlib import Path
 
 from attrs import define, field
 
-from tests.core.images.disks import raw_disk
 from tests.fakes.hypervisor import FakeHypervisor, Faults
 from tests.fakes.model import make_node
+from tests.images.disks import raw_disk
 from virtlet import hookimpl
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import discover
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.pull import Images
-from virtlet.core.images.store import ImageStore
 from virtlet.core.lifecycle import effects, exits, images, pods, recovery, vms
 from virtlet.core.lifecycle.context import Context, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
@@ -27,6 +24,9 @@ from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images
+from virtlet.images.store import ImageStore
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams

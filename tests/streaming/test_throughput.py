@@ -22,7 +22,7 @@ SIZE = 1 << 28
 ROUNDS = 6
 WANTED = 0.5
 
-_ROOT = str(Path(__file__).parents[3])
+_ROOT = str(Path(__file__).parents[2])
 
 
 @asynccontextmanager

@@ -24,10 +24,6 @@ from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.pull import Images
-from virtlet.core.images.store import ImageStore
 from virtlet.core.launch.server import LaunchServer
 from virtlet.core.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.core.lifecycle import effects, exits, points, recovery
@@ -41,6 +37,10 @@ from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.store.ownership import open_store
 from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import VirtletError
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images
+from virtlet.images.staging import ImageLimits
+from virtlet.images.store import ImageStore
 from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
 from virtlet.model.option import Settings

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 import pluggy
 
 from virtlet import PROJECT, hookspecs
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.pull import Images
-from virtlet.core.images.route import Route
-from virtlet.core.images.store import ImageStore
 from virtlet.errors import NotFound
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images
+from virtlet.images.route import Route
+from virtlet.images.store import ImageStore
 from virtlet.model.image import (
     Credentials,
     FetchedImage,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.core.images.disks import raw_disk
 from tests.fakes.manager import Manager, Plugin
 from tests.fakes.model import make_pod
+from tests.images.disks import raw_disk
 from virtlet import hookimpl
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.model import make_pod, make_vm, make_vm_config
-from tests.images.conftest import tiny_image as tiny_image
-from tests.images.tiny_guest import Guest
 from tests.plugins.cloudinit.test_plugin import write
+from tests.tiny.conftest import tiny_image as tiny_image
+from tests.tiny.tiny_guest import Guest
 from virtlet.model.disk import Disk, GuestFiles, Volume
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig

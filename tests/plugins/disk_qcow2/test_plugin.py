@@ -14,8 +14,7 @@ from virtlet.host.commands import run
 from virtlet.model.flavor import Flavor
 from virtlet.model.image import Image
 from virtlet.model.vm import Vm
-from virtlet.plugins.disk_qcow2.annotations import FILES_FROM
-from virtlet.plugins.disk_qcow2.plugin import Plugin
+from virtlet.plugins.disk_qcow2.plugin import FILES_FROM, Plugin
 
 EMULATOR = 64055
 """Some user that is not root."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.conftest import tiny_image  # noqa: F401  a fixture
-from tests.images.tiny_guest import BOOT_SECONDS, ROOT, Guest, JsonSocket, eventually
 from tests.plugins.guest_agent.debian_agent import running_agent
+from tests.tiny.conftest import tiny_image  # noqa: F401  a fixture
+from tests.tiny.tiny_guest import BOOT_SECONDS, ROOT, Guest, JsonSocket, eventually
 from virtlet.plugins.guest_agent.agent import Agent
 from virtlet.plugins.guest_agent.channel import ReplyBudget
 

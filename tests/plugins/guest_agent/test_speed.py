@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.images.tiny_guest import JsonSocket
 from tests.plugins.guest_agent.caller import capture
+from tests.tiny.tiny_guest import JsonSocket
 from virtlet.plugins.guest_agent.agent import Agent
 from virtlet.plugins.guest_agent.channel import ReplyBudget
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.core.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
+from tests.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import RecognizedImage
 from virtlet.plugins.image_formats.plugin import Plugin

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.image_server import ImageServer, image_server
-from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.staging import Known, StagingFile
+from virtlet.images.staging import ImageLimits, Known, StagingFile
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.fakes.image_server import ImageServer, Resource, image_server, trickling_server
-from virtlet.core.images.staging import StagingFile
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -16,6 +15,7 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
+from virtlet.images.staging import StagingFile
 from virtlet.model.image import Credentials, ImageSource, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.images.staging import StagingFile
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -12,6 +11,7 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.images.staging import StagingFile
 from virtlet.model.image import Credentials, ImageSource
 from virtlet.plugins.image_http.plugin import Plugin
 

@@ -10,14 +10,14 @@ import pluggy
 import pytest
 from attrs import evolve
 
-from tests.core.images.disks import recognize
 from tests.fakes.image_server import ImageServer, Resource, trickling_server
+from tests.images.disks import recognize
 from virtlet import PROJECT, hookimpl, hookspecs
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.pull import Images, Retry
-from virtlet.core.images.route import Route
-from virtlet.core.images.store import ImageStore
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images, Retry
+from virtlet.images.route import Route
+from virtlet.images.store import ImageStore
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 

@@ -6,8 +6,8 @@ import pytest
 import trustme
 
 from tests.fakes.image_server import ImageServer, Resource, image_server
-from virtlet.core.images.staging import StagingFile
 from virtlet.errors import FailedPrecondition, Unavailable
+from virtlet.images.staging import StagingFile
 from virtlet.model.image import Credentials, TlsCertificate, Transport
 
 from .conftest import CONTENT, fetch, written

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.images.tiny_guest import ROOT
+from tests.tiny.tiny_guest import ROOT
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles

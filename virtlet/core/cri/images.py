@@ -3,11 +3,11 @@
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.core.cri.lists import streamed
-from virtlet.core.images.usage import FilesystemUsage, measure
 from virtlet.core.lifecycle import images
 from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
+from virtlet.images.layout import FilesystemUsage, measure
 from virtlet.model.image import Image
 
 

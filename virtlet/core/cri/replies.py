@@ -5,10 +5,10 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from virtlet.core.images.reference import is_id, parse_reference
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
+from virtlet.images.reference import is_id, parse_reference
 from virtlet.model.image import Image
 from virtlet.model.pod import PodMetadata
 from virtlet.model.resources import Resources

@@ -11,11 +11,11 @@ from attrs import frozen
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from virtlet.core.images.reference import is_id
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
+from virtlet.images.reference import is_id
 from virtlet.model.image import Image, shown_name
 
 POD, VM = "pod_sandbox_id", "container_id"

@@ -10,13 +10,13 @@ from attrs import define, field
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
-from virtlet.core.images.pull import Images
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
+from virtlet.images.pull import Images
 from virtlet.model.event import Event
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node

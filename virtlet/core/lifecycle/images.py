@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
-from virtlet.core.images.pull import always
-from virtlet.core.images.route import Recognize, Route
 from virtlet.core.lifecycle.context import Context
+from virtlet.images.pull import always
+from virtlet.images.route import Recognize, Route
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
 from virtlet.model.pod import PodMetadata, Profile

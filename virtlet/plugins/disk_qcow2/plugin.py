@@ -1,17 +1,69 @@
-"""Hook implementations of the qcow2 root disk."""
+"""The hooks of root disks: overlays of images, qcow2 files that have what the VM has written."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from virtlet import hookimpl
-from virtlet.host.files import remove_file
+from virtlet.errors import FailedPrecondition
+from virtlet.host.commands import run
+from virtlet.host.files import new_disk_file, remove_file
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Settings
+from virtlet.model.option import Annotation, Kind, Settings
 from virtlet.model.vm import Vm
-from virtlet.plugins.disk_qcow2.annotations import FILES_FROM
-from virtlet.plugins.disk_qcow2.overlay import FILE_NAME, FORMATS, create_overlay
+
+_SECTOR = 512
+FILE_NAME = "root.qcow2"
+FORMATS = ("qcow2", "raw")
+"""Of the images that an overlay stands on."""
+
+
+def _refuse(text: str) -> str:
+    if text:
+        raise ValueError(
+            "putting files of a ConfigMap or Secret on the root disk before boot is not served "
+            "yet: mount the ConfigMap or Secret, and cloud-init writes its files at first boot"
+        )
+    return text
+
+
+FILES_FROM = Annotation(
+    name="VirtletFilesFromDataSource",
+    kind=Kind(name="configmap/NAME or secret/NAME", parse=_refuse),
+    default="",
+    help="Files put on the root disk before boot; refused until the manager can read objects of "
+    "Kubernetes",
+)
+
+
+def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
+    """Make the root disk of a VM in its directory, owned by the emulator's user.
+
+    qemu-img is told everything it would otherwise look up in the image (`-u`), so that it
+    neither trusts nor reads it, and writes to our descriptor instead of a path in a directory
+    that is the emulator user's.
+
+    Args:
+        vm: whose disk; it stands on `vm.image`.
+        size: bytes the guest should see; never less than the image's.
+        uid: user of the emulator.
+        gid: group of the emulator.
+
+    Raises:
+        FailedPrecondition: the image's file is gone.
+    """
+    image = vm.image
+    if not image.path.is_file():
+        raise FailedPrecondition(f"image {image.id} is not in the store any more: pull it again")
+    sectors = -(-max(size, image.virtual_size) // _SECTOR)
+    path = vm.directory / FILE_NAME
+    with new_disk_file(path, uid, gid) as descriptor:
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2"]
+        command += ["-F", image.format, "-b", str(image.path.absolute())]
+        command += [f"/proc/self/fd/{descriptor}", str(sectors * _SECTOR)]
+        run(command, pass_fds=(descriptor,), package="qemu-utils")
+    return Disk(path=path, format="qcow2", backing=image.path, backing_format=image.format)
 
 
 class Plugin:

@@ -1,4 +1,4 @@
-"""Where the store keeps what, and how files get there in one step.
+"""Where the store keeps what, how files get there in one step, and what it takes of the disk.
 
 data/<sha256>        the image, read-only
 data/<sha256>.json   what is known of it
@@ -6,20 +6,121 @@ links/<reference>    symbolic link to the image; / in the reference is written %
 part_*               a download, or a link on its way
 """
 
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from virtlet.core.images.records import SUFFIX
-from virtlet.core.images.reference import Reference, link_name, parse_link
-from virtlet.core.images.staging import PART_PREFIX
+import cattrs
+from attrs import field, frozen
+
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.host.files import make_private_directory, remove_file
+from virtlet.host.files import make_private_directory, remove_file, write_atomically
+from virtlet.host.mounts import at_or_below
+from virtlet.images.reference import Reference, link_name, parse_link
+from virtlet.images.staging import PART_PREFIX
+
+SUFFIX = ".json"
+VERSION = 1
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _READ_ONLY = 0o440
+
+
+@frozen
+class Origin:
+    """Where a name's content came from, to find out cheaply whether it is still the same."""
+
+    source: str
+    """Hash of the address; the address itself may hold credentials."""
+    validator: str
+    name: str = ""
+    """The name as it was pulled, prefix and tag included, without a digest; "" where that was not
+    written down yet: such a name stands for every tag."""
+    handler: str = ""
+    """The handler that it was pulled for."""
+
+
+@frozen
+class ImageRecord:
+    """What is known of a file in the store."""
+
+    format: str
+    size: int
+    virtual_size: int
+    pulled_at: int
+    """Nanoseconds since the epoch."""
+    origins: Mapping[str, Origin] = field(factory=dict)
+    """By reference."""
+    annotations: Mapping[str, str] = field(factory=dict)
+    """What the fetching plugin told of it last."""
+    recognized_by: str = ""
+    """The plugin that said what it is; "" where that was not written down yet."""
+
+
+def write_record(path: Path, record: ImageRecord) -> None:
+    """Store a record in one step."""
+    document: dict[str, Any] = {"version": VERSION, **cattrs.unstructure(record)}
+    write_atomically(path, json.dumps(document).encode(), mode=0o600)
+
+
+def read_record(path: Path) -> ImageRecord | None:
+    """Read a record; None when it is missing, damaged or of another version."""
+    try:
+        document = json.loads(path.read_bytes())
+        if not isinstance(document, dict) or document.get("version") != VERSION:
+            return None
+        record = cattrs.structure(document, ImageRecord)
+    except (OSError, ValueError, cattrs.BaseValidationError):
+        return None
+    return record if record.format else None
+
+
+@frozen
+class FilesystemUsage:
+    """CRI's `FilesystemUsage`, for ImageFsInfo."""
+
+    mountpoint: Path
+    """A directory of the file system; the kubelet looks the device up itself."""
+    used_bytes: int
+    inodes_used: int
+    timestamp: int
+    """Nanoseconds since the epoch."""
+
+
+def measure(directory: Path) -> FilesystemUsage:
+    """Add up what is below a directory: allocated bytes, and inodes with the directories'.
+
+    What is mounted there, as a pod's shared volumes are, belongs to somebody else.
+    """
+    used_bytes = 0
+    inodes = 0
+    top = os.path.realpath(directory)
+    waiting = [top]
+    mounted = set(map(os.fspath, at_or_below(Path(top))))
+    while waiting:
+        inodes += 1
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    try:
+                        if entry.is_dir(follow_symlinks=False):
+                            if entry.path not in mounted:
+                                waiting.append(entry.path)
+                            continue
+                        stat = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    inodes += 1
+                    # st_blocks counts 512-byte units whatever the block size: stat(2).
+                    used_bytes += stat.st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return FilesystemUsage(directory, used_bytes, inodes, time.time_ns())
 
 
 class Layout:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.tiny_guest import Guest, make_seed
+from tests.tiny.tiny_guest import Guest, make_seed
 
 MACS = ("52:54:00:00:00:0a", "52:54:00:00:00:0b")
 

@@ -10,12 +10,12 @@ VICTIM = r'''
 import os, sys
 from pathlib import Path
 
-from tests.core.images.conftest import SMALL, put
-from tests.core.images.disks import raw_disk, recognize
-from tests.core.images.test_store import files
-from virtlet.core.images import layout, records, store
-from virtlet.core.images.reference import parse_reference
-from virtlet.core.images.store import ImageStore
+from tests.images.conftest import SMALL, put
+from tests.images.disks import raw_disk, recognize
+from tests.images.test_store import files
+from virtlet.images import layout, records, store
+from virtlet.images.reference import parse_reference
+from virtlet.images.store import ImageStore
 from virtlet.host import files as host_files
 
 WATCHED = {module.__file__ for module in (layout, records, store, host_files)}

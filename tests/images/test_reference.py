@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.core.images.reference import (
+from virtlet.errors import InvalidArgument
+from virtlet.images.reference import (
     LONGEST,
     Reference,
     is_id,
@@ -10,7 +11,6 @@ from virtlet.core.images.reference import (
     parse_link,
     parse_reference,
 )
-from virtlet.errors import InvalidArgument
 
 DIGEST = "sha256:" + "a1" * 32
 names = st.from_regex(r"[a-z0-9][a-z0-9._:/+~-]{0,80}", fullmatch=True).filter(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.staging import Known, Lease, StagingFile
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
+from virtlet.images.staging import ImageLimits, Known, Lease, StagingFile
 
 LIMITS = ImageLimits(size=1000, spare=0)
 
@@ -102,8 +101,8 @@ def test_the_spare_space_of_the_disk_is_left_alone(tmp_path: Path) -> None:
 
 FULL_DISK = """
 import pathlib, sys
-from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.staging import StagingFile
+from virtlet.images.staging import ImageLimits
+from virtlet.images.staging import StagingFile
 from virtlet.errors import ResourceExhausted
 
 staging = StagingFile(pathlib.Path(sys.argv[1], "part_x"), "busybox", ImageLimits(spare=0))

@@ -1,7 +1,7 @@
 import subprocess
 from pathlib import Path
 
-from virtlet.core.images.usage import measure
+from virtlet.images.layout import measure
 
 
 def test_what_is_mounted_in_a_directory_is_not_of_it(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.store import ImageStore
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -15,6 +13,8 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.images.layout import Layout
+from virtlet.images.store import ImageStore
 from virtlet.model.image import RecognizedImage
 
 from .conftest import EMULATOR_GID, put, stage

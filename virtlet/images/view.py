@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping
 
 from attrs import field, frozen
 
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.records import ImageRecord, Origin
-from virtlet.core.images.reference import DEFAULT_TAG, Reference
+from virtlet.images.layout import ImageRecord, Layout, Origin
+from virtlet.images.reference import DEFAULT_TAG, Reference
 from virtlet.model.image import Image
 
 

@@ -1,4 +1,4 @@
-"""The staging file: a download on its way into the store."""
+"""The staging file: a download on its way into the store, and what an image may cost the node."""
 
 import contextlib
 import errno
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from attrs import frozen
 
-from virtlet.core.images.limits import ImageLimits
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
 
 log = logging.getLogger(__name__)
@@ -20,6 +19,23 @@ log = logging.getLogger(__name__)
 PART_PREFIX = "part_"
 _SPACE_CHECK = 16 << 20
 _LONGEST_VALIDATOR = 1024
+
+
+@frozen
+class ImageLimits:
+    """Bounds for one image; all in bytes."""
+
+    size: int = 64 << 30
+    """Largest image file."""
+    virtual_size: int = 1 << 40
+    """Largest disk that an image may declare."""
+    spare: int = 64 << 20
+    """Free space that a download leaves on the file system, so that VMs can go on writing."""
+
+    @classmethod
+    def of(cls, size: int) -> "ImageLimits":
+        """The limits that follow from the largest image file."""
+        return cls(size=size, virtual_size=16 * size)
 
 
 def _always() -> bool:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from virtlet.core.images.flights import Abandoned, Flights
+from virtlet.images.flights import Abandoned, Flights
 
 
 def yes() -> bool:

@@ -9,15 +9,6 @@ from pathlib import Path
 
 from attrs import evolve
 
-from virtlet.core.images.flights import Abandoned, apart, wait_for
-from virtlet.core.images.layout import Layout
-from virtlet.core.images.limits import ImageLimits
-from virtlet.core.images.records import ImageRecord, Origin, read_record, write_record
-from virtlet.core.images.reference import beginning_of_id, parse_reference
-from virtlet.core.images.route import Recognize
-from virtlet.core.images.staging import Known, StagingFile
-from virtlet.core.images.usage import FilesystemUsage, measure
-from virtlet.core.images.view import View, make_view
 from virtlet.errors import (
     FailedPrecondition,
     NotFound,
@@ -26,6 +17,20 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.host.files import remove_file
+from virtlet.images.flights import Abandoned, apart, wait_for
+from virtlet.images.layout import (
+    FilesystemUsage,
+    ImageRecord,
+    Layout,
+    Origin,
+    measure,
+    read_record,
+    write_record,
+)
+from virtlet.images.reference import beginning_of_id, parse_reference
+from virtlet.images.route import Recognize
+from virtlet.images.staging import ImageLimits, Known, StagingFile
+from virtlet.images.view import View, make_view
 from virtlet.model.image import IMAGE_PREFIX, Image, shown_name
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.image_source import FakeImageSource
-from virtlet.core.images.pull import Images, Progress, Retry
-from virtlet.core.images.store import ImageStore
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -19,6 +17,8 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.images.pull import Images, Progress, Retry
+from virtlet.images.store import ImageStore
 from virtlet.model.image import Credentials, RecognizedImage
 
 from .disks import qemu_img_that, raw_disk, recognize

@@ -8,6 +8,9 @@ from attrs import frozen
 
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, RecognizedImage, Staging
 
+Recognize = Callable[[str, Path], tuple[str, RecognizedImage]]
+"""Says which plugin knows what an image is, and what, given the image's name and file."""
+
 
 class Fetch(Protocol):
     """Writes the content of a source into a staging file, as `virtlet_fetch_image` does."""
@@ -17,10 +20,6 @@ class Fetch(Protocol):
     ) -> FetchedImage:
         """Fetch, or raise."""
         raise NotImplementedError
-
-
-Recognize = Callable[[str, Path], tuple[str, RecognizedImage]]
-"""Says which plugin knows what an image is, and what, given the image's name and file."""
 
 
 @frozen

@@ -12,11 +12,6 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from virtlet.core.images.flights import Abandoned, Flights, apart, wait_for
-from virtlet.core.images.reference import is_digest, is_id, parse_reference
-from virtlet.core.images.route import Route
-from virtlet.core.images.staging import Lease, StagingFile
-from virtlet.core.images.store import ImageStore
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -24,6 +19,11 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.images.flights import Abandoned, Flights, apart, wait_for
+from virtlet.images.reference import is_digest, is_id, parse_reference
+from virtlet.images.route import Route
+from virtlet.images.staging import Lease, StagingFile
+from virtlet.images.store import ImageStore
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, RecognizedImage
 
 log = logging.getLogger(__name__)

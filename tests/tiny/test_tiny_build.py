@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.tiny_guest import BUILD
+from tests.tiny.tiny_guest import BUILD
 
 
 def build(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

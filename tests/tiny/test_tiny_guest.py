@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.images.tiny_guest import Guest, JsonSocket, eventually, free_port, make_seed
+from tests.tiny.tiny_guest import Guest, JsonSocket, eventually, free_port, make_seed
 
 MAC = "52:54:00:00:00:01"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.images.tiny_guest import ROOT
+from tests.tiny.tiny_guest import ROOT
 
 SCRIPT = ROOT / "images" / "tiny" / "rootfs" / "usr" / "lib" / "tiny" / "json-tree.awk"
 
