@@ -13,12 +13,12 @@ from pathlib import Path
 from tests.images.conftest import SMALL, put
 from tests.images.disks import raw_disk, recognize
 from tests.images.test_store import files
-from virtlet.images import layout, records, store
+from virtlet.images import layout, store
 from virtlet.images.reference import parse_reference
 from virtlet.images.store import ImageStore
 from virtlet.host import files as host_files
 
-WATCHED = {module.__file__ for module in (layout, records, store, host_files)}
+WATCHED = {module.__file__ for module in (layout, store, host_files)}
 
 
 def open_store(root):
@@ -97,7 +97,7 @@ def test_a_death_at_any_line_leaves_old_or_new_and_nothing_else(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", VICTIM, change, str(tmp_path / "images")],
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
