@@ -9,6 +9,7 @@ from tests.fakes.plugins import Current, Raises
 from virtlet import hookimpl
 from virtlet.model.cloudinit import CloudInitPart
 from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.launch import LaunchFd, LaunchPart
 
 
@@ -30,6 +31,26 @@ class Spoils(Current):
     @hookimpl
     def virtlet_launch(self, machine: object) -> Any:
         return LaunchPart(arguments=untyped((1,)))
+
+
+class Misuses(Current):
+    """Makes models and objects of the API in ways in which they cannot be made."""
+
+    @hookimpl
+    def virtlet_flavor(self, pod: object, config: object, image: object) -> Any:
+        return untyped(Flavor)(4)
+
+    @hookimpl
+    def virtlet_cloud_init(self, vm: object, volumes: object) -> Any:
+        return CloudInitPart(**untyped({"hunter2": 1}))
+
+    @hookimpl
+    def virtlet_launch(self, machine: object) -> Any:
+        return LaunchPart(fds=(untyped(LaunchFd)(name="hunter2"),))
+
+    @hookimpl
+    def virtlet_hypervisor(self) -> Any:
+        return untyped(Hypervisor)()
 
 
 class Pipes(Current):

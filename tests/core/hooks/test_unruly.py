@@ -1,6 +1,8 @@
 """Answers that are spoilt inside, and what ends processes: who is blamed."""
 
 import os
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -45,6 +47,31 @@ def test_a_spoilt_contribution_to_the_seed_names_its_field(tmp_path: Path) -> No
 def test_a_wrong_type_is_named_with_the_line_that_made_it(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"made a Flavor.*\(unruly_plugins.py, line \d+\)"):
         _flavor(tmp_path, "Spoils")
+
+
+@pytest.mark.parametrize(
+    ("hook", "problem"),
+    [
+        ("flavor", r"'Misuses', hook virtlet_flavor: made a Flavor by position instead of by"),
+        ("cloud_init", "made a CloudInitPart with a field that it does not have"),
+        ("launch", "made a LaunchFd without a field that it has to have"),
+        ("hypervisor", "made a Hypervisor with.* abstract methods .*start"),
+    ],
+)
+def test_what_is_made_as_nothing_is_made_is_named_with_the_line_that_made_it(
+    tmp_path: Path, hook: str, problem: str
+) -> None:
+    hooks, vm = _hooks("Misuses"), models.vm(tmp_path, plugins=("Misuses",))
+    calls: dict[str, Callable[[], object]] = {
+        "flavor": lambda: hooks.flavor(vm.pod, vm.config, vm.image),
+        "cloud_init": lambda: hooks.cloud_init(vm, Flavor(), ()),
+        "launch": lambda: hooks.launch(models.machine(tmp_path, plugins=("Misuses",))),
+        "hypervisor": lambda: hooks.hypervisor(vm.pod.profile),
+    }
+    with pytest.raises(PluginError, match=problem) as caught:
+        calls[hook]()
+    assert re.search(r"\(unruly_plugins.py, line \d+\); mend the plugin", str(caught.value))
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_descriptors_of_a_launch_that_another_plugin_spoils_are_closed(tmp_path: Path) -> None:

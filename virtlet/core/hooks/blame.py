@@ -15,6 +15,7 @@ from virtlet import api
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.core.log_setup import text_of
 from virtlet.errors import PluginError, VirtletError
+from virtlet.hookspecs import INVERSES
 from virtlet.model.plain import with_article
 from virtlet.model.typed import Shape, WrongType, shape
 
@@ -29,6 +30,10 @@ OPEN = frozenset(
 """Hooks that hear nothing of a pod, so that the text of what they raise can be shown."""
 
 _OUT = "take it out of the handler's `plugins`"
+_OUT_OF_UNDOING = (
+    "uninstall it, name it in the setting forgottenPlugins and restart the manager, which leaves "
+    "on the node what it made"
+)
 
 
 def is_foreign(error: BaseException) -> bool:
@@ -54,14 +59,19 @@ def raised(plugin: str, hook: str, what: str, error: BaseException) -> PluginErr
         plugin,
         hook,
         f"{what}raised {type(error).__name__}{text and f': {text}'}{_place(error)}",
-        f"the manager's log has the traceback; mend the plugin or {_OUT}",
+        f"the manager's log has the traceback; mend the plugin or {_way_out(hook)}",
     )
 
 
 def returned(plugin: str, hook: str, problem: str) -> PluginError:
     """The error to raise when a plugin broke its contract without raising anything."""
-    remedy = f"mend the plugin (docs/hooks.md has the types) or {_OUT}"
+    remedy = f"mend the plugin (docs/hooks.md has the types) or {_way_out(hook)}"
     return PluginError(plugin, hook, problem, remedy)
+
+
+def _way_out(hook: str) -> str:
+    # Whom a pod is served by is stored with it: a handler's plugins are for new pods.
+    return _OUT_OF_UNDOING if hook in INVERSES.values() else _OUT
 
 
 @contextmanager
@@ -84,13 +94,16 @@ _MISUSES = {
 
 
 def _misused(error: BaseException) -> str:
-    """Which model was made in a way that none is made, and how; or ""."""
-    if isinstance(error, TypeError):
-        for text, how in _MISUSES.items():
-            found = re.match(rf"(\w+)\.__init__\(\) {text}", text_of(error))
-            if found and found[1] in api.__all__:
-                return f"{with_article(found[1])} {how}"
-    return ""
+    """What of the API was made in a way that nothing is made, and how; or ""."""
+    if not isinstance(error, TypeError):
+        return ""
+    text = text_of(error)
+    for start, how in _MISUSES.items():
+        found = re.match(rf"(\w+)\.__init__\(\) {start}", text)
+        if found and found[1] in api.__all__:
+            return f"{with_article(found[1])} {how}"
+    found = re.match(r"Can't instantiate abstract class (\w+) (.*)", text)
+    return f"{with_article(found[1])} {found[2]}" if found else ""
 
 
 def _place(error: BaseException) -> str:

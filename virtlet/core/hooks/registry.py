@@ -47,8 +47,6 @@ class Registry:
     """Names of the usable plugins of others: active for the handlers that name them."""
     refused: dict[str, str] = field(factory=dict)
     """Name of an unusable plugin to the reason, with the remedy."""
-    doubts: dict[str, tuple[str, ...]] = field(factory=dict)
-    """Name of a usable plugin to what its author probably does not mean; see `contract.doubts`."""
     packages: dict[str, str] = field(factory=dict)
     """Name of a plugin to that of the installed package it came with."""
     departed: dict[str, Seen] = field(factory=dict)
@@ -162,7 +160,6 @@ def _register(registry: Registry, entry: EntryPoint) -> str:
         manager.register(plugin, entry.name)
     except ValueError:
         return f"{entry.value} is registered under another name already: one entry point is enough"
-    registry.doubts[entry.name] = tuple(doubts)
     for doubt in doubts:
         log.warning("plugin %r: %s", entry.name, doubt, extra={"plugin": entry.name})
     return ""
