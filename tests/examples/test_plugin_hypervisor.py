@@ -8,6 +8,7 @@ import queue
 import signal
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,15 @@ from tests.fakes.model import make_config
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
 from virtlet.core.launch.server import LaunchServer
 from virtlet.errors import FailedPrecondition, NotFound, Unimplemented
-from virtlet.model.disk import Share
+from virtlet.host import links
+from virtlet.model.disk import Disk, Share, Unneeded
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.network import Network, Nic
 from virtlet.model.node import Node
 from virtlet.model.vm import Machine, VmExit
 
+_UUID = "4c4c4544-0042-3010-8031-c4c04f503432"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin-hypervisor"
 
 
@@ -58,6 +61,18 @@ class PlainRig(Rig):
         self.hypervisor.define(machine, None)
         return machine
 
+    @contextlib.contextmanager
+    def running(
+        self, part: LaunchPart | None = None, machine: Machine | None = None
+    ) -> Iterator[Machine]:
+        machine = self.define(machine)
+        try:
+            self.start(machine, part)
+            self.wait_for_console(machine, b"ready")
+            yield machine
+        finally:
+            self.hypervisor.remove(machine.vm.id)
+
     def start(self, machine: Machine, part: LaunchPart | None = None) -> None:
         super().start(machine, part or self.hypervisor.launch(machine))
 
@@ -87,6 +102,15 @@ def rig() -> Iterator[PlainRig]:
 def _command(pid: int) -> bytes:
     """A process's command line; nothing once it has ended."""
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _opened(pid: int) -> list[str]:
+    """The files that a process has open."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(path))
+    return found
 
 
 def _end(rig: Rig, machine: Machine) -> VmExit:
@@ -183,6 +207,47 @@ def test_a_vm_outlives_the_manager_and_its_end_is_told_by_the_next(rig: PlainRig
         rig.hypervisor.shutdown(lives.vm.id)
         assert _end(rig, lives).reason == "Completed"
         os.waitpid(pids[killed.vm.id], 0)  # as init does
+
+
+@pytest.mark.parametrize(("board", "bus"), [("q35", "scsi"), ("pc", "virtio")])
+def test_disks_of_every_kind_are_attached(rig: PlainRig, board: str, bus: str) -> None:
+    """An overlay to boot from, a volume of each sort and a seed."""
+    machine = rig.machine()
+    directory, image = machine.vm.directory, machine.root.path
+    overlay = directory / "root,1.qcow2"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, overlay]
+    subprocess.run(list(map(str, create)), check=True)
+    rig.give_away(overlay)
+    for name in ("volume", "tools", "seed"):
+        (directory / name).write_bytes(bytes(1 << 20))
+        rig.give_away(directory / name)
+    machine = evolve(
+        machine,
+        flavor=evolve(machine.flavor, machine=board, disk_bus=bus, vcpus=2, system_uuid=_UUID),
+        root=Disk(path=overlay, backing=image, backing_format="raw", serial="root"),
+        volumes=(
+            Disk(path=directory / "volume", format="raw", readonly=True, serial="volume-0"),
+            Disk(path=directory / "tools", format="raw", device="cdrom"),
+            Unneeded(guest_path="/etc/hosts", reason="the guest has its own"),
+        ),
+        seed=Disk(path=directory / "seed", format="raw", readonly=True, device="cdrom"),
+    )
+    with rig.running(machine=machine):
+        assert rig.hypervisor.stats()[machine.vm.id].vcpus == 2
+        disks = {overlay, image, *(directory / name for name in ("volume", "tools", "seed"))}
+        assert disks <= {Path(path) for path in _opened(rig.pid(machine))}
+
+
+@pytest.mark.usefixtures("own_network")
+def test_a_tap_of_several_queues_becomes_one_nic(rig: PlainRig) -> None:
+    """Its queues are the emulator's, and nobody else's."""
+    links.change(["tuntap add mode tap name tap0 vnet_hdr multi_queue"])
+    nic = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="tap0", queues=2)
+    machine = rig.machine()
+    machine = evolve(machine, vm=evolve(machine.vm, network=Network(netns=None, nics=(nic,))))
+    with rig.running(machine=machine):
+        assert _opened(rig.pid(machine)).count("/dev/net/tun") == 2
+        assert "/dev/net/tun" not in _opened(os.getpid())
 
 
 def test_an_emulator_that_does_not_start_says_why_and_can_be_started_again(rig: PlainRig) -> None:

@@ -62,13 +62,11 @@ def _disks(machine: Machine) -> Iterator[str]:
     disks = [machine.root, *(volume for volume in machine.volumes if isinstance(volume, Disk))]
     if machine.seed is not None:
         disks.append(machine.seed)
-    scsi = machine.flavor.disk_bus == "scsi"
-    if scsi:
-        yield from ("-device", "virtio-scsi-pci")
+    yield from ("-device", "virtio-scsi-pci")
+    hard_disk = "scsi-hd" if machine.flavor.disk_bus == "scsi" else "virtio-blk-pci"
     for number, disk in enumerate(disks):
-        cdrom = disk.device == "cdrom"
         yield from ("-blockdev", json.dumps(_image(disk, f"disk{number}")))
-        device = "ide-cd" if cdrom else "scsi-hd" if scsi else "virtio-blk-pci"
+        device = "scsi-cd" if disk.device == "cdrom" else hard_disk
         device += f",drive=disk{number}"
         if disk.serial:
             device += f",serial={disk.serial}"
