@@ -77,7 +77,7 @@ class CallLog:
 
     def _about(self, call: ServerCall) -> dict[str, str]:
         """The pod, container and image that a call is about, by id and name."""
-        facts = _asked(call) | call.about
+        facts = _asked(call) | call.subjects
         if "container_name" not in facts:
             facts = {**self._known(facts.get("container", "")), **facts}
         if "pod_name" not in facts:

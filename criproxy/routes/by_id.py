@@ -73,7 +73,7 @@ class ById:
         self, call: ServerCall, method: Method, request: Any, field: str, owner: Owner
     ) -> None:
         changed = self._to_owner(request, field, owner)
-        call.about["pod" if field == SANDBOX else "container"] = owner.id
+        call.subjects["pod" if field == SANDBOX else "container"] = owner.id
         forward(
             call,
             owner.runtime,
@@ -111,7 +111,7 @@ class ById:
 
             def learn(answer: Any) -> bool:
                 runtime.last.learn_container(answer.container_id, request)
-                call.about["container"] = answer.container_id
+                call.subjects["container"] = answer.container_id
                 return False
 
             return learn

@@ -128,7 +128,7 @@ class _Follower:
             self._changes.all_told()
         while message is not None:
             event = parse_response(self._method, message, self._runtime.where)
-            self._runtime.touched()
+            self._runtime.note_change()
             changed = self._rename(event)
             await self._send(event.SerializeToString() if changed else message)
             self._changes.told(event)
@@ -205,7 +205,7 @@ class MissedEvents:
         Raises:
             RpcError: if the runtime does not list.
         """
-        await self._runtime.take_stock(("ListPodSandbox", "ListContainers"))
+        await self._runtime.update_inventory(("ListPodSandbox", "ListContainers"))
         self._listed = _items(self._runtime)
         steps = list(_steps(self._told, self._listed))
         events = []

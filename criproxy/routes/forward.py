@@ -62,7 +62,7 @@ def forward(
         if method.name in _CHANGING:
             if code == Code.OK:
                 runtime.last.did(method.name, some_id)
-            runtime.touched()
+            runtime.note_change()
 
     seconds = runtime.config.limits.call_seconds
     Relay(

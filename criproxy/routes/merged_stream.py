@@ -175,7 +175,7 @@ async def _next(
         async with asyncio.timeout(seconds):
             return await anext(messages, None)
     except TimeoutError:
-        runtime.late(method, seconds)
+        runtime.note_late(method, seconds)
         raise runtime.gap_error(method) from None
 
 

@@ -170,7 +170,7 @@ class NewPod:
 
         def learn(answer: Any) -> bool:
             runtime.last.learn_sandbox(answer.pod_sandbox_id, request)
-            call.about["pod"] = answer.pod_sandbox_id
+            call.subjects["pod"] = answer.pod_sandbox_id
             for restored in getattr(answer, "restored_containers", ()):
                 runtime.last.learn_container(restored.container_id)
             return False

@@ -64,7 +64,7 @@ class ToEveryone:
             raise self.owners.primary.away_error()
         tellings: list[Coroutine[Any, Any, Part]] = []
         for runtime in self.owners.runtimes:
-            runtime.owe_update(raw)
+            runtime.set_pending_update(raw)
             if runtime.answering:
                 tellings.append(_tell(call, runtime, method, raw))
         parts = await together(*tellings)
@@ -81,12 +81,12 @@ async def _tell(call: ServerCall, runtime: Runtime, method: Method, raw: bytes) 
         else:
             reply = await runtime.ask(method, raw, metadata=call.metadata, remaining=remaining)
     except RpcError as error:
-        runtime.told_update(raw, error)
-        runtime.look.set()
+        runtime.update_sent(raw, error)
+        runtime.check_now.set()
         if not runtime.primary and error.code in _NO_MATTER:
             return NOTHING
         raise named(runtime, error) from error
-    runtime.told_update(raw)
+    runtime.update_sent(raw)
     return Part(reply.payload, reply.metadata, reply.trailers)
 
 

@@ -150,7 +150,7 @@ def to_runtime(
         changed = image_names.in_request(request, change) or changed
 
     def note(answer: Any) -> bool:
-        call.about["image_id"] = answer.image_ref
+        call.subjects["image_id"] = answer.image_ref
         return False
 
     look = note if method.name == "PullImage" else None
@@ -232,6 +232,6 @@ async def _remove(
             runtime.last.did(method.name)
     finally:
         for runtime in holders:
-            runtime.touched()
+            runtime.note_change()
     call.send_message(replies[0].payload)
     call.finish()

@@ -109,7 +109,7 @@ def start_read(runtime: Runtime, question: Question, told: Told) -> Callable[[],
         if isinstance(result, RpcError):
             late = isinstance(result, NotAnswered) and result.code == Code.DEADLINE_EXCEEDED
             if late and own_limit:
-                runtime.late(question.method, timeout)
+                runtime.note_late(question.method, timeout)
             told(_caught(_instead, runtime, question, result, own_limit))
         else:
             told(_caught(_part, runtime, question, result))

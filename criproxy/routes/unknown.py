@@ -37,7 +37,7 @@ class Unknown:
 
         def ended(code: Code) -> None:
             record(code)
-            runtime.touched()
+            runtime.note_change()
 
         Relay(call, runtime.open, where=runtime.where, request=request, ended=ended)
 

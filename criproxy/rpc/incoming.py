@@ -66,7 +66,7 @@ class ServerCall:
         self.deadline: float | None = None
         self.runtime = ""
         #: Ids of the call's subjects that are not in the request, for its log line.
-        self.about: dict[str, str] = {}
+        self.subjects: dict[str, str] = {}
         #: The message of the call's status.
         self.problem = ""
         #: Whether the call goes on until the client ends it.

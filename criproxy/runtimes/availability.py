@@ -64,12 +64,12 @@ def refuse_own(headers: Sequence[Header], identity: bytes) -> None:
     Raises:
         RpcError: FAILED_PRECONDITION with this proxy's identity.
     """
-    mark = (LOOP_HEADER, identity)
-    if mark in headers:
+    header = (LOOP_HEADER, identity)
+    if header in headers:
         raise RpcError(
             Code.FAILED_PRECONDITION,
             "this is the calling criproxy itself: a socket in a loop",
-            (mark,),
+            (header,),
         )
 
 
@@ -107,7 +107,7 @@ class Availability:
         self._connection: ClientConnection | None = None
         self._listeners: list[Callable[[], None]] = []
         #: Set when the connector should check the runtime now.
-        self.look = asyncio.Event()
+        self.check_now = asyncio.Event()
 
     @property
     def where(self) -> str:
@@ -139,18 +139,18 @@ class Availability:
             return True
         return time.monotonic() - self.away_since < self.grace
 
-    def came(self, connection: ClientConnection) -> None:
+    def connection_made(self, connection: ClientConnection) -> None:
         """Note a connection on which the runtime has answered."""
         self._connection = connection
         self.connects += 1
-        self.answers()
+        self.set_answering()
 
-    def went(self, reason: str) -> None:
+    def connection_lost(self, reason: str) -> None:
         """Note that the connection is gone, or could not be made."""
         self._connection = None
-        self._silent(reason)
+        self._set_away(reason)
 
-    def answers(self) -> None:
+    def set_answering(self) -> None:
         """Note that the runtime has answered."""
         if self.away_since is not None:
             log.info("%s answers", self.where)
@@ -159,20 +159,20 @@ class Availability:
         self.last.seen = self.last.confirmed = True
         self._tell()
 
-    def silent(self, reason: str) -> None:
+    def set_silent(self, reason: str) -> None:
         """Note that the runtime is connected but does not answer."""
         if self.answering:
-            self.look.set()
-        self._silent(reason)
+            self.check_now.set()
+        self._set_away(reason)
 
-    def looped(self, reason: str) -> None:
+    def set_looped(self, reason: str) -> None:
         """Note that it leads back to this proxy, and drop its items: other runtimes have them."""
-        owed, self.last = self.last.owed_update, LastKnown()
-        self.last.owed_update = owed
-        self.went(reason)
-        self.look.set()
+        pending, self.last = self.last.pending_update, LastKnown()
+        self.last.pending_update = pending
+        self.connection_lost(reason)
+        self.check_now.set()
 
-    def _silent(self, reason: str) -> None:
+    def _set_away(self, reason: str) -> None:
         reason = reason[:_LONGEST_REASON]
         # Numbers such as seconds change with every attempt: log only another cause.
         if _NUMBERS.sub("", reason) != _NUMBERS.sub("", self.reason):
@@ -201,7 +201,7 @@ class Availability:
         for wake in list(self._listeners):
             wake()
 
-    def touched(self) -> None:
+    def note_change(self) -> None:
         """Note that a call may have changed what the runtime has."""
         self.last.changed()
-        self.look.set()
+        self.check_now.set()

@@ -20,7 +20,7 @@ from criproxy.runtimes.state_file import StateFile, to_save
 log = logging.getLogger(__name__)
 
 #: Age in seconds at which the inventory is asked for again.
-_STOCK_AGE = 10.0
+_INVENTORY_AGE = 10.0
 #: Seconds from a change to the next question for the inventory, so that many changes cost one.
 _SETTLE = 0.3
 #: After a connection of this many seconds the back-off starts again.
@@ -42,7 +42,7 @@ class Connector:
         self._runtime = runtime
         self._outbox = outbox
         self._saved = saved
-        self._saved_update = runtime.last.owed_update
+        self._saved_update = runtime.last.pending_update
         self._leaving = asyncio.Event()
         #: Set once the first attempt has ended.
         self.tried = asyncio.Event()
@@ -59,7 +59,7 @@ class Connector:
                 # Without this loop the runtime would never be dialled again.
                 log.exception("keeping %s failed", self._runtime.where)
                 reason = f"criproxy failed ({type(error).__name__}); see its log"
-            self._runtime.went(reason)
+            self._runtime.connection_lost(reason)
             if time.monotonic() - started > _GOOD:
                 wait = dial.first_wait
             await asyncio.sleep(wait)
@@ -67,7 +67,7 @@ class Connector:
 
     async def _once(self) -> str:
         """Dial, keep the connection until its end, and return why it ended."""
-        if self._runtime.last.owed_update is not self._saved_update:
+        if self._runtime.last.pending_update is not self._saved_update:
             # Save a request that came while the runtime is away.
             await self.save()
         try:
@@ -76,15 +76,15 @@ class Connector:
             return _reason(error, self._runtime.config.dial.timeout)
         finally:
             self.tried.set()
-        self._runtime.came(connection)
+        self._runtime.connection_made(connection)
         # Save the inventory soon, although it is up to date.
-        self._runtime.look.set()
+        self._runtime.check_now.set()
         try:
             reason = await self._watch(connection)
         finally:
             # Running calls may end on a connection that the runtime is leaving.
             connection.drain()
-        self._runtime.went(reason)
+        self._runtime.connection_lost(reason)
         await self.save()
         return reason
 
@@ -104,7 +104,7 @@ class Connector:
                 )
                 await connection.settled
                 await runtime.call(_VERSION, b"", opener=connection.open)
-            await runtime.take_stock((*INVENTORY, "Status"), connection.open)
+            await runtime.update_inventory((*INVENTORY, "Status"), connection.open)
             await self._catch_up(connection)
         except BaseException:
             if connection is not None:
@@ -115,7 +115,7 @@ class Connector:
     async def _catch_up(self, connection: ClientConnection) -> None:
         """Send the last UpdateRuntimeConfig request that the runtime missed."""
         runtime = self._runtime
-        update = runtime.last.owed_update
+        update = runtime.last.pending_update
         if update is None:
             update = runtime.last_update
         if update is None:
@@ -125,14 +125,14 @@ class Connector:
             await runtime.call(_UPDATE, update, timeout=seconds, opener=connection.open)
         except RpcError as error:
             log.warning("%s did not take the runtime configuration: %s", runtime.where, error)
-            runtime.told_update(update, error)
+            runtime.update_sent(update, error)
         else:
-            runtime.told_update(update)
+            runtime.update_sent(update)
 
     def _on_leaving(self, reason: str) -> None:
         self._leaving.set()
         # No new calls from here on; running calls may end.
-        self._runtime.went(reason)
+        self._runtime.connection_lost(reason)
 
     async def _watch(self, connection: ClientConnection) -> str:
         """Update the inventory from time to time; return why the connection ended."""
@@ -141,25 +141,27 @@ class Connector:
         gone = (connection.closed, leaving)
         try:
             while True:
-                look = asyncio.ensure_future(runtime.look.wait())
+                check = asyncio.ensure_future(runtime.check_now.wait())
                 await asyncio.wait(
-                    (*gone, look),
-                    timeout=_STOCK_AGE if runtime.answering else runtime.config.dial.longest_wait,
+                    (*gone, check),
+                    timeout=_INVENTORY_AGE
+                    if runtime.answering
+                    else runtime.config.dial.longest_wait,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                look.cancel()
-                if runtime.look.is_set():
+                check.cancel()
+                if runtime.check_now.is_set():
                     await asyncio.wait(gone, timeout=_SETTLE, return_when=asyncio.FIRST_COMPLETED)
                 if connection.closed.done():
                     return connection.closed.result()
                 if not runtime.connected:
                     return runtime.reason
-                runtime.look.clear()
-                await self._stock(connection)
+                runtime.check_now.clear()
+                await self._update_inventory(connection)
         finally:
             leaving.cancel()
 
-    async def _stock(self, connection: ClientConnection) -> None:
+    async def _update_inventory(self, connection: ClientConnection) -> None:
         runtime = self._runtime
         was_silent = not runtime.answering
         seconds = runtime.read_timeout(None)
@@ -168,18 +170,18 @@ class Connector:
                 await runtime.call(_VERSION, b"", timeout=seconds, opener=connection.open)
             except NotAnswered as error:
                 if runtime.connected:
-                    runtime.silent(f"no answer to Version: {error.message}")
+                    runtime.set_silent(f"no answer to Version: {error.message}")
                 return
             except RpcError:
                 # Any status is an answer.
                 pass
-        if runtime.last.owed_update is not None:
+        if runtime.last.pending_update is not None:
             await self._catch_up(connection)
         if was_silent and runtime.connected:
-            runtime.answers()
-        names = INVENTORY if was_silent else runtime.to_stock(_STOCK_AGE)
+            runtime.set_answering()
+        names = INVENTORY if was_silent else runtime.outdated_inventory(_INVENTORY_AGE)
         try:
-            await runtime.take_stock(names, connection.open)
+            await runtime.update_inventory(names, connection.open)
         except RpcError as error:
             # Keep the known inventory; it is asked for again soon.
             log.info("%s does not list its pods: %s", runtime.where, error.message)
@@ -187,7 +189,7 @@ class Connector:
 
     async def save(self) -> None:
         """Write the last known items to disk, if they changed."""
-        self._saved_update = self._runtime.last.owed_update
+        self._saved_update = self._runtime.last.pending_update
         if self._saved is not None:
             await asyncio.to_thread(self._saved.save, to_save(self._runtime.last))
 

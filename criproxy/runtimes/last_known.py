@@ -58,7 +58,7 @@ class LastKnown:
         seen: whether the runtime ever answered, to this proxy or (by the saved state) to an
             earlier one.
         confirmed: whether it answered to this proxy.
-        owed_update: an UpdateRuntimeConfig request that it did not get yet, or None.
+        pending_update: an UpdateRuntimeConfig request that it did not get yet, or None.
         sandboxes, containers, images: ids.
         pod_uids: UIDs of its pods.
         digests: of its images.
@@ -68,7 +68,7 @@ class LastKnown:
         self.answers: dict[str, bytes] = {}
         self.seen = False
         self.confirmed = False
-        self.owed_update: bytes | None = None
+        self.pending_update: bytes | None = None
         self.sandboxes: set[str] = set()
         self.containers: set[str] = set()
         self.pod_uids: set[str] = set()

@@ -53,7 +53,7 @@ class Runtime(Availability):
         #: The last UpdateRuntimeConfig request; sent again when the runtime connects.
         self.last_update: bytes | None = None
         self._identity = identity
-        self._mark: Header = (LOOP_HEADER, identity)
+        self._loop_header: Header = (LOOP_HEADER, identity)
         self._record = record
         self._late = TimedOutMethods(
             self.where,
@@ -110,7 +110,7 @@ class Runtime(Availability):
             seconds = time.monotonic() - started
             if isinstance(result, RpcError):
                 self._record(self.name, method.name, result.code, seconds)
-                result = self._heard(result, seconds, timeout)
+                result = self._judged(result, seconds, timeout)
             else:
                 self._record(self.name, method.name, Code.OK, seconds)
             done(result)
@@ -119,7 +119,7 @@ class Runtime(Availability):
             opener or self.open,
             method.path,
             request,
-            metadata=(*metadata, self._mark),
+            metadata=(*metadata, self._loop_header),
             timeout=timeout,
             watched=watched,
             limit=self.config.limits.message_bytes,
@@ -179,7 +179,7 @@ class Runtime(Availability):
             late = isinstance(error, NotAnswered) and error.code == Code.DEADLINE_EXCEEDED
             if not late or timeout == remaining:
                 raise
-            self.late(method, timeout)
+            self.note_late(method, timeout)
             message = f"{self.where}: no answer to {method.name} within {timeout:g} s"
             raise NotAnswered(Code.UNAVAILABLE, message) from error
 
@@ -197,7 +197,7 @@ class Runtime(Availability):
             self.open,
             method.path,
             request,
-            metadata=(*metadata, self._mark),
+            metadata=(*metadata, self._loop_header),
             limit=self.config.limits.message_bytes,
         )
         try:
@@ -207,24 +207,24 @@ class Runtime(Availability):
             code = Code.OK
         except RpcError as error:
             code = error.code
-            raise self._heard(error) from error
+            raise self._judged(error) from error
         finally:
             record(code)
 
-    def late(self, method: Method, seconds: float) -> None:
+    def note_late(self, method: Method, seconds: float) -> None:
         """Note that a method was not answered in time."""
         if self.answering:
             self._late.add(method, seconds, self.last)
 
     def _silent_if_there(self, reason: str) -> None:
         if self.answering:
-            self.silent(reason)
+            self.set_silent(reason)
 
-    def answers(self) -> None:
+    def set_answering(self) -> None:
         """Note that the runtime has answered."""
         if not self.answering:
             self._late.clear()
-        super().answers()
+        super().set_answering()
 
     def reads(self, method: Method) -> bool:
         """Whether it is expected to answer this method in time."""
@@ -245,17 +245,17 @@ class Runtime(Availability):
             Code.UNAVAILABLE, f"{self.where} ({self.config.socket}): {reason}, for {age:.0f} s"
         )
 
-    def owe_update(self, request: bytes) -> None:
+    def set_pending_update(self, request: bytes) -> None:
         """Note that the runtime must get this UpdateRuntimeConfig request."""
-        self.last_update = self.last.owed_update = request
+        self.last_update = self.last.pending_update = request
 
-    def told_update(self, request: bytes, error: RpcError | None = None) -> None:
+    def update_sent(self, request: bytes, error: RpcError | None = None) -> None:
         """Note that the runtime got the request, and its error if it failed."""
         again = isinstance(error, NotAnswered) or (error and error.code == Code.UNAVAILABLE)
-        if not again and self.last.owed_update is request:
-            self.last.owed_update = None
+        if not again and self.last.pending_update is request:
+            self.last.pending_update = None
 
-    def _heard(
+    def _judged(
         self, error: RpcError, seconds: float = 0.0, timeout: float | None = None
     ) -> RpcError:
         """Return an error as the routes see it: a runtime that leads back to us counts as away."""
@@ -263,7 +263,7 @@ class Runtime(Availability):
         if not leads_back(error, self._identity):
             return error
         reason = "its socket leads back to this criproxy: a loop"
-        self.looped(reason)
+        self.set_looped(reason)
         return NotAnswered(Code.UNAVAILABLE, reason)
 
     # Last known items.
@@ -276,7 +276,7 @@ class Runtime(Availability):
             own = parse_response(BY_NAME["Status"], raw, self.where).runtime_handlers
         return frozenset(self.config.handlers) | {h.name for h in own if h.name}
 
-    async def take_stock(
+    async def update_inventory(
         self, names: Sequence[str] = INVENTORY, opener: Opener | None = None
     ) -> None:
         """Ask for the inventory and store it; images and handlers may fail.
@@ -284,13 +284,13 @@ class Runtime(Availability):
         Raises:
             RpcError: if pods or containers could not be listed.
         """
-        await asyncio.gather(*(self._stock(name, opener) for name in names))
+        await asyncio.gather(*(self._update_list(name, opener) for name in names))
 
-    def to_stock(self, age: float) -> list[str]:
+    def outdated_inventory(self, age: float) -> list[str]:
         """Return the outdated methods of the inventory that are not being asked for already."""
         return [name for name in self.last.outdated(age) if name not in self._late]
 
-    async def _stock(self, name: str, opener: Opener | None) -> None:
+    async def _update_list(self, name: str, opener: Opener | None) -> None:
         asked = time.monotonic()
         method = BY_NAME[name]
         seconds = self.config.limits.read_seconds
@@ -299,7 +299,7 @@ class Runtime(Availability):
             parse_response(method, reply.payload, self.where)
         except RpcError as error:
             if isinstance(error, NotAnswered) and error.code == Code.DEADLINE_EXCEEDED:
-                self.late(method, seconds)
+                self.note_late(method, seconds)
             if name in ("ListPodSandbox", "ListContainers"):
                 raise
             return

@@ -74,7 +74,7 @@ class StateFile:
                     BY_NAME[name].response.FromString(raw)
                     last.store(name, raw, asked=-1.0)
             if "update" in document:
-                last.owed_update = base64.b64decode(document["update"])
+                last.pending_update = base64.b64decode(document["update"])
             # A runtime that answered has listed its pods.
             last.seen = bool(document["answers"])
         except FileNotFoundError:
@@ -131,10 +131,10 @@ def to_save(last: LastKnown) -> State | None:
     """Return the present state, or None if there is nothing to save."""
     if not last.seen:
         # A file with answers would mean that the runtime answered once.
-        return None if last.owed_update is None else State({}, last.owed_update)
+        return None if last.pending_update is None else State({}, last.pending_update)
     answers = ((name, last.answer(name)) for name in SAVED)
     known = {name: answer for name, answer in answers if answer is not None}
-    return State(known, last.owed_update)
+    return State(known, last.pending_update)
 
 
 def _fingerprint(current: Mapping[str, Any], update: bytes | None) -> str:
