@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import virtlet
+from virtlet.cli.scaffold import KINDS
 
 ROOT = Path(__file__).parents[1]
 METADATA = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE")
@@ -26,11 +27,13 @@ def wheel(tmp_path: Path) -> dict[str, str]:
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     shutil.copy(ROOT / "virtlet" / "__init__.py", source / "virtlet")
+    shutil.copytree(ROOT / "virtlet" / "cli", source / "virtlet" / "cli")
     argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*argv, "--wheel-dir", str(tmp_path), str(source)], check=True)
     (path,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
+        names = [name for name in archive.namelist() if not name.endswith(".pyc")]
+        return {name: archive.read(name).decode() for name in names}
 
 
 def test_the_licence_that_the_metadata_names_is_shipped(wheel: dict[str, str]) -> None:
@@ -41,6 +44,13 @@ def test_the_licence_that_the_metadata_names_is_shipped(wheel: dict[str, str]) -
     (shipped,) = (text for name, text in wheel.items() if name.endswith("/LICENSE"))
     assert shipped == (ROOT / "LICENSE").read_text()
     assert "END OF TERMS AND CONDITIONS" in shipped
+
+
+def test_the_templates_of_plugins_are_shipped(wheel: dict[str, str]) -> None:
+    for kind in KINDS:
+        assert f"virtlet/cli/templates/{kind}/new_plugin.py" in wheel
+        assert f"virtlet/cli/templates/{kind}/test_new_plugin.py" in wheel
+    assert "virtlet/cli/templates/common/pyproject.toml" in wheel
 
 
 def test_the_development_version_meets_what_plugins_require() -> None:

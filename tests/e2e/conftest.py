@@ -1,8 +1,7 @@
 """A node with a manager, and pods on it: all of it real."""
 
 import itertools
-import subprocess
-import sys
+import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.fakes import kubelet
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
+from virtlet.core.hooks.source import pretend_installed, read_package
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 from virtlet.testing import guest
@@ -120,14 +120,11 @@ PodFactory = Callable[..., Pod]
 
 
 @pytest.fixture(scope="session")
-def example_plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages of examples/plugin-*, installed into a directory for PYTHONPATH."""
-    target = tmp_path_factory.mktemp("plugins")
-    packages = [str(path) for path in sorted((ROOT / "examples").glob("plugin-*"))]
-    assert packages
-    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*argv, "--target", str(target), *packages], check=True)
-    return target
+def example_plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The packages of examples/plugin-*, for PYTHONPATH."""
+    packages = map(read_package, sorted((ROOT / "examples").glob("plugin-*")))
+    paths = pretend_installed(packages, tmp_path_factory.mktemp("plugins"))
+    return os.pathsep.join(map(str, paths))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Plugins of others on one node with the built-in ones: each step replaced, per handler."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
+from virtlet.core.hooks.source import SourcePackage, pretend_installed
 from virtlet.cri import api_pb2 as cri
 
 EXAMPLES = {
@@ -42,25 +44,21 @@ SECRET = "hunter2"
 """Stands in user-data and in what the broken plugins say."""
 
 
-def _pretend_installed(directory: Path) -> None:
-    """Entry points for the broken plugins, as an installed package has them."""
-    info = directory / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    lines = [f"{name} = tests.fakes.broken_plugins:{kind}" for name, kind in BROKEN.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[virtlet]", *lines, ""]))
-
-
 @pytest.fixture(scope="module")
 def plugin_node(
-    example_plugins: Path, tmp_path_factory: pytest.TempPathFactory
+    example_plugins: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Playground]:
     """A node with all example plugins and all broken ones, a handler for each."""
-    broken = tmp_path_factory.mktemp("broken")
-    _pretend_installed(broken)
+    broken = SourcePackage(
+        directory=ROOT,
+        name="broken",
+        version="1.0",
+        plugins={name: f"tests.fakes.broken_plugins:{kind}" for name, kind in BROKEN.items()},
+    )
+    paths = pretend_installed([broken], tmp_path_factory.mktemp("broken"))
     handlers = {handler: {"plugins": [name]} for handler, name in EXAMPLES.items()}
     handlers |= {name: {"plugins": [name]} for name in BROKEN}
-    path = f"{example_plugins}:{broken}:{ROOT}"
+    path = os.pathsep.join([example_plugins, *map(str, paths)])
     with Playground(
         {"tiny": TINY},
         subnet="10.126.0.0/16",
@@ -93,7 +91,7 @@ def _pod(node: Playground, handler: str) -> Pod:
     return Pod(node, node.client(), manifest)
 
 
-@pytest.mark.parametrize("handler", ["copy", "routed", "watchdog"])
+@pytest.mark.parametrize("handler", ["copy", "routed"])
 def test_a_machine_boots_with_the_replacement_beside_one_with_the_built_in_plugin(
     pods: Playground, handler: str
 ) -> None:
@@ -119,9 +117,6 @@ def _check(handler: str, ours: Pod, theirs: Pod) -> None:
     elif handler == "routed":
         assert theirs.address.startswith("10.78.")
         assert ours.address.startswith("10.126.")
-    elif handler == "watchdog":
-        assert "i6300esb" in _command(theirs)
-        assert "i6300esb" not in _command(ours)
 
 
 def test_a_kubelet_that_names_no_handler_gets_what_the_pods_plugin_fetches(

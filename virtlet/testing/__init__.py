@@ -6,7 +6,7 @@ guest with the plugin on a node of its own, and `own_network` gives a test a net
 docs/hooks.md says how to use them.
 """
 
-from virtlet.testing.alone import configured, pull_image
+from virtlet.testing.alone import configured, pull_image, rendered
 from virtlet.testing.contract import PluginWarning, check_plugin
 from virtlet.testing.fixtures import (
     BootGuest,
@@ -49,6 +49,7 @@ __all__ = [
     "plugged",
     "pull_image",
     "pytest_addoption",
+    "rendered",
     "virtlet_guest",
     "virtlet_image",
     "virtlet_node",

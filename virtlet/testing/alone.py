@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.etree.ElementTree import Element
 
 import pluggy
 
@@ -19,6 +20,8 @@ from virtlet.model.image import (
     RecognizedImage,
     Staging,
 )
+from virtlet.model.vm import Machine
+from virtlet.plugins.domain_xml.render import Renderer
 from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
 from virtlet.testing.models import make_node, make_settings
 
@@ -79,6 +82,12 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
     built_in = ImageFormats()
     images = Images(ImageStore(Layout(directory, 0), in_use=set, recognize=recognize))
     return images.pull(name, Route("", resolve, fetch, recognize))
+
+
+def rendered(machine: Machine) -> Element:
+    """A machine's domain document, as the built-in plugin renders it."""
+    node = make_node(machine.vm.directory)
+    return Renderer(node.emulator_uid, node.emulator_gid, "").render(machine)
 
 
 def _hooks_of(plugin: object) -> Any:
