@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 STREAM_WINDOW = 1 << 20
 
 
-class Sink(Protocol):
-    """Receives what arrives on a stream. The connection's reader calls the methods."""
+class Sink:
+    """Receives what arrives on a stream. The connection's reader calls the methods.
+
+    Inherit and override what is of interest; the methods here do nothing.
+    """
 
     def on_headers(self, headers: list[Header], ended: bool) -> None:
         """Take the response's headers (client streams); `ended` if nothing follows."""
@@ -39,29 +42,8 @@ class Sink(Protocol):
         """All queued bytes were sent."""
 
 
-class _Nobody:
-    """The sink of streams that have ended, and of new ones without a sink."""
-
-    def on_headers(self, headers: list[Header], ended: bool) -> None:
-        pass
-
-    def on_data(self, data: bytes, ended: bool) -> None:
-        pass
-
-    def on_trailers(self, headers: list[Header]) -> None:
-        pass
-
-    def on_reset(self, code: int, reason: str) -> None:
-        pass
-
-    def on_lost(self, reason: str) -> None:
-        pass
-
-    def on_drained(self) -> None:
-        pass
-
-
-NOBODY: Sink = _Nobody()
+#: The sink of streams that have ended, and of new ones without a sink.
+NOBODY = Sink()
 
 
 class Stream:

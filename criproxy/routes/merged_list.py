@@ -12,7 +12,7 @@ from criproxy import image_names
 from criproxy.methods import Method, parse_request, parse_response
 from criproxy.routes.one_image import ImageRouter
 from criproxy.routes.runtime_part import Part, Question, start_read, unknown_to_all
-from criproxy.rpc.incoming import ServerCall
+from criproxy.rpc.incoming import Follower, ServerCall
 from criproxy.rpc.status import RpcError
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.runtimes.runtime import Runtime
@@ -183,7 +183,7 @@ class MergedList:
         _Gathering(Question(call, method, request, raw), runtimes, self.join)
 
 
-class _Gathering:
+class _Gathering(Follower):
     """Gathers the parts of one answer; follows the client's side of the call."""
 
     def __init__(self, question: Question, runtimes: tuple[Runtime, ...], join: Join) -> None:
@@ -198,16 +198,10 @@ class _Gathering:
         if not runtimes:
             self._answer()
 
-    def client_data(self, data: bytes, ended: bool) -> None:
-        """Leave more data unread: a unary request has only one message."""
-
     def client_gone(self) -> None:
         """Cancel the calls: the answer is no longer wanted."""
         for cancel in self._cancels:
             cancel()
-
-    def client_drained(self) -> None:
-        """Do nothing: the answer is one message."""
 
     def _told(self, position: int, part: Part | RpcError) -> None:
         call = self._question.call

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from criproxy.http2.headers import Header, first
-from criproxy.http2.stream import Stream
+from criproxy.http2.stream import Sink, Stream
 from criproxy.rpc.messages import Message, MessageReader, frame, metadata_of, parse_timeout
 from criproxy.rpc.status import Code, RpcError, error_of, trailers_of
 
@@ -23,8 +23,8 @@ _RESPONSE_HEADERS: tuple[Header, ...] = (
 _HELD_BACK = 1 << 20
 
 
-class Follower(Protocol):
-    """Takes over the client's side of a call once it is routed."""
+class Follower:
+    """Takes over the client's side of a call once it is routed; the methods here do nothing."""
 
     def client_data(self, data: bytes, ended: bool) -> None:
         """Take more of the request."""
@@ -36,7 +36,7 @@ class Follower(Protocol):
         """The client has taken all that was sent."""
 
 
-class ServerCall:
+class ServerCall(Sink):
     """One call: its request until it is routed, then its answer.
 
     Args:
@@ -210,9 +210,6 @@ class ServerCall:
 
     # Called by the stream.
 
-    def on_headers(self, headers: list[Header], ended: bool) -> None:
-        """Do nothing: `start` has checked the only headers of a request."""
-
     def on_data(self, data: bytes, ended: bool) -> None:
         """Collect the first message and route the call, or pass the bytes to the follower."""
         self.request_ended = ended
@@ -234,9 +231,6 @@ class ServerCall:
                 self._route(self)
         except RpcError as error:
             self.fail(error)
-
-    def on_trailers(self, headers: list[Header]) -> None:
-        """Do nothing: requests have no trailers."""
 
     def on_reset(self, code: int, reason: str) -> None:
         """The client gave the call up."""

@@ -61,7 +61,7 @@ def _constant_headers(path: str) -> tuple[Header, ...]:
     )
 
 
-class Answer:
+class Answer(Sink):
     """The sink of one outgoing call; collects the answer.
 
     Args:
@@ -159,9 +159,6 @@ class Answer:
     def on_lost(self, reason: str) -> None:
         """The connection is gone."""
         self.close(RpcError(Code.UNAVAILABLE, f"connection lost: {reason}"))
-
-    def on_drained(self) -> None:
-        """Do nothing: a request is one message."""
 
 
 def _nothing() -> None:

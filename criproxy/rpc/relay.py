@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from criproxy.http2.frames import ErrorCode
 from criproxy.http2.headers import Header, first
-from criproxy.http2.stream import Stream
-from criproxy.rpc.incoming import ServerCall
+from criproxy.http2.stream import Sink, Stream
+from criproxy.rpc.incoming import Follower, ServerCall
 from criproxy.rpc.messages import MessageReader, frame
 from criproxy.rpc.outgoing import Opener
 from criproxy.rpc.status import Code, RpcError, code_of, of_http, of_reset
@@ -23,7 +23,7 @@ Rewrite = Callable[[bytes], bytes]
 _READ_BY_US = frozenset((b"grpc-accept-encoding",))
 
 
-class Relay:
+class Relay(Sink, Follower):
     """Relays one call.
 
     Args:

@@ -23,6 +23,7 @@ from hyperframe.frame import (
 
 from criproxy.http2.frames import MAX_FRAME
 from criproxy.http2.headers import Header
+from criproxy.http2.stream import Sink
 from criproxy.methods import BY_NAME
 from criproxy.rpc.outgoing import request_headers
 from tests.criproxy.fakes.proxy import Client, RunningProxy, wait_for
@@ -34,7 +35,7 @@ HEADERS = request_headers(BY_NAME["Version"].path, (), None)
 QUICK, SLOW, ODD = "/test/Quick", "/test/Slow", "/test/Odd"
 
 
-class Call:
+class Call(Sink):
     """A call that notes what it hears."""
 
     def __init__(self, seen: list[str] | None = None) -> None:
@@ -59,9 +60,6 @@ class Call:
     def on_lost(self, reason: str) -> None:
         """The connection is gone."""
         self.seen.append("lost")
-
-    def on_drained(self) -> None:
-        """Nothing waits."""
 
 
 def test_a_cut_connection_is_told_of_before_its_calls_fail_so_that_none_is_made_on_it() -> None:
