@@ -103,6 +103,7 @@ UNFIT: list[tuple[Edit, str]] = [
     (lambda domain: domain.set("hunter2", models.untyped(5)), "cannot be written as XML"),
     (lambda domain: domain.set("two hunter2", "x"), "cannot be written as XML .line 1, column"),
     (lambda domain: setattr(domain, "text", "hunter2\0"), "cannot be written as XML"),
+    (lambda domain: domain.append(domain), "cannot be written as XML"),
 ]
 """Edits after which a document is no use to libvirt, and what is said of it."""
 

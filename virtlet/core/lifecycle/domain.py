@@ -42,6 +42,7 @@ def _unwritable(domain: Element) -> str:
     The text is thrown away. Errors are not quoted, because they may hold what is in the document.
     """
     try:
+        _descend(domain)
         written = ElementTree.tostring(domain)
         expat.ParserCreate(namespace_separator=" ").Parse(written, True)
     except expat.ExpatError as error:
@@ -49,3 +50,9 @@ def _unwritable(domain: Element) -> str:
     except Exception:
         return "that cannot be written as XML"
     return ""
+
+
+def _descend(element: Element) -> None:
+    """Raise RecursionError for an element that holds itself, where the writer would not end."""
+    for child in element:
+        _descend(child)
