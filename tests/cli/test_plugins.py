@@ -78,6 +78,7 @@ def test_the_order_is_that_of_the_calls(installed: dict[str, str], config: Path)
     assert handlers["copy"]["hooks"]["virtlet_root_disk"] == ["example_disk", "disk_qcow2"]
     assert handlers[""]["hooks"]["virtlet_root_disk"] == ["disk_qcow2"]
     assert "virtlet_guest_exec" not in handlers["quiet"]["hooks"]
+    assert "flavors" in said["manager"]["virtlet_annotations"]
     assert said["manager"]["virtlet_configure"][-2:] == ["example_disk", "example_events"]
     assert "misspelt" in handlers["broken"]["problem"]
 
@@ -90,6 +91,16 @@ def test_the_table_says_the_same(installed: dict[str, str], config: Path) -> Non
     assert "handler 'copy' calls as handler '', but" in words
     assert "virtlet_root_disk example_disk, disk_qcow2" in words
     assert f"configuration: {config}" in words
+
+
+def test_what_a_start_refuses_in_the_plugins_section_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "virtlet.yaml"
+    file.write_text(f"dataDir: {tmp_path}\nplugins: {{clodinit: {{onFailure: log}}}}\n")
+    done = virtlet("--config", str(file))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "virtlet: configuration: plugins: 'clodinit' is not installed; did you mean 'cloudinit'?\n"
+    )
 
 
 def test_a_configuration_file_that_is_wrong_is_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from virtlet import PROJECT
 from virtlet.core.config.load import load
-from virtlet.core.config.options import CORE_OPTIONS
+from virtlet.core.config.options import CORE_OPTIONS, DATA_DIR
 from virtlet.core.hooks.check import quiet
 from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
@@ -24,6 +24,7 @@ SERVED, OFF, REFUSED = "served", "off", "refused"
 
 OF_THE_MANAGER = (
     "virtlet_options",
+    "virtlet_annotations",
     "virtlet_configure",
     "virtlet_reconcile",
     "virtlet_shutdown",
@@ -104,6 +105,7 @@ def take_inventory(file: Path | None, environment: Mapping[str, str]) -> Invento
             refused=registry.refused,
             departed=lambda data_dir: settings_of_departed(data_dir, registry),
         )
+        hooks.govern(settings.sections.get("plugins", {}), settings[DATA_DIR])
         profiles = Profiles(settings.sections.get("handlers", {}), registry)
     handlers = [
         Handler(

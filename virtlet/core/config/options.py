@@ -189,7 +189,8 @@ HOOK_PATIENCE = Option(
     kind=integer(1, 86400),
     default="60",
     help="seconds after which a plugin that has not returned from a hook is named in the log, and "
-    "calls about its pod answer with an error that names it instead of waiting",
+    "calls about its pod answer with an error that names it instead of waiting; the file's "
+    "`plugins` has it for single plugins",
 )
 SHOW_PLUGIN_ERRORS = Option(
     field="showPluginErrors",
