@@ -2,26 +2,42 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
+from tests.e2e.crash_points import CrashPoints
+from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
+T = TypeVar("T")
+POINTS = [
+    f"{effect}:{place}"
+    for effect in ("domain", "running")
+    for place in ("intended", "applied", "before-revert", "reverted")
+]
+"""Where the manager dies: before and after what the hypervisor does."""
+
 
 @pytest.fixture(scope="module")
-def qemu_node(example_plugins: Path) -> Iterator[Playground]:
+def points(tmp_path_factory: pytest.TempPathFactory) -> CrashPoints:
+    return CrashPoints(tmp_path_factory.mktemp("points"))
+
+
+@pytest.fixture(scope="module")
+def qemu_node(example_plugins: Path, points: CrashPoints) -> Iterator[Playground]:
     """A node with a handler of the example hypervisor; its manager may be killed."""
     handler = {"plugins": ["example_hypervisor"], "without": ["libvirt_qemu", "domain_xml"]}
     with Playground(
         {"tiny": TINY},
         subnet="10.131.0.0/16",
         settings={"handlers": {"plain": handler}},
-        environment={"PYTHONPATH": str(example_plugins)},
+        environment={"PYTHONPATH": str(example_plugins), **points.environment},
     ) as playground:
         yield playground
 
@@ -84,3 +100,32 @@ def test_an_emulator_that_is_killed_is_told_as_that_and_the_next_attempt_runs(
     assert again.status.state == cri.CONTAINER_RUNNING
     pod.down()
     assert _left(qemu_node) == []
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_the_manager_dies_beside_an_effect_of_the_hypervisor_and_nothing_is_left(
+    qemu_node: Playground, points: CrashPoints, point: str
+) -> None:
+    first = qemu_node.process
+    points.die_at(point)
+    pod = _insist(qemu_node, _pod(qemu_node).run)
+    pod = _insist(qemu_node, pod.create)
+    _insist(qemu_node, lambda: pod.client.start(pod.vm))
+    assert pod.status.state == cri.CONTAINER_RUNNING
+    assert Path(f"/proc/{pod.emulator}").exists()
+    for step in (pod.client.stop_pod, pod.client.remove_pod):
+        _insist(qemu_node, lambda step=step: step(pod.id))  # type: ignore[misc]
+    points.live()
+    assert qemu_node.process is not first
+    assert _left(qemu_node) == []
+
+
+def _insist(node: Playground, call: Callable[[], T]) -> T:
+    """A call, and once more when the manager dies of it."""
+    try:
+        return call()
+    except (CallFailed, NoRuntime):
+        assert node.process is not None
+        node.process.wait(5)
+        node.start()
+        return call()
