@@ -8,12 +8,18 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from criproxy import log_lines as proxy_logs
+from tests.fakes import models
 from virtlet.core import log_setup
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
+from virtlet.errors import PluginError
 
 SECRET = "hunter2"
 LOGGERS = ("", "virtlet", "criproxy", "somebodys_plugin", "somebodys_library")
@@ -183,6 +189,19 @@ def test_texts_of_what_a_plugin_raised_are_shown_where_they_are_asked_for(
     assert SECRET not in of_ours["traceback"]
     heads = [text for text in of_plugin["traceback"].splitlines() if not text.startswith(" ")]
     assert heads == [f"ValueError: {SECRET}", f"caused by KeyError: {SECRET!r}"]
+
+
+@pytest.mark.parametrize("quoting", [False, True])
+def test_what_a_plugin_raises_is_quoted_in_the_log_alone(
+    stream: io.StringIO, tmp_path: Path, quoting: bool
+) -> None:
+    log_setup.set_up("info", stream=stream, quoting=quoting)
+    hooks = Hooks(discover([EntryPoint("Raises", "tests.fakes.plugins:Raises", "virtlet")]))
+    vm = models.vm(tmp_path, plugins=("Raises",))
+    with pytest.raises(PluginError) as caught:
+        hooks.flavor(vm.pod, vm.config, vm.image)
+    assert SECRET not in str(caught.value)
+    assert ("RuntimeError: hunter2" in stream.getvalue()) is quoting
 
 
 def test_exceptions_that_hang_in_a_circle_are_shown_once(stream: io.StringIO) -> None:
