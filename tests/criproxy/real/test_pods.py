@@ -93,7 +93,10 @@ def test_attach_reaches_the_containers_terminal(side: Side, make_pod: MakePod) -
 
 
 def test_port_forward_reaches_a_port_of_the_pod(side: Side, make_pod: MakePod) -> None:
-    pod = make_pod(side, "echo ready; while true; do echo from the pod | nc -l -p 80; done").start()
+    serve = "(while true; do echo from the pod | nc -l -p 80; done) &"
+    # Port 80 in state 10: somebody listens.
+    listening = "until cat /proc/net/tcp* | grep -q ':0050 .* 0A '; do sleep 0.1; done"
+    pod = make_pod(side, f"{serve} {listening}; echo ready; wait").start()
     pod.wait_for_log("ready")
     request = cri.PortForwardRequest(pod_sandbox_id=pod.id, port=[80])
     answer = pod.client.runtime.PortForward(request)
