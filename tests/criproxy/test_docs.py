@@ -88,7 +88,7 @@ def test_the_unit_fits_the_example_configuration(unit: configparser.ConfigParser
     assert service["ExecStart"].endswith("criproxy --config /etc/criproxy/criproxy.yaml")
     assert config.listen == f"/run/{service['RuntimeDirectory']}/criproxy.sock"
     assert config.state_dir == f"/var/lib/{service['StateDirectory']}"
-    # systemd heeds this for the main process only: a check before it would be tried again.
+    # systemd applies this to the main process only: a check before it would be tried again.
     assert service["RestartPreventExitStatus"] == "78"
     assert "ExecStartPre" not in service
 
