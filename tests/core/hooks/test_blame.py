@@ -1,5 +1,6 @@
 """Objects that plugins hand over, and what is said when they fail."""
 
+import json
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ class Thing:
 
     def breaks(self) -> None:
         raise ZeroDivisionError("hunter2")
+
+    def parses(self) -> None:
+        json.loads("{")
 
     def exits(self) -> None:
         sys.exit(3)
@@ -92,3 +96,9 @@ def test_an_answer_of_another_type_than_the_protocol_s_is_refused(thing: Blamed)
 
 def test_an_answer_where_none_is_wanted_harms_nobody(thing: Blamed) -> None:
     assert thing.chats() == "done"
+
+
+def test_the_place_is_the_plugins_own_code_and_not_pythons(thing: Blamed) -> None:
+    """An author mends the line that called the library."""
+    with pytest.raises(PluginError, match=r"raised JSONDecodeError \(test_blame\.py, line \d+\)"):
+        thing.parses()

@@ -29,6 +29,7 @@ OPEN = frozenset(
 )
 """Hooks that hear nothing of a pod, so that the text of what they raise can be shown."""
 
+_LIBRARY = Path(inspect.__file__).parent
 _OUT = "take it out of the handler's `plugins`"
 _OUT_OF_UNDOING = (
     "uninstall it, name it in the setting forgottenPlugins and restart the manager, which leaves "
@@ -107,13 +108,20 @@ def _misused(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
+    """The last line of code that is not Python's own, where the plugin's author can mend it."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)
-        if not (isinstance(error, WrongType) and _makes_models(path)):
+        if not (_is_python(path) or (isinstance(error, WrongType) and _makes_models(path))):
             place = f" ({path.name}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return place
+
+
+def _is_python(path: Path) -> bool:
+    """Whether code is of the standard library, which a plugin's package may be installed below."""
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return path.is_relative_to(_LIBRARY) and not installed
 
 
 def _makes_models(path: Path) -> bool:
