@@ -1,7 +1,7 @@
 """All that a plugin imports: the one door for plugin authors.
 
 `hookimpl` marks an implementation of a hook; the models are what hooks take and return, the errors
-what they may raise; `evolve` copies a model with other values in some fields; `links`, `netns`,
+what they may raise; `evolve` copies a model with other values in some fields; `Links`, `netns`,
 `run`, `open_tap`, `new_disk_file` and the file functions are the helpers of the host that are
 promised with them. Everything else of Virtlet is private and may change with every release.
 docs/hooks.md describes the hooks.
@@ -24,7 +24,7 @@ from virtlet.errors import (
     Unimplemented,
     VirtletError,
 )
-from virtlet.host import links, netns
+from virtlet.host import netns
 from virtlet.host.commands import CommandError, Limits, run
 from virtlet.host.files import (
     make_private_directory,
@@ -33,7 +33,7 @@ from virtlet.host.files import (
     remove_tree,
     write_atomically,
 )
-from virtlet.host.taps import open_tap
+from virtlet.host.links import KernelRoute, Link, LinkError, Links, open_tap
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.event import Event, EventKind
@@ -131,10 +131,14 @@ __all__ = [
     "Image",
     "ImageSource",
     "InvalidArgument",
+    "KernelRoute",
     "Kind",
     "LaunchFd",
     "LaunchPart",
     "Limits",
+    "Link",
+    "LinkError",
+    "Links",
     "Machine",
     "Mount",
     "Network",
@@ -174,7 +178,6 @@ __all__ = [
     "evolve",
     "hookimpl",
     "integer",
-    "links",
     "make_private_directory",
     "mapping",
     "netns",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from virtlet_example_network import Plugin
 
-from virtlet.api import ResourceExhausted, links, open_tap
+from virtlet.api import Links, ResourceExhausted, open_tap
 from virtlet.testing import BootGuest, check_plugin, configured, make_pod, plugged
 
 pytestmark = pytest.mark.usefixtures("own_network")
@@ -55,4 +55,5 @@ def test_a_guest_has_the_address_that_the_plugin_chose(virtlet_guest: BootGuest)
 
 def interfaces() -> list[str]:
     """Names of the interfaces of the test's network."""
-    return [link.name for link in links.show()]
+    with Links() as links:
+        return [link.name for link in links.show()]

@@ -16,6 +16,7 @@ from attrs import evolve
 
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
+from tests.fakes.links import names
 from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
 from virtlet.core.hooks.facade import Hooks
@@ -24,7 +25,8 @@ from virtlet.core.launch.merge import merge_launch
 from virtlet.core.lifecycle.admission import check_annotations
 from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from virtlet.host import links, netns
+from virtlet.host import netns
+from virtlet.host.links import Links
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
 from virtlet.images.route import Route
@@ -232,15 +234,17 @@ def test_example_of_virtlet_setup_network(example: Example, pod: Pod, tmp_path: 
     wishing = _with(pod, annotations={"LabAddress": "192.0.2.7/24"})
     try:
         with enter_namespace(node):
-            links.change(["link add lab0 type bridge", "link set lab0 up"])
+            with Links() as net:
+                net.add_bridge("lab0")
+                net.set("lab0", up=True)
             assert example.hooks.setup_network(NAME, pod) is None
             network = example.hooks.setup_network(NAME, wishing)
             assert network is not None
             assert network.addresses == ("192.0.2.7",)
-            assert network.nics[0].device in {link.name for link in links.show()}
+            assert network.nics[0].device in names()
             for record in (network, None):
                 example.hooks.teardown_network(NAME, wishing, record)
-            assert {link.name for link in links.show()} == {"lo", "lab0"}
+            assert names() == ["lo", "lab0"]
     finally:
         netns.delete(node)
 
@@ -263,7 +267,9 @@ def test_example_of_virtlet_serve_network(example: Example, pod: Pod, tmp_path: 
     wishing = _with(pod, annotations={"LabAddress": "192.0.2.7/24"})
     try:
         with enter_namespace(node):
-            links.change(["link add lab0 type bridge", "link set lab0 up"])
+            with Links() as net:
+                net.add_bridge("lab0")
+                net.set("lab0", up=True)
             network = example.hooks.setup_network(NAME, wishing)
             assert network is not None
             (nic,) = network.nics
@@ -273,7 +279,7 @@ def test_example_of_virtlet_serve_network(example: Example, pod: Pod, tmp_path: 
             assert file.read_text() == "02:76:00:00:00:07,192.0.2.7,infinite\n"
             for record in (network, None):
                 example.hooks.teardown_network(NAME, wishing, record)
-            assert {link.name for link in links.show()} == {"lo", "lab0"}
+            assert names() == ["lo", "lab0"]
             assert list(hosts.iterdir()) == []
     finally:
         netns.delete(node)

@@ -21,7 +21,7 @@ from tests.fakes.model import make_config
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
 from virtlet.core.launch.server import LaunchServer
 from virtlet.errors import FailedPrecondition, NotFound, Unimplemented
-from virtlet.host import links
+from virtlet.host.links import Links
 from virtlet.model.disk import Disk, Share, Unneeded
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
@@ -241,7 +241,8 @@ def test_disks_of_every_kind_are_attached(rig: PlainRig, board: str, bus: str) -
 @pytest.mark.usefixtures("own_network")
 def test_a_tap_of_several_queues_becomes_one_nic(rig: PlainRig) -> None:
     """Its queues are the emulator's, and nobody else's."""
-    links.change(["tuntap add mode tap name tap0 vnet_hdr multi_queue"])
+    with Links() as links:
+        links.add_tap("tap0", multi_queue=True)
     nic = Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="tap0", queues=2)
     machine = rig.machine()
     machine = evolve(machine, vm=evolve(machine.vm, network=Network(netns=None, nics=(nic,))))

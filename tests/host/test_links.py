@@ -1,16 +1,18 @@
 """Interfaces, addresses, routes and taps."""
 
+import errno
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host import links, netns
-from virtlet.host.commands import CommandError
-from virtlet.host.links import KernelRoute
-from virtlet.host.taps import open_tap
+from virtlet.host import netns
+from virtlet.host.links import KernelRoute, Link, LinkError, Links, open_tap, set_sysctl
 
 
 @pytest.fixture
@@ -23,27 +25,26 @@ def namespace(tmp_path: Path) -> Iterator[Path]:
 
 def test_links_and_routes(namespace: Path) -> None:
     """What is made is shown: kinds, addresses of global scope, routes with and without gateway."""
-    netns.inside(
-        namespace,
-        lambda: links.change(
-            [
-                "link add one type veth peer name other",
-                "link set one address 02:00:00:00:00:0a mtu 1400 up",
-                "link set other up",
-                "address add 10.0.0.2/24 dev one",
-                "address add fd00::2/64 dev one nodad",
-                "route add default via 10.0.0.1 metric 5",
-                "route add 192.0.2.1 dev one",
-                "route add blackhole 198.51.100.0/24",
-                "route add fd01::/16 via fd00::1",
-            ]
-        ),
-    )
-    shown, routes = netns.inside(namespace, links.show_with_routes)
-    assert netns.inside(namespace, links.show) == shown
+
+    def make() -> tuple[tuple[Link, ...], tuple[KernelRoute, ...]]:
+        with Links() as net:
+            net.add_veth("one", "other")
+            net.set("one", mac="02:00:00:00:00:0a", mtu=1400, up=True)
+            net.set("other", up=True)
+            net.add_address("one", "10.0.0.2/24")
+            net.add_address("one", "fd00::2/64", dad=False)
+            net.set_route("0.0.0.0/0", "one", gateway="10.0.0.1", metric=5)
+            net.set_route("192.0.2.1", "one")
+            net.set_route("fd01::/16", "one", gateway="fd00::1")
+            net.set_route("fd02::/16", "one", gateway="fe80::1", onlink=True)
+            subprocess.run(("ip", "route", "add", "blackhole", "198.51.100.0/24"), check=True)
+            return net.show(), net.routes()
+
+    shown, routes = netns.inside(namespace, make)
     found = {link.name: link for link in shown}
     assert found["one"].kind == "veth"
     assert (found["one"].mac, found["one"].mtu) == ("02:00:00:00:00:0a", 1400)
+    assert {"UP", "LOWER_UP"} <= found["one"].flags
     assert found["one"].addresses == ("10.0.0.2/24", "fd00::2/64")
     assert found["other"].addresses == ()
     assert {route for route in routes if ":" not in route.destination} == {
@@ -52,36 +53,102 @@ def test_links_and_routes(namespace: Path) -> None:
         KernelRoute("10.0.0.0/24", "one", "", 0, automatic=True),
     }
     assert KernelRoute("fd01::/16", "one", "fd00::1", 1024, automatic=False) in routes
+    assert KernelRoute("fd02::/16", "one", "fe80::1", 1024, automatic=False) in routes
 
 
-def test_changes_stop_at_an_error(namespace: Path) -> None:
-    """A change that fails is told, and later ones are not made."""
-    commands = ["link set nowhere up", "link add br0 type bridge"]
-    with pytest.raises(CommandError, match="nowhere"):
-        netns.inside(namespace, lambda: links.change(commands))
-    assert "br0" not in {link.name for link in netns.inside(namespace, links.show)}
+def test_a_bridge_and_its_port(namespace: Path) -> None:
+    """A bridge forwards at once, a tap is its port and learns nothing, and both go away."""
+
+    def make() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        with Links() as net:
+            net.add_bridge("br0", mac="02:00:00:00:00:0b", mtu=1400)
+            net.add_tap("tap0")
+            net.set("tap0", mtu=1400, master="br0", up=True, learning=False)
+            told = subprocess.run(
+                ("ip", "-json", "-details", "link", "show"), check=True, capture_output=True
+            )
+            entries = {entry["ifname"]: entry for entry in json.loads(told.stdout)}
+            net.set("tap0", master="")
+            for _ in range(2):
+                net.delete("tap0")
+            return entries["br0"], entries["tap0"], [link.name for link in net.show()]
+
+    bridge, tap, left = netns.inside(namespace, make)
+    assert (bridge["address"], bridge["mtu"]) == ("02:00:00:00:00:0b", 1400)
+    about = bridge["linkinfo"]["info_data"]
+    assert (about["stp_state"], about["forward_delay"], about["mcast_snooping"]) == (0, 0, 0)
+    assert (tap["master"], tap["mtu"]) == ("br0", 1400)
+    assert tap["linkinfo"]["info_data"] == {
+        "type": "tap", "pi": False, "vnet_hdr": True, "multi_queue": False, "persist": True,
+    }  # fmt: skip
+    assert tap["linkinfo"]["info_slave_data"]["learning"] is False
+    assert left == ["lo", "br0"]
 
 
-def test_changes_carry_on(namespace: Path) -> None:
-    """Or they are made all the same, and the failure is still told."""
-    commands = ["link set nowhere up", "link add br0 type bridge"]
-    with pytest.raises(CommandError, match="nowhere"):
-        netns.inside(namespace, lambda: links.change(commands, carry_on=True))
-    assert "br0" in {link.name for link in netns.inside(namespace, links.show)}
+def test_addresses_are_taken_away(namespace: Path) -> None:
+    """All of them, with those that the kernel takes away with the first of their network."""
+
+    def flush() -> list[tuple[str, ...]]:
+        with Links() as net:
+            net.add_bridge("br0")
+            for address in ("10.0.0.2/24", "10.0.0.3/24", "10.0.0.3/24", "fd00::2/64"):
+                net.add_address("br0", address, dad=False, prefix_route=False)
+            before = net.show()[-1].addresses
+            net.flush_addresses("br0")
+            return [before, net.show()[-1].addresses]
+
+    assert netns.inside(namespace, flush) == [("10.0.0.2/24", "10.0.0.3/24", "fd00::2/64"), ()]
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "words"),
+    [
+        (lambda net: net.set("nowhere", up=True), errno.ENODEV, "cannot change nowhere"),
+        (lambda net: net.add_bridge("lo"), errno.EEXIST, "cannot make the bridge lo: File exists"),
+        (lambda net: net.set("lo", learning=False), errno.EOPNOTSUPP, "cannot change lo"),
+        (
+            lambda net: net.set_route("10.9.0.0/16", "lo", gateway="172.16.0.1"),
+            errno.ENETUNREACH,
+            "cannot set the route to 10.9.0.0/16 over lo: Network is unreachable",
+        ),
+    ],
+)
+def test_a_change_that_the_kernel_refuses_says_which_and_why(
+    namespace: Path, change: Callable[[Links], None], number: int, words: str
+) -> None:
+    """By the kernel's number, and in words."""
+
+    def attempt() -> None:
+        with Links() as net:
+            change(net)
+
+    with pytest.raises(LinkError, match=words) as told:
+        netns.inside(namespace, attempt)
+    assert told.value.errno == number
 
 
 def test_sysctls(namespace: Path) -> None:
     """A setting is set in the namespace alone; one the kernel lacks is no error."""
     before = Path("/proc/sys/net/ipv4/ip_forward").read_text()
     other = "0" if before.strip() == "1" else "1"
-    assert netns.inside(namespace, lambda: links.set_sysctl("ipv4/ip_forward", other))
+    assert netns.inside(namespace, lambda: set_sysctl("ipv4/ip_forward", other))
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == before
-    assert not netns.inside(namespace, lambda: links.set_sysctl("ipv4/no_such_thing", "1"))
+    assert not netns.inside(namespace, lambda: set_sysctl("ipv4/no_such_thing", "1"))
+
+
+def _shown() -> tuple[Link, ...]:
+    with Links() as net:
+        return net.show()
+
+
+def _make_tap() -> None:
+    with Links() as net:
+        net.add_tap("tap0")
 
 
 def test_tap(namespace: Path) -> None:
     """A tap is opened once at a time, and never made by opening it."""
-    netns.inside(namespace, lambda: links.change(["tuntap add mode tap name tap0 vnet_hdr"]))
+    netns.inside(namespace, _make_tap)
     descriptor = netns.inside(namespace, lambda: open_tap("tap0"))
     assert not os.get_inheritable(descriptor)
     with pytest.raises(FailedPrecondition, match="tap0: another process holds it"):
@@ -90,4 +157,4 @@ def test_tap(namespace: Path) -> None:
     os.close(netns.inside(namespace, lambda: open_tap("tap0")))
     with pytest.raises(FailedPrecondition, match="cannot open tap tap1: there is none"):
         netns.inside(namespace, lambda: open_tap("tap1"))
-    assert "tap1" not in {link.name for link in netns.inside(namespace, links.show)}
+    assert "tap1" not in {link.name for link in netns.inside(namespace, _shown)}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.links import shown
 from virtlet.errors import FailedPrecondition, VirtletError
-from virtlet.host import links, netns
+from virtlet.host import netns
 
 
 @pytest.fixture
@@ -93,5 +94,5 @@ def test_file_left_by_a_reboot(tmp_path: Path) -> None:
 
 def test_new_namespace_is_empty(namespace: Path) -> None:
     """It has a loopback interface that is down, and nothing of ours."""
-    (link,) = (link for link in netns.inside(namespace, links.show) if "LOOPBACK" in link.flags)
+    (link,) = (link for link in netns.inside(namespace, shown) if "LOOPBACK" in link.flags)
     assert "UP" not in link.flags

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from virtlet.host import links, netns
+from tests.fakes.links import loopback_up
+from virtlet.host import netns
 from virtlet.streaming import ExecRequest, Handlers, Limits, StreamingServer
 
 from .fakes.handlers import FakeConsole, LoopbackDialer
@@ -28,7 +29,7 @@ def inside(tmp_path: Path) -> Iterator[Run]:
     """Runs a coroutine in a network namespace that has only its loopback interface."""
     namespace = tmp_path / "netns"
     netns.create(namespace)
-    netns.inside(namespace, lambda: links.change(["link set lo up"]))
+    netns.inside(namespace, loopback_up)
 
     async def limited(work: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(60):

@@ -17,7 +17,8 @@ from virtlet.cli.manifest import pod_manifest
 from virtlet.cli.playground import Playground
 from virtlet.core.hooks.source import SourcePackage, pretend_installed, read_package
 from virtlet.errors import InvalidArgument
-from virtlet.host import links, netns
+from virtlet.host import netns
+from virtlet.host.links import Links
 from virtlet.testing.guest import Guest
 from virtlet.testing.host import missing
 from virtlet.testing.namespaces import enter_namespace
@@ -201,7 +202,8 @@ def own_network(tmp_path: Path) -> Iterator[Path]:
     netns.create(path)
     try:
         with enter_namespace(path):
-            links.change(["link set lo up"])
+            with Links() as links:
+                links.set("lo", up=True)
             yield path
     finally:
         netns.delete(path)

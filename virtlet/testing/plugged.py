@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from virtlet.host import links, netns
-from virtlet.host.taps import open_tap
+from virtlet.host import netns
+from virtlet.host.links import Links, open_tap
 
 _LEASE_SCRIPT = """\
 #!/bin/sh
@@ -120,15 +120,11 @@ class Plugged:
         netns.delete(self._namespace)
 
     def _plug(self, mac: str) -> int:
-        links.change(
-            [
-                "link set lo up",
-                "tuntap add mode tap name eth0 vnet_hdr",
-                f"link set eth0 address {mac}",
-            ]
-        )
-        descriptor = open_tap("eth0")
-        links.change(["link set eth0 up"])
+        with Links() as links:
+            links.set("lo", up=True)
+            links.add_tap("eth0")
+            descriptor = open_tap("eth0")
+            links.set("eth0", mac=mac, up=True)
         return descriptor
 
     def _carry(self) -> None:

@@ -21,7 +21,8 @@ from virtlet.core.sessions.dialer import GuestDialer
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, NotFound
-from virtlet.host import links, netns
+from virtlet.host import netns
+from virtlet.host.links import Links
 from virtlet.model.network import Network, Nic
 from virtlet.streaming.sessions import PortForwardRequest
 
@@ -71,14 +72,19 @@ class Guest:
         return next(iter(self.store.pods))
 
 
+def _addresses() -> None:
+    with Links() as net:
+        net.set("lo", up=True)
+        for address in (f"{FOUR}/32", f"{SIX}/128"):
+            net.add_address("lo", address)
+
+
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     """A guest with both addresses, which nobody serves yet."""
     namespace = tmp_path / "netns"
     netns.create(namespace)
-    commands = ["link set lo up"]
-    commands += [f"address add {address} dev lo" for address in (f"{FOUR}/32", f"{SIX}/128")]
-    netns.inside(namespace, lambda: links.change(commands))
+    netns.inside(namespace, _addresses)
     store = Store(tmp_path / "db")
     guest = Guest(namespace, store)
     guest.put(addresses=(f"{FOUR}/24", f"{SIX}/64"))

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
+from tests.fakes.links import loopback_up, names
 from virtlet.errors import VirtletError
-from virtlet.host import links, netns
-from virtlet.host.taps import open_tap
+from virtlet.host import netns
+from virtlet.host.links import open_tap
 from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
@@ -177,7 +178,7 @@ class TestNode:
 
     def links(self) -> set[str]:
         """Names of the node's interfaces."""
-        return {link.name for link in links.show()} - {"lo"}
+        return set(names()) - {"lo"}
 
 
 def set_up(plugin: Plugin, pod: Pod, **adjusted: Any) -> Network:
@@ -223,7 +224,7 @@ def node(tmp_path: Path) -> Iterator[TestNode]:
     node = TestNode(tmp_path)
     try:
         with enter_namespace(namespace):
-            links.change(["link set lo up"])
+            loopback_up()
             try:
                 yield node
             finally:

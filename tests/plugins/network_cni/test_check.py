@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.links import shown
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from tests.plugins.network_cni.test_launch import machine
 from virtlet.errors import PodBroken
-from virtlet.host import links, netns
+from virtlet.host import netns
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PortMapping
 from virtlet.plugins.network_cni.plugin import Plugin
@@ -189,5 +190,5 @@ def test_a_manager_killed_during_a_check_leaves_what_the_next_one_makes_good(
 
 
 def _addresses_of_eth0() -> tuple[str, ...]:
-    (eth0,) = (link for link in links.show() if link.name == "eth0")
+    (eth0,) = (link for link in shown() if link.name == "eth0")
     return tuple(address for address in eth0.addresses if ":" not in address)

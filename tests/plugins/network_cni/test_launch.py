@@ -12,7 +12,8 @@ from attrs import evolve
 from tests.fakes import models
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.errors import FailedPrecondition, PodBroken
-from virtlet.host import links, netns
+from virtlet.host import netns
+from virtlet.host.links import Links
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
@@ -102,7 +103,8 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
 
 def test_emulator_takes_several_queues_of_a_nic_and_boots_from_it(node: TestNode) -> None:
     """A tap of the node's own namespace, with a descriptor for each queue."""
-    links.change(["tuntap add mode tap name queues0 vnet_hdr multi_queue"])
+    with Links() as net:
+        net.add_tap("queues0", multi_queue=True)
     nic = Nic(
         name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="queues0", queues=2, boot_order=1
     )
@@ -113,7 +115,8 @@ def test_emulator_takes_several_queues_of_a_nic_and_boots_from_it(node: TestNode
     assert "mq = true" in told
     assert part.arguments[3].endswith(",bootindex=1")
     close(part)
-    links.change(["link delete queues0"])
+    with Links() as net:
+        net.delete("queues0")
 
 
 def test_emulator_takes_several_queues_of_a_pods_nic(node: TestNode) -> None:

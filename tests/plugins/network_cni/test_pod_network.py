@@ -9,7 +9,7 @@ from attrs import evolve
 
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.errors import FailedPrecondition
-from virtlet.host import links
+from virtlet.host.links import Links, set_sysctl
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig, PortMapping
 
@@ -116,20 +116,19 @@ def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
         rogue.terminate()
         rogue.wait()
     # A client on the pod's network that claims the guest's MAC gets no answer either.
-    links.change(
-        [
-            "link add outside type veth peer name port",
-            f"link set outside address {network.nics[0].mac} up",
-            "link set port master cni0 up",
-        ]
-    )
+    with Links() as net:
+        net.add_veth("outside", "port")
+        net.set("outside", mac=network.nics[0].mac, up=True)
+        net.set("port", master="cni0", up=True)
     ask = ("busybox", "udhcpc", "-i", "outside", "-n", "-q", "-f", "-s", "/bin/true")
     asked = subprocess.run((*ask, "-t", "2", "-T", "1"), capture_output=True, text=True)
     assert "no lease" in asked.stderr
-    links.change(["address add 169.254.77.9/24 dev outside"])
+    with Links() as net:
+        net.add_address("outside", "169.254.77.9/24")
     arping = ("busybox", "arping", "-c", "1", "-w", "1", "-I", "outside", "169.254.77.1")
     assert subprocess.run(arping, capture_output=True).returncode != 0
-    links.change(["link delete outside"])
+    with Links() as net:
+        net.delete("outside")
     plugin.virtlet_teardown_network(pod, network)
     assert node.leftovers() == []
 
@@ -157,8 +156,8 @@ def test_guest_calls_the_service_whose_only_endpoint_it_is(node: TestNode) -> No
     plugin = node.plugin()
     pod = node.pod()
     network = set_up(plugin, pod)
-    links.set_sysctl("ipv4/ip_forward", "1")
-    assert links.set_sysctl("bridge/bridge-nf-call-iptables", "1"), "br_netfilter is not loaded"
+    set_sysctl("ipv4/ip_forward", "1")
+    assert set_sysctl("bridge/bridge-nf-call-iptables", "1"), "br_netfilter is not loaded"
     _serve("10.96.0.5", endpoint="10.99.0.2")
     with node.guest(network) as guest:
         assert guest.dhcp()

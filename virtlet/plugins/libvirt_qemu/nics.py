@@ -11,7 +11,7 @@ from pathlib import Path
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host import netns
-from virtlet.host.taps import open_tap
+from virtlet.host.links import open_tap
 from virtlet.model.launch import LaunchFd, LaunchPart
 from virtlet.model.network import Nic
 from virtlet.model.vm import Machine

@@ -13,16 +13,16 @@ import fcntl
 import shutil
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from ipaddress import ip_network
 
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host import links
 from virtlet.host.commands import run
-from virtlet.host.links import KernelRoute, Link
-from virtlet.model.network import Nic
+from virtlet.host.links import KernelRoute, Link, LinkError, Links, set_sysctl
+from virtlet.model.network import Nic, Route
 from virtlet.plugins.network_cni.guest_view import Sandbox
 
 # From <linux/sockios.h> and <linux/ethtool.h>.
@@ -80,12 +80,12 @@ class BridgedNic:
     mtu: int
     addresses: tuple[str, ...]
     """What the veth had, in CIDR form."""
-    routes: tuple[str, ...]
-    """The veth's routes, as arguments of `ip route replace`."""
+    routes: tuple[KernelRoute, ...]
+    """The veth's routes that do not come with its addresses, those on the link first."""
     guest_addresses: tuple[str, ...]
     """The guest's, without prefix lengths."""
-    guest_routes6: tuple[str, ...]
-    """The guest's IPv6 routes by a gateway, as arguments of `ip route replace`."""
+    guest_routes6: tuple[Route, ...]
+    """The guest's IPv6 routes by a gateway."""
     server: str
     """The bridge's own address."""
     guest_mac: str = ""
@@ -138,7 +138,8 @@ def tap(index: int) -> str:
 
 def read_sandbox() -> Sandbox:
     """The namespace as it is now."""
-    return Sandbox(*links.show_with_routes())
+    with Links() as net:
+        return Sandbox(net.show(), net.routes())
 
 
 def plan(
@@ -180,11 +181,7 @@ def _planned(
         addresses=veth.addresses,
         routes=tuple(_restorable(routes, veth.name)),
         guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
-        guest_routes6=tuple(
-            f"{r.destination} via {r.gateway}"
-            for r in nic.routes
-            if r.gateway and ":" in r.destination
-        ),
+        guest_routes6=tuple(r for r in nic.routes if r.gateway and ":" in r.destination),
         server=server,
         guest_mac=nic.mac,
         queues=nic.queues,
@@ -194,46 +191,42 @@ def _planned(
 def prepare() -> None:
     """Make a new namespace fit for CNI: no waiting for duplicate address detection."""
     for name in ("all", "default"):
-        links.set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
+        set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
 
 
 def connect(nics: Sequence[BridgedNic]) -> None:
     """Make bridges and taps, and hand the veths over.
 
     Raises:
-        CommandError: the kernel refuses; `restore` undoes what was done.
+        LinkError, CommandError: the kernel refuses; `restore` undoes what was done.
         FailedPrecondition: a program is missing on the node.
     """
-    links.set_sysctl("ipv4/ip_forward", "0")
+    set_sysctl("ipv4/ip_forward", "0")
     # Else frames between veth and guest would also pass the pod's iptables, and be tracked.
     for family in ("iptables", "ip6tables", "arptables"):
-        links.set_sysctl(f"bridge/bridge-nf-call-{family}", "0")
-    links.set_sysctl("ipv6/conf/default/disable_ipv6", "1")
+        set_sysctl(f"bridge/bridge-nf-call-{family}", "0")
+    set_sysctl("ipv6/conf/default/disable_ipv6", "1")
     # Before the first port is there: nothing may leak in between.
     _filter_frames(nics)
-    hand_over(nics, ["link set lo up", *(c for nic in nics for c in _bridge_commands(nic))])
+    with Links() as net:
+        net.set("lo", up=True)
+        for nic in nics:
+            net.add_bridge(nic.bridge, mac=nic.bridge_mac, mtu=nic.mtu)
+            net.add_tap(nic.tap, multi_queue=nic.queues > 1)
+            net.set(nic.tap, mtu=nic.mtu, master=nic.bridge, up=True)
+        _hand_over(net, nics)
     for nic in nics:
         _checksum_in_software(nic.bridge)
 
 
-def hand_over(nics: Sequence[BridgedNic], before: Sequence[str] = ()) -> None:
+def hand_over(nics: Sequence[BridgedNic]) -> None:
     """Take the veths' addresses away and put them into the bridges.
 
-    Args:
-        nics: whose.
-        before: changes to make by the same process, which saves a few milliseconds.
-
     Raises:
-        CommandError: the kernel refuses; `restore` undoes what was done.
+        LinkError: the kernel refuses; `restore` undoes what was done.
     """
-    for nic in nics:
-        links.set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
-    links.change([*before, *(c for nic in nics for c in _veth_commands(nic))])
-    for nic in nics:
-        if nic.guest_address6:
-            links.set_sysctl("ipv6/conf/all/forwarding", "1")
-            links.set_sysctl(f"ipv6/conf/{nic.bridge}/disable_ipv6", "0")
-            links.change(_ipv6_commands(nic))
+    with Links() as net:
+        _hand_over(net, nics)
 
 
 def restore(nics: Sequence[BridgedNic]) -> None:
@@ -243,59 +236,69 @@ def restore(nics: Sequence[BridgedNic]) -> None:
     finds on the veth. Bridges and taps stay; they go with the namespace. Idempotent.
 
     Raises:
-        CommandError: some of it was not possible.
+        LinkError: some of it was not possible; the rest is done.
     """
+    refused: list[LinkError] = []
+
+    def attempt(change: Callable[[], None]) -> None:
+        try:
+            change()
+        except LinkError as error:
+            refused.append(error)
+
+    with Links() as net:
+        for nic in nics:
+            set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "0")
+            attempt(partial(net.set, nic.veth, master=""))
+            attempt(partial(net.set, nic.veth, mac=nic.mac, up=True))
+            for address in nic.addresses:
+                attempt(partial(net.add_address, nic.veth, address))
+            for route in nic.routes:
+                attempt(
+                    partial(
+                        net.set_route,
+                        route.destination,
+                        nic.veth,
+                        gateway=route.gateway,
+                        metric=route.metric,
+                    )
+                )
+    if refused:
+        raise refused[0]
+
+
+def _hand_over(net: Links, nics: Sequence[BridgedNic]) -> None:
     for nic in nics:
-        links.set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "0")
-    links.change([c for nic in nics for c in _restore_commands(nic)], carry_on=True)
+        set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
+        net.flush_addresses(nic.veth)
+        # The bridge would take frames for a port's own MAC as its own: the guest's must be
+        # nobody's. With two ports there is nothing to learn, and a guest's further MACs cannot
+        # be mislaid.
+        net.set(nic.veth, mac=nic.port_mac, master=nic.bridge, learning=False)
+        net.set(nic.bridge, up=True)
+        net.add_address(nic.bridge, f"{nic.server}/32")
+        for address in nic.guest_addresses:
+            if ":" not in address:
+                net.set_route(address, nic.bridge)
+        if nic.guest_address6:
+            _serve_ipv6(net, nic)
 
 
-def _bridge_commands(nic: BridgedNic) -> Iterator[str]:
-    yield f"link add {nic.bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
-    yield f"link set {nic.bridge} address {nic.bridge_mac} mtu {nic.mtu}"
-    several = " multi_queue" if nic.queues > 1 else ""
-    yield f"tuntap add mode tap name {nic.tap} vnet_hdr{several}"
-    yield f"link set {nic.tap} mtu {nic.mtu} master {nic.bridge} up"
-
-
-def _veth_commands(nic: BridgedNic) -> Iterator[str]:
-    yield f"address flush dev {nic.veth}"
-    # The bridge would take frames for a port's own MAC as its own: the guest's must be nobody's.
-    yield f"link set {nic.veth} address {nic.port_mac}"
-    yield f"link set {nic.veth} master {nic.bridge}"
-    # With two ports there is nothing to learn, and a guest's further MACs cannot be mislaid.
-    yield f"link set {nic.veth} type bridge_slave learning off"
-    yield f"link set {nic.bridge} up"
-    yield f"address replace {nic.server}/32 dev {nic.bridge}"
-    for address in nic.guest_addresses:
-        if ":" not in address:
-            yield f"route replace {address} dev {nic.bridge}"
-
-
-def _ipv6_commands(nic: BridgedNic) -> Iterator[str]:
+def _serve_ipv6(net: Links, nic: BridgedNic) -> None:
+    set_sysctl("ipv6/conf/all/forwarding", "1")
+    set_sysctl(f"ipv6/conf/{nic.bridge}/disable_ipv6", "0")
     for address in nic.guest_addresses:
         if ":" in address:
-            yield f"route replace {address} dev {nic.bridge}"
-    yield f"address replace {nic.server6}/64 dev {nic.bridge} nodad noprefixroute"
+            net.set_route(address, nic.bridge)
+    net.add_address(nic.bridge, f"{nic.server6}/64", dad=False, prefix_route=False)
     for route in nic.guest_routes6:
-        yield f"route replace {route} dev {nic.bridge} onlink"
+        net.set_route(route.destination, nic.bridge, gateway=route.gateway, onlink=True)
 
 
-def _restore_commands(nic: BridgedNic) -> Iterator[str]:
-    yield f"link set {nic.veth} nomaster"
-    yield f"link set {nic.veth} address {nic.mac} up"
-    for address in nic.addresses:
-        yield f"address replace {address} dev {nic.veth}"
-    for route in nic.routes:
-        yield f"route replace {route}"
-
-
-def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[str]:
+def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[KernelRoute]:
     for route in sorted(routes, key=lambda route: bool(route.gateway)):
         if route.device == device and not route.automatic:
-            via = f" via {route.gateway}" if route.gateway else ""
-            metric = f" metric {route.metric}" if route.metric else ""
-            yield f"{route.destination}{via} dev {device}{metric}"
+            yield route
 
 
 def _filter_frames(nics: Sequence[BridgedNic]) -> None:

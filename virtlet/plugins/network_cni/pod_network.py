@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 
 from virtlet.errors import PodBroken, VirtletError
 from virtlet.host import netns
-from virtlet.host.taps import open_tap
+from virtlet.host.links import open_tap
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
 from virtlet.plugins.network_cni import (

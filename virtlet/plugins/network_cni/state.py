@@ -10,6 +10,8 @@ import cattrs
 from attrs import frozen
 
 from virtlet.host.files import make_private_directory, remove_tree, write_atomically
+from virtlet.host.links import KernelRoute
+from virtlet.model.network import Route
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.chain import Attachment
 
@@ -18,6 +20,29 @@ _log = logging.getLogger(__name__)
 _converter = cattrs.Converter()
 _converter.register_unstructure_hook(Path, str)
 _converter.register_structure_hook(Path, lambda text, _: Path(text))
+
+
+def _kernel_route(written: Any, _: object) -> KernelRoute:
+    """A veth's route; up to release 2.0.0.dev0 it was written as arguments of ip-route(8)."""
+    if not isinstance(written, str):
+        return KernelRoute(**written)
+    destination, *words = written.split()
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    return KernelRoute(
+        destination, said["dev"], said.get("via", ""), int(said.get("metric", 0)), automatic=False
+    )
+
+
+def _guest_route(written: Any, _: object) -> Route:
+    """A guest's route; written likewise."""
+    if not isinstance(written, str):
+        return Route(**written)
+    destination, _via, gateway = written.split()
+    return Route(destination=destination, gateway=gateway)
+
+
+_converter.register_structure_hook(KernelRoute, _kernel_route)
+_converter.register_structure_hook(Route, _guest_route)
 
 
 @frozen

@@ -9,6 +9,7 @@ from typing import Any
 
 from virtlet.api import (
     Kind,
+    Links,
     Network,
     Nic,
     Node,
@@ -18,7 +19,6 @@ from virtlet.api import (
     Route,
     Settings,
     hookimpl,
-    links,
 )
 
 SUBNET: Option[IPv4Network] = Option(
@@ -54,13 +54,10 @@ class Plugin:
         self.virtlet_teardown_network(pod, None)  # what a crash may have left
         node_end, guest_end = list(self._take(pod).hosts())
         tap = tap_of(pod)
-        links.change(
-            [
-                f"tuntap add mode tap name {tap} vnet_hdr",
-                f"address add {node_end}/30 dev {tap}",
-                f"link set {tap} up",
-            ]
-        )
+        with Links() as links:
+            links.add_tap(tap)
+            links.add_address(tap, f"{node_end}/30")
+            links.set(tap, up=True)
         nic = Nic(
             name="eth0",
             mac="02:" + ":".join(pod.id[i : i + 2] for i in range(0, 10, 2)),
@@ -74,8 +71,8 @@ class Plugin:
     @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
         """Undo it all by the pod's id alone; `network` is None after a crash or an error."""
-        if any(link.name == tap_of(pod) for link in links.show()):
-            links.change([f"link delete {tap_of(pod)}"])
+        with Links() as links:
+            links.delete(tap_of(pod))
         for path in self._taken.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if os.readlink(path) == pod.id:

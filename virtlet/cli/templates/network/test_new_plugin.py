@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from new_plugin import Plugin
 
-from virtlet.api import links, open_tap
+from virtlet.api import Links, open_tap
 from virtlet.testing import BootGuest, check_plugin, configured, make_pod, plugged
 
 
@@ -24,7 +24,8 @@ def test_the_guest_reaches_the_node_and_nothing_is_left(tmp_path: Path) -> None:
         assert guest.reaches(nic.routes[0].gateway)
     plugin.virtlet_teardown_network(pod, network)
     plugin.virtlet_teardown_network(pod, None)
-    assert [link.name for link in links.show()] == ["lo"]
+    with Links() as links:
+        assert [link.name for link in links.show()] == ["lo"]
 
 
 def test_a_guest_has_the_address(virtlet_guest: BootGuest) -> None:
