@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -112,7 +113,8 @@ def virtlet_node(
                 path = os.pathsep.join([*map(str, paths), *filter(None, before)])
                 node = Playground(
                     {"guest": virtlet_image},
-                    settings={"handlers": chosen, **(settings or {})},
+                    # The log is the author's own here.
+                    settings={"showPluginErrors": True, "handlers": chosen, **(settings or {})},
                     environment={"PYTHONPATH": path},
                 )
                 made[key] = nodes.enter_context(node)
@@ -178,9 +180,24 @@ def virtlet_guest(virtlet_node: MakeNode) -> Iterator[BootGuest]:
         return guest.up() if start else guest
 
     yield boot
+    for where in {guest.node.log_file: guest.node for guest in guests}.values():
+        sys.stdout.write(_complaints(where))
     left = [item for guest in guests for item in _removed(guest)]
     if left:
         pytest.fail("left on the node: " + "; ".join(dict.fromkeys(left)), pytrace=False)
+
+
+def _complaints(node: Playground) -> str:
+    """What the node's manager warned of, which pytest shows where a test failed."""
+    records = [
+        json.loads(line) for line in node.log_file.read_text().splitlines() if line[:1] == "{"
+    ]
+    serious = [record for record in records if record["level"] in ("warning", "error", "critical")]
+    return "".join(
+        f"manager: {record.pop('message')}\n"
+        + "".join(f"  {name}: {value}\n" for name, value in record.items())
+        for record in serious
+    )
 
 
 def _removed(guest: Guest) -> list[str]:
