@@ -115,6 +115,16 @@ class Guest:
             lines = self.console().splitlines()[-_LAST_LINES:]
             raise TimeoutError("\n".join([f"{error}; its last lines:", *lines])) from None
 
+    def wait_for_end(self, timeout: float = BOOT_TIMEOUT) -> cri.ContainerStatus:
+        """Wait until the VM has ended; returns how it did.
+
+        Raises:
+            TimeoutError: it runs on.
+        """
+        ended = cri.CONTAINER_EXITED
+        wait_until(lambda: self.status.state == ended, timeout, f"end of VM {self.vm[:12]}")
+        return self.status
+
     def exec(self, *command: str, timeout: float = BOOT_TIMEOUT) -> Output:
         """Run a command in the guest, once it has booted.
 
