@@ -12,8 +12,8 @@ from statistics import median
 from bench.bench import Bench
 from bench.figures import spread
 from bench.row import Row
-from virtlet.core.launch.server import LaunchServer
-from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.launch.server import LaunchServer
+from virtlet.launch.wrapper import install_wrapper
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchFd, LaunchPart
 
 EMULATOR = Path("/usr/bin/true")

@@ -104,7 +104,7 @@ def hand_over(
 
 
 def unpack(answer: bytes, fds: list[int], environment: dict[str, str]) -> tuple[str, list[str]]:
-    """Read the answer's records; virtlet/core/launch/wire.py describes them.
+    """Read the answer's records; virtlet/launch/server.py describes them.
 
     Returns:
         The emulator's path and the arguments to append; `environment` is updated.

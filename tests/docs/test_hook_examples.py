@@ -21,7 +21,6 @@ from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
-from virtlet.core.launch.merge import merge_launch
 from virtlet.core.lifecycle.admission import check_annotations
 from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -31,6 +30,7 @@ from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
 from virtlet.images.route import Route
 from virtlet.images.store import ImageStore
+from virtlet.launch.merge import merge_launch
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
@@ -40,7 +40,7 @@ from virtlet.model.image import ImageSource, RecognizedImage
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
-from virtlet.plugins.libvirt_qemu.mark import flaw, written
+from virtlet.plugins.libvirt_qemu.domains import flaw, written
 from virtlet.testing.namespaces import enter_namespace
 
 STARTED = Event(kind=EventKind.VM_STARTED, subject="b" * 32, pod_id="a" * 32, at=5)

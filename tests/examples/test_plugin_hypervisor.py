@@ -19,7 +19,6 @@ from attrs import evolve
 
 from tests.fakes.model import make_config
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
-from virtlet.core.launch.server import LaunchServer
 from virtlet.errors import FailedPrecondition, NotFound, Unimplemented
 from virtlet.host.links import Links
 from virtlet.model.disk import Disk, Share, Unneeded

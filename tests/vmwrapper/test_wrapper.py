@@ -15,9 +15,9 @@ import pytest
 from attrs import frozen
 
 import vmwrapper.__main__ as wrapper
-from virtlet.core.launch import merge
-from virtlet.core.launch.server import LaunchServer
-from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.launch import merge
+from virtlet.launch.server import LaunchServer
+from virtlet.launch.wrapper import install_wrapper
 from virtlet.model import launch as names
 from virtlet.model.launch import LaunchFd, LaunchPart
 

@@ -24,8 +24,6 @@ from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry
-from virtlet.core.launch.server import LaunchServer
-from virtlet.core.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.core.lifecycle import effects, exits, points, recovery
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
@@ -41,6 +39,8 @@ from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
 from virtlet.images.staging import ImageLimits
 from virtlet.images.store import ImageStore
+from virtlet.launch.server import LaunchServer
+from virtlet.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
 from virtlet.model.option import Settings

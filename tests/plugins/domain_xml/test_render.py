@@ -18,7 +18,7 @@ from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
 from virtlet.plugins.domain_xml.options import OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin
 from virtlet.plugins.domain_xml.render import Renderer, domain_name
-from virtlet.plugins.libvirt_qemu.mark import written
+from virtlet.plugins.libvirt_qemu.domains import written
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -17,8 +17,8 @@ from attrs import evolve
 
 from tests.fakes.boot_sector import write_boot_disk
 from tests.fakes.model import make_config, make_image, make_pod, make_vm
-from virtlet.core.launch.server import LaunchServer
-from virtlet.core.launch.wrapper import install_wrapper
+from virtlet.launch.server import LaunchServer
+from virtlet.launch.wrapper import install_wrapper
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Hypervisor, Observation
@@ -27,8 +27,7 @@ from virtlet.model.node import Node
 from virtlet.model.vm import Console, Machine
 from virtlet.plugins.domain_xml.options import OPTIONS as XML_OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
-from virtlet.plugins.libvirt_qemu.options import OPTIONS
-from virtlet.plugins.libvirt_qemu.plugin import Plugin
+from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 PATIENCE = 20.0

@@ -7,9 +7,7 @@ from attrs import evolve
 
 from tests.fakes.model import make_config, make_node
 from virtlet.plugins.libvirt_qemu.accelerator import Host, examine
-from virtlet.plugins.libvirt_qemu.make import make_hypervisor
-from virtlet.plugins.libvirt_qemu.options import OPTIONS
-from virtlet.plugins.libvirt_qemu.plugin import Plugin
+from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin, make_hypervisor
 
 _EMULATOR = """#!/bin/sh
 echo "$*" >> {calls}

@@ -21,7 +21,7 @@ from virtlet.model.disk import Disk
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu.watch import DomainEvent
+from virtlet.plugins.libvirt_qemu.domain_events import DomainEvent
 
 _FOREIGN = """
 <domain type="qemu">

@@ -6,7 +6,7 @@ import textwrap
 
 _START = """
 import os, subprocess, sys, time
-from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
+from virtlet.plugins.libvirt_qemu.endings import adopt_orphans
 adopt_orphans(patience=float(sys.argv[1]))
 
 def gone(pid, within=5):

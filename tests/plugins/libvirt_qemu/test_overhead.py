@@ -14,7 +14,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.network import Network, Nic
 from virtlet.model.quantity import parse_bytes
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu.overhead import overhead
+from virtlet.plugins.libvirt_qemu.consumption import overhead
 
 ROOT = Path(__file__).parents[3]
 MIB, GIB = 1 << 20, 1 << 30

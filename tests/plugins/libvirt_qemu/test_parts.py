@@ -12,10 +12,10 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu import states
-from virtlet.plugins.libvirt_qemu.domain_log import ended_by_signal, why
-from virtlet.plugins.libvirt_qemu.mark import mark, written
+from virtlet.plugins.libvirt_qemu.domains import mark, written
+from virtlet.plugins.libvirt_qemu.endings import Runs
+from virtlet.plugins.libvirt_qemu.failures import ended_by_signal, why
 from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
-from virtlet.plugins.libvirt_qemu.runs import Runs
 
 VM = "0123456789abcdef0123456789abcdef"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"

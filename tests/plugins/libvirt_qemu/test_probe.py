@@ -11,7 +11,7 @@ import pytest
 
 from tests.plugins.libvirt_qemu.rig import QEMU, emulator_user
 from virtlet.plugins.libvirt_qemu import probe_payload
-from virtlet.plugins.libvirt_qemu.probe import TIME_LIMIT, probe_kvm
+from virtlet.plugins.libvirt_qemu.accelerator import TIME_LIMIT, probe_kvm
 
 _QEMU = """#!{python}
 import sys, time

@@ -16,7 +16,7 @@ from virtlet.errors import FailedPrecondition, NotFound, Unavailable
 from virtlet.model.disk import Share
 from virtlet.model.hypervisor import Resize
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu.resize import Resizer
+from virtlet.plugins.libvirt_qemu.domain_resize import Resizer
 
 MIB = 1 << 20
 HERE = frozenset(os.sched_getaffinity(0))

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node
-from virtlet.plugins.libvirt_qemu.host_name import tell_of_slow_look_ups
+from virtlet.plugins.libvirt_qemu.process import tell_of_slow_look_ups
 
 NAME = "nobody-knows-me"
 FILES = {

@@ -10,12 +10,12 @@ from xml.etree.ElementTree import Element
 
 from attrs import frozen
 
-from virtlet.core.launch.merge import close_all
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.journal import Effect
 from virtlet.core.store.records import EffectRow
 from virtlet.host import cgroups
 from virtlet.host.files import make_private_directory, remove_tree
+from virtlet.launch.merge import close_all
 from virtlet.model.cloudinit import CloudInit
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.flavor import Flavor

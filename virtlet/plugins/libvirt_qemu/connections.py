@@ -1,8 +1,9 @@
-"""Connections to libvirt: shared by a few calls each, opened anew when libvirt comes back."""
+"""Connections to libvirt: shared by a few calls each, opened again when libvirt comes back."""
 
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +13,20 @@ from attrs import define
 from virtlet.errors import Unavailable
 from virtlet.model.hypervisor import HypervisorHealth
 from virtlet.plugins.libvirt_qemu import failures
-from virtlet.plugins.libvirt_qemu.pulse import Pulse
 
 log = logging.getLogger(__name__)
+
+
+_INTERVAL = 1.0
+_LATE = 3.0
+"""Seconds without an answer after which the daemon counts as hanging."""
+
+
+# Whether a daemon still answers: one small call a second, on a connection of its own.
+#
+# A socket that is closed tells of a daemon that died, not of one that hangs. libvirt's keep-alive
+# tells of both, but it ends the connection with all calls under way, so on a node that is merely
+# slow it has to be patient. The pulse only looks.
 
 CALLS_PER_CONNECTION = 5
 """A daemon serves that many calls of one connection at a time (its max_client_requests)."""
@@ -24,6 +36,56 @@ _KEEPALIVE = (5, 3)
 """Seconds between probes and how many may go unanswered: calls to a hung daemon fail after 20 s."""
 _BACK_OFF = (0.1, 3.0)
 """Seconds to wait after the first failed attempt, and at most."""
+
+
+class Pulse:
+    """Feels the pulse of one daemon.
+
+    Args:
+        connect: opens a connection.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._asked_at: float | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a question has been open for too long."""
+        asked_at = self._asked_at
+        return asked_at is not None and time.monotonic() - asked_at > _LATE
+
+    def start(self) -> None:
+        """Ask from now on."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="libvirt-pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more; idempotent. A question that is open is left to itself."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        connection: Any = None
+        while not self._stopping.wait(_INTERVAL):
+            self._asked_at = time.monotonic()
+            try:
+                if connection is None:
+                    connection = self._connect()
+                # One of the calls that a daemon serves also while all its workers are busy.
+                connection.getLibVersion()
+            except libvirt.libvirtError:
+                connection = None  # who is gone does not hang: others notice
+            finally:
+                self._asked_at = None
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+
+# Connections to libvirt: shared by a few calls each, opened anew when libvirt comes back.
 
 
 @define(eq=False)

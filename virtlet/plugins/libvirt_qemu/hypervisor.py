@@ -29,24 +29,28 @@ from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import (
     consumption,
-    domain_log,
     failures,
     nics,
     process,
     states,
 )
-from virtlet.plugins.libvirt_qemu.changes import Changes
 from virtlet.plugins.libvirt_qemu.connections import Connections
-from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine, wrong_state_is_fine
-from virtlet.plugins.libvirt_qemu.host_name import tell_of_slow_look_ups, without_look_up
-from virtlet.plugins.libvirt_qemu.mark import canonical, flaw, mark, written
-from virtlet.plugins.libvirt_qemu.orphans import adopt_orphans
-from virtlet.plugins.libvirt_qemu.overhead import overhead
+from virtlet.plugins.libvirt_qemu.consumption import overhead
+from virtlet.plugins.libvirt_qemu.domain_events import Changes, Watch
+from virtlet.plugins.libvirt_qemu.domain_resize import Resizer
+from virtlet.plugins.libvirt_qemu.domains import (
+    Domains,
+    canonical,
+    flaw,
+    mark,
+    missing_is_fine,
+    written,
+    wrong_state_is_fine,
+)
+from virtlet.plugins.libvirt_qemu.endings import Runs, adopt_orphans
+from virtlet.plugins.libvirt_qemu.process import tell_of_slow_look_ups, without_look_up
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
-from virtlet.plugins.libvirt_qemu.resize import Resizer
-from virtlet.plugins.libvirt_qemu.runs import Runs
-from virtlet.plugins.libvirt_qemu.sight import Sight
-from virtlet.plugins.libvirt_qemu.watch import Watch
+from virtlet.plugins.libvirt_qemu.states import Sight
 
 _FORGET_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
@@ -204,7 +208,7 @@ class LibvirtHypervisor(Hypervisor):
                 path = self._log(domain.name())
                 raise FailedPrecondition(
                     f"the emulator of VM {vm_id} did not start: "
-                    f"{domain_log.why(error.get_error_message() or '', path)} (log: {path})"
+                    f"{failures.why(error.get_error_message() or '', path)} (log: {path})"
                 ) from None
 
     def shutdown(self, vm_id: str) -> None:
@@ -305,7 +309,7 @@ class LibvirtHypervisor(Hypervisor):
         return None
 
     def _by_signal(self, name: str) -> bool:
-        return domain_log.ended_by_signal(self._log(name))
+        return failures.ended_by_signal(self._log(name))
 
     def _log(self, name: str) -> Path:
         return self._place.logs / f"{name}.log"

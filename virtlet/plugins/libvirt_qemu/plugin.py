@@ -1,18 +1,92 @@
-"""libvirt_qemu: virtual machines by libvirt and QEMU."""
+"""libvirt_qemu: virtual machines by libvirt and QEMU, with its settings."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from virtlet import hookimpl
-from virtlet.model.hypervisor import Hypervisor
+from virtlet.errors import FailedPrecondition
+from virtlet.model.hypervisor import Hypervisor, HypervisorInfo
 from virtlet.model.node import Node
-from virtlet.model.option import Option, Settings
-from virtlet.plugins.libvirt_qemu.make import make_hypervisor
-from virtlet.plugins.libvirt_qemu.options import OPTIONS
+from virtlet.model.option import BOOLEAN, TEXT, Option, Settings, choice
+from virtlet.plugins.libvirt_qemu.accelerator import examine
+from virtlet.plugins.libvirt_qemu.library import quietly
+from virtlet.plugins.libvirt_qemu.qemu_conf import locate
+
+log = logging.getLogger(__name__)
+
+
+LIBVIRT_URI: Option[str] = Option(
+    field="libvirtURI",
+    flag="--libvirt-uri",
+    env="VIRTLET_LIBVIRT_URI",
+    kind=TEXT,
+    default="qemu:///system",
+    help="libvirt connection; `qemu:///embed` runs libvirt's QEMU driver inside the manager, "
+    "with everything it keeps below the data directory (`?root=DIR` chooses another place)",
+)
+
+DISABLE_KVM: Option[bool] = Option(
+    field="disableKVM",
+    flag="--disable-kvm",
+    env="VIRTLET_DISABLE_KVM",
+    kind=BOOLEAN,
+    default="false",
+    help="emulate the CPU, whatever the KVM probe says",
+)
+
+KVM: Option[str] = Option(
+    field="kvm",
+    flag="--kvm",
+    env="VIRTLET_KVM",
+    kind=choice("probe", "force"),
+    default="probe",
+    help="`probe` boots a small test under KVM to find out whether it works and remembers the "
+    "answer until the next boot, or until the device or who may open it changes; "
+    "`force` uses KVM without asking",
+)
+
+OPTIONS = (LIBVIRT_URI, DISABLE_KVM, KVM)
+
 
 if TYPE_CHECKING:
     from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+
+
+# From settings to a hypervisor.
+
+
+def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
+    """The hypervisor that the settings describe, not connected yet.
+
+    Raises:
+        InvalidArgument: the libvirt URI is not usable.
+        FailedPrecondition: the emulator is not installed, or its user may not run it.
+        VirtletError: it does not work.
+    """
+    place = locate(config[LIBVIRT_URI], node.data_dir)
+    if node.emulator_problem:
+        raise FailedPrecondition(node.emulator_problem)
+    forced = config[KVM] == "force"
+    asked = not config[DISABLE_KVM] and not forced
+    host = examine(node, ask_kvm=asked)
+    kvm = not config[DISABLE_KVM] and (forced or (host.kvm is not None and host.kvm.usable))
+    if asked and not kvm and host.kvm is not None:
+        log.warning("guests are emulated, which is slow", extra={"problem": host.kvm.reason})
+    info = HypervisorInfo(
+        name="QEMU", version=host.qemu_version, accelerator="kvm" if kvm else "qemu"
+    )
+    with quietly(place.root / "log/libvirt.log" if place.root else None):
+        from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+    return LibvirtHypervisor(place, node, info)
+
+
+if TYPE_CHECKING:
+    from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+
+
+# libvirt_qemu: virtual machines by libvirt and QEMU.
 
 
 class Plugin:

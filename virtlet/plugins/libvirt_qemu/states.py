@@ -4,13 +4,15 @@ Source: virDomainState, virDomainShutoffReason, virDomainEventType and the virDo
 enumerations of libvirt's domain API.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import libvirt
 
-from virtlet.model.hypervisor import DomainState
+from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import VmExit
-from virtlet.plugins.libvirt_qemu.runs import now
+from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine
+from virtlet.plugins.libvirt_qemu.endings import Runs, now
 
 BySignal = Callable[[], bool]
 """Says whether the emulator told its log that a signal ended it."""
@@ -53,6 +55,9 @@ _LIVE = {
     # Panicked, and kept for a look instead of ended: its CPUs stand still.
     libvirt.VIR_DOMAIN_CRASHED: DomainState.PAUSED,
 }
+
+EVENT_DELAY = 0.5
+"""Seconds that the event of an end may come after the state: it knows better how a VM ended."""
 
 
 def live_state(state: int, reason: int) -> DomainState | None:
@@ -104,3 +109,57 @@ def forced() -> VmExit:
 def _exit(how: tuple[int, str, str]) -> VmExit:
     code, reason, message = how
     return VmExit(exit_code=code, reason=reason, message=message, finished_at=now())
+
+
+# What libvirt knows of our domains, as observations.
+
+
+class Sight:
+    """Looks at domains.
+
+    How a VM ended is what its record says. Where there is none yet, its event is given some
+    seconds (`patience`) to write it, and then the state's reason has to do; with no patience at
+    all (None) the observation has no `exit`.
+
+    Args:
+        domains: where they are found.
+        runs: where ends are recorded.
+        by_signal: whether a signal ended the emulator of the domain with this name.
+    """
+
+    def __init__(self, domains: Domains, runs: Runs, by_signal: Callable[[str], bool]) -> None:
+        self._domains = domains
+        self._runs = runs
+        self._by_signal = by_signal
+
+    def one(self, vm_id: str, patience: float | None = EVENT_DELAY) -> Observation | None:
+        """One of our domains now, or None."""
+        with self._domains.call(f"look at VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                return None
+            with missing_is_fine():
+                return self._observation(vm_id, domain, patience)
+            return None
+
+    def all(self, patience: float | None = EVENT_DELAY) -> Mapping[str, Observation]:
+        """All of ours."""
+        found: dict[str, Observation] = {}
+        with self._domains.call("list VMs") as connection:
+            for vm_id, domain in self._domains.all(connection):
+                with missing_is_fine():
+                    found[vm_id] = self._observation(vm_id, domain, patience)
+        return found
+
+    def _observation(self, vm_id: str, domain: Any, patience: float | None) -> Observation:
+        state, reason = domain.state()
+        live = live_state(state, reason)
+        if live is not None:
+            return Observation(vm_id=vm_id, state=live)
+        if not self._runs.begun(vm_id):
+            return Observation(vm_id=vm_id, state=DomainState.DEFINED)
+        ended = self._runs.wait_for_end(vm_id, patience or 0.0)
+        if ended is None and patience is not None:
+            how = exit_by_reason(reason, lambda: self._by_signal(domain.name()))
+            ended = self._runs.end(vm_id, how)
+        return Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=ended)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.launch.merge import MOST_FDS, merge_launch
 from virtlet.errors import PluginError
+from virtlet.launch.merge import MOST_FDS, merge_launch
 from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 
 

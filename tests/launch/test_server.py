@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.launch.server import LaunchServer
 from virtlet.errors import FailedPrecondition, PluginError
+from virtlet.launch.server import LaunchServer
 from virtlet.model.launch import LaunchFd, LaunchPart
 
 VM = "0123456789abcdef0123456789abcdef"

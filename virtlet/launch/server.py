@@ -1,4 +1,18 @@
-"""The launch server: hands arguments and open descriptors to vmwrapper."""
+"""The launch server: hands arguments and open descriptors to vmwrapper.
+
+The two speak in records that each end with a NUL byte, which no argument, variable or path can
+hold. Reading them takes no module that would cost vmwrapper its start-up time; it has its half.
+
+The wrapper sends the VM's id and the token. The server answers with records whose first letter
+says what they are, in this order, and closes; all descriptors come with the first byte.
+
+    f NAME          a descriptor's name, as many as descriptors
+    a ARGUMENT      an argument to append
+    e NAME=VALUE    a variable to set
+    x PATH          the emulator to start instead of the wrapper's own
+    .               the end: an answer without it was cut off
+    ! TEXT          refused, and why; nothing else comes
+"""
 
 import contextlib
 import hmac
@@ -8,26 +22,102 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attrs import define
 
-from virtlet.core.launch import cgroups, wire
-from virtlet.core.launch.merge import Launch, merge_launch
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file
 from virtlet.host.processes import set_oom_score_adj
+from virtlet.launch.merge import Launch, merge_launch
 from virtlet.model.launch import LaunchPart
 
 log = logging.getLogger(__name__)
 
+
+# Putting a process into cgroups.
+
+LONGEST_REQUEST = 1024
+_END = b"\0"
 _TIMEOUT = 10.0
 """Seconds a peer may take to ask, and to take the answer."""
 _MOST_PEERS = 64
 """Peers served at a time. Any emulator may connect: none may tie up the manager."""
 _PAUSE = 0.1
 """Seconds until the next try, where the node has no descriptor or thread left."""
+
+
+def join_cgroups(pid: int, cgroups: Iterable[Path], vm_id: str) -> tuple[Path, ...]:
+    """Move a process into each cgroup: one per hierarchy on v1, one in all on v2.
+
+    The emulator starts all the same where that is not possible: not every node lets the manager
+    write there, and the pod is better off without the accounting than without its VM.
+
+    Returns:
+        Those it could not join, each logged with the reason.
+    """
+    failed = []
+    for directory in cgroups:
+        try:
+            (directory / "cgroup.procs").write_text(f"{pid}\n")
+        except OSError as error:
+            failed.append(directory)
+            log.warning(
+                "emulator not in its cgroup",
+                extra={"vm": vm_id, "path": str(directory), "problem": error.strerror},
+            )
+    return tuple(failed)
+
+
+# What vmwrapper and the launch server say to each other.
+#
+# Records that each end with a NUL byte, which no argument, variable or path can hold. Reading them
+# takes no module that would cost vmwrapper its start-up time; it has the other half of this file.
+#
+# The wrapper sends the VM's id and the token. The server answers with records whose first letter
+# says what they are, in this order, and closes; all descriptors come with the first byte.
+#
+#     f NAME          a descriptor's name, as many as descriptors
+#     a ARGUMENT      an argument to append
+#     e NAME=VALUE    a variable to set
+#     x PATH          the emulator to start instead of the wrapper's own
+#     .               the end: an answer without it was cut off
+#     ! TEXT          refused, and why; nothing else comes
+
+
+def parse_request(text: bytes) -> tuple[str, str] | None:
+    """VM id and token, or None when it is not whole yet.
+
+    Raises:
+        ValueError: it will never make sense.
+    """
+    if len(text) > LONGEST_REQUEST or text.count(_END) > 2:
+        raise ValueError("no request")
+    if text.count(_END) < 2 or not text.endswith(_END):
+        return None
+    vm_id, token, _ = text.split(_END)
+    return vm_id.decode("ascii"), token.decode("ascii")
+
+
+def refusal(reason: str) -> bytes:
+    """The answer to a wrapper that gets nothing."""
+    return b"!" + reason.encode() + _END
+
+
+def answer(launch: Launch) -> bytes:
+    """The answer that hands a launch over."""
+    records = [
+        *(b"f" + item.name.encode() for item in launch.fds),
+        *(b"a" + os.fsencode(argument) for argument in launch.arguments),
+        *(b"e" + os.fsencode(f"{name}={value}") for name, value in launch.environment.items()),
+        *([b"x" + os.fsencode(launch.emulator)] if launch.emulator else []),
+        b".",
+    ]
+    return _END.join(records) + _END
+
+
+# The launch server: hands arguments and open descriptors to vmwrapper.
 
 
 @define
@@ -158,21 +248,21 @@ class LaunchServer:
         pid, uid, _ = struct.unpack("3i", credentials)
         vm_id, token = _request(peer)
         if uid not in (self._uid, 0):
-            peer.sendall(wire.refusal(f"user {uid} is not the emulator's"))
+            peer.sendall(refusal(f"user {uid} is not the emulator's"))
             return
         armed = self._take(vm_id, token)
         if armed is None:
             log.warning("launch refused", extra={"vm": vm_id, "peer": pid})
             peer.sendall(
-                wire.refusal("no launch waits for it, or the token is not (or no longer) valid")
+                refusal("no launch waits for it, or the token is not (or no longer) valid")
             )
             return
         launch = armed.launch
         try:
-            cgroups.join(pid, launch.cgroups, vm_id)
+            join_cgroups(pid, launch.cgroups, vm_id)
             if launch.oom_score_adj and not set_oom_score_adj(pid, launch.oom_score_adj):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})
-            text = wire.answer(launch)
+            text = answer(launch)
             fds = [item.fd for item in launch.fds]
             sent = socket.send_fds(peer, [text], fds) if fds else 0
             peer.sendall(text[sent:])
@@ -195,10 +285,10 @@ def _request(peer: socket.socket) -> tuple[str, str]:
         OSError: it asks nothing that makes sense.
     """
     text = b""
-    while chunk := peer.recv(wire.LONGEST_REQUEST):
+    while chunk := peer.recv(LONGEST_REQUEST):
         text += chunk
         try:
-            request = wire.parse_request(text)
+            request = parse_request(text)
         except ValueError:
             break
         if request is not None:

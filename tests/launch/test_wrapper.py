@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.errors import FailedPrecondition
+from virtlet.launch.wrapper import emulator_problem, install_wrapper
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 USER = pwd.getpwnam("libvirt-qemu")

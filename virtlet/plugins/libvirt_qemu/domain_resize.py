@@ -12,7 +12,7 @@ import libvirt
 from virtlet.errors import FailedPrecondition, Unavailable, VirtletError
 from virtlet.model.hypervisor import Resize
 from virtlet.plugins.libvirt_qemu import failures
-from virtlet.plugins.libvirt_qemu.memory import Memory
+from virtlet.plugins.libvirt_qemu.domain_memory import Memory
 
 log = logging.getLogger(__name__)
 
