@@ -21,6 +21,7 @@ from tests.fakes.model import make_config
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
 from virtlet.errors import FailedPrecondition, NotFound, Unimplemented
 from virtlet.host.links import Links
+from virtlet.launch.server import LaunchServer
 from virtlet.model.disk import Disk, Share, Unneeded
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchPart

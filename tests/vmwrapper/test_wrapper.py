@@ -2,11 +2,11 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,12 @@ def test_both_sides_use_the_same_names() -> None:
     assert wrapper.MOST_FDS == merge.MOST_FDS
 
 
+def _children() -> float:
+    """Seconds of the processor that the processes we waited for have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_it_costs_little(setup: Setup) -> None:
     """Every start of a VM waits for it: interpreter, hand-over and all."""
     emulator = Path("/bin/true")
@@ -264,8 +270,8 @@ def test_it_costs_little(setup: Setup) -> None:
             names.ENV_TOKEN: TOKEN,
         }
         for command, times in (([str(path)], through), ([str(emulator)], direct)):
-            before = time.perf_counter()
+            before = _children()
             subprocess.run(command, env=environment, check=True)
-            times.append(time.perf_counter() - before)
-    # The quickest of each, because the tests share the machine.
+            times.append(_children() - before)
+    # Of the processor, and the quickest of each: the tests share the machine.
     assert min(through) - min(direct) < OWN_COST
