@@ -15,7 +15,7 @@ name = "leaky"
 leaky = "leaky:Plugin"
 """
 PLUGIN = """\
-from virtlet.api import Network, Pod, hookimpl, links
+from virtlet.api import Links, Network, Pod, hookimpl
 
 
 class Plugin:
@@ -23,7 +23,8 @@ class Plugin:
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
-        links.change(["tuntap add mode tap name leak0"])
+        with Links() as links:
+            links.add_tap("leak0")
         return Network(netns=None)
 """
 TEST = """\
