@@ -19,7 +19,7 @@ from virtlet.core.lifecycle.domain import domain_document
 from virtlet.errors import FailedPrecondition, PluginError
 from virtlet.model.hypervisor import Hypervisor, HypervisorInfo
 from virtlet.model.vm import Machine
-from virtlet.plugins.domain_xml.options import OPTIONS
+from virtlet.plugins.domain_xml.plugin import OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
 from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
 from virtlet.plugins.libvirt_qemu.qemu_conf import locate

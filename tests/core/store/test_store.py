@@ -10,9 +10,8 @@ import pytest
 from attrs import evolve
 
 from tests.fakes import models
-from virtlet.core.store.codec import decode
 from virtlet.core.store.database import Database
-from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, VmRecord
+from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, VmRecord, decode
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume

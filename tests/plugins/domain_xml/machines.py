@@ -11,8 +11,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Console, Machine
-from virtlet.plugins.domain_xml.cpu import EXTRA
-from virtlet.plugins.domain_xml.firmware import Firmware
+from virtlet.plugins.domain_xml.render import EXTRA, Firmware
 
 DATA = Path("/var/lib/virtlet")
 VOLUMES = DATA / "volumes" / ("b" * 32)

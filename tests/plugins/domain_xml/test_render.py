@@ -13,11 +13,8 @@ from tests.plugins.domain_xml.machines import FIRMWARE, all_machines, plain
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Machine
-from virtlet.plugins.domain_xml.cpu import EXTRA
-from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
-from virtlet.plugins.domain_xml.options import OPTIONS
-from virtlet.plugins.domain_xml.plugin import Plugin
-from virtlet.plugins.domain_xml.render import Renderer, domain_name
+from virtlet.plugins.domain_xml.plugin import OPTIONS, Plugin
+from virtlet.plugins.domain_xml.render import EXTRA, Firmware, Renderer, domain_name, find_uefi
 from virtlet.plugins.libvirt_qemu.domains import written
 
 GOLDEN = Path(__file__).parents[2] / "golden"

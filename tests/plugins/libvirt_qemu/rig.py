@@ -25,7 +25,7 @@ from virtlet.model.hypervisor import DomainState, Hypervisor, Observation
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.vm import Console, Machine
-from virtlet.plugins.domain_xml.options import OPTIONS as XML_OPTIONS
+from virtlet.plugins.domain_xml.plugin import OPTIONS as XML_OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
 from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin
 

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from virtlet.core.lifecycle.points import Points
-from virtlet.core.store.codec import decode
-from virtlet.core.store.records import EffectRow
+from virtlet.core.store.records import EffectRow, decode
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from virtlet.core.store.codec import decode, encode
 from virtlet.core.store.database import Database
-from virtlet.core.store.records import EffectRow, PodRecord, VmRecord
+from virtlet.core.store.records import EffectRow, PodRecord, VmRecord, decode, encode
 from virtlet.model.pod import PodMetadata
 
 

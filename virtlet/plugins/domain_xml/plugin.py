@@ -6,10 +6,24 @@ from xml.etree.ElementTree import Element
 
 from virtlet import hookimpl
 from virtlet.model.node import Node
-from virtlet.model.option import Option, Settings
+from virtlet.model.option import TEXT, Option, Settings
 from virtlet.model.vm import Machine
-from virtlet.plugins.domain_xml.options import CPU_MODEL, OPTIONS
 from virtlet.plugins.domain_xml.render import Renderer
+
+CPU_MODEL: Option[str] = Option(
+    field="cpuModel",
+    flag="--cpu-model",
+    env="VIRTLET_CPU_MODEL",
+    kind=TEXT,
+    default="",
+    help="CPU of guests whose pod and handler name none: `host-model`, `host-passthrough` or a "
+    "model libvirt knows; empty is host-model with KVM, and QEMU's smallest model without",
+)
+
+OPTIONS = (CPU_MODEL,)
+
+
+# domain_xml: writes the domain document with Jinja2.
 
 
 class Plugin:

@@ -1,4 +1,7 @@
-"""A machine becomes a libvirt document."""
+"""From a machine to its domain document: CPU, firmware, room to grow, and the template.
+
+Source: "CPU Allocation", "Memory Allocation" and "Memory devices" of libvirt's domain XML
+format."""
 
 import re
 import uuid
@@ -6,20 +9,186 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 import jinja2
+from attrs import frozen
 from markupsafe import Markup
 
+from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.host.cpus import cpuset
 from virtlet.model.disk import Share
 from virtlet.model.vm import Machine
-from virtlet.plugins.domain_xml.cpu import cpu_element
 from virtlet.plugins.domain_xml.disks import targets
-from virtlet.plugins.domain_xml.firmware import Firmware, find_uefi
-from virtlet.plugins.domain_xml.growth import growth_of, with_node
 
+EXTRA = "domain_cpu"
+"""Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
+_HOST = ("host-model", "host-passthrough")
+
+
+# The `<cpu>` element.
+
+_MIB = 1 << 20
+BLOCK = 2 * _MIB
+"""Granularity of a virtio-mem device: a huge page."""
+_GUEST_BLOCK = 128 * _MIB
+"""Linux on x86 adds memory in blocks of at least this size; a part of one is of no use to it."""
 _LONGEST_NAME = 40
 """Characters of a pod's name in a domain's name: the driver makes file names of it."""
+
+
+def cpu_element(machine: Machine, default_model: str) -> Element | None:
+    """The `<cpu>` element of a machine; None leaves the CPU to QEMU.
+
+    Args:
+        machine: whose CPU.
+        default_model: the node's, for flavors that name none.
+
+    Raises:
+        InvalidArgument: the flavor's own element is no `<cpu>` element.
+    """
+    if machine.flavor.extras.get(EXTRA):
+        return _checked(machine)
+    kvm = machine.accelerator == "kvm"
+    # Without KVM the smallest model is the fastest: an emulated guest that finds more features
+    # uses them, at a price.
+    model = machine.flavor.cpu_model or default_model or ("host-model" if kvm else "")
+    if not model:
+        return None
+    cpu = Element("cpu")
+    if model in _HOST:
+        # Emulation has no host CPU to pass on; its own best one serves those who ask for features.
+        cpu.set("mode", model if kvm else "maximum")
+    else:
+        cpu.set("mode", "custom")
+        cpu.set("match", "exact")
+        name = ElementTree.SubElement(cpu, "model", {"fallback": "forbid"})
+        name.text = model
+    return cpu
+
+
+def _checked(machine: Machine) -> Element:
+    try:
+        cpu = ElementTree.fromstring(machine.flavor.extras[EXTRA])
+    except ElementTree.ParseError as error:
+        raise InvalidArgument(
+            f"the CPU setting of VM {machine.vm.name} is no XML ({error}): "
+            "see the annotation VirtletLibvirtCPUSetting"
+        ) from None
+    if cpu.tag != "cpu":
+        raise InvalidArgument(
+            f"the CPU setting of VM {machine.vm.name} is a <{cpu.tag}> element, not <cpu>"
+        )
+    return cpu
+
+
+# UEFI firmware images of the node.
+
+
+@frozen
+class Firmware:
+    """A firmware image and the template of its variable store."""
+
+    code: Path
+    variables: Path
+
+
+CANDIDATES = (
+    # Debian and Ubuntu
+    Firmware(Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")),
+    Firmware(Path("/usr/share/OVMF/OVMF_CODE.fd"), Path("/usr/share/OVMF/OVMF_VARS.fd")),
+    # Fedora and its relatives
+    Firmware(Path("/usr/share/edk2/ovmf/OVMF_CODE.fd"), Path("/usr/share/edk2/ovmf/OVMF_VARS.fd")),
+    # Arch
+    Firmware(
+        Path("/usr/share/edk2/x64/OVMF_CODE.4m.fd"), Path("/usr/share/edk2/x64/OVMF_VARS.4m.fd")
+    ),
+)
+
+
+def find_uefi(candidates: tuple[Firmware, ...] = CANDIDATES) -> Firmware:
+    """The first UEFI firmware that is installed.
+
+    Raises:
+        FailedPrecondition: there is none.
+    """
+    for firmware in candidates:
+        if firmware.code.is_file() and firmware.variables.is_file():
+            return firmware
+    raise FailedPrecondition(
+        "the flavor asks for UEFI, but there is no OVMF firmware on this node: install Debian's "
+        "package ovmf, or take `firmware: uefi` out of the handler's flavor"
+    )
+
+
+# What of a machine can change while it runs: room for vCPUs and memory.
+#
+# Source: "CPU Allocation", "Memory Allocation" and "Memory devices" of libvirt's domain XML format.
+
+
+@frozen
+class Growth:
+    """Room to grow; renders nothing for a machine that has none."""
+
+    vcpus: int
+    """vCPUs at the start."""
+    most_vcpus: int
+    memory: int
+    """Bytes at the start."""
+    device: int
+    """Bytes of the virtio-mem device; 0 for none."""
+    cpus: str
+    """CPUs of the node that the machine may run on; "" for all."""
+
+    @property
+    def block(self) -> int:
+        """Bytes of the device's smallest change."""
+        return BLOCK
+
+    @property
+    def total(self) -> int:
+        """Bytes of all memory, that of the device included."""
+        return self.memory + self.device
+
+
+def growth_of(machine: Machine) -> Growth:
+    """Find a machine's room to grow.
+
+    Raises:
+        InvalidArgument: its cpuset is none, or names absent CPUs.
+    """
+    flavor = machine.flavor
+    more = max(flavor.max_memory - flavor.memory, 0)
+    cpus = machine.vm.config.resources.cpuset_cpus
+    return Growth(
+        vcpus=flavor.vcpus,
+        most_vcpus=max(flavor.vcpus, flavor.max_vcpus),
+        memory=flavor.memory,
+        device=-(-more // _GUEST_BLOCK) * _GUEST_BLOCK,
+        cpus=",".join(map(str, sorted(cpuset(cpus)))) if cpus else "",
+    )
+
+
+def with_node(cpu: Element | None, growth: Growth) -> Element | None:
+    """A `<cpu>` element with the NUMA node that a memory device belongs to.
+
+    Args:
+        cpu: the element, which is changed.
+        growth: the machine's; without a device the element stays as it is.
+    """
+    if not growth.device:
+        return cpu
+    if cpu is None:
+        cpu = Element("cpu")
+    if cpu.find("numa") is None:
+        numa = SubElement(cpu, "numa")
+        last = growth.most_vcpus - 1
+        node = {"id": "0", "cpus": f"0-{last}" if last else "0"}
+        SubElement(numa, "cell", node | {"memory": str(growth.memory), "unit": "b"})
+    return cpu
+
+
+# A machine becomes a libvirt document.
 
 
 class Renderer:
