@@ -39,7 +39,7 @@ docs: setup ## write docs/settings.md and docs/types.md from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(PY) hack/document_types.py > docs/types.md.new && mv docs/types.md.new docs/types.md
 
-golden: setup ## write the golden documents anew; read the difference before committing
+golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
 
 bench: setup ## measure, and print the table

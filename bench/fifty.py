@@ -79,7 +79,7 @@ def _statistics(bench: Bench, node: Node, found: Fifty) -> None:
         bench.step(f"statistics after start {number + 1}")
         node.playground.stop()
         node.playground.start()
-        # The channel has lost its connection; that it is made anew is not what is measured.
+        # The channel has lost its connection; that it is made again is not what is measured.
         node.client.call("Version", cri.VersionRequest())
         found.first_stats.append(milliseconds(question))
         for _ in range(bench.times(60, 10)):

@@ -21,9 +21,9 @@ SHARED = ("criproxy/real/",)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """One switch writes every golden document anew."""
+    """One switch writes every golden document again."""
     parser.addoption(
-        "--refresh-golden", action="store_true", help="write the golden documents anew"
+        "--refresh-golden", action="store_true", help="write the golden documents again"
     )
 
 

@@ -19,7 +19,7 @@ from typing import TextIO
 
 import pytest
 
-from virtlet.cli.ending import end_at_signals, heed_no_more
+from virtlet.cli.ending import end_at_signals, ignore_from_now_on
 
 ENVIRONMENT = "VIRTLET_TEST_WORKERS"
 """A directory with a file for each worker, named by its process and locked until it is done."""
@@ -48,7 +48,7 @@ class Interrupts:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> Generator[None]:
         """Nothing breaks the teardown off, and xdist ends its workers when they have had theirs."""
-        heed_no_more(self._heeded)
+        ignore_from_now_on(self._heeded)
         if not self._worker and exitstatus == pytest.ExitCode.INTERRUPTED:
             self._await_workers()
         try:

@@ -43,7 +43,7 @@ class FailedPrecondition(VirtletError):
 class PodBroken(FailedPrecondition):
     """The pod cannot serve a VM any more, whatever is tried again.
 
-    The core answers it, at a VM's start, by stopping the pod; the kubelet then runs it anew.
+    The core answers it, at a VM's start, by stopping the pod; the kubelet then runs it again.
     """
 
 

@@ -73,10 +73,10 @@ def test_sigterm_does_not_wait_for_the_grace_of_a_guest_that_is_being_stopped(
     started = time.monotonic()
     assert own_node.stop() == 0
     assert time.monotonic() - started < 60
-    # A guest that has booted within the manager's own grace heeds the next press of the button.
-    heeded = stopping.code() is grpc.StatusCode.OK
+    # A guest that has booted within the manager's own grace reacts to the next press of the button.
+    reacted = stopping.code() is grpc.StatusCode.OK
     own_node.start()
-    assert pod.status.state == (cri.CONTAINER_EXITED if heeded else cri.CONTAINER_RUNNING)
+    assert pod.status.state == (cri.CONTAINER_EXITED if reacted else cri.CONTAINER_RUNNING)
     pod.down()
     assert own_node.settled_leftovers() == []
 

@@ -47,7 +47,7 @@ def test_the_emulators_user_can_execute_it(data_dir: Path) -> None:
 
 
 def test_it_is_written_only_when_it_changes(data_dir: Path) -> None:
-    """libvirt asks for the capabilities anew whenever the file does."""
+    """libvirt asks for the capabilities again whenever the file does."""
     path = install(data_dir)
     before = path.stat()
     assert install(data_dir) == path

@@ -22,16 +22,16 @@ class Ended(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raise `Ended` in the block at the first of the signals; later ones are not heeded.
+    """Raise `Ended` in the block at the first of the signals; later ones are ignored.
 
     Nor are those after the block, so that nothing breaks off the clean-up: `timeout` and `make`
     send a signal each. A signal that is ignored, as by nohup, stays so.
     """
-    heeded = end_at_signals(Ended)
+    watched = end_at_signals(Ended)
     try:
         yield
     finally:
-        heed_no_more(heeded)
+        ignore_from_now_on(watched)
 
 
 def end_at_signals(ending: Callable[[int], BaseException]) -> list[signal.Signals]:
@@ -43,19 +43,19 @@ def end_at_signals(ending: Callable[[int], BaseException]) -> list[signal.Signal
     Returns:
         The signals; one that is ignored, as by nohup, stays so.
     """
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    watched = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
     def end(number: int, frame: FrameType | None) -> None:
-        heed_no_more(heeded)
+        ignore_from_now_on(watched)
         if number == signal.SIGHUP:
             _write_nowhere()
         if not _unbroken:
             raise ending(number)
         _noted.append(ending(number))
 
-    for number in heeded:
+    for number in watched:
         signal.signal(number, end)
-    return heeded
+    return watched
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def unbroken() -> Iterator[None]:
             raise _noted.pop()
 
 
-def heed_no_more(numbers: list[signal.Signals]) -> None:
+def ignore_from_now_on(numbers: list[signal.Signals]) -> None:
     """Let signals do nothing any more."""
     for number in numbers:
         # Not SIG_IGN, which a manager that is started for the clean-up would inherit.

@@ -39,7 +39,7 @@ class VmConsoles:
         self._logs.add(self.files(vm))
 
     def reopen(self, vm: Vm) -> None:
-        """Open the pod log anew, because somebody has moved it away."""
+        """Open the pod log again, because somebody has moved it away."""
         self._logs.reopen(vm.id)
 
     def tell(self, vm: Vm, text: str) -> None:

@@ -52,7 +52,7 @@ def remove_file(path: Path) -> None:
 def new_disk_file(path: Path, uid: int, gid: int) -> Iterator[int]:
     """Make an empty file with mode 0600 and give its descriptor; remove it if the body fails.
 
-    The directory belongs to the emulator's user, who may not be trusted: the file is made anew
+    The directory belongs to the emulator's user, who may not be trusted: the file is made again
     and never followed to where a link points, so write through the descriptor (or through
     `/proc/self/fd/N`), not through the path.
 

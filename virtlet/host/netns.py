@@ -103,7 +103,9 @@ def inside(path: Path, work: Callable[[], T]) -> T:
         FailedPrecondition: there is no such namespace.
     """
     if not exists(path):
-        raise FailedPrecondition(f"the network namespace {path} is gone: the pod must be made anew")
+        raise FailedPrecondition(
+            f"the network namespace {path} is gone: the pod must be made again"
+        )
 
     def enter() -> T:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -53,7 +53,7 @@ class View:
 def make_view(
     layout: Layout, records: Mapping[str, ImageRecord], links: Mapping[Reference, str]
 ) -> View:
-    """Draw the picture anew."""
+    """Draw the picture again."""
     names: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
     repositories: dict[str, set[str]] = {}

@@ -63,7 +63,7 @@ def _text(interpreter: Path, emulator: Path) -> bytes:
     before, found, after = source.partition(_EMULATOR_LINE)
     if not found:
         raise FailedPrecondition(
-            "vmwrapper/__main__.py has no line for the emulator's path: install Virtlet anew"
+            "vmwrapper/__main__.py has no line for the emulator's path: install Virtlet again"
         )
     try:
         status = emulator.stat()

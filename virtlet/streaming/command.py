@@ -164,7 +164,7 @@ async def serve_command(framing: CommandFraming, job: Job, lifetime: Lifetime) -
     async def session() -> None:
         status = await job(await framing.open())
         await framing.finish(status)
-        # The client hangs up first, lest what it still sends makes the kernel throw away what
+        # The client hangs up first, so that nothing it still sends makes the kernel throw away what
         # it has not read; `run` then ends the session.
         await asyncio.sleep(lifetime.limits.linger_seconds)
 

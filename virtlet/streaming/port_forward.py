@@ -162,8 +162,8 @@ class _Connection:
                 await loop.sock_sendall(self._target, piece)
                 self._sent += len(piece)
             except OSError:
-                # It may still have an answer. What the client goes on to send is dropped, lest
-                # it hold up the other connections.
+                # It may still have an answer. What the client goes on to send is dropped, so
+                # that it does not hold up the other connections.
                 self._refused = True
         if not self._refused:
             self._target.shutdown(socket.SHUT_WR)

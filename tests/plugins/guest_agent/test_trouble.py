@@ -141,7 +141,7 @@ def test_an_agent_that_was_started_anew_is_told_apart(odd: Agent, agent_socket: 
 
     with (
         listening(agent_socket, forgetful),
-        pytest.raises(Unavailable, match="started anew while the command ran"),
+        pytest.raises(Unavailable, match="started again while the command ran"),
     ):
         capture(odd, "sleep", "1")
 

@@ -46,7 +46,7 @@ def test_the_first_vm_waits_for_no_check_and_a_further_one_is_told_what_is_wrong
     launch(node, plugin, pod, network)
     assert [call["command"] for call in node.calls()] == ["ADD"]
     for _ in range(2):
-        with pytest.raises(PodBroken, match="failed to CHECK: code 101: a rule is missing.*anew"):
+        with pytest.raises(PodBroken, match="failed to CHECK: code 101: a rule is missing.*again"):
             launch(node, plugin, pod, network)
     add, check, _ = node.calls()
     assert check["command"] == "CHECK"

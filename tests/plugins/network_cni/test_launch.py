@@ -179,6 +179,6 @@ def test_namespace_is_gone(node: TestNode) -> None:
     network = set_up(plugin, pod)
     assert network.netns is not None
     netns.delete(network.netns)
-    with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it anew"):
+    with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it again"):
         plugin.virtlet_launch(machine(node.root, network, pod=pod))
     plugin.virtlet_teardown_network(pod, network)

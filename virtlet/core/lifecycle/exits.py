@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def forced_exit() -> VmExit:
-    """How a VM ends that did not heed the power button, or was not asked."""
+    """How a VM ends that did not react to the power button, or was not asked."""
     return VmExit(
         exit_code=137,
         reason="Error",

@@ -1,6 +1,6 @@
 """Changing what a VM may use, while it runs or before it starts.
 
-What a limit means for the machine is the flavor's to say: it is chosen anew from the new limits,
+What a limit means for the machine is the flavor's to say: it is chosen again from the new limits,
 as it was when the VM was made, and the hypervisor is asked for the difference.
 
 A resize is written down before its first step, and struck out when it is committed or undone. What
@@ -59,7 +59,7 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         if change.hugepage_limits and _huge(change) != _huge(now):
             raise FailedPrecondition(
                 f"VM {vm.name} cannot have other huge pages without a restart: leave their limits "
-                "as they are, or run the pod anew"
+                "as they are, or run the pod again"
             )
         if record.machine is None or record.stopping:
             raise _not_now(record)
@@ -127,7 +127,7 @@ def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
 def _resize_created(
     context: Context, record: VmRecord, machine: Machine, change: Resources, wanted: Resources
 ) -> None:
-    """Define the machine anew, of the size that the new limits ask for."""
+    """Define the machine again, with the size that the new limits ask for."""
     vm = machine.vm
     chosen = _flavor(context, record, wanted)
     hypervisor = context.hypervisors.named(record.hypervisor)
@@ -218,8 +218,8 @@ def _resize_running(
         return (
             f"the VM was given {difference.vcpus} vCPUs while it runs, after {before.vcpus}: "
             "without KVM a Linux guest uses only those that it started with, so that a higher CPU "
-            "limit may change nothing; to use them, run the pod anew with that limit, or on a node "
-            "with KVM"
+            "limit may change nothing; to use them, run the pod again with that limit, or on a "
+            "node with KVM"
         )
     return ""
 
@@ -254,7 +254,7 @@ def _difference(
         raise FailedPrecondition(
             f"VM {record.vm.name} cannot have {memory >> 20}Mi of memory without a restart: it "
             f"started with {machine.flavor.memory >> 20}Mi and can grow to {most >> 20}Mi; run "
-            "the pod anew, and see the flavor's max_memory"
+            "the pod again, and see the flavor's max_memory"
         )
     placed = None
     if changed.cpuset_cpus:

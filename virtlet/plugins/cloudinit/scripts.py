@@ -66,7 +66,7 @@ link_disk() {
 """
 _RESOLVER = """\
 # resolver_options FILE WORD…: neither DHCP nor network-config can carry them. A link is to a file
-# that another program (systemd-resolved) writes anew: a copy takes its place.
+# that another program (systemd-resolved) writes again: a copy takes its place.
 resolver_options() {
 	file=$1
 	shift

@@ -157,7 +157,7 @@ def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, 
     resolver = scripts.resolver_body(vm.network.dns.options)
     if resolver:
         files.append(GuestFile(scripts.RESOLVER_SCRIPT, scripts.script(resolver).encode(), 0o755))
-        # DHCP clients write the resolver's file anew.
+        # DHCP clients write the resolver's file again.
         commands.append(_at_every_boot(scripts.RESOLVER_SCRIPT))
     settings = sysctl_conf(vm.pod)
     if settings:

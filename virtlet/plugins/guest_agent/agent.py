@@ -48,7 +48,7 @@ class Ended:
 
 
 class Forgotten(Unavailable):
-    """The agent does not know a process of ours: the guest or the agent has started anew."""
+    """The agent does not know a process of ours: the guest or the agent has started again."""
 
 
 class NotStarted(Exception):
@@ -172,7 +172,7 @@ class Agent:
             answer = self._link.call("guest-exec-status", {"pid": pid}, deadline, limit=limit)
         except AgentError:
             raise Forgotten(
-                f"the guest agent of VM {self.vm_name} was started anew while the command ran: "
+                f"the guest agent of VM {self.vm_name} was started again while the command ran: "
                 "how it ended is not known"
             ) from None
         if not isinstance(answer, dict) or not answer.get("exited"):

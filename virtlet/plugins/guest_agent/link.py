@@ -2,7 +2,7 @@
 
 An agent answers in order and one request after the other. Sessions of one VM take turns request
 by request. An answer that nobody waited for must not be taken for the next one: after every
-trouble the link synchronises anew (`guest-sync-delimited`), which skips what is left over.
+trouble the link synchronises again (`guest-sync-delimited`), which skips what is left over.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ ANSWER_WAIT = 120.0
 """Seconds for one answer; an emulated guest moves its largest, 43 MiB, in about 15."""
 SYNC_INTERVAL = 5.0
 """Seconds after which an unanswered synchronisation is sent again: the agent may have started,
-or started anew, in between."""
+or started again, in between."""
 LARGEST_REPLY = 44 << 20
 """Bytes: two outputs of 16 MiB in base64, and a little JSON."""
 

@@ -85,7 +85,7 @@ class Pulse:
                 connection.close()
 
 
-# Connections to libvirt: shared by a few calls each, opened anew when libvirt comes back.
+# Connections to libvirt: shared by a few calls each, opened again when libvirt comes back.
 
 
 @define(eq=False)

@@ -233,7 +233,7 @@ class Changes:
         if not self._runs.begun(seen.vm_id):
             return  # not ours, or a start that failed and was reported as such
         if self._lives(seen.vm_id):
-            return  # this was the run before: the domain has been started anew
+            return  # this was the run before: the domain has been started again
         how = states.exit_by_event(
             seen.detail,
             lambda: self._by_signal(seen.name),

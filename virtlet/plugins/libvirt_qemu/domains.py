@@ -147,7 +147,7 @@ class Domains:
         return vm_id in self._ours
 
     def forget(self, vm_id: str) -> None:
-        """Look anew the next time: the domain is gone or about to be another."""
+        """Look again the next time: the domain is gone or about to be another."""
         self._ours.discard(vm_id)
 
 

@@ -223,7 +223,7 @@ class LibvirtHypervisor(Hypervisor):
                     domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
     def stop(self, vm_id: str) -> None:
-        """End the emulator: SIGTERM, and SIGKILL if it does not heed it.
+        """End the emulator: SIGTERM, and SIGKILL if it does not end.
 
         libvirt may take the domain for a running one for another moment.
         """

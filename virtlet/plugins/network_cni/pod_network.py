@@ -123,7 +123,7 @@ class PodNetworks:
         path = network.netns
         if path is None or not netns.exists(path):
             raise PodBroken(
-                f"the network namespace {path} is gone: the pod is stopped; run it anew"
+                f"the network namespace {path} is gone: the pod is stopped; run it again"
             )
         with contextlib.ExitStack() as held:
             for nic in network.nics:
@@ -157,7 +157,7 @@ class PodNetworks:
         if problem:
             raise PodBroken(
                 f"the network of pod {pod_id} is not as CNI's plugins made it any more: {problem}. "
-                "The pod is stopped; run it anew"
+                "The pod is stopped; run it again"
             )
 
     def _problem(self, attachment: Attachment, result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from virtlet.model.vm import Device
 
 
 def make_node(device: Path, path: Path, uid: int, gid: int, *, readonly: bool) -> None:
-    """Make a node of a block device, anew if it is there already.
+    """Make a node of a block device; replaces one that is there.
 
     Args:
         device: the device.
