@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyroute2
 import pytest
 
 from virtlet.errors import FailedPrecondition
@@ -125,6 +129,113 @@ def test_a_change_that_the_kernel_refuses_says_which_and_why(
     with pytest.raises(LinkError, match=words) as told:
         netns.inside(namespace, attempt)
     assert told.value.errno == number
+
+
+def test_routes_where_the_kernel_lacks_ipv6(
+    namespace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv4's routes are not told as IPv6's, although the kernel answers with them."""
+
+    made = pyroute2.IPRoute
+
+    class WithoutIPv6:
+        def __init__(self) -> None:
+            self._route = made()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._route, name)
+
+        def get_routes(self, family: int, table: int) -> Any:
+            """Ask as on such a kernel: for a family that this one lacks."""
+            lacking = 12 if family == socket.AF_INET6 else family
+            return self._route.get_routes(family=lacking, table=table)
+
+    monkeypatch.setattr(pyroute2, "IPRoute", WithoutIPv6)
+
+    def make() -> tuple[KernelRoute, ...]:
+        with Links() as net:
+            net.add_veth("one", "other")
+            net.set("one", up=True)
+            net.set("other", up=True)
+            net.add_address("one", "10.0.0.2/24")
+            net.set_route("0.0.0.0/0", "one", gateway="10.0.0.1")
+            return net.routes()
+
+    assert {route.destination for route in netns.inside(namespace, make) if route.gateway} == {
+        "0.0.0.0/0"
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.add_bridge("a-name-of-16-bytes"),
+        lambda net: net.add_tap(""),
+        lambda net: net.add_veth("one", "oth\0er"),
+        lambda net: net.add_bridge("br0", mac="02:00"),
+        lambda net: net.add_bridge("br0", mac="zz:zz:zz:zz:zz:zz"),
+        lambda net: net.set("lo", mtu=1 << 32),
+        lambda net: net.add_address("lo", "10.0.0.300/24"),
+        lambda net: net.set_route("10.0.0.0/33", "lo"),
+        lambda net: net.set_route("10.0.0.0/8", "lo", metric=-1),
+    ],
+)
+def test_what_cannot_be_is_refused_like_the_kernels_refusals(
+    namespace: Path, change: Callable[[Links], None]
+) -> None:
+    """Nothing of the library's comes out, and a name is not cut off."""
+
+    def attempt() -> None:
+        with Links() as net:
+            before = net.show()
+            try:
+                change(net)
+            finally:
+                assert net.show() == before
+
+    with pytest.raises(LinkError, match=r"cannot (make|change|give|set) .*: ") as told:
+        netns.inside(namespace, attempt)
+    assert told.value.errno == errno.EINVAL
+
+
+def test_a_name_with_nul_is_that_of_no_interface(namespace: Path) -> None:
+    """Also where it begins like the name of one."""
+
+    def attempt() -> None:
+        with Links() as net:
+            net.delete("lo\0")
+            net.set("lo\0", up=True)
+
+    with pytest.raises(LinkError, match="there is no such interface"):
+        netns.inside(namespace, attempt)
+
+
+def test_deleting_both_ends_of_a_pair_at_one_time(namespace: Path) -> None:
+    """Who comes too late finds nothing to do."""
+    start = threading.Barrier(2)
+    failed: list[LinkError] = []
+
+    def delete(name: str) -> None:
+        with Links() as net:
+            for _ in range(100):
+                start.wait()
+                try:
+                    net.delete(name)
+                except LinkError as error:
+                    failed.append(error)
+                start.wait()
+                if name == "one":
+                    net.add_veth("one", "other")
+
+    threads = [
+        threading.Thread(target=netns.inside, args=(namespace, partial(delete, name)))
+        for name in ("one", "other")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_sysctls(namespace: Path) -> None:

@@ -28,6 +28,7 @@ _LINK_SCOPE = 253  # RT_SCOPE_LINK
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NODAD = 0x02  # IFA_F_NODAD
 _NO_PREFIX_ROUTE = 0x200  # IFA_F_NOPREFIXROUTE
+_LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FLAGS = {
     "UP": 0x1,
     "BROADCAST": 0x2,
@@ -96,8 +97,8 @@ class KernelRoute:
 class Links:
     """The interfaces of the calling thread's network namespace: a context manager.
 
-    It must be used on the thread that made it. Every method that changes something raises
-    LinkError where the kernel refuses.
+    It must be used on the thread that made it. Every method raises LinkError where the kernel
+    refuses, or where it is given what cannot be.
     """
 
     def __init__(self) -> None:
@@ -126,11 +127,13 @@ class Links:
     def show(self) -> tuple[Link, ...]:
         """All interfaces with their addresses, in the order of the kernel's numbers."""
         addresses: dict[int, list[str]] = {}
-        for entry in self._route.get_addr():
+        with _told("list the interfaces"):
+            found = list(self._route.get_addr())
+            entries = sorted(self._route.get_links(), key=lambda entry: int(entry["index"]))
+        for entry in found:
             local = entry.get("IFA_LOCAL") or entry.get("IFA_ADDRESS")
             if entry["scope"] == _GLOBAL and local:
                 addresses.setdefault(entry["index"], []).append(f"{local}/{entry['prefixlen']}")
-        entries = sorted(self._route.get_links(), key=lambda entry: int(entry["index"]))
         return tuple(_link(entry, tuple(addresses.get(entry["index"], ()))) for entry in entries)
 
     def routes(self) -> tuple[KernelRoute, ...]:
@@ -140,11 +143,15 @@ class Links:
         """
         names = dict(socket.if_nameindex())
         found = []
-        for family in (4, 6):
-            for entry in self._route.get_routes(family=_FAMILIES[family], table=_MAIN_TABLE):
+        for version, family in _FAMILIES.items():
+            with _told("list the routes"):
+                entries = list(self._route.get_routes(family=family, table=_MAIN_TABLE))
+            for entry in entries:
                 device = names.get(entry.get("RTA_OIF"))
-                if entry["type"] == _UNICAST and device and not entry.get("RTA_VIA"):
-                    found.append(_route(entry, family, device))
+                # Asked for a family that it lacks, as IPv6 on some nodes, the kernel tells of all.
+                wanted = entry["family"] == family and entry["type"] == _UNICAST
+                if wanted and device and not entry.get("RTA_VIA"):
+                    found.append(_route(entry, version, device))
         return tuple(found)
 
     # Changes
@@ -165,6 +172,7 @@ class Links:
         if mtu:
             options["mtu"] = mtu
         with _told(f"make the bridge {name}"):
+            _check_name(name)
             self._route.link("add", ifname=name, kind="bridge", **options)
 
     def add_tap(self, name: str, *, multi_queue: bool = False) -> None:
@@ -176,11 +184,14 @@ class Links:
         """
         flags = {"no_pi": 1, "vnet_hdr": 1, "multi_queue": int(multi_queue)}
         with _told(f"make the tap {name}"):
+            _check_name(name)
             self._route.link("add", ifname=name, kind="tuntap", mode="tap", ifr=flags)
 
     def add_veth(self, name: str, peer: str) -> None:
         """Make a pair of interfaces: what one is sent comes out of the other. They are down."""
         with _told(f"make the pair {name} and {peer}"):
+            _check_name(name)
+            _check_name(peer)
             self._route.link("add", ifname=name, kind="veth", peer={"ifname": peer})
 
     def set(
@@ -221,10 +232,12 @@ class Links:
 
     def delete(self, name: str) -> None:
         """Remove an interface; idempotent."""
-        with contextlib.suppress(OSError):
-            index = socket.if_nametoindex(name)
+        try:
             with _told(f"delete {name}"):
-                self._route.link("del", index=index)
+                self._route.link("del", index=_index(name))
+        except LinkError as error:
+            if error.errno != errno.ENODEV:  # gone, by now at least
+                raise
 
     def add_address(
         self, name: str, address: str, *, dad: bool = True, prefix_route: bool = True
@@ -237,9 +250,9 @@ class Links:
             dad: whether IPv6 first sees that nobody else has it.
             prefix_route: whether the kernel makes a route to its network.
         """
-        parsed = ip_interface(address)
         flags = (0 if dad else _NODAD) | (0 if prefix_route else _NO_PREFIX_ROUTE)
         with _told(f"give {name} the address {address}"):
+            parsed = ip_interface(address)
             self._route.addr(
                 "replace",
                 index=_index(name),
@@ -285,17 +298,17 @@ class Links:
             metric: 0 leaves it to the kernel.
             onlink: whether the gateway is taken to be on the link.
         """
-        network = ip_network(destination, strict=False)
-        entry: dict[str, Any] = {"dst": str(network), "family": _FAMILIES[network.version]}
-        if gateway:
-            entry["gateway"] = gateway
-        else:
-            entry["scope"] = _LINK_SCOPE if network.version == 4 else _GLOBAL
-        if metric:
-            entry["priority"] = metric
-        if onlink:
-            entry["flags"] = _ONLINK
         with _told(f"set the route to {destination} over {device}"):
+            network = ip_network(destination, strict=False)
+            entry: dict[str, Any] = {"dst": str(network), "family": _FAMILIES[network.version]}
+            if gateway:
+                entry["gateway"] = gateway
+            else:
+                entry["scope"] = _LINK_SCOPE if network.version == 4 else _GLOBAL
+            if metric:
+                entry["priority"] = metric
+            if onlink:
+                entry["flags"] = _ONLINK
             self._route.route("replace", oif=_index(device), table=_MAIN_TABLE, **entry)
 
 
@@ -348,8 +361,15 @@ def _netlink_error() -> type[Exception]:
 def _index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
-    except OSError:
+    except (OSError, ValueError):
         raise LinkError(f"find {name}", errno.ENODEV, "there is no such interface") from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse what the kernel would cut off, or refuse in words that nobody understands."""
+    if not 1 <= len(os.fsencode(name)) <= _LONGEST_NAME or "\0" in name:
+        problem = f"the name of an interface has 1 to {_LONGEST_NAME} bytes, none of them NUL"
+        raise LinkError(f"take the name {name!r}", errno.EINVAL, problem)
 
 
 def _number(error: Exception) -> int:
@@ -367,6 +387,8 @@ def _told(what: str) -> Iterator[None]:
     except (_netlink_error(), OSError) as error:
         number = _number(error)
         raise LinkError(what, number, os.strerror(number) if number else str(error)) from None
+    except (ValueError, struct.error) as error:
+        raise LinkError(what, errno.EINVAL, f"it is given what cannot be ({error})") from None
 
 
 def _link(entry: Any, addresses: tuple[str, ...]) -> Link:
