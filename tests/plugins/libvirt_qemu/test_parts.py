@@ -1,8 +1,11 @@
 """The small parts of the hypervisor: URIs, marks, records, words, events."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import libvirt
 import pytest
@@ -75,6 +78,18 @@ def test_a_mark_replaces_an_older_one_and_keeps_the_rest() -> None:
     (metadata,) = domain
     assert [element.attrib for element in metadata] == [{}, {"instance": "two", "id": VM}]
     assert 'xmlns:virtlet="urn:virtlet:domain:1"' in written(domain)
+
+
+def test_documents_are_written_on_several_threads() -> None:
+    """The table of prefixes, which they share, makes none of them fail."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            texts = set(threads.map(lambda _: written(Element("domain")), range(20_000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert texts == {"<domain />"}
 
 
 def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from virtlet.plugins.libvirt_qemu.connections import Connections
 NAMESPACE = "urn:virtlet:domain:1"
 _PREFIX = "virtlet"
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+# Here, as two threads that register one at the same time make one of them fail.
+ElementTree.register_namespace(_PREFIX, NAMESPACE)
+ElementTree.register_namespace("qemu", _QEMU_NAMESPACE)
 
 
 # What makes a domain document the one of a VM of ours.
@@ -57,8 +60,6 @@ def mark(domain: Element, vm_id: str, instance: str) -> None:
 
 def written(domain: Element) -> str:
     """The document as text, with the namespaces' usual prefixes."""
-    ElementTree.register_namespace(_PREFIX, NAMESPACE)
-    ElementTree.register_namespace("qemu", _QEMU_NAMESPACE)
     return ElementTree.tostring(domain, encoding="unicode")
 
 
