@@ -72,6 +72,16 @@ class Spoils(Current):
         return evolve(flavor, vcpus=untyped("hunter2"))
 
 
+class Meddles(Current):
+    """Changes what it is given in place, and raises."""
+
+    @hookimpl
+    def virtlet_adjust_flavor(self, flavor: Flavor) -> Any:
+        assert isinstance(flavor.extras, dict)
+        flavor.extras["half"] = "done"
+        raise ValueError
+
+
 class Told(Current):
     """Changes the first NIC, or the network, as it is told."""
 

@@ -63,6 +63,14 @@ def test_an_operator_may_do_without_an_adjustment_that_fails(tmp_path: Path, plu
     assert hooks.flavor(vm.pod, vm.config, vm.image).vcpus == 2
 
 
+def test_an_adjustment_that_is_passed_over_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Also where the plugin changed what it was given before it failed."""
+    vm = models.vm(tmp_path, plugins=("One", "Meddles", "Adds"))
+    hooks = Hooks(discover(map(_entry, ("One", "Meddles", "Adds"))))
+    hooks.govern({"Meddles": {"onFailure": "log"}}, tmp_path)
+    assert hooks.flavor(vm.pod, vm.config, vm.image) == Flavor(vcpus=2)
+
+
 def _adjusted(directory: Path, nic: dict[str, Any], network: dict[str, Any]) -> Network:
     registry = discover(map(_entry, ("One", "Told")))
     told = registry.manager.get_plugin("Told")

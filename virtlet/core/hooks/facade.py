@@ -1,6 +1,7 @@
 """The one typed place where the core calls hooks."""
 
 import contextlib
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -408,7 +409,9 @@ class Hooks:
         """
         for plugin in self._caller.providers(hook, profile.plugins):
             with self._optional(hook, plugin):
-                answer: T | None = self._call(hook, plugin, **{name: value}, **arguments)
+                # A copy, which a plugin that fails may have changed in part.
+                given = {name: copy.deepcopy(value)}
+                answer: T | None = self._call(hook, plugin, **given, **arguments)
                 wrong = "" if answer is None else problem(value, answer)
                 if wrong:
                     raise returned(plugin, hook, wrong)
