@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "virtlet"
-NEUTRAL = ("core", "host", "model", "streaming", "hookspecs.py", "api.py")
+NEUTRAL = ("console", "core", "host", "images", "model", "streaming", "hookspecs.py", "api.py")
 DEFAULT_USER = 'default="libvirt-qemu",'
 """The name of a user that a distribution's package made, and of nothing else."""
 
