@@ -226,7 +226,7 @@ def machine(vm: Vm, tmp_path: Path) -> Machine:
         seed=None,
         console=console,
         accelerator="qemu",
-        emulator=tmp_path / "e",
+        vmwrapper=tmp_path / "e",
     )
 
 
@@ -246,7 +246,7 @@ def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
         data_dir=tmp_path,
         run_dir=tmp_path,
         instance="i",
-        emulator=tmp_path,
+        vmwrapper=tmp_path,
         emulator_uid=0,
         emulator_gid=0,
         launch_socket=tmp_path,

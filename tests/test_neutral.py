@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "virtlet"
-NEUTRAL = ("console", "core", "host", "images", "model", "streaming", "hookspecs.py", "api.py")
+NEUTRAL = (
+    "console",
+    "core",
+    "host",
+    "images",
+    "launch",
+    "model",
+    "streaming",
+    "hookspecs.py",
+    "api.py",
+)
 DEFAULT_USER = 'default="libvirt-qemu",'
 """The name of a user that a distribution's package made, and of nothing else."""
 

@@ -65,6 +65,7 @@ from virtlet.model.option import (
     BOOLEAN,
     BYTES,
     LINES,
+    MAPPING,
     PATH,
     TEXT,
     TRUE_ONLY,
@@ -75,7 +76,6 @@ from virtlet.model.option import (
     Settings,
     choice,
     integer,
-    mapping,
 )
 from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
 from virtlet.model.resources import Resources
@@ -97,6 +97,7 @@ __all__ = [
     "BYTES",
     "HOOK_API",
     "LINES",
+    "MAPPING",
     "PATH",
     "TEXT",
     "TRUE_ONLY",
@@ -179,7 +180,6 @@ __all__ = [
     "hookimpl",
     "integer",
     "make_private_directory",
-    "mapping",
     "netns",
     "new_disk_file",
     "open_tap",

@@ -37,11 +37,11 @@ def test_subnet_is_used_up(tmp_path: Path) -> None:
     plugin = configured(Plugin(), tmp_path, exampleSubnet="10.78.0.0/29")
     pods = [make_pod(id=digit * 32) for digit in "abc"]
     networks = [plugin.virtlet_setup_network(pod) for pod in pods[:2]]
-    assert [network.addresses for network in networks] == [("10.78.0.2",), ("10.78.0.6",)]
+    assert [network.ips for network in networks] == [("10.78.0.2",), ("10.78.0.6",)]
     with pytest.raises(ResourceExhausted, match="has no /30 left"):
         plugin.virtlet_setup_network(pods[2])
     plugin.virtlet_teardown_network(pods[0], None)
-    assert plugin.virtlet_setup_network(pods[2]).addresses == ("10.78.0.2",)
+    assert plugin.virtlet_setup_network(pods[2]).ips == ("10.78.0.2",)
     for pod in pods:
         plugin.virtlet_teardown_network(pod, None)
     assert interfaces() == ["lo"]

@@ -240,7 +240,7 @@ def test_example_of_virtlet_setup_network(example: Example, pod: Pod, tmp_path: 
             assert example.hooks.setup_network(NAME, pod) is None
             network = example.hooks.setup_network(NAME, wishing)
             assert network is not None
-            assert network.addresses == ("192.0.2.7",)
+            assert network.ips == ("192.0.2.7",)
             assert network.nics[0].device in names()
             for record in (network, None):
                 example.hooks.teardown_network(NAME, wishing, record)

@@ -58,7 +58,7 @@ def machine(directory: Path, *, plugins: tuple[str, ...] = ()) -> Machine:
         seed=None,
         console=console,
         accelerator="qemu",
-        emulator=directory,
+        vmwrapper=directory,
     )
 
 

@@ -7,7 +7,7 @@ from tests.fakes.plugins import Current
 from virtlet import hookimpl
 from virtlet.core.config.options import LISTEN
 from virtlet.errors import InvalidArgument
-from virtlet.model.option import TEXT, Option, integer, mapping
+from virtlet.model.option import MAPPING, TEXT, Option, integer
 
 
 class ExitsWhenMade:
@@ -111,9 +111,7 @@ BadDefault = options_of(
     )
 )
 Braces = options_of(
-    Option(
-        field="mine", flag="--mine", env="MINE", kind=mapping(), default="{}", help="of the test"
-    )
+    Option(field="mine", flag="--mine", env="MINE", kind=MAPPING, default="{}", help="of the test")
 )
 
 

@@ -27,6 +27,14 @@ def namespace(tmp_path: Path) -> Iterator[Path]:
     netns.delete(path)
 
 
+def kernel_route(
+    destination: str, device: str, gateway: str, metric: int, *, automatic: bool
+) -> KernelRoute:
+    return KernelRoute(
+        destination=destination, device=device, gateway=gateway, metric=metric, automatic=automatic
+    )
+
+
 def test_links_and_routes(namespace: Path) -> None:
     """What is made is shown: kinds, addresses of global scope, routes with and without gateway."""
 
@@ -52,12 +60,12 @@ def test_links_and_routes(namespace: Path) -> None:
     assert found["one"].addresses == ("10.0.0.2/24", "fd00::2/64")
     assert found["other"].addresses == ()
     assert {route for route in routes if ":" not in route.destination} == {
-        KernelRoute("0.0.0.0/0", "one", "10.0.0.1", 5, automatic=False),
-        KernelRoute("192.0.2.1/32", "one", "", 0, automatic=False),
-        KernelRoute("10.0.0.0/24", "one", "", 0, automatic=True),
+        kernel_route("0.0.0.0/0", "one", "10.0.0.1", 5, automatic=False),
+        kernel_route("192.0.2.1/32", "one", "", 0, automatic=False),
+        kernel_route("10.0.0.0/24", "one", "", 0, automatic=True),
     }
-    assert KernelRoute("fd01::/16", "one", "fd00::1", 1024, automatic=False) in routes
-    assert KernelRoute("fd02::/16", "one", "fe80::1", 1024, automatic=False) in routes
+    assert kernel_route("fd01::/16", "one", "fd00::1", 1024, automatic=False) in routes
+    assert kernel_route("fd02::/16", "one", "fe80::1", 1024, automatic=False) in routes
 
 
 def test_a_bridge_and_its_port(namespace: Path) -> None:

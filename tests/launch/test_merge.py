@@ -45,6 +45,13 @@ def test_saying_the_same_twice_is_no_clash() -> None:
     assert launch.environment == {"A": "1"}
 
 
+def test_the_last_that_says_an_oom_score_counts() -> None:
+    """0 is a score; None says nothing."""
+    parts = [("one", LaunchPart(oom_score_adj=500)), ("two", LaunchPart(oom_score_adj=0))]
+    assert merge_launch([*parts, ("three", LaunchPart())]).oom_score_adj == 0
+    assert merge_launch([("one", LaunchPart())]).oom_score_adj is None
+
+
 def test_an_argument_may_use_another_plugins_descriptor() -> None:
     """Plugins may work together."""
     launch = merge_launch(

@@ -11,6 +11,7 @@ from virtlet.model.option import (
     BOOLEAN,
     BYTES,
     LINES,
+    MAPPING,
     PATH,
     TEXT,
     TRUE_ONLY,
@@ -20,7 +21,6 @@ from virtlet.model.option import (
     Option,
     choice,
     integer,
-    mapping,
 )
 
 SECRET = "hunter2hunter2"
@@ -29,7 +29,7 @@ TOKEN = Annotation(
     name="Token", kind=integer(1, 255), default=1, help="A number nobody may see", secret=True
 )
 DOCUMENT = Annotation(
-    name="Document", kind=mapping(), default={}, help="A document nobody may see", secret=True
+    name="Document", kind=MAPPING, default={}, help="A document nobody may see", secret=True
 )
 
 
@@ -61,11 +61,11 @@ def test_a_secret_document_is_refused_with_the_place_of_the_mistake() -> None:
 @pytest.mark.parametrize("text", ["[1]", "word", "1", "- a"])
 def test_a_mapping_is_nothing_else(text: str) -> None:
     with pytest.raises(ValueError, match="must be a mapping, not an? "):
-        mapping().parse(text)
+        MAPPING.parse(text)
 
 
 def test_an_empty_document_is_an_empty_mapping() -> None:
-    assert mapping().parse("# nothing\n") == {}
+    assert MAPPING.parse("# nothing\n") == {}
 
 
 @pytest.mark.parametrize("text", ["True", "yes", "1", " true", "false", ""])
@@ -110,7 +110,7 @@ def test_settings_are_read_with_their_declaration() -> None:
 KINDS: list[Kind[object]] = [
     integer(1, 255),  # type: ignore[list-item]
     choice("a", "b"),  # type: ignore[list-item]
-    mapping(),  # type: ignore[list-item]
+    MAPPING,  # type: ignore[list-item]
     BYTES,  # type: ignore[list-item]
     BOOLEAN,  # type: ignore[list-item]
     TEXT,  # type: ignore[list-item]

@@ -108,7 +108,7 @@ def _assemble(
         data_dir=data_dir,
         run_dir=run_dir,
         instance=store.instance,
-        emulator=install_wrapper(data_dir, config[core_options.EMULATOR], uid, gid),
+        vmwrapper=install_wrapper(data_dir, config[core_options.EMULATOR], uid, gid),
         emulator_problem=emulator_problem(config[core_options.EMULATOR], uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,

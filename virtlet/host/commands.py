@@ -8,13 +8,14 @@ from collections.abc import Container, Mapping, Sequence
 from attrs import frozen
 
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
+from virtlet.model.typed import typed
 
 
 class CommandError(VirtletError):
     """A program of the node failed."""
 
 
-@frozen
+@frozen(kw_only=True, field_transformer=typed)
 class Limits:
     """Bounds for a program that reads data we do not trust."""
 

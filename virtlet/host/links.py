@@ -18,6 +18,7 @@ from typing import Any, Self
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.model.typed import typed
 
 _MAIN_TABLE = 254  # RT_TABLE_MAIN
 _UNICAST = 1  # RTN_UNICAST
@@ -58,12 +59,14 @@ class LinkError(VirtletError):
         reason: in words.
     """
 
+    errno: int
+
     def __init__(self, what: str, number: int, reason: str) -> None:
         super().__init__(f"cannot {what}: {reason}")
         self.errno = number
 
 
-@frozen
+@frozen(kw_only=True, field_transformer=typed)
 class Link:
     """A network interface."""
 
@@ -79,7 +82,7 @@ class Link:
     """CIDR form, global scope only."""
 
 
-@frozen
+@frozen(kw_only=True, field_transformer=typed)
 class KernelRoute:
     """A unicast route of the main table."""
 

@@ -26,7 +26,7 @@ class Launch:
     environment: dict[str, str] = field(factory=dict, repr=False)
     fds: tuple[LaunchFd, ...] = ()
     cgroups: tuple[Path, ...] = ()
-    oom_score_adj: int = 0
+    oom_score_adj: int | None = None
     emulator: Path | None = None
 
     def close(self) -> None:
@@ -89,7 +89,8 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
         launch.arguments += part.arguments
         launch.cgroups += tuple(c for c in part.cgroups if c not in launch.cgroups)
         launch.fds += part.fds
-        launch.oom_score_adj = part.oom_score_adj or launch.oom_score_adj
+        if part.oom_score_adj is not None:
+            launch.oom_score_adj = part.oom_score_adj
     if len(launch.fds) > MOST_FDS:
         raise _clash(
             *(", ".join(sorted(set(names.values()))), "the others"),

@@ -260,7 +260,8 @@ class LaunchServer:
         launch = armed.launch
         try:
             join_cgroups(pid, launch.cgroups, vm_id)
-            if launch.oom_score_adj and not set_oom_score_adj(pid, launch.oom_score_adj):
+            score = launch.oom_score_adj
+            if score is not None and not set_oom_score_adj(pid, score):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})
             text = answer(launch)
             fds = [item.fd for item in launch.fds]

@@ -51,7 +51,7 @@ class HypervisorInfo:
     name: str
     version: str
     accelerator: str
-    """`kvm`, or `qemu` for emulation without KVM."""
+    """`kvm`, `qemu` for emulation without KVM, or the hypervisor's own word."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -30,8 +30,9 @@ class LaunchPart:
     fds: tuple[LaunchFd, ...] = ()
     cgroups: tuple[Path, ...] = ()
     """cgroup directories the emulator joins before it starts."""
-    oom_score_adj: int = 0
-    """How the node's OOM killer sees the emulator, -1000 to 1000; 0 leaves that to others."""
+    oom_score_adj: int | None = None
+    """How the node's OOM killer sees the emulator, -1000 to 1000; of several parts the last counts,
+    and None leaves it to the others."""
     emulator: Path | None = None
     """The program to exec instead of the default emulator; at most one part may say so."""
 

@@ -25,7 +25,7 @@ class Nic:
     """One NIC of the guest."""
 
     name: str
-    """The name CNI gave it in the pod's namespace: eth0, net1, …"""
+    """What the network plugin calls it, unique within the pod: eth0, net1, …"""
     mac: str
     """Lower case, colons."""
     mtu: int
@@ -55,6 +55,6 @@ class Network:
     """The plugin's own notes (JSON), handed back to it for teardown."""
 
     @property
-    def addresses(self) -> tuple[str, ...]:
+    def ips(self) -> tuple[str, ...]:
         """All addresses without prefix lengths, the primary first."""
         return tuple(a.split("/")[0] for nic in self.nics for a in nic.addresses)

@@ -17,16 +17,17 @@ class Node:
     """Sockets and namespaces; a short path, because unix socket paths end at 107 bytes."""
     instance: str
     """Tells this manager from others on the node; stays the same over restarts."""
-    emulator: Path
-    """vmwrapper, for hypervisors to start; readable and executable for the emulator's user."""
+    vmwrapper: Path
+    """For hypervisors to start; readable and executable for the emulator's user."""
     emulator_uid: int
     """User the emulator runs as; it must be able to read images and write its VM's disks."""
     emulator_gid: int
     launch_socket: Path
     """Where vmwrapper finds the launch server."""
     emulator_problem: str = ""
-    """Why vmwrapper cannot start QEMU, with the remedy: it is not installed, or its user may not
-    run it. A hypervisor that needs QEMU raises this as FailedPrecondition; "" when all is well."""
+    """Why vmwrapper cannot start its default emulator, QEMU, with the remedy: it is not installed,
+    or its user may not run it. A hypervisor that needs QEMU raises this as FailedPrecondition; ""
+    when all is well."""
 
     def state_dir(self, plugin: str) -> Path:
         """A directory for a plugin's own state; the plugin makes it."""

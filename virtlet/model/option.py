@@ -25,8 +25,7 @@ class Kind(Generic[T]):
 
     Args:
         name: what the documentation calls the type.
-        parse: text to value; raises ValueError with what is wrong with it, UnquotedError where
-            the message does not quote the text.
+        parse: text to value; raises ValueError with what is wrong with it.
     """
 
     name: str
@@ -68,18 +67,13 @@ def choice(*values: str) -> Kind[str]:
     return Kind(name=" or ".join(values), parse=parse)
 
 
-def mapping() -> Kind[dict[str, Any]]:
-    """A YAML or JSON mapping of plain data; the empty text is the empty mapping."""
-
-    def parse(text: str) -> dict[str, Any]:
-        value = load_yaml(text)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise UnquotedError(f"must be a mapping, not {kind_of(value)}")
-        return value
-
-    return Kind(name="YAML mapping", parse=parse)
+def _mapping(text: str) -> dict[str, Any]:
+    value = load_yaml(text)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UnquotedError(f"must be a mapping, not {kind_of(value)}")
+    return value
 
 
 TEXT: Kind[str] = Kind(name="text", parse=str)
@@ -95,6 +89,8 @@ WORDS: Kind[tuple[str, ...]] = Kind(
 LINES: Kind[tuple[str, ...]] = Kind(
     name="one per line", parse=lambda text: tuple(s for s in map(str.strip, text.splitlines()) if s)
 )
+MAPPING: Kind[dict[str, Any]] = Kind(name="YAML mapping", parse=_mapping)
+"""Of plain data, as YAML or JSON; the empty text is the empty mapping."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -123,13 +123,13 @@ class Machine:
     seed: Disk | None
     console: Console
     accelerator: str
-    """`kvm`, or `qemu` for emulation without KVM."""
-    emulator: Path
-    """The program that the hypervisor starts: vmwrapper."""
+    """As its hypervisor says in `HypervisorInfo`."""
+    vmwrapper: Path
+    """The program that the hypervisor starts; it becomes the emulator."""
     environment: Mapping[str, str] = field(factory=dict, repr=False)
     """What vmwrapper needs to find us, for its environment; holds the one-time token."""
-    guest_agent: Path | None = None
-    """Unix socket of the guest agent's channel, where the machine has one."""
+    agent_socket: Path | None = None
+    """Unix socket of the guest agent's channel, where the flavor has a `guest_agent`."""
     withheld: int = 0
     """Bytes of its memory limit that the guest does not get, because the emulator needs them and
     the pod's overhead does not hold them."""

@@ -26,7 +26,7 @@ def make_node(root: Path, uid: int | None = None, gid: int | None = None) -> Nod
         data_dir=root,
         run_dir=root / "run",
         instance="test",
-        emulator=root / "vmwrapper",
+        vmwrapper=root / "vmwrapper",
         emulator_uid=os.getuid() if uid is None else uid,
         emulator_gid=os.getgid() if gid is None else gid,
         launch_socket=root / "run" / "launch.sock",
@@ -131,5 +131,5 @@ def make_machine(
         seed=None,
         console=Console(output=directory / "console.out", input=directory / "console.in"),
         accelerator="qemu",
-        emulator=directory / "vmwrapper",
+        vmwrapper=directory / "vmwrapper",
     )

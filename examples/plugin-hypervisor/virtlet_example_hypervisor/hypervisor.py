@@ -75,7 +75,7 @@ class QemuHypervisor(Hypervisor):
         if self._node.emulator_problem:
             raise FailedPrecondition(self._node.emulator_problem)
         # Without the variables of a launch, vmwrapper passes its arguments on to QEMU.
-        self._version = run([str(self._node.emulator), "--version"]).decode().split()[3]
+        self._version = run([str(self._node.vmwrapper), "--version"]).decode().split()[3]
         self._records.load()
         for emulator in running(self._records.all().keys(), self._node):
             self._watch(emulator)
@@ -102,7 +102,7 @@ class QemuHypervisor(Hypervisor):
     def define(self, machine: Machine, domain: Element | None) -> None:
         """Write down how to start the VM; there is no document to read."""
         record = Record(
-            argv=[str(machine.emulator), *command_line(machine)],
+            argv=[str(machine.vmwrapper), *command_line(machine)],
             environment=dict(machine.environment),
             sockets=str(machine.runtime_directory),
             started=machine.vm.id in self._emulators,

@@ -47,8 +47,8 @@ def _sockets(machine: Machine, fds: dict[str, int]) -> Iterator[str]:
     for name in (COMMANDS, EVENTS):
         fds[name] = _listen(machine.runtime_directory / name)
         yield from ("-chardev", _chardev(name), "-mon", f"chardev={name},mode=control")
-    if machine.guest_agent is not None:
-        fds["agent"] = _listen(machine.guest_agent)
+    if machine.agent_socket is not None:
+        fds["agent"] = _listen(machine.agent_socket)
         yield from ("-chardev", _chardev("agent"), "-device", "virtio-serial-pci")
         yield from ("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0")
 

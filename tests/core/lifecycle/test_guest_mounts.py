@@ -30,7 +30,7 @@ def vm(manager: Manager) -> str:
 
     def share(record: VmRecord) -> VmRecord:
         assert record.machine is not None
-        machine = evolve(record.machine, volumes=(CACHE, DATA), guest_agent=Path("agent.sock"))
+        machine = evolve(record.machine, volumes=(CACHE, DATA), agent_socket=Path("agent.sock"))
         return evolve(record, machine=machine)
 
     manager.store.change_vm(vm_id, share)

@@ -69,7 +69,7 @@ class World:
             seed=None,
             console=Console(output=directory / "console.out", input=directory / "console.in"),
             accelerator="qemu",
-            emulator=directory / "vmwrapper",
+            vmwrapper=directory / "vmwrapper",
         )
         for vm_id, phase in (
             ("vm", VmPhase.RUNNING),

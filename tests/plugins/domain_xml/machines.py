@@ -30,13 +30,13 @@ def plain() -> Machine:
         seed=Disk(path=VOLUMES / "seed.iso", format="raw", readonly=True, device="cdrom"),
         console=Console(output=RUN / "console.out", input=RUN / "console.in"),
         accelerator="qemu",
-        emulator=DATA / "bin/vmwrapper",
+        vmwrapper=DATA / "bin/vmwrapper",
         environment={
             ENV_SOCKET: str(DATA / "tapfdserver.sock"),
             ENV_VM: "b" * 32,
             ENV_TOKEN: "one-time",
         },
-        guest_agent=RUN / "agent.sock",
+        agent_socket=RUN / "agent.sock",
     )
 
 
@@ -71,7 +71,7 @@ def all_machines() -> Mapping[str, Machine]:
         "bare": evolve(
             machine,
             seed=None,
-            guest_agent=None,
+            agent_socket=None,
             environment={},
             flavor=evolve(flavor, guest_agent=False),
         ),

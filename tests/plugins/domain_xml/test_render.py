@@ -56,7 +56,7 @@ def test_text_from_outside_never_becomes_markup() -> None:
         vm=evolve(machine.vm, pod=make_pod(name=evil)),
     )
     document = render(machine)
-    assert [e.text for e in document.iter("emulator")] == [str(machine.emulator)]
+    assert [e.text for e in document.iter("emulator")] == [str(machine.vmwrapper)]
     source = document.find("devices/disk/source")
     assert source is not None
     assert source.get("file") == f"/{evil}"

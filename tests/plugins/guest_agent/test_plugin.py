@@ -38,8 +38,8 @@ def machine(debian_guest: Path, tmp_path: Path) -> Machine:
         seed=None,
         console=Console(output=tmp_path / "console.out", input=tmp_path / "console.in"),
         accelerator="qemu",
-        emulator=tmp_path / "vmwrapper",
-        guest_agent=debian_guest,
+        vmwrapper=tmp_path / "vmwrapper",
+        agent_socket=debian_guest,
     )
 
 
@@ -68,7 +68,7 @@ def test_a_machine_without_a_channel_says_which_setting_it_lacks(
     plugin: Plugin, machine: Machine
 ) -> None:
     with pytest.raises(FailedPrecondition, match="flavor says `guest_agent: false`"):
-        plugin.virtlet_guest_exec(evolve(machine, guest_agent=None), GuestCommand(argv=("true",)))
+        plugin.virtlet_guest_exec(evolve(machine, agent_socket=None), GuestCommand(argv=("true",)))
 
 
 def test_the_connection_is_kept_while_the_machine_runs_and_closed_when_it_ends(
@@ -156,7 +156,7 @@ def agentless(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     socket = tmp_path_factory.mktemp("a") / "s"
     with listening(socket, deaf):
-        yield young(evolve(machine, guest_agent=socket))
+        yield young(evolve(machine, agent_socket=socket))
 
 
 def test_a_hook_waits_as_long_as_the_setting_says_and_names_it(

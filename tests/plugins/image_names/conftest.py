@@ -50,7 +50,7 @@ def configured(directory: Path, *, regexps: bool = True, protocol: str = "https"
         data_dir=directory,
         run_dir=directory,
         instance="test",
-        emulator=Path("/bin/true"),
+        vmwrapper=Path("/bin/true"),
         emulator_uid=0,
         emulator_gid=0,
         launch_socket=directory / "launch.sock",

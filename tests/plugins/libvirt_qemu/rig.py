@@ -61,7 +61,7 @@ def make_open_node(root: Path, instance: str = "test") -> Node:
         data_dir=root,
         run_dir=run_dir,
         instance=instance,
-        emulator=install_wrapper(root, QEMU, uid, gid),
+        vmwrapper=install_wrapper(root, QEMU, uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
         launch_socket=root / "launch.sock",
@@ -122,13 +122,13 @@ class Rig:
             seed=None,
             console=console,
             accelerator=self.hypervisor.info().accelerator,
-            emulator=self.node.emulator,
+            vmwrapper=self.node.vmwrapper,
             environment={
                 ENV_SOCKET: str(self.node.launch_socket),
                 ENV_VM: vm_id,
                 ENV_TOKEN: f"token-of-{vm_id}",
             },
-            guest_agent=runtime / "agent.sock",
+            agent_socket=runtime / "agent.sock",
         )
 
     def document(self, machine: Machine) -> Element:

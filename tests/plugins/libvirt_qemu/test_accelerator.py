@@ -33,8 +33,8 @@ class Emulator:
         self.device.touch(0o600)
         node = make_node(directory)
         status = 1 if kvm else 0
-        node.emulator.write_text(_EMULATOR.format(calls=self.calls, status=status, before=before))
-        node.emulator.chmod(0o755)
+        node.vmwrapper.write_text(_EMULATOR.format(calls=self.calls, status=status, before=before))
+        node.vmwrapper.chmod(0o755)
         self.node = node
 
     @property

@@ -236,7 +236,7 @@ def test_what_the_launch_adds_reaches_the_emulator(rig: Rig) -> None:
 def test_the_guest_agents_socket_is_ours_alone(rig: Rig) -> None:
     """libvirt leaves the channel to us: a client gets through to the guest's port."""
     with rig.running() as machine, socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(machine.guest_agent))
+        client.connect(str(machine.agent_socket))
         with _connection(rig) as connection:
             document = connection.lookupByUUIDString(machine.vm.id).XMLDesc()
         assert "org.qemu.guest_agent.0" not in document.split("<qemu:override")[0]
@@ -335,7 +335,7 @@ def test_foreign_domains_are_never_touched(rig: Rig, instance: str | None) -> No
         name=name,
         uuid=uuid.UUID(machine.vm.id),
         metadata=metadata,
-        emulator=rig.node.emulator,
+        vmwrapper=rig.node.vmwrapper,
     )
     with _connection(rig) as connection:
         foreign = connection.defineXML(foreign_document)

@@ -104,7 +104,7 @@ class TestNode:
             data_dir=self.root / "data",
             run_dir=run,
             instance="test",
-            emulator=Path("/bin/false"),
+            vmwrapper=Path("/bin/false"),
             emulator_uid=0,
             emulator_gid=0,
             launch_socket=run / "launch",

@@ -47,7 +47,7 @@ def machine(
         seed=None,
         console=console,
         accelerator="qemu",
-        emulator=Path("/bin/false"),
+        vmwrapper=Path("/bin/false"),
     )
 
 

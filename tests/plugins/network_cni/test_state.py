@@ -11,8 +11,10 @@ from virtlet.plugins.network_cni.configuration import NetworkList
 from virtlet.plugins.network_cni.state import PodState, StateStore
 
 ROUTES = (
-    KernelRoute("10.9.0.0/16", "eth0", "", 0, automatic=False),
-    KernelRoute("0.0.0.0/0", "eth0", "10.0.0.1", 5, automatic=False),
+    KernelRoute(destination="10.9.0.0/16", device="eth0", gateway="", metric=0, automatic=False),
+    KernelRoute(
+        destination="0.0.0.0/0", device="eth0", gateway="10.0.0.1", metric=5, automatic=False
+    ),
 )
 STATE = PodState(
     Attachment(

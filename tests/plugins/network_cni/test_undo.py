@@ -144,7 +144,7 @@ def test_set_up_after_a_crash_begins_anew(node: TestNode) -> None:
     kill(manager)
     plugin = node.plugin()
     network = set_up(plugin, pod)
-    assert network.addresses == ("10.99.0.3",)
+    assert network.ips == ("10.99.0.3",)
     plugin.virtlet_teardown_network(pod, network)
     assert node.leftovers() == []
 

@@ -53,7 +53,7 @@ def pod_item(record: PodRecord) -> cri.PodSandbox:
 def pod_status(record: PodRecord) -> cri.PodSandboxStatus:
     """All there is to say of a pod."""
     pod = record.pod
-    addresses = record.network.addresses if record.network and pod_is_up(record) else ()
+    addresses = record.network.ips if record.network and pod_is_up(record) else ()
     return cri.PodSandboxStatus(
         id=pod.id,
         metadata=_pod_metadata(pod.config.metadata),

@@ -245,7 +245,7 @@ class Running(_VmEffect):
         groups = cgroups.find(self.vm.pod.config.cgroup_parent, self.vm.id)
         known = self.context.store.vms.get(self.vm.id)
         resources = (known.resources if known else None) or self.vm.config.resources
-        part = LaunchPart(cgroups=groups, oom_score_adj=resources.oom_score_adj)
+        part = LaunchPart(cgroups=groups, oom_score_adj=resources.oom_score_adj or None)
         parts = [(CORE, part), *self.context.hooks.launch(self.machine)]
         try:
             parts.insert(1, (self.plugin, hypervisor.launch(self.machine)))

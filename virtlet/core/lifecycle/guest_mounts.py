@@ -68,7 +68,7 @@ def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.T
     asked any more.
     """
     record = context.store.vms.get(vm_id)
-    if record is None or record.machine is None or record.machine.guest_agent is None:
+    if record is None or record.machine is None or record.machine.agent_socket is None:
         return None
     shares = [volume for volume in record.machine.volumes if isinstance(volume, Share)]
     age = (time.time_ns() - record.started_at) / 1e9

@@ -372,11 +372,11 @@ def _machine(
         seed=seed,
         console=Console(output=console.raw, input=console.keyboard),
         accelerator=context.hypervisors.named(hypervisor).info().accelerator,
-        emulator=node.emulator,
+        vmwrapper=node.vmwrapper,
         environment={
             ENV_SOCKET: str(node.launch_socket),
             ENV_VM: vm.id,
             ENV_TOKEN: secrets.token_urlsafe(32),
         },
-        guest_agent=runtime / "agent.sock" if flavor.guest_agent else None,
+        agent_socket=runtime / "agent.sock" if flavor.guest_agent else None,
     )

@@ -91,7 +91,7 @@ class GuestDialer:
         record = self._context.store.pods.get(pod_id)
         if record is None or not record.visible:
             raise NotFound(f"there is no pod sandbox {pod_id}")
-        addresses = record.network.addresses if record.network else ()
+        addresses = record.network.ips if record.network else ()
         if record.phase is not PodPhase.READY or not addresses:
             raise FailedPrecondition(f"pod {record.pod.name} is stopped or has no address")
         return addresses

@@ -42,13 +42,15 @@ def _name_nics(connection: sqlite3.Connection) -> None:
 
 
 def _neutral_machines(connection: sqlite3.Connection) -> None:
-    """What a console has was the path that both its files begin with, and a whole `<cpu>` element
-    had a field of its own."""
+    """A console had the path that both its files begin with, a whole `<cpu>` element had a field of
+    its own, and vmwrapper and the agent's socket had the names of what is behind them."""
 
     def change(record: Any) -> None:
         if (machine := record["machine"]) is not None:
             pipe = machine["console"]["pipe"]
             machine["console"] = {"output": f"{pipe}.out", "input": f"{pipe}.in"}
+            machine["vmwrapper"] = machine.pop("emulator")
+            machine["agent_socket"] = machine.pop("guest_agent")
             if cpu := machine["flavor"].pop("cpu_xml"):
                 machine["flavor"]["extras"]["domain_cpu"] = cpu
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any, TypeVar
 
-from virtlet.model.option import TEXT, TRUE_ONLY, Annotation, Kind, mapping
+from virtlet.model.option import MAPPING, TEXT, TRUE_ONLY, Annotation, Kind
 from virtlet.model.plain import UnquotedError, quote
 
 T = TypeVar("T")
@@ -13,14 +13,14 @@ _KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+\s+[A-Za-z
 _SOURCE = "configmap/NAME or secret/NAME"
 META_DATA: Annotation[dict[str, Any]] = Annotation(
     name="VirtletCloudInitMetaData",
-    kind=mapping(),
+    kind=MAPPING,
     default={},
     help="Meta-data; its keys replace the generated ones",
     secret=True,
 )
 USER_DATA: Annotation[dict[str, Any]] = Annotation(
     name="VirtletCloudInitUserData",
-    kind=mapping(),
+    kind=MAPPING,
     default={},
     help="User-data (a cloud-config document), merged into the generated: mappings recurse, lists "
     "append, anything else replaces",

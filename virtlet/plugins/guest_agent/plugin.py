@@ -94,12 +94,12 @@ class Plugin:
     def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> ExecSession | None:
         """Prepare to run a command; the guest is asked only when it runs."""
         vm = machine.vm
-        if machine.guest_agent is None:
+        if machine.agent_socket is None:
             raise FailedPrecondition(
                 f"VM {vm.name} has no channel for a guest agent, which commands need: its "
                 "handler's flavor says `guest_agent: false`"
             )
-        agent = self._agents.of(machine, machine.guest_agent)
+        agent = self._agents.of(machine, machine.agent_socket)
         environment = environment_of(vm.config, command.environment, tty=command.tty)
         if command.captured and not command.stdin and not command.tty:
             return CapturedSession(agent, command.argv, tuple(as_list(environment)))

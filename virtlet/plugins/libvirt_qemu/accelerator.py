@@ -234,8 +234,8 @@ def examine(node: Node, *, ask_kvm: bool, device: Path = DEVICE) -> Host:
     host = _recall(memory, key)
     if host is not None and (host.kvm is not None or not ask_kvm):
         return host
-    version = host.qemu_version if host else _version(node.emulator)
-    kvm = probe_kvm(node.emulator, *user, device=device) if ask_kvm else None
+    version = host.qemu_version if host else _version(node.vmwrapper)
+    kvm = probe_kvm(node.vmwrapper, *user, device=device) if ask_kvm else None
     if kvm is not None:
         log.info("KVM probed", extra={"usable": kvm.usable, "problem": kvm.reason})
     host = Host(version, kvm)
@@ -251,7 +251,7 @@ def _key(node: Node, device: Path) -> dict[str, Any]:
     return {
         "kernel": os.uname().release,
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        "emulator": hashlib.sha256(node.emulator.read_bytes()).hexdigest(),
+        "emulator": hashlib.sha256(node.vmwrapper.read_bytes()).hexdigest(),
         "probe": hashlib.sha256(firmware()).hexdigest(),
         "user": [node.emulator_uid, node.emulator_gid],
         "access": list(access(node.emulator_uid, node.emulator_gid, device)),

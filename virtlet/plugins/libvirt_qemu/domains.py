@@ -37,7 +37,7 @@ def flaw(machine: Machine, domain: Element) -> str:
         return "whose <uuid> is not the VM's id"
     if [vm_id[:12] in name for name in _texts(domain, "name")] != [True]:
         return "whose <name> does not have the first 12 digits of the VM's id in it"
-    if _texts(domain, "devices/emulator") != [str(machine.emulator)]:
+    if _texts(domain, "devices/emulator") != [str(machine.vmwrapper)]:
         return "whose <emulator> is not the machine's"
     return ""
 

@@ -329,5 +329,5 @@ class LibvirtHypervisor(Hypervisor):
             contextlib.suppress(VirtletError),
             self._domains.call("probe the emulator") as connection,
         ):
-            emulator, kind = str(self._node.emulator), self._info.accelerator
+            emulator, kind = str(self._node.vmwrapper), self._info.accelerator
             connection.getDomainCapabilities(emulator, "x86_64", "q35", kind)

@@ -274,4 +274,4 @@ class PodNetworks:
 def _reached(network: Network) -> set[str]:
     """Addresses that the guest has to reach."""
     gateways = (r.gateway for nic in network.nics for r in nic.routes if r.gateway)
-    return {*network.addresses, *network.dns.servers, *gateways}
+    return {*network.ips, *network.dns.servers, *gateways}

@@ -29,7 +29,11 @@ def _kernel_route(written: Any, _: object) -> KernelRoute:
     destination, *words = written.split()
     said = dict(zip(words[::2], words[1::2], strict=True))
     return KernelRoute(
-        destination, said["dev"], said.get("via", ""), int(said.get("metric", 0)), automatic=False
+        destination=destination,
+        device=said["dev"],
+        gateway=said.get("via", ""),
+        metric=int(said.get("metric", 0)),
+        automatic=False,
     )
 
 

@@ -173,7 +173,7 @@ def command(machine: Machine, name: str, pid_file: Path) -> list[str]:
     flavor = machine.flavor
     console = escaped(machine.console.output.with_suffix(""))  # QEMU adds .in and .out
     return [
-        str(machine.emulator),
+        str(machine.vmwrapper),
         *("-name", name),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{flavor.machine},graphics=off"),

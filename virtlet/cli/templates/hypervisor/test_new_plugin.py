@@ -28,7 +28,7 @@ def machine_of(directory: Path, emulator: str) -> Machine:
     program.chmod(0o755)
     return evolve(
         make_machine(directory),
-        emulator=program,
+        vmwrapper=program,
         environment={"PATH": os.defpath},
     )
 
