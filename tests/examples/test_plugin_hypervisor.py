@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import errno
 import importlib
 import os
 import queue
@@ -263,6 +264,25 @@ def test_an_emulator_that_does_not_start_says_why_and_can_be_started_again(rig: 
     elsewhere.rename(machine.root.path)
     rig.start(machine)
     rig.wait_for_console(machine, b"ready")
+    rig.hypervisor.remove(machine.vm.id)
+
+
+def test_an_emulator_that_cannot_be_followed_is_ended(
+    rig: PlainRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where descriptors have run out; else it would run on, and no manager would know."""
+    started: list[int] = []
+
+    def no_more(pid: int) -> int:
+        started.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    machine = rig.define()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", no_more)
+        with pytest.raises(FailedPrecondition, match="Too many open files"):
+            rig.start(machine)
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
     rig.hypervisor.remove(machine.vm.id)
 
 

@@ -83,8 +83,14 @@ def spawn(
         extra_groups=groups,
         start_new_session=True,
     )
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except OSError:
+        child.kill()
+        child.wait()
+        raise
     child.returncode = 0  # not for Popen to wait for: who has the pidfd does
-    return Emulator(vm_id, child.pid, os.pidfd_open(child.pid))
+    return Emulator(vm_id, child.pid, pidfd)
 
 
 def running(vm_ids: Collection[str], node: Node) -> Iterator[Emulator]:
@@ -96,10 +102,18 @@ def running(vm_ids: Collection[str], node: Node) -> Iterator[Emulator]:
             # Read after the pidfd is open, so that both are of one process.
             words = _read(entry / "cmdline").split(b"\0")
             name = next((word for word in words if word in names), None)
-            if name is not None and entry.stat().st_uid == node.emulator_uid:
+            if name is not None and _owner(entry) == node.emulator_uid:
                 yield Emulator(names[name], int(entry.name), pidfd)
             else:
                 os.close(pidfd)
+
+
+def _owner(path: Path) -> int:
+    """Who owns a file; nobody when it is gone."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return -1
 
 
 def _read(path: Path) -> bytes:
