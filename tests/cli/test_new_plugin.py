@@ -66,6 +66,7 @@ def test_no_placeholder_is_left(written: Path) -> None:
     [
         ("My-Disk", "lower-case letters and digits"),
         ("../disk", "lower-case letters and digits"),
+        ("class", "no keyword of Python"),
         ("volumes", "a plugin named volumes is installed already"),
         ("json", "a Python module named json is there already"),
         ("taken", "taken exists already"),

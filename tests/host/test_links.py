@@ -174,6 +174,18 @@ def test_routes_where_the_kernel_lacks_ipv6(
     }
 
 
+def test_a_socket_that_cannot_be_had_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever undoes something goes on to the next."""
+
+    def no_more() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(pyroute2, "IPRoute", no_more)
+    with pytest.raises(LinkError, match="Too many open files") as told:
+        Links()
+    assert told.value.errno == errno.EMFILE
+
+
 @pytest.mark.parametrize(
     "change",
     [

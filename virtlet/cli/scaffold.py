@@ -6,6 +6,7 @@ is in `common`. Its name is written in the forms that `_forms` replaces.
 
 import ast
 import importlib.util
+import keyword
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -45,10 +46,10 @@ def write_package(name: str, kind: str, parent: Path) -> list[Path]:
         InvalidArgument: the name cannot be one.
         AlreadyExists: something is called so already.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise InvalidArgument(
             f"{name!r} cannot name a package: wanted are lower-case letters and digits, in words "
-            "joined by -, such as my-disks"
+            "joined by -, such as my-disks, and no keyword of Python"
         )
     name = name.replace("_", "-")
     module = name.replace("-", "_")

@@ -108,7 +108,8 @@ class Links:
         # Takes 0.15 s and 8 MB, which a manager without pods can do without.
         from pyroute2 import IPRoute
 
-        self._route: Any = IPRoute()
+        with _told("ask the kernel about interfaces"):
+            self._route: Any = IPRoute()
 
     def __enter__(self) -> Self:
         return self
