@@ -70,22 +70,6 @@ def join_cgroups(pid: int, cgroups: Iterable[Path], vm_id: str) -> tuple[Path, .
     return tuple(failed)
 
 
-# What vmwrapper and the launch server say to each other.
-#
-# Records that each end with a NUL byte, which no argument, variable or path can hold. Reading them
-# takes no module that would cost vmwrapper its start-up time; it has the other half of this file.
-#
-# The wrapper sends the VM's id and the token. The server answers with records whose first letter
-# says what they are, in this order, and closes; all descriptors come with the first byte.
-#
-#     f NAME          a descriptor's name, as many as descriptors
-#     a ARGUMENT      an argument to append
-#     e NAME=VALUE    a variable to set
-#     x PATH          the emulator to start instead of the wrapper's own
-#     .               the end: an answer without it was cut off
-#     ! TEXT          refused, and why; nothing else comes
-
-
 def parse_request(text: bytes) -> tuple[str, str] | None:
     """VM id and token, or None when it is not whole yet.
 
@@ -115,9 +99,6 @@ def answer(launch: Launch) -> bytes:
         b".",
     ]
     return _END.join(records) + _END
-
-
-# The launch server: hands arguments and open descriptors to vmwrapper.
 
 
 @define

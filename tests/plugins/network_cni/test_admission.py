@@ -12,10 +12,10 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
 from virtlet.plugins.network_cni.bridging import BridgedNic
+from virtlet.plugins.network_cni.chain import arguments
 from virtlet.plugins.network_cni.dhcp import configuration
 from virtlet.plugins.network_cni.guest_view import dns
 from virtlet.plugins.network_cni.plugin import Plugin
-from virtlet.plugins.network_cni.runtime_config import arguments
 
 GOOD = PodConfig(
     metadata=PodMetadata(name="web-0", uid="0c4f3e", namespace="default"),

@@ -205,9 +205,6 @@ def _may_open(device: Path, uid: int, gid: int) -> bool:
     return done.returncode == 0
 
 
-# What this host can run guests with: asked once, then remembered for as long as it holds.
-
-
 @frozen
 class Host:
     """What was found out about QEMU and KVM here."""

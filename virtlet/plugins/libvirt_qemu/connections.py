@@ -85,9 +85,6 @@ class Pulse:
                 connection.close()
 
 
-# Connections to libvirt: shared by a few calls each, opened again when libvirt comes back.
-
-
 @define(eq=False)
 class _Slot:
     """One connection and how many calls are on it."""

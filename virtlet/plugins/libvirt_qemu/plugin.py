@@ -86,9 +86,6 @@ if TYPE_CHECKING:
     from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
 
 
-# libvirt_qemu: virtual machines by libvirt and QEMU.
-
-
 class Plugin:
     """The hooks of this plugin."""
 

@@ -1,7 +1,8 @@
-"""Running a network's plugins one after the other (section 3 of the CNI specification).
+"""Running a network's plugins one after the other, and what they are told of a pod.
 
-GC is not among the operations: it removes whatever the caller does not name, and on a node with
-another container runtime that one's pods are in the same networks.
+Source: section 3 of the CNI specification, and the capabilities of CNI's conventions. GC is not
+among the operations: it removes whatever the caller does not name, and on a node with another
+container runtime that one's pods are in the same networks.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import VirtletError
+from virtlet.model.pod import Pod
 from virtlet.plugins.network_cni import result
 from virtlet.plugins.network_cni.configuration import (
     SUPPORTED,
@@ -19,15 +21,74 @@ from virtlet.plugins.network_cni.configuration import (
     at_least,
 )
 from virtlet.plugins.network_cni.execution import CniError, invoke
+from virtlet.plugins.network_cni.options import EGRESS, INGRESS
 from virtlet.plugins.network_cni.result import CniResult
+
+WISHES = frozenset({"portMappings", "bandwidth"})
+"""Capabilities that a pod asks for; the others just tell of it."""
+
+_BURST = 2**32 - 1
+"""Bits a rate may be exceeded by at once: as much as the bandwidth plugin takes."""
 
 IFNAME = "eth0"
 """Name of a pod's interface, as everywhere in Kubernetes."""
-
 _TIMEOUT = 90.0
 """Seconds for one plugin; the kubelet gives RunPodSandbox four minutes."""
 _CHECK_TIMEOUT = 10.0
 """Likewise; a VM that waits for its start is worth more than the answer."""
+
+
+def arguments(pod: Pod) -> dict[str, str]:
+    """CNI_ARGS, with the names that Kubernetes runtimes agree on."""
+    metadata = pod.config.metadata
+    return {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": metadata.namespace,
+        "K8S_POD_NAME": metadata.name,
+        "K8S_POD_INFRA_CONTAINER_ID": pod.id,
+        "K8S_POD_UID": metadata.uid,
+    }
+
+
+def capabilities(pod: Pod) -> dict[str, Any]:
+    """Values for every capability that this pod has something to say to."""
+    config = pod.config
+    values: dict[str, Any] = {}
+    mappings = [
+        {
+            "hostPort": mapping.host_port,
+            "containerPort": mapping.container_port,
+            "protocol": mapping.protocol.lower(),
+            "hostIP": mapping.host_ip,
+        }
+        for mapping in config.port_mappings
+        if mapping.host_port
+    ]
+    if mappings:
+        values["portMappings"] = mappings
+    bandwidth = _bandwidth(pod)
+    if bandwidth:
+        values["bandwidth"] = bandwidth
+    if config.dns.servers or config.dns.searches or config.dns.options:
+        values["dns"] = {
+            "servers": list(config.dns.servers),
+            "searches": list(config.dns.searches),
+            "options": list(config.dns.options),
+        }
+    if config.cgroup_parent:
+        values["cgroupPath"] = config.cgroup_parent
+    if config.annotations:
+        values["io.kubernetes.cri.pod-annotations"] = dict(config.annotations)
+    return values
+
+
+def _bandwidth(pod: Pod) -> dict[str, int]:
+    rates: dict[str, int] = {}
+    for direction, rate in (("ingress", INGRESS.of(pod)), ("egress", EGRESS.of(pod))):
+        if rate:
+            rates[f"{direction}Rate"] = rate
+            rates[f"{direction}Burst"] = _BURST
+    return rates
 
 
 @frozen

@@ -7,7 +7,7 @@ from pathlib import Path
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.plugins.network_cni import chain, configuration
 from virtlet.plugins.network_cni.configuration import NetworkList
-from virtlet.plugins.network_cni.dnsmasq import program
+from virtlet.plugins.network_cni.dhcp import program
 from virtlet.plugins.network_cni.execution import find
 
 _FRESH = 10.0

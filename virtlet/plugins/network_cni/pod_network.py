@@ -22,11 +22,10 @@ from virtlet.plugins.network_cni import (
     configuration,
     dhcp,
     guest_view,
-    runtime_config,
 )
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.chain import Attachment
-from virtlet.plugins.network_cni.dnsmasq import Server
+from virtlet.plugins.network_cni.dhcp import Server
 from virtlet.plugins.network_cni.execution import TRY_AGAIN, CniError, end_interrupted
 from virtlet.plugins.network_cni.result import CniResult
 from virtlet.plugins.network_cni.state import PodState, StateStore
@@ -67,9 +66,9 @@ class PodNetworks:
         path = self.namespace(pod.id)
         if self.made(pod.id):
             self.take_down(pod)  # an earlier try that nobody took down
-        values = runtime_config.capabilities(pod)
-        attachment = self._attachment(pod.id, runtime_config.arguments(pod), values)
-        for wish in runtime_config.WISHES & values.keys() - attachment.network.capabilities:
+        values = chain.capabilities(pod)
+        attachment = self._attachment(pod.id, chain.arguments(pod), values)
+        for wish in chain.WISHES & values.keys() - attachment.network.capabilities:
             # No error: some networks (Cilium's) see to it without being told by us.
             _log.warning(
                 "pod %s asks for %s: %s has no such plugin", pod.name, wish, attachment.network.name
@@ -109,8 +108,8 @@ class PodNetworks:
         """
         state = self.store.load(pod.id)
         if state is None and self.made(pod.id):
-            values = runtime_config.capabilities(pod)
-            state = self._guess(pod.id, runtime_config.arguments(pod), values)
+            values = chain.capabilities(pod)
+            state = self._guess(pod.id, chain.arguments(pod), values)
         self._undo(pod.id, state)
 
     def check(self, pod: Pod, network: Network) -> None:

@@ -12,7 +12,7 @@ from attrs import define, field
 from virtlet.errors import VirtletError
 from virtlet.host import netns
 from virtlet.host.processes import ended, reap
-from virtlet.plugins.network_cni.dnsmasq import Server
+from virtlet.plugins.network_cni.dhcp import Server
 
 _log = logging.getLogger(__name__)
 
