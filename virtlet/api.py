@@ -25,7 +25,7 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.host import netns
-from virtlet.host.commands import CommandError, Limits, run
+from virtlet.host.commands import CommandError, CommandLimits, run
 from virtlet.host.files import (
     make_private_directory,
     new_disk_file,
@@ -107,6 +107,7 @@ __all__ = [
     "CloudInit",
     "CloudInitPart",
     "CommandError",
+    "CommandLimits",
     "Console",
     "Credentials",
     "DeadlineExceeded",
@@ -136,7 +137,6 @@ __all__ = [
     "Kind",
     "LaunchFd",
     "LaunchPart",
-    "Limits",
     "Link",
     "LinkError",
     "Links",

@@ -4,9 +4,9 @@ import logging
 import os
 
 from virtlet.api import (
+    CommandLimits,
     Disk,
     Flavor,
-    Limits,
     Node,
     Settings,
     Vm,
@@ -46,7 +46,7 @@ class Plugin:
             run(
                 ["qemu-img", "convert", "-f", image.format, "-O", "raw", str(image.path), target],
                 timeout=COPY_SECONDS,
-                limits=Limits(cpu_seconds=COPY_SECONDS),
+                limits=CommandLimits(cpu_seconds=COPY_SECONDS),
                 pass_fds=(descriptor,),
             )
             os.ftruncate(descriptor, -(-size // SECTOR) * SECTOR)

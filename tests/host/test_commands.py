@@ -2,7 +2,7 @@
 
 import pytest
 
-from virtlet.host.commands import CommandError, Limits, run
+from virtlet.host.commands import CommandError, CommandLimits, run
 
 _SAY = "echo $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX $OWN"
 
@@ -13,7 +13,7 @@ _SAY = "echo $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX $OWN"
 def test_a_bounded_program_gets_one_arena_beside_its_environment(
     env: dict[str, str] | None, own: str
 ) -> None:
-    said = run(["sh", "-c", _SAY], env=env, limits=Limits(cpu_seconds=7, memory=1 << 28))
+    said = run(["sh", "-c", _SAY], env=env, limits=CommandLimits(cpu_seconds=7, memory=1 << 28))
     assert said.decode() == f"262144 7 1{own}\n"
 
 
@@ -24,4 +24,4 @@ def test_an_unbounded_program_has_its_environment_alone() -> None:
 
 def test_the_bounds_hold() -> None:
     with pytest.raises(CommandError, match="ended with status"):
-        run(["sh", "-c", "while :; do :; done"], limits=Limits(cpu_seconds=1))
+        run(["sh", "-c", "while :; do :; done"], limits=CommandLimits(cpu_seconds=1))

@@ -16,7 +16,7 @@ class CommandError(VirtletError):
 
 
 @frozen(kw_only=True, field_transformer=typed)
-class Limits:
+class CommandLimits:
     """Bounds for a program that reads data we do not trust."""
 
     cpu_seconds: int = 30
@@ -31,7 +31,7 @@ def run(
     stdin: bytes = b"",
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
-    limits: Limits | None = None,
+    limits: CommandLimits | None = None,
     pass_fds: Sequence[int] = (),
     statuses: Container[int] = (0,),
     quiet: bool = False,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from virtlet.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from virtlet.host.commands import CommandError, Limits, run
+from virtlet.host.commands import CommandError, CommandLimits, run
 from virtlet.model.image import RecognizedImage
 from virtlet.plugins.image_formats import qcow2
 
@@ -54,7 +54,7 @@ _HEAD = _ISO[0] + len(_ISO[1])
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _SECTOR = 512
-_BOUNDS = Limits(cpu_seconds=30, memory=1 << 30)
+_BOUNDS = CommandLimits(cpu_seconds=30, memory=1 << 30)
 _TIMEOUT = 60.0
 _VERDICTS = range(4)
 """Statuses of qemu-img's own, see its manual: 1 it cannot read it, 2 corrupt, 3 leaks."""
