@@ -14,6 +14,8 @@ from typing import Any, cast
 import pytest
 from attrs import define
 
+from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.registry import discover
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import restore
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
@@ -101,6 +103,18 @@ def test_a_vm_keeps_what_was_asked_for_and_what_it_got(store: Store) -> None:
     assert str(machine.console.input) == f"{console}.in"
     (nic,) = record.vm.network.nics
     assert (nic.name, nic.addresses) == ("eth0", ("10.123.0.3/16",))
+
+
+def test_pods_can_have_images_recognised(store: Store) -> None:
+    """Which the core did itself; the built-in plugin for it is asked last."""
+    pods = [record.pod for record in store.pods.values()]
+    machines = [record.machine for record in store.vms.values() if record.machine]
+    pods += [record.vm.pod for record in store.vms.values()]
+    pods += [machine.vm.pod for machine in machines]
+    hooks = Hooks(discover())
+    for pod in pods:
+        assert hooks.asked_for("virtlet_recognize_image", pod.profile)[-1:] == ("image_formats",)
+        assert len(set(pod.profile.plugins)) == len(pod.profile.plugins)
 
 
 def test_every_effect_is_known_so_that_it_can_be_undone(store: Store) -> None:

@@ -57,6 +57,23 @@ def _neutral_machines(connection: sqlite3.Connection) -> None:
     _rewrite(connection, "vms", "id", change)
 
 
+def _recognising_profiles(connection: sqlite3.Connection) -> None:
+    """The core itself recognised images, which is up to a plugin of the handler now; asked last."""
+
+    def add(vm: Any) -> None:
+        profile = vm["pod"]["profile"]
+        if "image_formats" not in profile["plugins"]:
+            profile["plugins"].insert(0, "image_formats")
+
+    def in_vm(record: Any) -> None:
+        add(record["vm"])
+        if record["machine"] is not None:
+            add(record["machine"]["vm"])
+
+    _rewrite(connection, "pods", "id", add)
+    _rewrite(connection, "vms", "id", in_vm)
+
+
 def _rewrite(
     connection: sqlite3.Connection,
     table: str,
@@ -92,6 +109,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     """,
     _name_nics,
     _neutral_machines,
+    _recognising_profiles,
 )
 """Each takes the file one version further; never edit one that was released."""
 
