@@ -3,9 +3,12 @@
 import re
 from ipaddress import ip_address, ip_interface, ip_network
 
-from virtlet.model.network import Network, Nic
+from virtlet.model.network import Network, Nic, Route
+from virtlet.model.pod import DnsConfig
 
 _UNICAST_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+_WORD = re.compile(r"[^\s,\"]+")
+_BOUNDS = (("mtu", 68, 65535), ("queues", 1, 256), ("boot_order", 0, 1 << 16))
 
 
 def problem(network: Network) -> str:
@@ -16,6 +19,8 @@ def problem(network: Network) -> str:
             return f"returned a Network whose nics[{number}].{flaw}"
     if len({nic.mac for nic in network.nics}) < len(network.nics):
         return "returned a Network whose nics have one MAC address twice"
+    if not _is_dns(network.dns):
+        return "returned a Network whose dns has a server or search domain that cannot be"
     return ""
 
 
@@ -44,19 +49,40 @@ def _changed(before: Network, after: Network) -> str:
 def _flaw_of(nic: Nic) -> str:
     if not _UNICAST_MAC.fullmatch(nic.mac):
         return "mac is not a unicast MAC address in lower case with colons"
-    for name, least in (("mtu", 68), ("queues", 1), ("boot_order", 0)):
+    for name, least, most in _BOUNDS:
         if getattr(nic, name) < least:
             return f"{name} is below {least}"
-    try:
-        for address in nic.addresses:
-            ip_interface(address)
-    except ValueError:
+        if getattr(nic, name) > most:
+            return f"{name} is above {most}"
+    if not all(map(_is_cidr, nic.addresses)):
         return "addresses has one that is not in CIDR form"
-    try:
-        for route in nic.routes:
-            ip_network(route.destination)
-            if route.gateway:
-                ip_address(route.gateway)
-    except ValueError:
+    if not all(map(_can_be, nic.routes)):
         return "routes has one whose destination or gateway cannot be"
     return ""
+
+
+def _is_cidr(address: str) -> bool:
+    try:
+        ip_interface(address)
+    except ValueError:
+        return False
+    return "/" in address and "%" not in address
+
+
+def _can_be(route: Route) -> bool:
+    """Whether a route has a destination, and a gateway of the same family if any."""
+    try:
+        version = ip_network(route.destination).version
+        return not route.gateway or ip_address(route.gateway).version == version
+    except ValueError:
+        return False
+
+
+def _is_dns(dns: DnsConfig) -> bool:
+    """Whether what asks the servers, and the configuration that tells of them, can read it."""
+    try:
+        for server in dns.servers:
+            ip_address(server)
+    except ValueError:
+        return False
+    return all(map(_WORD.fullmatch, dns.searches))
