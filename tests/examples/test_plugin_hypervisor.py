@@ -228,10 +228,10 @@ def test_disks_of_every_kind_are_attached(rig: PlainRig, board: str, bus: str) -
         root=Disk(path=overlay, backing=image, backing_format="raw", serial="root"),
         volumes=(
             Disk(path=directory / "volume", format="raw", readonly=True, serial="volume-0"),
-            Disk(path=directory / "tools", format="raw", device="cdrom"),
+            Disk(path=directory / "tools", format="raw", kind="cdrom"),
             Unneeded(guest_path="/etc/hosts", reason="the guest has its own"),
         ),
-        seed=Disk(path=directory / "seed", format="raw", readonly=True, device="cdrom"),
+        seed=Disk(path=directory / "seed", format="raw", readonly=True, kind="cdrom"),
     )
     with rig.running(machine=machine):
         assert rig.hypervisor.stats()[machine.vm.id].vcpus == 2

@@ -15,7 +15,7 @@ class Disk:
     format: str = "qcow2"
     """`qcow2` or `raw`."""
     readonly: bool = False
-    device: str = "disk"
+    kind: str = "disk"
     """`disk` or `cdrom`."""
     block: bool = False
     """True when `path` is a block device."""

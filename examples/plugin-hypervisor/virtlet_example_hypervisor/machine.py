@@ -66,7 +66,7 @@ def _disks(machine: Machine) -> Iterator[str]:
     hard_disk = "scsi-hd" if machine.flavor.disk_bus == "scsi" else "virtio-blk-pci"
     for number, disk in enumerate(disks):
         yield from ("-blockdev", json.dumps(_image(disk, f"disk{number}")))
-        device = "scsi-cd" if disk.device == "cdrom" else hard_disk
+        device = "scsi-cd" if disk.kind == "cdrom" else hard_disk
         device += f",drive=disk{number}"
         if disk.serial:
             device += f",serial={disk.serial}"
@@ -77,7 +77,7 @@ def _disks(machine: Machine) -> Iterator[str]:
 
 def _image(disk: Disk, node: str) -> dict[str, Any]:
     """A disk as QEMU's `blockdev-add` takes it."""
-    readonly = disk.readonly or disk.device == "cdrom"
+    readonly = disk.readonly or disk.kind == "cdrom"
     driver = "host_device" if disk.block else "file"
     image: dict[str, Any] = {
         "node-name": node,

@@ -95,7 +95,11 @@ def test_a_vm_keeps_what_was_asked_for_and_what_it_got(store: Store) -> None:
     assert [mount.guest_path for mount in mounts] == ["/etc/conf", "/share"]
     assert [type(volume) for volume in machine.volumes] == [Share, Share]
     assert isinstance(machine.root, Disk)
-    assert machine.root.path.name == "root.qcow2"
+    assert (machine.root.path.name, machine.root.kind) == ("root.qcow2", "disk")
+    assert machine.seed is not None
+    assert machine.seed.kind == "cdrom"
+    assert machine.vmwrapper.name == "vmwrapper"
+    assert machine.agent_socket is not None
     assert machine.flavor.vcpus == 2
     assert machine.environment["VIRTLET_LAUNCH_VM"] == record.vm.id
     console = f"/var/lib/node/data/run/vm/{record.vm.id[:12]}/console"
@@ -121,7 +125,10 @@ def test_every_effect_is_known_so_that_it_can_be_undone(store: Store) -> None:
     context = cast(Context, cast(Any, _StoreOnly(store)))
     rows = [row for owner in (*store.pods, *store.vms) for row in store.effects(owner)]
     assert len(rows) == 50
-    assert {restore(context, row).kind for row in rows} == {row.kind for row in rows}
+    effects = [restore(context, row) for row in rows]
+    assert {effect.kind for effect in effects} == {row.kind for row in rows}
+    seeds = [json.loads(row.record or "") for row in rows if row.role == "seed"]
+    assert {seed["kind"] for seed in seeds} == {"cdrom"}
 
 
 def test_what_a_pod_s_author_wrote_is_left_alone(file: Path) -> None:

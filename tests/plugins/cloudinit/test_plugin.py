@@ -96,7 +96,7 @@ def test_the_seed_is_a_read_only_cd_rom_of_the_emulator_s_user(
     plugin: Plugin, tmp_path: Path
 ) -> None:
     disk = write(plugin, make(tmp_path))
-    assert disk == Disk(path=tmp_path / "seed.iso", format="raw", readonly=True, device="cdrom")
+    assert disk == Disk(path=tmp_path / "seed.iso", format="raw", readonly=True, kind="cdrom")
     found = disk.path.stat()
     assert stat.S_IMODE(found.st_mode) == 0o600
     assert (found.st_uid, found.st_gid) == (EMULATOR, EMULATOR)

@@ -27,7 +27,7 @@ def plain() -> Machine:
         flavor=Flavor(),
         root=Disk(path=VOLUMES / "root.qcow2", backing=DATA / "images/data/0", serial="root"),
         volumes=(),
-        seed=Disk(path=VOLUMES / "seed.iso", format="raw", readonly=True, device="cdrom"),
+        seed=Disk(path=VOLUMES / "seed.iso", format="raw", readonly=True, kind="cdrom"),
         console=Console(output=RUN / "console.out", input=RUN / "console.in"),
         accelerator="qemu",
         vmwrapper=DATA / "bin/vmwrapper",
@@ -56,7 +56,7 @@ def _volumes() -> Machine:
                 host_path=Path("/srv/fs"), guest_path="/mnt/fs", tag="volume-3", driver="virtiofs"
             ),
             Disk(path=VOLUMES / "volume-4.raw", format="raw", readonly=True, serial="volume-4"),
-            Disk(path=VOLUMES / "tools.iso", format="raw", readonly=True, device="cdrom"),
+            Disk(path=VOLUMES / "tools.iso", format="raw", readonly=True, kind="cdrom"),
         ),
     )
 

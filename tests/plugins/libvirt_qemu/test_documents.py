@@ -24,7 +24,7 @@ def _seed(machine: Machine) -> Disk:
     path = machine.vm.directory / "seed.iso"
     path.write_bytes(bytes(1 << 16))
     path.chmod(0o444)
-    return Disk(path=path, format="raw", readonly=True, device="cdrom")
+    return Disk(path=path, format="raw", readonly=True, kind="cdrom")
 
 
 @pytest.mark.parametrize("kind", ["q35", "pc"])

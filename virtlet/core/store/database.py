@@ -74,6 +74,22 @@ def _recognising_profiles(connection: sqlite3.Connection) -> None:
     _rewrite(connection, "vms", "id", in_vm)
 
 
+def _kinds_of_disks(connection: sqlite3.Connection) -> None:
+    """What a disk has as its kind was called its device."""
+
+    def rename(volume: Any) -> None:
+        if volume is not None and "device" in volume:
+            volume["kind"] = volume.pop("device")
+
+    def in_vm(record: Any) -> None:
+        if (machine := record["machine"]) is not None:
+            for volume in (machine["root"], machine["seed"], *machine["volumes"]):
+                rename(volume)
+
+    _rewrite(connection, "vms", "id", in_vm)
+    _rewrite(connection, "effects", "seq", rename, "kind = 'disk'")
+
+
 def _rewrite(
     connection: sqlite3.Connection,
     table: str,
@@ -110,6 +126,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     _name_nics,
     _neutral_machines,
     _recognising_profiles,
+    _kinds_of_disks,
 )
 """Each takes the file one version further; never edit one that was released."""
 

@@ -63,7 +63,7 @@ def write_seed(vm: Vm, cloud_init: CloudInit, uid: int, gid: int) -> Disk:
     path = vm.directory / FILE_NAME
     with new_disk_file(path, uid, gid) as descriptor:
         write_iso(descriptor, label, files)
-    return Disk(path=path, format="raw", readonly=True, device="cdrom")
+    return Disk(path=path, format="raw", readonly=True, kind="cdrom")
 
 
 def _no_cloud(cloud_init: CloudInit) -> dict[str, bytes]:

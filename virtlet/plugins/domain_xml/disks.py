@@ -58,10 +58,10 @@ def targets(machine: Machine, cdrom_bus: str) -> tuple[Target, ...]:
     """
     bus = machine.flavor.disk_bus
     disks = [machine.root, *(v for v in machine.volumes if isinstance(v, Disk))]
-    cdroms = [disk for disk in disks if disk.device == "cdrom"]
-    disks = [disk for disk in disks if disk.device != "cdrom"]
+    cdroms = [disk for disk in disks if disk.kind == "cdrom"]
+    disks = [disk for disk in disks if disk.kind != "cdrom"]
     if machine.seed is not None:
-        (cdroms if machine.seed.device == "cdrom" else disks).append(machine.seed)
+        (cdroms if machine.seed.kind == "cdrom" else disks).append(machine.seed)
     if len(disks) > _MOST[bus]:
         raise InvalidArgument(
             f"VM {machine.vm.name} has {len(disks)} disks; {bus} takes {_MOST[bus]}: use fewer "

@@ -189,7 +189,7 @@ def drives(machine: Machine) -> Iterator[str]:
     """Root disk, volumes and seed, in this order."""
     disks = [machine.root, *(volume for volume in machine.volumes if isinstance(volume, Disk))]
     for disk in disks if machine.seed is None else [*disks, machine.seed]:
-        access = "on" if disk.readonly or disk.device == "cdrom" else "off"
+        access = "on" if disk.readonly or disk.kind == "cdrom" else "off"
         drive = f"file={escaped(disk.path)},format={disk.format},if=virtio,readonly={access}"
         yield from ("-drive", drive)
 
