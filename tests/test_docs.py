@@ -9,7 +9,10 @@ import pytest
 
 from virtlet import hookspecs
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("examples/*/*.md")]
+OURS = "virtlet|vmwrapper|criproxy|tests|docs|examples|hack|bench|images|deploy"
 TESTS = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
 
 
@@ -19,12 +22,29 @@ def test_every_hook_has_a_test_that_names_it(hook: str) -> None:
 
 
 def test_the_settings_page_is_what_the_declarations_say() -> None:
-    argv = [sys.executable, str(DOCS.parent / "hack" / "document_settings.py")]
+    argv = [sys.executable, str(ROOT / "hack" / "document_settings.py")]
     made = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     assert made == (DOCS / "settings.md").read_text(), "run `make docs`"
 
 
 def test_changelog_fragments_say_what_kind_of_change_they_are() -> None:
-    fragments = {path.name for path in (DOCS.parent / "changelog.d").iterdir()}
+    fragments = {path.name for path in (ROOT / "changelog.d").iterdir()}
     kinds = re.compile(r"[a-z0-9-]+\.(feature|fix)\.md")
     assert {name for name in fragments if not kinds.fullmatch(name)} <= {".gitkeep"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    """Anchors are made from titles, as GitHub makes them."""
+    text = page.read_text()
+    links = [link.partition("#") for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text)]
+    targets = [(page.parent / path if path else page, anchor) for path, _, anchor in links]
+    targets += [(ROOT / path, "") for path in re.findall(rf"`((?:{OURS})/[\w./-]+)`", text)]
+    assert [str(path) for path, _ in targets if not path.exists()] == []
+    pages = [(path, anchor) for path, anchor in targets if anchor and path.suffix == ".md"]
+    assert [anchor for path, anchor in pages if anchor not in _anchors(path)] == []
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -130,10 +130,3 @@ def test_the_table_of_hooks_is_complete() -> None:
     """The table beside the hooks says how each is called."""
     declared = {name for name in vars(hookspecs) if name.startswith("virtlet_")}
     assert declared == set(hookspecs.HOOKS)
-
-
-def test_links_within_the_page_lead_somewhere() -> None:
-    """Anchors are made from titles, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", PAGE, re.M)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#(.*?)\)", PAGE)) <= anchors
