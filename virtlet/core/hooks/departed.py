@@ -1,6 +1,6 @@
 """Plugins that were installed once and are not usable now: what is known of them.
 
-The data directory keeps, of every plugin of others that the manager ran with, what is needed when
+The data directory keeps, of every third-party plugin that the manager ran with, what is needed when
 it is gone: whose package it was, which settings were its own, and which effects it could undo.
 """
 

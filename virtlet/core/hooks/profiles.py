@@ -17,7 +17,7 @@ class Profiles:
 
     A section looks like `NAME: {plugins: [more, …], without: [built-in, …], flavor: {…}}`; the
     default handler's name is "". Built-in plugins are active unless a section leaves them out;
-    plugins of others are active only where a section names them, so that installing a package
+    third-party plugins are active only where a section names them, so that installing a package
     changes no running handler. The order of `plugins` is that of their say; see Profile.plugins.
     """
 

@@ -44,7 +44,7 @@ class Registry:
     builtin: tuple[str, ...] = ()
     """Names of the built-in plugins."""
     extra: tuple[str, ...] = ()
-    """Names of the usable plugins of others: active for the handlers that name them."""
+    """Names of the usable third-party plugins: active for the handlers that name them."""
     refused: dict[str, str] = field(factory=dict)
     """Name of an unusable plugin to the reason, with the remedy."""
     packages: dict[str, str] = field(factory=dict)
@@ -55,7 +55,7 @@ class Registry:
     """Plugins whose effects are forgotten where they are not there to undo them."""
 
     def refuse(self, plugin: str, why: str) -> None:
-        """Do without a plugin of others from now on; the handlers that name it are not served."""
+        """Do without a third-party plugin from now on; the handlers that name it are not served."""
         self.manager.unregister(name=plugin)
         self.extra = tuple(name for name in self.extra if name != plugin)
         self.note(plugin, why)

@@ -1,6 +1,6 @@
 """The hooks of the start, which call every installed plugin, also those that no handler names.
 
-So a plugin of others that fails here is refused, with the handlers that name it; nothing else is
+So a third-party plugin that fails here is refused, with the handlers that name it; nothing else is
 touched by it. Without a built-in plugin the manager does not start.
 """
 
