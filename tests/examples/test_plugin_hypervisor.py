@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from attrs import evolve
 
 from tests.fakes.model import make_config
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
-from virtlet.errors import FailedPrecondition, NotFound, Unimplemented
+from virtlet.errors import FailedPrecondition, NotFound, Unavailable, Unimplemented
 from virtlet.host.links import Links
 from virtlet.launch.server import LaunchServer
 from virtlet.model.disk import Disk, Share, Unneeded
@@ -284,6 +285,43 @@ def test_an_emulator_that_cannot_be_followed_is_ended(
             rig.start(machine)
     assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
     rig.hypervisor.remove(machine.vm.id)
+
+
+@pytest.mark.usefixtures("rig")
+def test_an_emulator_that_sends_events_without_end_holds_up_nobody(tmp_path: Path) -> None:
+    """Else the figures of all VMs would wait for one whose emulator a guest has taken over."""
+    qmp = importlib.import_module("virtlet_example_hypervisor.qmp")
+    path = tmp_path / "qmp.sock"
+    done = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as peer:
+            peer.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+            while not done.is_set():
+                peer.sendall(b'{"event": "RTC_CHANGE"}\n' * 100)
+
+    emulator = os.pidfd_open(os.getpid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        asked: queue.Queue[BaseException] = queue.Queue()
+
+        def ask() -> None:
+            with qmp.Qmp(path, emulator) as connection:
+                try:
+                    connection.execute("query-balloon")
+                except Unavailable as error:
+                    asked.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            assert "does not answer" in str(asked.get(timeout=60))
+        finally:
+            done.set()
+            server.join()
+    os.close(emulator)
 
 
 def test_a_launch_that_nobody_armed_is_refused_at_once_with_vmwrappers_words(rig: PlainRig) -> None:

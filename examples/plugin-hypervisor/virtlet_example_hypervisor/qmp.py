@@ -7,6 +7,7 @@ import contextlib
 import json
 import select
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,16 @@ class Qmp:
         document = json.dumps({"execute": command, "arguments": arguments})
         with contextlib.suppress(OSError):  # which `_receive` hears of, too
             self._socket.sendall(document.encode() + b"\n")
-        while True:
-            message = self._receive(PATIENCE)
+        end = time.monotonic() + PATIENCE
+        # An emulator that a guest has taken over may send events without end.
+        while (left := end - time.monotonic()) > 0:
+            message = self._receive(left)
             if "return" in message:
                 return message["return"]
             if "error" in message:
                 raise FailedPrecondition(f"QEMU refuses {command}: {str(message['error'])[:300]}")
             self._event = True
+        raise Unavailable("QEMU does not answer in time")
 
     def wait_for_event(self) -> None:
         """Return once something has happened since the last call; commands tell what."""
@@ -89,7 +93,7 @@ class Qmp:
         while b"\n" not in self._buffer:
             ready = dict(poll.poll(None if patience is None else patience * 1000))
             if self._socket.fileno() not in ready:
-                what = "has ended" if ready else f"does not answer within {patience:g} s"
+                what = "has ended" if ready else "does not answer in time"
                 raise Unavailable(f"QEMU {what}")
             try:
                 chunk = self._socket.recv(65536)
