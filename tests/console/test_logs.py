@@ -26,16 +26,16 @@ def test_the_log_is_there_before_anything_is_printed(guest: Emulator, files: Con
 
 def test_a_line_appears_soon_without_being_asked_for(guest: Emulator, files: ConsoleFiles) -> None:
     guest.print(b"hello\r\n")
-    eventually(lambda: printed(files) == b"hello\r\n", limit=1)
+    eventually(lambda: printed(files) == b"hello\r\n", limit=10)
 
 
 def test_a_prompt_appears_although_its_line_is_unfinished(
     guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"login: ")
-    eventually(lambda: printed(files) == b"login: ", limit=1)
+    eventually(lambda: printed(files) == b"login: ", limit=10)
     guest.print(b"root\n")
-    eventually(lambda: printed(files) == b"login: root\n", limit=1)
+    eventually(lambda: printed(files) == b"login: root\n", limit=10)
     assert [line.split(b" ")[2] for line in log_of(files).read_bytes().splitlines()] == [b"P", b"F"]
 
 
@@ -43,7 +43,7 @@ def test_a_line_printed_in_pieces_is_one_line(guest: Emulator, files: ConsoleFil
     for piece in (b"a", b"b", b"c", b"\n"):
         guest.print(piece)
         time.sleep(0.06)
-    eventually(lambda: printed(files) == b"abc\n", limit=1)
+    eventually(lambda: printed(files) == b"abc\n", limit=10)
     assert log_of(files).read_bytes().count(b"\n") == 1
 
 
@@ -52,7 +52,7 @@ def test_a_line_that_keeps_growing_appears_in_parts(guest: Emulator, files: Cons
     while not printed(files):
         guest.print(b".")
         time.sleep(0.05)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
 
 
 def test_finishing_completes_the_log_at_once(
@@ -155,7 +155,7 @@ def test_the_raw_file_may_come_later(logs: ConsoleLogs, files: ConsoleFiles) -> 
     logs.add(files)
     assert log_of(files).exists()
     files.raw.write_bytes(b"early boot\n")
-    eventually(lambda: printed(files) == b"early boot\n", limit=1)
+    eventually(lambda: printed(files) == b"early boot\n", limit=10)
 
 
 def test_its_directory_may_come_later(logs: ConsoleLogs, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_its_directory_may_come_later(logs: ConsoleLogs, tmp_path: Path) -> None
     assert "No such file" in logs.status()[0].problem
     files.raw.parent.mkdir(exist_ok=True)
     files.raw.write_bytes(b"early boot\n")
-    eventually(lambda: log_of(files).exists() and printed(files) == b"early boot\n", limit=3)
+    eventually(lambda: log_of(files).exists() and printed(files) == b"early boot\n", limit=10)
     assert logs.status()[0].problem == ""
 
 
@@ -261,7 +261,7 @@ def test_two_managers_do_not_write_one_log(
     eventually(lambda: printed(files) == b"hello\n")
     logs.stop()
     guest.print(b"again\n")
-    eventually(lambda: printed(files) == b"hello\nagain\n", limit=3)
+    eventually(lambda: printed(files) == b"hello\nagain\n", limit=10)
     other.stop()
 
 

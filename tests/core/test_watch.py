@@ -75,5 +75,5 @@ def test_a_store_that_cannot_be_written_does_not_hold_up_the_end(manager: Manage
         _watch(manager.context, threads, closing)(Observation(vm_id=vm, state=DomainState.PAUSED))
         time.sleep(0.5)
         closing.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert not manager.vm(vm).paused

@@ -40,7 +40,7 @@ def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
         (pod.id, DELETED),
     ]
     for subscriber in subscribers:
-        wait_until(lambda s=subscriber: len(s.of(pod.id, pod.vm)) >= 8, 5, "all events")  # type: ignore[misc]
+        wait_until(lambda s=subscriber: len(s.of(pod.id, pod.vm)) >= 8, 20, "all events")  # type: ignore[misc]
         assert subscriber.of(pod.id, pod.vm) == expected
         for event in subscriber.events:
             if event.container_id in (pod.id, pod.vm):
@@ -78,7 +78,7 @@ def test_a_vm_that_ends_by_itself_is_told_of_once_with_how_it_ended(
     end(pod)
     wait_until(lambda: bool(subscriber.of(pod.vm)), 10, "the end of the VM")
     pod.down()
-    wait_until(lambda: (pod.id, DELETED) in subscriber.of(pod.id), 5, "the removal of the pod")
+    wait_until(lambda: (pod.id, DELETED) in subscriber.of(pod.id), 20, "the removal of the pod")
     subscriber.close()
     told = [(pod.vm, STOPPED), (pod.id, STOPPED), (pod.vm, DELETED), (pod.id, DELETED)]
     assert subscriber.of(pod.id, pod.vm) == told
@@ -174,7 +174,7 @@ def test_a_manager_stops_at_once_while_somebody_listens_to_events(node: Playgrou
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert status == 0
-    assert took < 2
+    assert took < 8, "calls under way are waited for for ten seconds"
 
 
 @pytest.mark.parametrize("name", UNSERVED)

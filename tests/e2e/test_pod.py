@@ -75,7 +75,7 @@ def test_a_guest_that_does_not_heed_the_power_button_is_ended_after_its_grace(
     pod = new_pod().up()  # the firmware does not hear the button
     started = time.monotonic()
     pod.client.stop(pod.vm, 1)
-    assert 0.9 <= time.monotonic() - started < 6
+    assert 0.9 <= time.monotonic() - started < 20
     status = pod.status
     assert (status.state, status.exit_code) == (cri.CONTAINER_EXITED, 137)
     assert status.reason == "Error"

@@ -311,7 +311,7 @@ def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -
     go = threading.Event()
 
     def hold() -> None:
-        go.wait(10)
+        go.wait(30)
 
     server.before_write = hold
     with ThreadPoolExecutor(1) as pool:
@@ -326,7 +326,7 @@ def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -
         elapsed = time.perf_counter() - started
         go.set()
         pull.result()
-    assert elapsed < 0.5
+    assert elapsed < 10
 
 
 def test_progress_tells_how_far_pulls_are(images: Images, server: FakeImageSource) -> None:

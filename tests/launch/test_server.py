@@ -115,7 +115,7 @@ def test_the_launch_is_handed_over_once_and_its_descriptors_are_let_go(
     assert reply == ["fnull", "a-a", "."]
     assert os.readlink(f"/proc/self/fd/{fds[0]}") == "/dev/null"
     os.close(fds[0])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while _is_open(descriptor) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _is_open(descriptor)
@@ -235,7 +235,7 @@ def test_silent_peers_hold_up_nobody(server: LaunchServer, tmp_path: Path) -> No
     server.arm(VM, "token", [])
     before = time.monotonic()
     assert ask(tmp_path / "s", request(VM, "token"))[0] == ["."]
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 8, "each is waited for for ten seconds otherwise"
     for client in idle:
         client.close()
 
@@ -250,7 +250,7 @@ def test_a_killed_wrapper_costs_the_launch_only(server: LaunchServer, tmp_path: 
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-IS", "-c", code], check=False)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while _is_open(descriptor) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _is_open(descriptor)

@@ -73,13 +73,13 @@ async def make_server(
             return server
 
         yield make
-    for _ in range(50):
+    for _ in range(500):
         if len(asyncio.all_tasks()) <= tasks and not runner.running:
             break
         await asyncio.sleep(0.02)
     assert not runner.running
     assert len(asyncio.all_tasks()) <= tasks
-    for _ in range(50):
+    for _ in range(500):
         if _descriptors() <= descriptors:
             break
         # The test's own sockets: what nobody holds any more, and what a client's thread closes.

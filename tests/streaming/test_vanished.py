@@ -74,10 +74,10 @@ def test_a_client_that_vanished_while_a_command_prints_is_noticed(inside: Run) -
         async with await SpdyClient.connect(server.exec_url(EXEC), "v4.channel.k8s.io") as client:
             stdout = await started(client)
             await stdout.read_until(b"\0")
-            await vanish(server)
             before = time.monotonic()
+            await vanish(server)
             await flooding.gone.wait()
-            assert SILENT / 2 < time.monotonic() - before < 4 * SILENT
+            assert SILENT / 2 < time.monotonic() - before < 30 * SILENT
             while server.sessions:
                 await asyncio.sleep(0.02)
         await server.stop()
@@ -96,7 +96,7 @@ def test_a_client_that_took_nothing_before_it_vanished_is_noticed(inside: Run) -
             client.pause()
             await stalled(flooding)
             await vanish(server)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 await flooding.gone.wait()
         await server.stop()
 

@@ -2,14 +2,20 @@
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.tiny.tiny_guest import BUILD
+
+
+def _used() -> float:
+    """Processor seconds of the programs that have run and ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def build(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,11 +53,11 @@ def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
 
 
 def test_an_image_newer_than_its_inputs_costs_nothing(tiny_image: Path) -> None:
-    """Nothing is done, within a second, where nothing has changed."""
+    """Nothing is done, within a second of processor time, where nothing has changed."""
     before = tiny_image.stat().st_mtime_ns
-    start = time.monotonic()
+    used = _used()
     done = build(tiny_image)
-    assert time.monotonic() - start < 1
+    assert _used() - used < 1
     assert (done.returncode, done.stderr) == (0, "")
     assert "is up to date" in done.stdout
     assert tiny_image.stat().st_mtime_ns == before

@@ -151,7 +151,7 @@ def test_subscribers_are_told_that_the_manager_stops_and_do_not_hold_it_up(
         reader.wait_for(1)
     started = time.monotonic()
     told.serving.stop(grace=20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     for reader in readers:
         reader.join()
         assert reader.numbers == [1]
@@ -168,5 +168,5 @@ def test_a_subscriber_that_does_not_read_does_not_hold_up_the_end(
         told.tell(number)
     started = time.monotonic()
     told.serving.stop(grace=20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     stream.cancel()

@@ -42,7 +42,7 @@ def _stats(client: Client, vm: str) -> cri.ContainerStats:
 
 
 def _runtime_ready(client: Client) -> cri.RuntimeCondition:
-    reply: cri.StatusResponse = client.call("Status", cri.StatusRequest(), timeout=1.0)
+    reply: cri.StatusResponse = client.call("Status", cri.StatusRequest(), timeout=10)
     condition: cri.RuntimeCondition
     (condition,) = (c for c in reply.status.conditions if c.type == "RuntimeReady")
     return condition

@@ -244,7 +244,7 @@ def test_logs_that_cannot_be_written_do_not_hold_up_the_start_and_are_completed_
         node.hypervisor.end(vm, VmExit(exit_code=0, reason="Completed"))
     started = time.monotonic()
     manager = managers.restart()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 8, "each log is waited for for ten seconds otherwise"
     assert {manager.vm(vm).phase for vm in vms} == {VmPhase.EXITED}
     logs.unlink()
     deadline = time.monotonic() + 30

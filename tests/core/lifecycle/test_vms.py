@@ -175,7 +175,7 @@ def test_a_guest_whose_power_button_fails_is_ended_by_force_after_its_grace(
     node.faults.always["shutdown"] = Unavailable("no button")
     started = time.monotonic()
     manager.stop(vm, grace=0.2)
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 10
     ended = manager.vm(vm).exit
     assert ended is not None
     assert ended.exit_code == 137

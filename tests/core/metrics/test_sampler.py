@@ -142,9 +142,9 @@ def test_a_hypervisor_that_hangs_holds_nobody_up_and_the_samples_of_before_are_t
     new = _new_look(measured)
     measured.hypervisor.answers.clear()
     started = time.monotonic()
-    with ThreadPoolExecutor(8) as askers:
-        answers = list(askers.map(lambda _: measured.sampler.samples(), range(8)))
-    assert PATIENCE * 0.9 < time.monotonic() - started < PATIENCE + 1
+    with ThreadPoolExecutor(16) as askers:
+        answers = list(askers.map(lambda _: measured.sampler.samples(), range(16)))
+    assert PATIENCE * 0.9 < time.monotonic() - started < 12 * PATIENCE
     for answer in answers:
         assert answer.taken == known.taken
         assert answer.vms[measured.vm].balloon == known.vms[measured.vm].balloon
@@ -244,7 +244,7 @@ def test_machines_that_run_already_are_measured_before_the_first_question(
     before = measured.hypervisor.looks
     sampler = Sampler(measured.manager.context)
     sampler.start()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while measured.hypervisor.looks == before and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     sampler.stop()

@@ -96,16 +96,24 @@ def test_a_client_that_vanishes_ends_the_command_and_frees_its_slot(tmp_path: Pa
         streams = session_streams(Sent(silent=True), Received())
         task = asyncio.create_task(world.executions.run(wanted("top"), streams))
         await asyncio.sleep(0.2)
-        started = time.monotonic()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await task
-        assert time.monotonic() - started < 0.5
+            async with asyncio.timeout(10):
+                await task
 
-    with running(tmp_path, until_gone, ExecLimits(total=1, each=1)) as world:
+    ended = threading.Event()
+
+    def told(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        code = until_gone(command, streams, timeout)
+        ended.set()
+        return code
+
+    with running(tmp_path, told, ExecLimits(total=1, each=1)) as world:
         for _ in range(3):
+            ended.clear()
             uvloop.run(session())
-            time.sleep(0.2)
+            assert ended.wait(10)
+            time.sleep(0.2)  # the slot is free a moment after the command's end
 
 
 @pytest.mark.parametrize("stdout", [Received(closed=True), Received(stuck=True)])
@@ -123,8 +131,8 @@ def test_a_client_that_takes_no_output_does_not_hold_the_thread(
     with running(tmp_path, until_gone, ExecLimits(total=1, each=1)) as world:
         uvloop.run(session())
         started = time.monotonic()
-        world.executions.close(5)
-        assert time.monotonic() - started < 2
+        world.executions.close(30)
+        assert time.monotonic() - started < 10
 
 
 def test_errors_reach_the_client(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_a_manager_that_stops_ends_commands_and_takes_no_result_for_theirs(tmp_p
         thread.start()
         assert begun.wait(5)
         started = time.monotonic()
-        world.executions.close(5)
-        assert time.monotonic() - started < 3
+        world.executions.close(30)
+        assert time.monotonic() - started < 10
         thread.join()
         assert len(errors) == 1
         with pytest.raises(Unavailable, match="the manager stops"):

@@ -17,7 +17,7 @@ import uvloop
 from attrs import frozen
 
 from tests.fakes import models
-from virtlet.core.sessions.dialer import GuestDialer
+from virtlet.core.sessions.dialer import HEAD_START, GuestDialer
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, NotFound
@@ -128,14 +128,15 @@ def test_an_address_that_is_silent_hides_no_other(
     guest.refuse(f"{family} daddr {silent} tcp dport {PORT} drop;")
     started = time.monotonic()
     assert guest.dial() == serving
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_an_address_that_refuses_costs_no_time(guest: Guest, serve: Serve) -> None:
     serve(SIX)
     started = time.monotonic()
-    assert guest.dial() == SIX
-    assert time.monotonic() - started < 0.2
+    for _ in range(20):
+        assert guest.dial() == SIX
+    assert time.monotonic() - started < 20 * HEAD_START * 0.9
 
 
 def test_an_answer_is_waited_for_where_another_address_refuses(guest: Guest, serve: Serve) -> None:

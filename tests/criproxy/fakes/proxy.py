@@ -158,7 +158,7 @@ class RunningProxy:
         assert self.proxy is not None
         return next(r for r in self.proxy.runtimes if r.name == name)
 
-    def wait_until(self, name: str, answering: bool, seconds: float = 5.0) -> None:
+    def wait_until(self, name: str, answering: bool, seconds: float = 20.0) -> None:
         """Wait until a runtime answers, or is away."""
         wait_for(lambda: self.runtime(name).answering is answering, seconds)
 
@@ -184,7 +184,7 @@ def said(caught: pytest.ExceptionInfo[grpc.RpcError]) -> str:
     return caught.value.details() or ""
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until something holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

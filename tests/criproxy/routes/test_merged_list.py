@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from criproxy.config.schema import Limits
 from criproxy.methods import BY_NAME
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import COMMON_METRIC, FakeRuntime
@@ -95,7 +96,7 @@ def test_runtimes_are_asked_side_by_side(
     def meet(runtime: FakeRuntime) -> Callable[[Any, Any], Any]:
         def answer(request: Any, context: Any) -> Any:
             # Passes only when the other is asked before this one has answered.
-            both.wait(2)
+            both.wait(10)
             return runtime._ImageFsInfo(request, context)
 
         return answer
@@ -164,15 +165,23 @@ def test_an_error_of_another_runtime_fails_the_list_and_names_it(
 
 
 def test_an_error_ends_the_waiting_for_the_others(
-    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+    start_proxy: Callable[..., RunningProxy],
+    connect: Callable[[Path | str], Client],
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
 ) -> None:
+    proxy = start_proxy(
+        {"containerd": containerd.path, VM: virtlet.path},
+        runtime_options={"containerd": {"limits": Limits(read_seconds=30)}},
+    )
+    client = connect(proxy.config.listen)
     release = threading.Event()
     virtlet.instead["ListImages"] = lambda request, context: context.abort(
         grpc.StatusCode.INTERNAL, "disk broken"
     )
 
     def hang(request: Any, context: Any) -> Any:
-        release.wait(5)
+        release.wait(30)
         return cri.ListImagesResponse()
 
     containerd.instead["ListImages"] = hang
@@ -180,7 +189,7 @@ def test_an_error_ends_the_waiting_for_the_others(
     with pytest.raises(grpc.RpcError):
         client.image.ListImages(cri.ListImagesRequest())
     release.set()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 10
 
 
 def test_with_one_runtime_a_list_is_its_own(

@@ -166,12 +166,13 @@ def test_a_status_that_comes_late_holds_up_one_status_and_makes_that_runtime_not
         return virtlet._Status(request, context)
 
     virtlet.instead["Status"] = hang
-    for _ in range(2):
-        start = time.monotonic()
+    for number in range(11):
+        if number == 1:
+            start = time.monotonic()
         conditions = status(client).status.conditions
         assert [c.reason for c in conditions if not c.status] == [f"{VM}: Late"] * 2
         assert "no answer to Status within 1 s" in conditions[2].message
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 8, "each takes the runtime's second otherwise"
     assert client.run_pod(target=VM) in client.pods()
     virtlet.instead.clear()
     release.set()

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from criproxy.config.schema import Limits
+from criproxy.config.schema import Dial, Limits
 from criproxy.methods import BY_NAME
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
 from tests.criproxy.fakes.runtime import FakeRuntime
@@ -56,8 +56,9 @@ def test_a_runtime_that_hangs_holds_lists_up_once_and_then_counts_as_away(
     assert client.pods() == {ordinary, vm}
     impatient.wait_until(VM, answering=False, seconds=20)
     start = time.monotonic()
-    assert client.pods() == {ordinary, vm}
-    assert time.monotonic() - start < 0.8
+    for _ in range(10):
+        assert client.pods() == {ordinary, vm}
+    assert time.monotonic() - start < 8, "each takes the runtime's second otherwise"
     virtlet.instead.clear()
     impatient.wait_until(VM, answering=True, seconds=20)
 
@@ -75,12 +76,13 @@ def test_one_late_list_is_filled_in_and_holds_nothing_else_up(
     assert len(client.runtime.ListContainerStats(request).stats) == 1
     wait_for(lambda: len(virtlet.called("Version")) > versions)
     start = time.monotonic()
-    assert len(client.runtime.ListContainerStats(request).stats) == 1
+    for _ in range(10):
+        assert len(client.runtime.ListContainerStats(request).stats) == 1
     client.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
     assert client.containers()[container].state == cri.CONTAINER_RUNNING
     other = client.run_pod("c", target=VM)
     assert client.pods() == {pod, other}
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 8, "each list takes the runtime's second otherwise"
     assert impatient.runtime(VM).answering
     assert impatient.runtime(VM).connects == 1
     new = client.create(other)
@@ -136,7 +138,7 @@ def test_calls_for_a_runtime_that_hangs_fail_at_once_too(
             call()
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert "no answer to ListPodSandbox" in said(caught)
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 10, "they hang for twenty seconds each otherwise"
 
 
 def test_a_runtime_that_hangs_does_not_hold_up_what_all_are_told(
@@ -219,9 +221,10 @@ def test_the_last_known_items_of_a_runtime_that_hangs_are_streamed(
     messages = client.runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=20)
     assert {pod.id for message in messages for pod in message.pod_sandboxes} == pods
     start = time.monotonic()
-    messages = client.runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=20)
-    assert {pod.id for message in messages for pod in message.pod_sandboxes} == pods
-    assert time.monotonic() - start < 0.8
+    for _ in range(10):
+        messages = client.runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=20)
+        assert {pod.id for message in messages for pod in message.pod_sandboxes} == pods
+    assert time.monotonic() - start < 8, "each takes the runtime's second otherwise"
     release.set()
 
 
@@ -234,7 +237,10 @@ def test_the_proxy_listens_soon_also_beside_a_runtime_that_hangs_from_the_start(
 ) -> None:
     hang("Version")
     start = time.monotonic()
-    proxy = start_proxy({"containerd": containerd.path, VM: virtlet.path})
-    assert time.monotonic() - start < 2.5
+    proxy = start_proxy(
+        {"containerd": containerd.path, VM: virtlet.path},
+        runtime_options={VM: {"dial": Dial(timeout=30)}},
+    )
+    assert time.monotonic() - start < 10, "it hangs for twenty seconds"
     client = connect(proxy.config.listen)
     assert client.run_pod() in client.pods()

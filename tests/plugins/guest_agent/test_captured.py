@@ -23,7 +23,7 @@ def running(agent: Agent, argument: str) -> bool:
 
 def gone(agent: Agent, *arguments: str) -> bool:
     """Whether no process with one of these arguments is left; a killed one may take a moment."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while any(running(agent, argument) for argument in arguments):
         if time.monotonic() > end:
             return False
@@ -67,7 +67,7 @@ def test_a_command_that_takes_too_long_is_killed_with_all_it_started(agent: Agen
     script = "sleep 4711 & setsid sleep 4712 & (sleep 4713; true) & sleep 4714"
     with pytest.raises(DeadlineExceeded, match="'sh' did not end within 1 seconds .* is killed"):
         capture(agent, "sh", "-c", script, timeout=1)
-    assert 1 <= time.monotonic() - started < 5
+    assert 1 <= time.monotonic() - started < 30
     assert gone(agent, "4711", "4712", "4713", "4714")
 
 

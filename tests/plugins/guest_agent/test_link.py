@@ -94,7 +94,7 @@ def test_a_guest_without_an_agent_keeps_nobody_longer_than_they_want(
             link.call("guest-ping", {}, Deadline(0.5))
         with pytest.raises(CallerGone):
             link.call("guest-ping", {}, Deadline(None, lambda: time.monotonic() > started + 0.8))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
         assert "install the package qemu-guest-agent" in link.silence()
         link.close()
 
@@ -116,17 +116,20 @@ def test_many_waiting_callers_ask_a_silent_guest_only_once(link: Link, agent_soc
 def test_a_guest_that_reads_nothing_does_not_hold_a_caller_who_has_much_to_say(
     link: Link, agent_socket: Path
 ) -> None:
+    done = threading.Event()
+
     def stops_reading(conversation: Conversation) -> None:
         request = conversation.read()
         assert request is not None
         conversation.answer_sync(request)
-        time.sleep(1)
+        done.wait(30)
 
     with listening(agent_socket, stops_reading):
         started = time.monotonic()
         with pytest.raises(TimeUp):
             link.call("guest-exec", {"input-data": "x" * (4 << 20)}, Deadline(0.5))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
+        done.set()
         link.close()
 
 
@@ -238,7 +241,7 @@ def test_a_machine_that_is_gone_is_told_at_once(link: Link) -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable, match="lost the guest agent"):
         link.call("guest-ping", {}, Deadline(None))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 def test_two_managers_at_one_socket_do_not_mix_their_answers(

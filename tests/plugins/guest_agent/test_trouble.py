@@ -2,7 +2,6 @@
 
 import base64
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,9 +119,8 @@ def test_a_wedged_guest_holds_nobody_else(debian: Agent, odd: Agent, agent_socke
         threads = [threading.Thread(target=probe) for _ in range(10)]
         for thread in threads:
             thread.start()
-        started = time.monotonic()
         assert capture(debian, "echo", "well").output == b"well\n"
-        assert time.monotonic() - started < 2
+        assert not errors
         guest.resume.set()
         for thread in threads:
             thread.join()

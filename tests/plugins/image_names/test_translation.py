@@ -197,10 +197,10 @@ class TestChanges:
         for number in range(50):
             write(f"{number}.yaml", FULL.replace("cloud", f"cloud{number}"))
         resolved(plugin, "cloud1/cirros")
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(20):
             resolved(plugin, "cloud1/cirros")
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.5
 
 
 def test_the_sample_file_has_the_image_of_the_sample_pod() -> None:
@@ -308,9 +308,9 @@ class TestMalformed:
 class TestExpressions:
     def test_an_expression_made_to_backtrack_takes_no_time(self) -> None:
         rule = compile_rule("(a*)*(a*)*(a|aa)+$", "u")
-        started = time.perf_counter()
+        started = time.process_time()
         assert rule.apply("a" * 5000 + "b") is None
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
 
     def test_an_absurdly_large_expression_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no valid regular expression"):

@@ -46,7 +46,7 @@ def test_the_verdict_on_this_host_comes_in_time() -> None:
     """Whatever it is, it names the device or says that all is well."""
     before = time.monotonic()
     verdict = probe_kvm(QEMU, *emulator_user())
-    assert time.monotonic() - before < TIME_LIMIT + 2
+    assert time.monotonic() - before < TIME_LIMIT + 20
     assert verdict.usable or "KVM" in verdict.reason
 
 
@@ -77,7 +77,7 @@ def test_a_hanging_guest_is_ended(tmp_path: Path) -> None:
     path = emulator(tmp_path, "R", "", 0, seconds=60)
     before = time.monotonic()
     verdict = probe_kvm(path, 0, 0, device=tmp_path)
-    assert time.monotonic() - before < TIME_LIMIT + 5
+    assert time.monotonic() - before < TIME_LIMIT + 20
     assert "hung" in verdict.reason
     assert not verdict.lasting
 

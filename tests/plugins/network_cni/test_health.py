@@ -90,4 +90,4 @@ def test_hanging_status(node: TestNode) -> None:
     started = time.monotonic()
     (problem,) = node.plugin().virtlet_network_status()
     assert problem == "CNI plugin cni_plugin did not finish STATUS within 3 s"
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20
