@@ -16,6 +16,7 @@ from virtlet.cri import api_pb2 as cri
 
 THREADS = {
     "main": "MainThread",
+    "start-up": "start-up",
     "worker": "work",
     "status": "status",
     "fetch": "image-fetch",

@@ -1,5 +1,6 @@
 """Plugins that fail when the manager starts."""
 
+import threading
 from typing import Any
 
 from tests.fakes.models import untyped
@@ -62,6 +63,16 @@ class RefusesSettings(Current):
     @hookimpl
     def virtlet_configure(self, settings: object, node: object) -> None:
         raise InvalidArgument("colour: red is sold out")
+
+
+class HangsAtConfigure(Current):
+    """Waits for something that does not come."""
+
+    release = threading.Event()
+
+    @hookimpl
+    def virtlet_configure(self, settings: object, node: object) -> None:
+        self.release.wait()
 
 
 class RaisesAtReconcile(Current):

@@ -7,6 +7,7 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.model import make_node
+from tests.fakes.startup_plugins import HangsAtConfigure
 from virtlet.core.config.load import load
 from virtlet.core.config.options import CORE_OPTIONS
 from virtlet.core.hooks.facade import Hooks
@@ -68,6 +69,22 @@ def test_a_plugin_that_does_not_take_its_settings_is_refused_and_the_others_go_o
     assert "hunter2" not in registry.refused[plugin]
     profiles = Profiles({"x": {"plugins": [plugin]}}, registry)
     assert profiles.broken["x"].startswith(f"its plugin '{plugin}' was refused")
+    hooks.shutdown()
+
+
+def test_a_plugin_that_hangs_over_its_settings_is_refused_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    registry = _registry("Configured", "HangsAtConfigure")
+    hooks = Hooks(registry)
+    hooks.watch.patience = 0.1
+    try:
+        hooks.configure(Settings(values={}), make_node(tmp_path))
+    finally:
+        HangsAtConfigure.release.set()
+    assert registry.extra == ("Configured",)
+    reason = registry.refused["HangsAtConfigure"]
+    assert reason.startswith("virtlet_configure: has not returned for 0.1 s (hookPatience)")
     hooks.shutdown()
 
 

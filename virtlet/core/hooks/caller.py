@@ -36,6 +36,10 @@ class Caller:
         """As `providers`, in the order a first-result hook asks them."""
         return tuple(reversed(self.providers(hook, active)))
 
+    def limit(self, plugin: str, hook: str) -> float:
+        """Seconds after which a plugin's hook is said to hang."""
+        return self._watch.limit(plugin, hook)
+
     def call(self, hook: str, plugin: str, **arguments: Any) -> Any:
         """Call one plugin's implementation.
 

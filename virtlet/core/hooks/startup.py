@@ -4,8 +4,11 @@ So a third-party plugin that fails here is refused, with the handlers that name 
 touched by it. Without a built-in plugin the manager does not start.
 """
 
+import contextvars
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from virtlet.core.config.load import SECTIONS, fill
@@ -97,9 +100,38 @@ def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -
     for plugin in caller.providers(hook, registry.builtin + registry.extra):
         try:
             with logged():
-                caller.call(hook, plugin, **arguments)
+                if plugin in registry.builtin:
+                    caller.call(hook, plugin, **arguments)
+                else:
+                    _call_in_time(caller, hook, plugin, arguments)
         except VirtletError as error:
             _refuse(registry, plugin, hook, error)
+
+
+def _call_in_time(caller: Caller, hook: str, plugin: str, arguments: Mapping[str, Any]) -> None:
+    """Call a third-party plugin on a thread of its own, which is left behind if it hangs.
+
+    Raises:
+        VirtletError: what the call raised, or that it has not come back within its time limit.
+    """
+    ended: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            caller.call(hook, plugin, **arguments)
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    run = contextvars.copy_context().run
+    threading.Thread(target=run, args=(call,), name="start-up", daemon=True).start()
+    limit = caller.limit(plugin, hook)
+    try:
+        ended.result(limit)
+    except TimeoutError:
+        problem = f"has not returned for {limit:g} s (hookPatience)"
+        raise returned(plugin, hook, problem) from None
 
 
 def _refuse(registry: Registry, plugin: str, hook: str, error: VirtletError) -> None:

@@ -78,6 +78,11 @@ class HookWatch:
             with self._lock:
                 del self._calls[id(call)]
 
+    def limit(self, plugin: str, hook: str) -> float:
+        """Seconds after which a plugin's hook is said to hang."""
+        of_plugin = self.limits.get((plugin, ""), self.patience)
+        return self.limits.get((plugin, hook), of_plugin)
+
     def hanging(self, thread: int) -> str:
         """What a thread has waited for longer than the patience, for messages; or ""."""
         now = time.monotonic()
@@ -121,8 +126,7 @@ class HookWatch:
                 )
 
     def _patience(self, call: _Call) -> float:
-        of_plugin = self.limits.get((call.plugin, ""), self.patience)
-        return self.limits.get((call.plugin, call.what), of_plugin)
+        return self.limit(call.plugin, call.what)
 
     def _under_way(self) -> list[_Call]:
         with self._lock:
