@@ -249,7 +249,6 @@ def test_hook_configure(hooks: Hooks, plugin: Plugin, tmp_path: Path) -> None:
         vmwrapper=tmp_path,
         emulator_uid=0,
         emulator_gid=0,
-        launch_socket=tmp_path,
     )
     hooks.configure(Settings(values={"colour": "blue"}), node)
     assert plugin.heard == ["blue", tmp_path / "plugins" / "mine"]

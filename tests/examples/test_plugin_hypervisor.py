@@ -42,7 +42,9 @@ class PlainRig(Rig):
         self.node = node
         self.heard: queue.Queue[Observation] = queue.Queue()
         self.plugin = plugin
-        self.launches = LaunchServer(node.launch_socket, node.emulator_uid, node.emulator_gid)
+        self.launches = LaunchServer(
+            node.data_dir / "launch.sock", node.emulator_uid, node.emulator_gid
+        )
         self.make()
 
     def make(self) -> None:

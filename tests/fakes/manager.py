@@ -174,6 +174,8 @@ class Printed(ExecSession):
 class NoLaunches:
     """The fake hypervisor starts nothing that would fetch a launch."""
 
+    path = Path("/nowhere")
+
     def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
         pass
 

@@ -123,15 +123,15 @@ KINDS: list[Kind[object]] = [
 def test_any_text_is_a_value_or_an_invalid_argument(kind: Kind[object], text: str) -> None:
     annotation: Annotation[object] = Annotation(name="Any", kind=kind, default=None, help="Any")
     with contextlib.suppress(InvalidArgument):
-        annotation.read({"Any": text})
+        annotation.of(make_pod({"Any": text}))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_message_is_short_however_long_the_text_is(kind: Kind[object]) -> None:
     annotation: Annotation[object] = Annotation(name="Any", kind=kind, default=None, help="Any")
     if kind in (TEXT, LINES, WORDS):
-        assert annotation.read({"Any": "x" * 100_000})
+        assert annotation.of(make_pod({"Any": "x" * 100_000}))
         return
     with pytest.raises(InvalidArgument, match="^annotation Any: ") as caught:
-        annotation.read({"Any": "x" * 100_000})
+        annotation.of(make_pod({"Any": "x" * 100_000}))
     assert len(str(caught.value)) < 300

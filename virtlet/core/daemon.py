@@ -112,7 +112,6 @@ def _assemble(
         emulator_problem=emulator_problem(config[core_options.EMULATOR], uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
-        launch_socket=config[core_options.FD_SERVER_SOCKET],
     )
 
     recovery.remove_orphaned_directories(store, here)
@@ -131,7 +130,7 @@ def _assemble(
     hooks.remember(data_dir)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
-    launches = LaunchServer(here.launch_socket, uid, gid)
+    launches = LaunchServer(config[core_options.FD_SERVER_SOCKET], uid, gid)
     launches.start()
     undo.callback(launches.stop)
     console_logs = ConsoleLogs()

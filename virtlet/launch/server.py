@@ -119,7 +119,7 @@ class LaunchServer:
     """
 
     def __init__(self, path: Path, uid: int, gid: int) -> None:
-        self._path = path
+        self.path = path
         self._uid = uid
         self._gid = gid
         self._lock = threading.Lock()
@@ -136,15 +136,15 @@ class LaunchServer:
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            remove_file(self._path)
-            listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            os.chown(self._path, self._uid, self._gid)
+            remove_file(self.path)
+            listener.bind(str(self.path))
+            self.path.chmod(0o600)
+            os.chown(self.path, self._uid, self._gid)
             listener.listen(128)
         except OSError as error:
             listener.close()
             raise FailedPrecondition(
-                f"cannot make the launch socket {self._path}: {error}; see fdServerSocketPath"
+                f"cannot make the launch socket {self.path}: {error}; see fdServerSocketPath"
             ) from None
         self._socket = listener
         self._thread = threading.Thread(target=self._accept, name="launch-server", daemon=True)
@@ -160,7 +160,7 @@ class LaunchServer:
         if self._thread is not None:
             self._thread.join()
         listener.close()
-        remove_file(self._path)
+        remove_file(self.path)
         with self._lock:
             armed, self._armed = self._armed, {}
         for item in armed.values():

@@ -22,8 +22,6 @@ class Node:
     emulator_uid: int
     """User the emulator runs as; it must be able to read images and write its VM's disks."""
     emulator_gid: int
-    launch_socket: Path
-    """Where vmwrapper finds the launch server."""
     emulator_problem: str = ""
     """Why vmwrapper cannot start its default emulator, QEMU, with the remedy: it is not installed,
     or its user may not run it. A hypervisor that needs QEMU raises this as FailedPrecondition; ""

@@ -126,11 +126,7 @@ class Annotation(Generic[T]):
         Raises:
             InvalidArgument: the value is wrong; the message names the annotation.
         """
-        return self.read(pod.config.annotations)
-
-    def read(self, annotations: Mapping[str, str]) -> T:
-        """As `of`, from a plain mapping."""
-        text = annotations.get(self.name)
+        text = pod.config.annotations.get(self.name)
         if text is None:
             return self.default
         try:

@@ -29,7 +29,6 @@ def make_node(root: Path, uid: int | None = None, gid: int | None = None) -> Nod
         vmwrapper=root / "vmwrapper",
         emulator_uid=os.getuid() if uid is None else uid,
         emulator_gid=os.getgid() if gid is None else gid,
-        launch_socket=root / "run" / "launch.sock",
     )
 
 

@@ -53,7 +53,6 @@ def configured(directory: Path, *, regexps: bool = True, protocol: str = "https"
         vmwrapper=Path("/bin/true"),
         emulator_uid=0,
         emulator_gid=0,
-        launch_socket=directory / "launch.sock",
     )
     plugin.virtlet_configure(Settings(values=values), node)
     return plugin

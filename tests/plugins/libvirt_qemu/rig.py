@@ -64,7 +64,6 @@ def make_open_node(root: Path, instance: str = "test") -> Node:
         vmwrapper=install_wrapper(root, QEMU, uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
-        launch_socket=root / "launch.sock",
     )
 
 
@@ -88,7 +87,9 @@ class Rig:
         assert hypervisor is not None
         self.hypervisor: Hypervisor = hypervisor
         self.hypervisor.subscribe(self.heard.put)
-        self.launches = LaunchServer(node.launch_socket, node.emulator_uid, node.emulator_gid)
+        self.launches = LaunchServer(
+            node.data_dir / "launch.sock", node.emulator_uid, node.emulator_gid
+        )
 
     def open(self) -> None:
         self.hypervisor.open()
@@ -124,7 +125,7 @@ class Rig:
             accelerator=self.hypervisor.info().accelerator,
             vmwrapper=self.node.vmwrapper,
             environment={
-                ENV_SOCKET: str(self.node.launch_socket),
+                ENV_SOCKET: str(self.launches.path),
                 ENV_VM: vm_id,
                 ENV_TOKEN: f"token-of-{vm_id}",
             },

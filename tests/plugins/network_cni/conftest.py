@@ -107,7 +107,6 @@ class TestNode:
             vmwrapper=Path("/bin/false"),
             emulator_uid=0,
             emulator_gid=0,
-            launch_socket=run / "launch",
         )
 
     def pod(self, id: str = "", **config: Any) -> Pod:

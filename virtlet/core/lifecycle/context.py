@@ -25,6 +25,10 @@ from virtlet.model.node import Node
 class Launches(Protocol):
     """The launch server, as the lifecycle needs it."""
 
+    @property
+    def path(self) -> Path:
+        """Where vmwrapper finds it."""
+
     def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
         """Hold a launch ready for the wrapper that shows the token; takes the descriptors."""
 

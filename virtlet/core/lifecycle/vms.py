@@ -374,7 +374,7 @@ def _machine(
         accelerator=context.hypervisors.named(hypervisor).info().accelerator,
         vmwrapper=node.vmwrapper,
         environment={
-            ENV_SOCKET: str(node.launch_socket),
+            ENV_SOCKET: str(context.launches.path),
             ENV_VM: vm.id,
             ENV_TOKEN: secrets.token_urlsafe(32),
         },
