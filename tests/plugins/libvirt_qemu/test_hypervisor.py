@@ -335,7 +335,7 @@ def test_foreign_domains_are_never_touched(rig: Rig, instance: str | None) -> No
         name=name,
         uuid=uuid.UUID(machine.vm.id),
         metadata=metadata,
-        vmwrapper=rig.node.vmwrapper,
+        emulator=rig.node.vmwrapper,
     )
     with _connection(rig) as connection:
         foreign = connection.defineXML(foreign_document)
