@@ -64,8 +64,9 @@ class Interrupts:
         for file in self._directory.iterdir():
             if not _done(file):
                 with contextlib.suppress(ProcessLookupError):
-                    # It has had one already where a terminal sent it.
-                    os.kill(int(file.name), Signals.SIGINT)
+                    # It has had a signal already where a terminal sent it one. Not SIGINT, which is
+                    # ignored where the run was started in the background.
+                    os.kill(int(file.name), Signals.SIGTERM)
         for file in self._directory.iterdir():
             while not _done(file) and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -35,7 +35,9 @@ def test_an_interrupted_run_takes_its_node_and_vm_away(
     tmp_path: Path, workers: str, interrupt: Interrupt
 ) -> None:
     file = tmp_path / "node"
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", workers]
+    # As from a terminal, also where this run was started in the background, which ignores SIGINT.
+    argv = ["env", "--default-signal=INT", sys.executable]
+    argv += ["-m", "pytest", "-q", "-p", "no:cacheprovider", workers]
     with subprocess.Popen(
         [*argv, interrupted.__file__],
         cwd=ROOT,
