@@ -37,8 +37,11 @@ class LocalExec:
 
     directory: Path
     running: set[int] = Factory(set)
+    delay: float = 0.0
+    """Seconds until it starts the command."""
 
     async def run(self, request: ExecRequest, streams: SessionStreams) -> ExitStatus:
+        await asyncio.sleep(self.delay)
         if request.tty:
             return await self._on_terminal(request, streams)
         process = await asyncio.create_subprocess_exec(
