@@ -52,7 +52,7 @@ def free_port() -> int:
         return port
 
 
-def eventually(check: Callable[[], T], seconds: float = 30.0) -> T:
+def eventually(check: Callable[[], T], seconds: float = 90.0) -> T:
     """Repeats `check` until it no longer raises OSError or AssertionError, or time is up."""
     end = time.monotonic() + seconds
     while True:
@@ -67,7 +67,7 @@ def eventually(check: Callable[[], T], seconds: float = 30.0) -> T:
 class JsonSocket:
     """A unix socket that speaks JSON documents, one a line: QMP and the guest agent."""
 
-    def __init__(self, path: Path, timeout: float = 20.0) -> None:
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
         """Connects; `timeout` in seconds holds for every answer."""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
@@ -197,7 +197,7 @@ class Guest:
         """What a command prints, run by the shell on the console; it has to succeed."""
         # The words are split, so that the echo of the command line is not taken for them.
         self.type(f"echo beg''in; {command}; echo e''nd=$?")
-        found = self.wait_for(r"(?s)begin\n(.*?)end=(\d+)\n", 60)
+        found = self.wait_for(r"(?s)begin\n(.*?)end=(\d+)\n", 120)
         assert found[2] == "0", found[0]
         return found[1]
 
