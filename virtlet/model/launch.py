@@ -12,8 +12,8 @@ from virtlet.model.typed import typed
 class LaunchFd:
     """An open descriptor the emulator inherits.
 
-    `{fd:NAME}` in an argument becomes its number in the emulator. Whoever returns it gives it
-    away: the core closes it once it is sent or the launch is off.
+    `{fd:NAME}` in an argument becomes its number in the emulator. The plugin that returns it gives
+    it away: the core closes it once it is sent or the launch is off.
     """
 
     name: str

@@ -21,7 +21,7 @@ from virtlet.api import (
 )
 
 COMMANDS = "qmp.sock"
-"""For commands, by whoever has one; QEMU serves one client of a socket at a time."""
+"""For commands, one at a time, as QEMU serves one client of a socket."""
 EVENTS = "events.sock"
 """For the thread that watches the VM."""
 

@@ -20,7 +20,7 @@ _LONGEST = 1 << 20
 
 
 class Qmp:
-    """A connection to an emulator; whoever waits for an answer stops waiting when it ends.
+    """A connection to an emulator; a caller that waits for an answer stops waiting when it ends.
 
     Args:
         path: the socket it listens at.
