@@ -48,3 +48,13 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_promise_of_the_security_page_names_a_test_that_exists() -> None:
+    page = (DOCS / "security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", page)
+    assert [test for test in named if f"def {test[1]}(" not in (ROOT / test[0]).read_text()] == []
+    tables = page.partition("\n## Guest\n")[2].partition("\n## What is not promised")[0]
+    promises = re.findall(r"^\| (?!promise|-)(.*)$", tables.replace("|---", "|-"), re.M)
+    assert len(promises) > 20
+    assert [promise for promise in promises if "::test_" not in promise] == []
