@@ -307,7 +307,7 @@ def test_hook_admit_vm(hooks: Hooks, vm: Vm) -> None:
 
 
 def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:
-    assert hooks.asked_for("virtlet_setup_network", PROFILE) == ("mine",)
+    assert hooks.order("virtlet_setup_network", PROFILE) == ("mine",)
     assert hooks.setup_network("mine", vm.pod) == Network(netns=None, details=vm.pod.id)
 
 

@@ -117,7 +117,7 @@ def test_pods_can_have_images_recognised(store: Store) -> None:
     pods += [machine.vm.pod for machine in machines]
     hooks = Hooks(discover())
     for pod in pods:
-        assert hooks.asked_for("virtlet_recognize_image", pod.profile)[-1:] == ("image_formats",)
+        assert hooks.order("virtlet_recognize_image", pod.profile)[-1:] == ("image_formats",)
         assert len(set(pod.profile.plugins)) == len(pod.profile.plugins)
 
 

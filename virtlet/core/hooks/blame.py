@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -87,6 +87,44 @@ def logged() -> Iterator[None]:
         raise
 
 
+def call_blamed(
+    plugin: str,
+    hook: str,
+    what: str,
+    call: Callable[[], Any],
+    wanted: Shape | None,
+    watched: AbstractContextManager[None],
+) -> Any:
+    """Call a plugin's code, so that every failure has the plugin's name.
+
+    Args:
+        plugin: whose code it is.
+        hook: that it implements, or that returned the object it is a method of.
+        what: names the method, with a space at its end; "" for the hook itself.
+        call: calls it.
+        wanted: what it has to return; None when nobody looks at it.
+        watched: surrounds the call.
+
+    Raises:
+        PluginError: it raised something that is not ours, or returned a wrong type.
+    """
+    doing = what
+    try:
+        with watched:
+            answer = call()
+        doing = what or "returned something that "
+        # A hook may have no answer; a method has what its protocol says.
+        nothing = answer is None and not what
+        flaw = None if wanted is None or nothing else wanted.inspect(answer)
+    except BREAKS as error:
+        if not is_foreign(error):
+            raise
+        raise raised(plugin, hook, doing, error) from error
+    if flaw is not None:
+        raise returned(plugin, hook, f"{what}returned {flaw.of(answer)}")
+    return answer
+
+
 _MISUSES = {
     r"takes 1 positional argument but": "by position instead of by its fields' names",
     r"got an unexpected keyword argument": "with a field that it does not have",
@@ -160,26 +198,17 @@ class Blamed:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            watched = self._calling(name, args) if self._watch else None
-            try:
-                with watched or nullcontext():
-                    answer = method(*args, **kwargs)
-                wanted = _result(self._protocol, name)
-                flaw = wanted.inspect(answer) if wanted else None
-            except BREAKS as error:
-                if not is_foreign(error):
-                    raise
-                with logged():
-                    raise raised(self._plugin, self._hook, f"{name} ", error) from error
-            if flaw is not None:
-                problem = f"{name} returned {flaw.of(answer)}"
-                raise returned(self._plugin, self._hook, problem)
-            return answer
+            work = functools.partial(method, *args, **kwargs)
+            wanted = _result(self._protocol, name)
+            with logged():
+                watched = self._calling(name, args)
+                return call_blamed(self._plugin, self._hook, f"{name} ", work, wanted, watched)
 
         return call
 
     def _calling(self, name: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
-        assert self._watch is not None
+        if self._watch is None:
+            return nullcontext()
         vm = args[0] if args and _first_argument(self._protocol, name) == "vm_id" else ""
         return self._watch.calling(self._plugin, name, *args, vm=vm)
 

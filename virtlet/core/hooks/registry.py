@@ -54,6 +54,11 @@ class Registry:
     forgotten: frozenset[str] = frozenset()
     """Plugins whose effects are forgotten where they are not there to undo them."""
 
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """All usable plugins: the built-in ones by name, then the others by name."""
+        return self.builtin + self.extra
+
     def refuse(self, plugin: str, why: str) -> None:
         """Do without a third-party plugin from now on; the handlers that name it are not served."""
         self.manager.unregister(name=plugin)

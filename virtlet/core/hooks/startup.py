@@ -4,26 +4,21 @@ So a third-party plugin that fails here is refused, with the handlers that name 
 touched by it. Without a built-in plugin the manager does not start.
 """
 
-import contextvars
 import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from virtlet.core.config.load import SECTIONS, fill
 from virtlet.core.config.options import CORE_OPTIONS
-from virtlet.core.hooks.blame import BREAKS, is_foreign, logged, returned
-from virtlet.core.hooks.caller import Caller
+from virtlet.core.hooks.blame import BREAKS, is_foreign
+from virtlet.core.hooks.caller import ANNOTATIONS, CONFIGURE, OPTIONS, RECONCILE, Caller
 from virtlet.core.hooks.registry import Registry
 from virtlet.errors import PluginError, VirtletError
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
-
-OPTIONS, ANNOTATIONS = "virtlet_options", "virtlet_annotations"
-CONFIGURE, RECONCILE = "virtlet_configure", "virtlet_reconcile"
 
 _FLAG = re.compile(r"--[a-zA-Z0-9][a-zA-Z0-9-]*")
 _PLACES = {"data_dir": "/", "socket_dir": "/"}
@@ -37,7 +32,7 @@ def collect_options(registry: Registry, caller: Caller) -> list[tuple[str, Optio
     """
     taken = {name: "the core" for option in CORE_OPTIONS for name in _names(option)}
     taken |= dict.fromkeys((*SECTIONS, "file", "--config", "--help", "--v"), "the core")
-    return _collect(registry, caller, OPTIONS, _names, taken, _inspect)
+    return _collect(registry, caller, OPTIONS, _names, taken, _flaw)
 
 
 def collect_annotations(registry: Registry, caller: Caller) -> list[tuple[str, Annotation[Any]]]:
@@ -55,27 +50,31 @@ def _collect(
     hook: str,
     names: Callable[[Any], tuple[str, ...]],
     taken: dict[str, str],
-    inspect: Callable[[str, Any], None] = lambda plugin, thing: None,
+    inspect: Callable[[Any], str] = lambda thing: "",
 ) -> list[tuple[str, Any]]:
     """(plugin, what it declares); a plugin that declares a name of another is refused."""
-    found: list[tuple[str, Any]] = []
-    for plugin in caller.providers(hook, registry.builtin + registry.extra):
-        try:
-            declared = caller.call(hook, plugin) or ()
-            added: dict[str, str] = {}
-            for thing in declared:
-                for name in names(thing):
-                    owner = taken.get(name) or added.get(name)
-                    if owner:
-                        raise returned(plugin, hook, f"declares {name}, which {owner} declares too")
-                inspect(plugin, thing)
-                added |= dict.fromkeys(names(thing), registry.named(plugin))
-        except VirtletError as error:
-            _refuse(registry, plugin, hook, error)
-        else:
-            taken |= added
-            found += [(plugin, thing) for thing in declared]
-    return found
+
+    def check(plugin: str, declared: Sequence[Any] | None) -> str:
+        added: set[str] = set()
+        for thing in declared or ():
+            for name in names(thing):
+                owner = registry.named(plugin) if name in added else taken.get(name)
+                if owner:
+                    return f"declares {name}, which {owner} declares too"
+            if problem := inspect(thing):
+                return problem
+            added |= {*names(thing)}
+        taken.update(dict.fromkeys(added, registry.named(plugin)))
+        return ""
+
+    asked = caller.in_turn(
+        hook,
+        caller.order(hook, registry.everyone),
+        partial(caller.call, hook),
+        check,
+        partial(_refuse, registry, hook),
+    )
+    return [(plugin, thing) for plugin, declared in asked for thing in declared]
 
 
 def configure(registry: Registry, caller: Caller, settings: Settings, node: Node) -> None:
@@ -97,44 +96,13 @@ def reconcile(registry: Registry, caller: Caller, pods: Sequence[Pod], vms: Sequ
 
 
 def _tell_all(registry: Registry, caller: Caller, hook: str, **arguments: Any) -> None:
-    for plugin in caller.providers(hook, registry.builtin + registry.extra):
-        try:
-            with logged():
-                if plugin in registry.builtin:
-                    caller.call(hook, plugin, **arguments)
-                else:
-                    _call_in_time(caller, hook, plugin, arguments)
-        except VirtletError as error:
-            _refuse(registry, plugin, hook, error)
+    everyone = caller.order(hook, registry.everyone)
+    tell, refuse = partial(caller.call, hook, **arguments), partial(_refuse, registry, hook)
+    for _ in caller.in_turn(hook, everyone, tell, failed=refuse):
+        pass
 
 
-def _call_in_time(caller: Caller, hook: str, plugin: str, arguments: Mapping[str, Any]) -> None:
-    """Call a third-party plugin on a thread of its own, which is left behind if it hangs.
-
-    Raises:
-        VirtletError: what the call raised, or that it has not come back within its time limit.
-    """
-    ended: Future[None] = Future()
-
-    def call() -> None:
-        try:
-            caller.call(hook, plugin, **arguments)
-        except BaseException as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
-    run = contextvars.copy_context().run
-    threading.Thread(target=run, args=(call,), name="start-up", daemon=True).start()
-    limit = caller.limit(plugin, hook)
-    try:
-        ended.result(limit)
-    except TimeoutError:
-        problem = f"has not returned for {limit:g} s (hookPatience)"
-        raise returned(plugin, hook, problem) from None
-
-
-def _refuse(registry: Registry, plugin: str, hook: str, error: VirtletError) -> None:
+def _refuse(registry: Registry, hook: str, plugin: str, error: VirtletError) -> None:
     if plugin in registry.builtin:
         raise error
     problem = error.problem if isinstance(error, PluginError) else str(error)
@@ -147,17 +115,17 @@ def _names(option: Option[Any]) -> tuple[str, ...]:
     return option.field, option.flag, option.env
 
 
-def _inspect(plugin: str, option: Option[Any]) -> None:
+def _flaw(option: Option[Any]) -> str:
+    """What is wrong with a declared option, as a clause for a message; or ""."""
     if not (option.field.isidentifier() and _FLAG.fullmatch(option.flag) and option.env):
-        problem = (
+        return (
             f"declares the option {option.field!r} with the flag {option.flag!r} and the "
             f"variable {option.env!r}: wanted are names like myOption, --my-option and MY_OPTION"
         )
-        raise returned(plugin, OPTIONS, problem)
     try:
         option.kind.parse(fill(option.default, _PLACES))
     except BREAKS as error:
         if not is_foreign(error):
             raise
-        problem = f"declares the option {option.field} with a default that its kind does not take"
-        raise returned(plugin, OPTIONS, problem) from error
+        return f"declares the option {option.field} with a default that its kind does not take"
+    return ""

@@ -30,7 +30,7 @@ def domain_document(hooks: Hooks, hypervisor: Hypervisor, machine: Machine) -> E
 
     renderer, domain = hooks.render_domain(machine)
     check(renderer, "virtlet_render_domain")
-    for plugin in hooks.domain_customizers(machine.vm.pod.profile):
+    for plugin in hooks.order("virtlet_customize_domain", machine.vm.pod.profile):
         hooks.customize_domain(plugin, machine, domain)
         check(plugin, "virtlet_customize_domain")
     return domain

@@ -84,7 +84,7 @@ def _by_name(context: Context, name: str) -> Profile:
     profiles = context.profiles.all
     everyones = {plugin for p in profiles if not p.handler for plugin in p.plugins}
     for profile in profiles:
-        for plugin in context.hooks.asked_for("virtlet_resolve_image", profile):
+        for plugin in context.hooks.order("virtlet_resolve_image", profile):
             if plugin not in everyones and context.hooks.knows_image(plugin, profile, name):
                 return profile
     return context.profiles.get("")

@@ -115,14 +115,19 @@ def remove_pod(context: Context, pod_id: str) -> None:
 def _set_up_network(context: Context, pod: Pod) -> Network:
     """The network as the pod's VMs get it. The effect's record is what its plugin made of it alone,
     and undoes all of it."""
-    for plugin in context.hooks.asked_for("virtlet_setup_network", pod.profile):
+
+    def set_up(plugin: str) -> Network | None:
         made: Network | None = context.journal.perform(PodNetwork(context, pod, plugin))
-        if made is not None:
-            network = context.hooks.adjust_network(pod, made)
-            context.journal.reached("network:adjusted")
-            context.hooks.serve_network(plugin, pod, network)
-            context.journal.reached("network:served")
-            return network
+        return made
+
+    found = context.hooks.first("virtlet_setup_network", pod.profile, set_up)
+    if found is not None:
+        plugin, made = found
+        network = context.hooks.adjust_network(pod, made)
+        context.journal.reached("network:adjusted")
+        context.hooks.serve_network(plugin, pod, network)
+        context.journal.reached("network:served")
+        return network
     raise FailedPrecondition(
         f"no plugin of handler {pod.profile.handler!r} sets up a network for pod {pod.name}: "
         "name one under the handler's `plugins`"

@@ -315,11 +315,15 @@ def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
 
 
 def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
-    for plugin in context.hooks.asked_for("virtlet_volume", vm.pod.profile):
+    def serve(plugin: str) -> Volume | None:
         effect = VolumeDisk(context, vm, plugin, request.role, request=request)
         volume: Volume | None = context.journal.perform(effect)
-        if volume is not None:
-            return volume
+        return volume
+
+    found: tuple[str, Volume] | None
+    found = context.hooks.first("virtlet_volume", vm.pod.profile, serve)
+    if found is not None:
+        return found[1]
     raise FailedPrecondition(
         f"no plugin of handler {vm.pod.profile.handler!r} serves the mount "
         f"{request.source.guest_path} (from {request.source.host_path}) of VM {vm.name}: take it "
@@ -328,11 +332,14 @@ def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
 
 
 def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
-    for plugin in context.hooks.asked_for("virtlet_root_disk", vm.pod.profile):
+    def make(plugin: str) -> Disk | None:
         effect = RootDisk(context, vm, plugin, RootDisk.ROLE, flavor=flavor)
         disk: Disk | None = context.journal.perform(effect)
-        if disk is not None:
-            return disk
+        return disk
+
+    found = context.hooks.first("virtlet_root_disk", vm.pod.profile, make)
+    if found is not None:
+        return found[1]
     raise FailedPrecondition(
         f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} of an "
         f"image of format {vm.image.format!r} (virtlet_root_disk): name one that does under the "
@@ -344,12 +351,14 @@ def _make_seed(
     context: Context, vm: Vm, flavor: Flavor, volumes: tuple[Volume, ...]
 ) -> Disk | None:
     documents = merge(context.hooks.cloud_init(vm, flavor, volumes))
-    for plugin in context.hooks.asked_for("virtlet_seed", vm.pod.profile):
+
+    def make(plugin: str) -> Disk | None:
         effect = SeedDisk(context, vm, plugin, SeedDisk.ROLE, cloud_init=documents)
         disk: Disk | None = context.journal.perform(effect)
-        if disk is not None:
-            return disk
-    return None
+        return disk
+
+    found = context.hooks.first("virtlet_seed", vm.pod.profile, make)
+    return found[1] if found is not None else None
 
 
 def _machine(
