@@ -25,6 +25,22 @@ class CommandLimits:
     would take 64 MiB of them and end a busy program that has done nothing wrong."""
 
 
+def find_program(name: str, package: str) -> str:
+    """The path of a program, which may be in a directory of root's.
+
+    Args:
+        name: the program's.
+        package: the Debian package that has it.
+
+    Raises:
+        FailedPrecondition: it is not installed.
+    """
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        raise FailedPrecondition(f"the program {name} is missing on this node: install {package}")
+    return path
+
+
 def run(
     argv: Sequence[str],
     *,

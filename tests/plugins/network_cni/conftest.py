@@ -93,6 +93,16 @@ class TestNode:
         self.plugins.append(plugin)
         return plugin
 
+    def up(self, **config: Any) -> tuple[Plugin, Pod, Network]:
+        """A started plugin and the network that it made of a new pod."""
+        plugin, pod = self.plugin(), self.pod(**config)
+        return plugin, pod, set_up(plugin, pod)
+
+    def down(self, plugin: Plugin, pod: Pod, network: Network | None) -> None:
+        """Take the network of the last pod down; nothing is left on the node."""
+        plugin.virtlet_teardown_network(pod, network)
+        assert self.leftovers() == []
+
     def end(self, plugin: Plugin) -> None:
         """Shut a plugin down, as with its manager."""
         self.plugins.remove(plugin)

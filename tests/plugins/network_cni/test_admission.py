@@ -12,7 +12,7 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
 from virtlet.plugins.network_cni.bridging import BridgedNic
-from virtlet.plugins.network_cni.chain import arguments
+from virtlet.plugins.network_cni.cni_plugins import arguments
 from virtlet.plugins.network_cni.dhcp import configuration
 from virtlet.plugins.network_cni.guest_view import dns
 from virtlet.plugins.network_cni.plugin import Plugin
@@ -41,15 +41,18 @@ def test_good_pod() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hostname": "a b"}, "hostname 'a b' is no host name"),
-        ({"hostname": "a\nport=53"}, "is no host name"),
+        ({"hostname": "a b"}, "hostname 'a b' is not a host name"),
+        ({"hostname": "a\nport=53"}, "is not a host name"),
         (
             {"metadata": PodMetadata(name="a;IP=1.2.3.4", uid="u", namespace="n")},
             "pod metadata: name",
         ),
         ({"metadata": PodMetadata(name="a", uid="u\0", namespace="n")}, "pod metadata: uid"),
-        ({"dns": DnsConfig(servers=("dns",))}, "DNS server 'dns' is no address"),
-        ({"dns": DnsConfig(servers=(), searches=("a,b",))}, "DNS search domain 'a,b' is no domain"),
+        ({"dns": DnsConfig(servers=("dns",))}, "DNS server 'dns' is not an address"),
+        (
+            {"dns": DnsConfig(servers=(), searches=("a,b",))},
+            "DNS search domain 'a,b' is not a domain",
+        ),
         (
             {"port_mappings": (PortMapping(container_port=70000, host_port=1),)},
             "port mapping 1 to 70000: no such port",

@@ -42,9 +42,7 @@ def bring_up_calico_host_side() -> None:
 def test_calico_subnet_is_widened(node: TestNode) -> None:
     """A guest in Calico's network gets a plain subnet and gateway, and reaches the world."""
     node.configure(calico(node))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     bring_up_calico_host_side()
     (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/24",)
@@ -54,17 +52,14 @@ def test_calico_subnet_is_widened(node: TestNode) -> None:
         assert lease is not None
         assert (lease["mask"], lease["router"]) == ("24", "10.99.0.1")
         assert guest.reaches("192.0.2.1")
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_calico_subnet_size_32_leaves_the_dummy_gateway(node: TestNode) -> None:
     """With size 32 the guest gets Calico's own /32, and a route to its gateway on the link."""
     node.calico_subnet_size = 32
     node.configure(calico(node))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     bring_up_calico_host_side()
     (interface,) = network.nics
     assert interface.addresses == ("10.99.0.77/32",)
@@ -77,8 +72,7 @@ def test_calico_subnet_size_32_leaves_the_dummy_gateway(node: TestNode) -> None:
         assert lease is not None
         assert lease["staticroutes"] == "169.254.1.1/32 0.0.0.0 0.0.0.0/0 169.254.1.1"
         assert guest.reaches("192.0.2.1")
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_neighbours_of_ptp_are_reached_by_the_gateway(node: TestNode) -> None:
@@ -122,8 +116,7 @@ def test_dual_stack(node: TestNode) -> None:
         assert lease6["dns"] == "fd96:0000:0000:0000:0000:0000:0000:0010"
         assert guest.reaches("fd77::1")
         assert guest.reaches("fd99::1")
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
@@ -136,9 +129,7 @@ def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
     )
     delete = {"run": "ip link delete net1 || true"}
     node.configure(node.bridge(), node.fake(ADD={"run": add}, DEL=delete))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     subprocess.run(["ip", "address", "add", "10.98.0.1/16", "dev", "far1"], check=True)
     subprocess.run(["ip", "link", "set", "far1", "up"], check=True)
     assert [i.name for i in network.nics] == ["eth0", "net1"]
@@ -152,5 +143,4 @@ def test_more_interfaces_than_the_result_tells(node: TestNode) -> None:
         assert (one["ip"], two["ip"]) == ("10.99.0.2", "10.98.0.5")
         assert "router" not in two
         assert second.reaches("10.98.0.1")
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)

@@ -40,8 +40,7 @@ def test_guest_gets_what_cni_gave_the_pod(node: TestNode) -> None:
         assert link["address"] == interface.mac
         ping = ("busybox", "ping", "-c", "1", "-W", "2", "10.99.0.2")
         assert subprocess.run(ping, capture_output=True).returncode == 0
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_guest_has_what_others_made_of_its_nic(node: TestNode) -> None:
@@ -59,8 +58,7 @@ def test_guest_has_what_others_made_of_its_nic(node: TestNode) -> None:
         assert link["address"] == "02:76:00:00:00:07"
         neighbours = subprocess.run(["ip", "neighbour"], capture_output=True, text=True).stdout
         assert "10.99.0.2 dev cni0 lladdr 02:76:00:00:00:07" in neighbours
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_a_mac_that_the_pods_bridge_has_is_refused(node: TestNode) -> None:
@@ -74,8 +72,7 @@ def test_a_mac_that_the_pods_bridge_has_is_refused(node: TestNode) -> None:
     nic = evolve(network.nics[0], mac=taken)
     with pytest.raises(FailedPrecondition, match=f"NIC eth0 cannot have the MAC address {taken}"):
         plugin.virtlet_serve_network(pod, evolve(network, nics=(nic,)))
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_a_set_up_that_is_never_served_is_undone(node: TestNode) -> None:
@@ -87,16 +84,13 @@ def test_a_set_up_that_is_never_served_is_undone(node: TestNode) -> None:
     assert [nic.device for nic in network.nics] == ["vtap0"]
     node.end(first)
     second = node.plugin()
-    second.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(second, pod, network)
 
 
 def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
     """Neither does a server outside answer the guest, nor the pod's server anybody outside."""
     node.configure(node.bridge())
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     log = node.root / "rogue.log"
     rogue = subprocess.Popen(
         [
@@ -129,33 +123,27 @@ def test_dhcp_stays_between_guest_and_pod(node: TestNode) -> None:
     assert subprocess.run(arping, capture_output=True).returncode != 0
     with Links() as net:
         net.delete("outside")
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_node_bridge_in_hairpin_mode(node: TestNode) -> None:
     """The guest's own broadcasts, sent back by the node's bridge, do not cut it off."""
     node.configure(node.bridge(hairpinMode=True))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     with node.guest(network) as guest:
         assert guest.dhcp()
         assert guest.reaches("10.99.0.1")
         guest.run("busybox", "arping", "-U", "-c", "1", "-I", "eth0", "10.99.0.2")
         ping = ("busybox", "ping", "-c", "1", "-W", "2", "10.99.0.2")
         assert subprocess.run(ping, capture_output=True).returncode == 0
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_guest_calls_the_service_whose_only_endpoint_it_is(node: TestNode) -> None:
     """Its call comes back to it, as a container's does, where the node masquerades as kube-proxy
     does, with its bridge in hairpin mode and under bridge-nf-call-iptables."""
     node.configure(node.bridge(hairpinMode=True))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     set_sysctl("ipv4/ip_forward", "1")
     assert set_sysctl("bridge/bridge-nf-call-iptables", "1"), "br_netfilter is not loaded"
     _serve("10.96.0.5", endpoint="10.99.0.2")
@@ -203,8 +191,7 @@ def test_port_mapping_and_bandwidth(node: TestNode) -> None:
             fetch = ("busybox", "wget", "-qO-", "http://10.99.0.1:8080/")
             fetched = subprocess.run(fetch, capture_output=True, text=True, timeout=10)
             assert fetched.stdout == "hello from the guest"
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_dns_of_the_pod_reaches_the_plugins_that_ask_for_it(node: TestNode) -> None:

@@ -1,4 +1,4 @@
-"""Taking a pod's network down, whatever came in between."""
+"""Taking the network of a pod down, and what is kept on disk for it."""
 
 import json
 import os
@@ -14,9 +14,14 @@ import pytest
 from tests.plugins.network_cni.conftest import TestNode, eventually, set_up
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
 from virtlet.host import netns
+from virtlet.host.links import KernelRoute
 from virtlet.host.processes import ended
+from virtlet.model.network import Route
 from virtlet.model.pod import Pod, PortMapping
-from virtlet.plugins.network_cni.execution import invoke
+from virtlet.plugins.network_cni.bridging import BridgedNic
+from virtlet.plugins.network_cni.cni_config import NetworkList
+from virtlet.plugins.network_cni.cni_plugins import CniAttachment, invoke
+from virtlet.plugins.network_cni.network_state import PodState, StateStore
 
 _SET_UP = """
 import sys
@@ -50,7 +55,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 def test_take_down_without_a_set_up(node: TestNode) -> None:
-    """Taking down what never was is no error, even without a configuration."""
+    """Taking down what never was succeeds, even without a configuration."""
     node.plugin().virtlet_teardown_network(node.pod(), None)
     assert node.leftovers() == []
 
@@ -58,9 +63,7 @@ def test_take_down_without_a_set_up(node: TestNode) -> None:
 def test_take_down_twice(node: TestNode) -> None:
     """The second call, with or without the record, finds nothing to do."""
     node.configure(node.bridge(), node.fake())
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     for record in (network, network, None):
         plugin.virtlet_teardown_network(pod, record)
     assert [call["command"] for call in node.calls()] == ["ADD", "DEL"]
@@ -134,7 +137,7 @@ def test_a_plugin_that_outlived_its_manager_does_nothing_after_the_next_one_has_
     assert node.leftovers() == []
 
 
-def test_set_up_after_a_crash_begins_anew(node: TestNode) -> None:
+def test_set_up_after_a_crash_starts_over(node: TestNode) -> None:
     """A set-up that finds the rest of an earlier one takes it down first."""
     node.configure(node.bridge())
     pod = node.pod()
@@ -145,8 +148,7 @@ def test_set_up_after_a_crash_begins_anew(node: TestNode) -> None:
     plugin = node.plugin()
     network = set_up(plugin, pod)
     assert network.ips == ("10.99.0.3",)
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_delete_uses_what_add_used(node: TestNode) -> None:
@@ -154,9 +156,7 @@ def test_delete_uses_what_add_used(node: TestNode) -> None:
     node.configure(
         node.bridge(), node.fake(mark="one"), node.fake(mark="two", capabilities={"dns": True})
     )
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     node.configure(node.fake(mark="other"), name="05-earlier.conflist")
     plugin.virtlet_teardown_network(pod, network)
     calls = node.calls()
@@ -180,9 +180,7 @@ def test_delete_uses_what_add_used(node: TestNode) -> None:
 def test_namespace_is_gone(node: TestNode) -> None:
     """DEL still runs when the namespace has vanished, and the addresses are free again."""
     node.configure(node.bridge(), node.fake())
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     assert network.netns is not None
     netns.delete(network.netns)
     plugin.virtlet_teardown_network(pod, network)
@@ -195,22 +193,17 @@ def test_namespace_is_gone(node: TestNode) -> None:
 def test_notes_are_lost(node: TestNode) -> None:
     """Without our notes the namespace that is left is taken down by today's configuration."""
     node.configure(node.bridge())
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     os.kill(node.server_pid(pod), signal.SIGKILL)
     plugin.networks.store.remove(pod.id)
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 @pytest.mark.parametrize("configured", [True, False])
 def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
     """The same with notes that cannot be read; without a configuration the rest still goes."""
     node.configure(node.bridge())
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     (plugin.networks.store.directory(pod.id) / "state.json").write_text("{")
     if not configured:
         shutil.rmtree(node.configuration)
@@ -222,7 +215,7 @@ def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
 
 @pytest.mark.parametrize("notes", ["whole", "damaged", "lost"])
 def test_orphan(node: TestNode, notes: str) -> None:
-    """A pod that the store does not have is no more: a new manager takes it down."""
+    """The network of a pod that the store does not have is taken down by a new manager."""
     # Without notes nobody can tell CNI's plugins which addresses to stop masquerading.
     node.configure(node.bridge(ipMasq=notes == "whole"))
     first = node.plugin()
@@ -252,17 +245,14 @@ def test_a_namespace_of_a_pod_that_is_stored_stays_though_its_notes_are_lost(
 ) -> None:
     """The core takes such a pod down when it is asked to."""
     node.configure(node.bridge())
-    first = node.plugin()
-    pod = node.pod()
-    network = set_up(first, pod)
+    first, pod, network = node.up()
     node.end(first)
     os.kill(node.server_pid(pod), signal.SIGKILL)
     first.networks.store.remove(pod.id)
     second = node.plugin()
     assert network.netns is not None
     assert netns.exists(network.netns)
-    second.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(second, pod, network)
 
 
 def test_failed_add_is_told_and_undone(node: TestNode) -> None:
@@ -303,8 +293,7 @@ def test_bad_result(node: TestNode, printed: dict[str, object], message: str) ->
     with pytest.raises(VirtletError) as caught:
         set_up(plugin, pod)
     assert message in str(caught.value)
-    plugin.virtlet_teardown_network(pod, None)
-    assert node.leftovers() == []
+    node.down(plugin, pod, None)
 
 
 def test_delete_carries_on_and_is_retried(node: TestNode) -> None:
@@ -312,9 +301,7 @@ def test_delete_carries_on_and_is_retried(node: TestNode) -> None:
     stubborn = node.root / "stubborn"
     delete = {"run": f"test ! -e {stubborn}"}
     node.configure(node.bridge(), node.fake(DEL=delete))
-    plugin = node.plugin()
-    pod = node.pod()
-    network = set_up(plugin, pod)
+    plugin, pod, network = node.up()
     stubborn.touch()
     with pytest.raises(VirtletError, match="CNI plugin cni_plugin failed to DEL"):
         plugin.virtlet_teardown_network(pod, network)
@@ -322,8 +309,7 @@ def test_delete_carries_on_and_is_retried(node: TestNode) -> None:
         left.startswith(("address", "process", "interface")) for left in node.leftovers()
     )
     stubborn.unlink()
-    plugin.virtlet_teardown_network(pod, network)
-    assert node.leftovers() == []
+    node.down(plugin, pod, network)
 
 
 def test_plugin_that_never_ends(node: TestNode) -> None:
@@ -335,7 +321,7 @@ def test_plugin_that_never_ends(node: TestNode) -> None:
 
 
 def test_interfaces_that_cannot_be_bridged(node: TestNode) -> None:
-    """An interface that is no veth is refused with a message that says what to use."""
+    """An interface that is not a veth is refused with a message that says what to use."""
     subprocess.run(["ip", "link", "add", "uplink", "type", "veth", "peer", "far"], check=True)
     node.configure({**node.bridge(), "type": "macvlan", "master": "uplink"})
     plugin = node.plugin()
@@ -350,10 +336,58 @@ def test_interfaces_that_cannot_be_bridged(node: TestNode) -> None:
 def test_state_is_private(node: TestNode) -> None:
     """The configuration kept for DEL may hold secrets: nobody else can read it."""
     node.configure(node.bridge())
-    plugin = node.plugin()
-    pod = node.pod()
-    set_up(plugin, pod)
+    plugin, pod, _ = node.up()
     path = plugin.networks.store.directory(pod.id) / "state.json"
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text())["attachment"]["container_id"] == pod.id
     plugin.virtlet_teardown_network(pod, None)
+
+
+ROUTES = (
+    KernelRoute(destination="10.9.0.0/16", device="eth0", gateway="", metric=0, automatic=False),
+    KernelRoute(
+        destination="0.0.0.0/0", device="eth0", gateway="10.0.0.1", metric=5, automatic=False
+    ),
+)
+STATE = PodState(
+    CniAttachment(
+        network=NetworkList(name="net", version="1.0.0", plugins=()),
+        container_id="pod",
+        netns=Path("/data/run/netns/pod"),
+        arguments={},
+        capabilities={},
+    ),
+    nics=(
+        BridgedNic(
+            index=0,
+            veth="eth0",
+            mac="02:00:00:00:00:01",
+            mtu=1500,
+            addresses=("10.0.0.5/24", "fd00::5/64"),
+            routes=ROUTES,
+            guest_addresses=("10.0.0.5", "fd00::5"),
+            guest_routes6=(Route(destination="::/0", gateway="fd00::1"),),
+            server="169.254.77.1",
+        ),
+    ),
+)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save("pod", STATE)
+    assert store.load("pod") == STATE
+
+
+def test_routes_that_were_written_as_arguments_of_ip_are_taken(tmp_path: Path) -> None:
+    """So an earlier release wrote them; its pods are still taken down."""
+    store = StateStore(tmp_path)
+    store.save("pod", STATE)
+    path = store.directory("pod") / "state.json"
+    document = json.loads(path.read_bytes())
+    document["nics"][0] |= {
+        "routes": ["10.9.0.0/16 dev eth0", "0.0.0.0/0 via 10.0.0.1 dev eth0 metric 5"],
+        "guest_routes6": ["::/0 via fd00::1"],
+    }
+    path.write_text(json.dumps(document))
+    assert store.load("pod") == STATE

@@ -1,16 +1,15 @@
 """The way between a pod's veth and its guest's tap, inside the pod's namespace.
 
 For the N-th NIC: veth ─ bridge `vbrN` ─ tap `vtapN`. The guest takes the veth's MAC and addresses,
-or others that were chosen for it; the veth gets another MAC and keeps no address. The bridge has an
-address of its own, for the DHCP server alone: a link-local one, and no frame passes between the
-bridge's own stack and the veth, so that the guest can reach it and nobody else can.
+or others that were chosen for it; the veth gets another MAC and keeps no address. The bridge has a
+link-local address of its own, for the DHCP server. No frame passes between the bridge's own stack
+and the veth, so that only the guest can reach it.
 
 Everything here acts on the namespace of the calling thread.
 """
 
 import ctypes
 import fcntl
-import shutil
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from ipaddress import ip_network
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host.commands import run
+from virtlet.host.commands import find_program, run
 from virtlet.host.links import KernelRoute, Link, LinkError, Links, set_sysctl
 from virtlet.model.network import Nic, Route
 from virtlet.plugins.network_cni.guest_view import Sandbox
@@ -58,15 +57,15 @@ table bridge virtlet {{
     }}
 }}
 """
-"""The bridge's own stack talks to taps only, and DHCP and router discovery are its business: the
-guest's questions never leave the pod, and no answer or advertisement from outside (or from the
-guest) passes. DHCP relays (port 67 to 67) may. With IPv6 the bridge also passes on what the guest
-sends by the default route that it was advertised, and finds the way there.
+"""The bridge's own stack talks to taps only, and it alone answers DHCP and router discovery: the
+guest's requests never leave the pod, and no answer or advertisement from outside (or from the
+guest) passes. DHCP relays (port 67 to 67) may. With IPv6 the bridge also forwards what the guest
+sends by the default route that it was advertised, and resolves the neighbours for it.
 
-A node's bridge in hairpin mode sends the guest's broadcasts back. They stop here: else the pod's
-bridge would look for the guest outside, and the guest would find its own address taken. A frame
-from the guest to itself passes: it is a call of a Service whose endpoint the guest is, which a node
-with bridge-nf-call-iptables sends back in its bridge, with the source address left as it was."""
+A node's bridge in hairpin mode sends the guest's broadcasts back. They are dropped here: else the
+pod's bridge would look for the guest outside, and the guest would find its own address taken. A
+frame from the guest to itself passes: it is a call of a Service whose endpoint the guest is, which
+a node with bridge-nf-call-iptables sends back in its bridge, with the source address unchanged."""
 
 
 @frozen
@@ -89,7 +88,7 @@ class BridgedNic:
     server: str
     """The bridge's own address."""
     guest_mac: str = ""
-    """The guest's; notes of earlier releases lack it."""
+    """The guest's; state files of earlier releases lack it."""
     queues: int = 1
 
     @property
@@ -121,9 +120,8 @@ class BridgedNic:
     def server6(self) -> str:
         """The bridge's own address beside the guest's IPv6 address.
 
-        dnsmasq serves IPv6 only where it has an address of the same /64. Nobody but the guest
-        sees this one, and as it is made of a MAC address (RFC 4291, appendix A), hardly any pod
-        has the same.
+        dnsmasq serves IPv6 only where it has an address of the same /64. Only the guest sees this
+        one. It is made of a MAC address (RFC 4291, appendix A), so that pods hardly ever have it.
         """
         prefix = ip_network(f"{self.guest_address6}/64", strict=False)
         octets = bytes.fromhex(self.bridge_mac.replace(":", ""))
@@ -137,7 +135,7 @@ def tap(index: int) -> str:
 
 
 def read_sandbox() -> Sandbox:
-    """The namespace as it is now."""
+    """The links and routes of the namespace now."""
     with Links() as net:
         return Sandbox(net.show(), net.routes())
 
@@ -145,7 +143,7 @@ def read_sandbox() -> Sandbox:
 def plan(
     sandbox: Sandbox, guest_nics: Sequence[Nic], taken: Iterable[str]
 ) -> tuple[BridgedNic, ...]:
-    """Say how the veth of each NIC will be bridged, and what it needs to become as it was.
+    """Say how the veth of each NIC will be bridged, and what is needed to restore it.
 
     Args:
         sandbox: the namespace before anything is changed.
@@ -189,7 +187,7 @@ def _planned(
 
 
 def prepare() -> None:
-    """Make a new namespace fit for CNI: no waiting for duplicate address detection."""
+    """Prepare a new namespace for CNI: no duplicate address detection, which takes seconds."""
     for name in ("all", "default"):
         set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
 
@@ -202,11 +200,11 @@ def connect(nics: Sequence[BridgedNic]) -> None:
         FailedPrecondition: a program is missing on the node.
     """
     set_sysctl("ipv4/ip_forward", "0")
-    # Else frames between veth and guest would also pass the pod's iptables, and be tracked.
+    # Else frames between veth and guest would pass the pod's iptables and be tracked.
     for family in ("iptables", "ip6tables", "arptables"):
         set_sysctl(f"bridge/bridge-nf-call-{family}", "0")
     set_sysctl("ipv6/conf/default/disable_ipv6", "1")
-    # Before the first port is there: nothing may leak in between.
+    # Before there is a port, so that no frame passes unfiltered.
     _filter_frames(nics)
     with Links() as net:
         net.set("lo", up=True)
@@ -232,8 +230,8 @@ def hand_over(nics: Sequence[BridgedNic]) -> None:
 def restore(nics: Sequence[BridgedNic]) -> None:
     """Give the veths back what they had, as CNI's DEL and CHECK expect to find it.
 
-    The masquerading that the bridge plugin made, for one, is only removed for addresses that it
-    finds on the veth. Bridges and taps stay; they go with the namespace. Idempotent.
+    The bridge plugin, for one, removes the masquerading only of addresses that it finds on the
+    veth. Bridges and taps stay; they go with the namespace. Idempotent.
 
     Raises:
         LinkError: some of it was not possible; the rest is done.
@@ -271,9 +269,8 @@ def _hand_over(net: Links, nics: Sequence[BridgedNic]) -> None:
     for nic in nics:
         set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
         net.flush_addresses(nic.veth)
-        # The bridge would take frames for a port's own MAC as its own: the guest's must be
-        # nobody's. With two ports there is nothing to learn, and a guest's further MACs cannot
-        # be mislaid.
+        # A bridge takes frames to the MAC of a port as its own, so no port may have the guest's.
+        # With two ports there is nothing to learn, and further MACs of a guest are found, too.
         net.set(nic.veth, mac=nic.port_mac, master=nic.bridge, learning=False)
         net.set(nic.bridge, up=True)
         net.add_address(nic.bridge, f"{nic.server}/32")
@@ -319,10 +316,8 @@ def _filter_frames(nics: Sequence[BridgedNic]) -> None:
         neighbours_in=neighbours_in,
         neighbours_out=neighbours_out,
     )
-    program = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
-    if program is None:
-        raise FailedPrecondition("the program nft is missing on this node: install nftables")
-    run((program, "-f", "-"), stdin=rules.encode(), timeout=10)
+    nft = find_program("nft", "nftables")
+    run((nft, "-f", "-"), stdin=rules.encode(), timeout=10)
 
 
 def _server_addresses(taken: set[str]) -> Iterator[str]:

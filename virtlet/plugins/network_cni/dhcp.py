@@ -1,7 +1,6 @@
-"""The DHCP server of a pod: one dnsmasq(8), and what it is told."""
+"""The DHCP server of a pod: its configuration, and the process of dnsmasq(8)."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.errors import VirtletError
 from virtlet.host import netns
+from virtlet.host.commands import find_program
 from virtlet.host.files import write_atomically
 from virtlet.host.processes import end_process, ended, open_process
 from virtlet.model.network import Network, Nic, Route
@@ -23,10 +23,6 @@ _OPTION_BYTES = 255
 _RA_INTERVAL = 600
 _RA_LIFETIME = 1800
 """Seconds between router advertisements, and that one is good for."""
-
-
-# What the DHCP server of a pod is told: a configuration for dnsmasq(8).
-
 _GRACE = 2.0
 """Seconds it gets to end by itself; it takes milliseconds."""
 _PATIENCE = 10.0
@@ -36,7 +32,7 @@ _PATIENCE = 10.0
 def configuration(hostname: str, network: Network, bridged_nics: Sequence[BridgedNic]) -> str:
     """The whole configuration file.
 
-    Leases are fixed and endless, so the server keeps no state: a restarted one answers the same.
+    Leases are fixed and endless, so that the server has no state to lose by a restart.
     """
     lines = [
         "port=0",
@@ -72,7 +68,7 @@ def _ipv4(hostname: str, nic: Nic, bridged: BridgedNic, dns: DnsConfig) -> Itera
     yield f'dhcp-option=tag:{tag},12,"{hostname}"'
     routes = [route for route in nic.routes if ":" not in route.destination]
     default = next((r.gateway for r in routes if r.destination == "0.0.0.0/0"), "")
-    # Without a value it is left out: else dnsmasq would name itself.
+    # An option without a value is not sent; by default dnsmasq would send its own address.
     yield f"dhcp-option=tag:{tag},option:router{',' if default else ''}{default}"
     if routes:
         yield f"dhcp-option=tag:{tag},option:classless-static-route,{_classless(routes)}"
@@ -108,12 +104,12 @@ def _ipv6(nic: Nic, bridged: BridgedNic, dns: DnsConfig) -> Iterator[str]:
 
 
 def _classless(routes: Sequence[Route]) -> str:
-    """RFC 3442; clients that know it ignore the router option, so the default is here too."""
+    """RFC 3442; clients that know it ignore the router option, so that it has the default, too."""
     return ",".join(f"{r.destination},{r.gateway or '0.0.0.0'}" for r in routes)
 
 
 def _fitting(searches: Sequence[str]) -> list[str]:
-    """As many search domains, the first first, as one option can hold."""
+    """The first search domains, as many as one option can hold."""
     fitting: list[str] = []
     size = 0
     for domain in filter(None, (search.rstrip(".") for search in searches)):
@@ -124,25 +120,17 @@ def _fitting(searches: Sequence[str]) -> list[str]:
     return fitting
 
 
-# One dnsmasq: the DHCP server of one pod.
-
-
 def program() -> str:
-    """The dnsmasq of this node.
+    """The path of dnsmasq.
 
     Raises:
-        FailedPrecondition: there is none.
+        FailedPrecondition: it is not installed.
     """
-    path = shutil.which("dnsmasq") or shutil.which("dnsmasq", path="/usr/sbin:/sbin")
-    if path is None:
-        raise FailedPrecondition(
-            "the program dnsmasq is missing on this node: install dnsmasq-base"
-        )
-    return path
+    return find_program("dnsmasq", "dnsmasq-base")
 
 
 @frozen
-class Server:
+class DhcpServer:
     """Where a pod's DHCP server runs and keeps its files."""
 
     netns: Path
@@ -159,24 +147,24 @@ class Server:
 
     @property
     def configured(self) -> bool:
-        """Whether there is something for a start to read."""
+        """Whether it has a configuration."""
         return self._config.exists()
 
     def configure(self, configuration: str) -> None:
-        """Write what the next start reads."""
+        """Write the configuration that the next start reads."""
         write_atomically(self._config, configuration.encode())
 
     def start(self) -> int:
         """Start it, and return once it answers.
 
-        It is a child in a session of its own: so it outlives us, and does not need an init
-        process that buries the dead, as containers often have none.
+        It is a child in a session of its own. So it outlives the manager, which reaps it: the
+        init process of a container often does not.
 
         Returns:
             Its pidfd, which the caller owns.
 
         Raises:
-            VirtletError: it did not start; the message has its last words.
+            VirtletError: it did not start; the message has the end of its log.
         """
         argv = (program(), self._mark, f"--pid-file={self._pid_file}", "--keep-in-foreground")
         self._pid_file.unlink(missing_ok=True)
@@ -184,7 +172,7 @@ class Server:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            # Our child, so the number is its own until we wait for it.
+            # A child keeps its process id until it is waited for.
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
@@ -231,7 +219,7 @@ class Server:
         self._pid_file.unlink(missing_ok=True)
 
     def _written(self) -> int | None:
-        """The process id in its file, once it is written whole."""
+        """The process id in its file, or None until the line is complete."""
         try:
             text = self._pid_file.read_text()
             return int(text) if text.endswith("\n") else None

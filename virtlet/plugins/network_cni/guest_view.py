@@ -1,8 +1,8 @@
 """What the guest is to be given: interfaces, addresses and routes, after CNI's ADD.
 
-The kernel is the truth where plugins configured the pod's interfaces, because later plugins of a
-list change them and some (Calico, Multus) do not tell all in their result. The result is the
-truth for addresses that nobody configured, and for their order.
+Where plugins configured the pod's interfaces, the kernel is asked, because later plugins of a list
+change them and some (Calico, Multus) do not put everything into their result. The result says the
+addresses that are not configured, and the order of all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,18 @@ from attrs import evolve, frozen
 from virtlet.errors import FailedPrecondition
 from virtlet.host.links import KernelRoute, Link
 from virtlet.model.network import Nic, Route
+from virtlet.model.option import Option, integer
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.network_cni.chain import IFNAME
-from virtlet.plugins.network_cni.result import CniResult
+from virtlet.plugins.network_cni.cni_result import IFNAME, CniResult
+
+CALICO_SUBNET_SIZE: Option[int] = Option(
+    field="calicoSubnetSize",
+    flag="--calico-subnet-size",
+    env="VIRTLET_CALICO_SUBNET",
+    kind=integer(1, 32),
+    default="24",
+    help="Prefix length a guest is told instead of Calico's /32; 32 leaves it as it is.",
+)
 
 _LINK_LOCAL = ip_network("169.254.0.0/16")
 _DEFAULT_METRIC = {4: 0, 6: 1024}
@@ -73,7 +82,7 @@ def nics(
 
 
 def dns(asked: DnsConfig, offered: DnsConfig) -> DnsConfig:
-    """The kubelet's resolver settings, filled in from CNI's where it says nothing."""
+    """The kubelet's resolver settings, completed from CNI's."""
     return DnsConfig(
         servers=asked.servers or offered.servers,
         searches=asked.searches or offered.searches,

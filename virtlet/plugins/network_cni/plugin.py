@@ -1,32 +1,41 @@
 """The hooks of the built-in network plugin."""
 
 import logging
+import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from virtlet import hookimpl
-from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Option, Settings
+from virtlet.model.option import BOOLEAN, Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine
-from virtlet.plugins.network_cni.admission import check
-from virtlet.plugins.network_cni.health import Health
-from virtlet.plugins.network_cni.options import (
-    CALICO_SUBNET_SIZE,
-    CNI_BIN_DIR,
-    CNI_CONF_DIR,
-    EGRESS,
-    ENABLE_SRIOV,
-    INGRESS,
-)
+from virtlet.plugins.network_cni.cni_config import CNI_CONF_DIR
+from virtlet.plugins.network_cni.cni_plugins import CNI_BIN_DIR, EGRESS, INGRESS
+from virtlet.plugins.network_cni.cni_result import DOMAIN
+from virtlet.plugins.network_cni.guest_view import CALICO_SUBNET_SIZE
+from virtlet.plugins.network_cni.network_state import StateStore
 from virtlet.plugins.network_cni.pod_network import PodNetworks
-from virtlet.plugins.network_cni.state import StateStore
+from virtlet.plugins.network_cni.readiness import NetworkReadiness
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
+
+ENABLE_SRIOV: Option[bool] = Option(
+    field="enableSriov",
+    flag="--enable-sriov",
+    env="VIRTLET_SRIOV_SUPPORT",
+    kind=BOOLEAN,
+    default="false",
+    help="Pass SR-IOV virtual functions to guests; not supported yet, so that true is refused.",
+)
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_WORD = re.compile(r"[A-Za-z0-9_.:@-]*")
 
 
 class Plugin:
@@ -35,7 +44,7 @@ class Plugin:
     VIRTLET_HOOK_API = 1
 
     networks: PodNetworks
-    _health: Health
+    _readiness: NetworkReadiness
     _supervisor: Supervisor | None = None
 
     @hookimpl
@@ -45,18 +54,18 @@ class Plugin:
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        """Kubernetes' own annotations for bandwidth."""
+        """The bandwidth annotations of Kubernetes."""
         return (INGRESS, EGRESS)
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
-        """Take the settings, and say in the log what the node lacks."""
+        """Take the settings, and log what the node lacks."""
         if settings[ENABLE_SRIOV]:
             raise FailedPrecondition(
                 "SR-IOV virtual functions cannot be passed to guests yet: take enableSriov "
                 f"({ENABLE_SRIOV.flag}, {ENABLE_SRIOV.env}) out of the settings"
             )
-        self._health = Health(settings[CNI_BIN_DIR], settings[CNI_CONF_DIR])
+        self._readiness = NetworkReadiness(settings[CNI_BIN_DIR], settings[CNI_CONF_DIR])
         self._supervisor = Supervisor()
         self.networks = PodNetworks(
             plugin_directory=settings[CNI_BIN_DIR],
@@ -67,9 +76,9 @@ class Plugin:
             supervisor=self._supervisor,
         )
         try:
-            self._health.find_all()
+            self._readiness.find_all()
         except VirtletError as error:
-            # No error yet: the network add-on of a new node comes as a pod.
+            # No error: the network add-on of a new node comes as a pod.
             _log.warning("pods get no network until this is mended: %s", error)
 
     @hookimpl
@@ -79,7 +88,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_shutdown(self) -> None:
-        """Leave the DHCP servers to themselves."""
+        """Stop watching the DHCP servers, which go on."""
         if self._supervisor is not None:
             self._supervisor.close()
             self._supervisor = None
@@ -87,12 +96,12 @@ class Plugin:
     @hookimpl
     def virtlet_network_status(self) -> Sequence[str]:
         """Whether there is a usable network."""
-        return self._health.problems()
+        return self._readiness.problems()
 
     @hookimpl
     def virtlet_admit_pod(self, pod: Pod) -> None:
-        """Refuse names and addresses that are none."""
-        check(pod)
+        """Refuse malformed names, addresses and ports."""
+        _check(pod)
 
     @hookimpl
     def virtlet_setup_network(self, pod: Pod) -> Network:
@@ -106,13 +115,49 @@ class Plugin:
 
     @hookimpl
     def virtlet_teardown_network(self, pod: Pod, network: Network | None) -> None:
-        """All of it backwards; what is to be undone is known from our own notes."""
+        """Undo all of it in reverse order, going by the plugin's own state."""
         self.networks.take_down(pod)
 
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
-        """Check a network that is ours; the hypervisor connects its NICs."""
+        """Check a network of this plugin; the hypervisor connects its NICs."""
         pod = machine.vm.pod
         if self.networks.made(pod.id):
             self.networks.check(pod, machine.network)
         return None
+
+
+def _check(pod: Pod) -> None:
+    """Look at the names, addresses and ports of a pod.
+
+    They reach the configuration of a DHCP server and the environment of CNI's plugins, where a
+    line break or a separator would mean something else.
+
+    Raises:
+        InvalidArgument: one is wrong; the message names it.
+    """
+    config = pod.config
+    metadata = config.metadata
+    for what, text in (
+        ("name", metadata.name),
+        ("namespace", metadata.namespace),
+        ("uid", metadata.uid),
+    ):
+        if not _WORD.fullmatch(text):
+            raise InvalidArgument(f"pod metadata: {what} {text!r} has characters no {what} has")
+    hostname = config.hostname or metadata.name
+    if not _HOST.fullmatch(hostname):
+        raise InvalidArgument(f"hostname {hostname!r} is not a host name")
+    for server in config.dns.servers:
+        try:
+            ip_address(server)
+        except ValueError:
+            raise InvalidArgument(f"DNS server {server!r} is not an address") from None
+    for domain in config.dns.searches:
+        if not DOMAIN.fullmatch(domain):
+            raise InvalidArgument(f"DNS search domain {domain!r} is not a domain")
+    for mapping in config.port_mappings:
+        if not (0 < mapping.container_port < 65536 and 0 <= mapping.host_port < 65536):
+            raise InvalidArgument(
+                f"port mapping {mapping.host_port} to {mapping.container_port}: no such port"
+            )

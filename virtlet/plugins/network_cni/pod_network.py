@@ -5,33 +5,31 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
 
 from virtlet.errors import PodBroken, VirtletError
-from virtlet.host import netns
+from virtlet.host import netns, processes
 from virtlet.host.links import open_tap
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
-from virtlet.plugins.network_cni import (
-    bridging,
-    chain,
-    configuration,
-    dhcp,
-    guest_view,
-)
+from virtlet.plugins.network_cni import bridging, cni_config, cni_plugins, dhcp, guest_view
 from virtlet.plugins.network_cni.bridging import BridgedNic
-from virtlet.plugins.network_cni.chain import Attachment
-from virtlet.plugins.network_cni.dhcp import Server
-from virtlet.plugins.network_cni.execution import TRY_AGAIN, CniError, end_interrupted
-from virtlet.plugins.network_cni.result import CniResult
-from virtlet.plugins.network_cni.state import PodState, StateStore
+from virtlet.plugins.network_cni.cni_plugins import TRY_AGAIN, CniAttachment, CniError
+from virtlet.plugins.network_cni.cni_result import CniResult
+from virtlet.plugins.network_cni.dhcp import DhcpServer
+from virtlet.plugins.network_cni.network_state import PodState, StateStore
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
+
+_ROUNDS = 5
+"""A process may start another one just before it is ended."""
+_PATIENCE = 2.0
+"""Seconds that interrupted CNI plugins may take to end; they take milliseconds."""
 
 
 @frozen
@@ -42,7 +40,7 @@ class PodNetworks:
     configuration_directory: Path
     calico_subnet_size: int
     namespaces: Path
-    """Directory of the namespaces' files; nobody else has any there."""
+    """Directory of the namespaces' files; it has no others."""
     store: StateStore
     supervisor: Supervisor
 
@@ -51,7 +49,7 @@ class PodNetworks:
         return self.namespaces / pod_id
 
     def made(self, pod_id: str) -> bool:
-        """Whether a pod's network was set up here, going by our notes and by its namespace."""
+        """Whether a pod has a network by this plugin: a state, or a namespace."""
         return self.store.known(pod_id) or self.namespace(pod_id).exists()
 
     def set_up(self, pod: Pod) -> Network:
@@ -65,11 +63,11 @@ class PodNetworks:
         """
         path = self.namespace(pod.id)
         if self.made(pod.id):
-            self.take_down(pod)  # an earlier try that nobody took down
-        values = chain.capabilities(pod)
-        attachment = self._attachment(pod.id, chain.arguments(pod), values)
-        for wish in chain.WISHES & values.keys() - attachment.network.capabilities:
-            # No error: some networks (Cilium's) see to it without being told by us.
+            self.take_down(pod)  # an earlier attempt
+        values = cni_plugins.capabilities(pod)
+        attachment = self._attachment(pod.id, cni_plugins.arguments(pod), values)
+        for wish in cni_plugins.WISHES & values.keys() - attachment.network.capabilities:
+            # No error: some networks (Cilium's) do it without the capability.
             _log.warning(
                 "pod %s asks for %s: %s has no such plugin", pod.name, wish, attachment.network.name
             )
@@ -92,7 +90,7 @@ class PodNetworks:
         """
         state = self.store.load(pod.id)
         if state is None:
-            raise VirtletError(f"the notes on the network of pod {pod.name} are lost")
+            raise VirtletError(f"the state of the network of pod {pod.name} is lost")
         path = self.namespace(pod.id)
         bridged = netns.inside(path, lambda: self._connect(pod, state, network))
         hostname = pod.config.hostname or pod.config.metadata.name
@@ -108,8 +106,8 @@ class PodNetworks:
         """
         state = self.store.load(pod.id)
         if state is None and self.made(pod.id):
-            values = chain.capabilities(pod)
-            state = self._guess(pod.id, chain.arguments(pod), values)
+            values = cni_plugins.capabilities(pod)
+            state = self._guess(pod.id, cni_plugins.arguments(pod), values)
         self._undo(pod.id, state)
 
     def check(self, pod: Pod, network: Network) -> None:
@@ -126,7 +124,7 @@ class PodNetworks:
             )
         with contextlib.ExitStack() as held:
             for nic in network.nics:
-                # While the taps are ours, no other VM of the pod runs.
+                # As long as the taps are held here, no other VM of the pod can start.
                 several = nic.queues > 1
                 opening = functools.partial(open_tap, nic.device, multi_queue=several)
                 tap = netns.inside(path, opening)
@@ -137,8 +135,8 @@ class PodNetworks:
     def _check(self, pod_id: str) -> None:
         """Ask CNI's plugins whether the pod's network is still as they made it.
 
-        They look for what the guest took over, so it is put back meanwhile. A check that is
-        interrupted leaves it there, and the next one hands it over again.
+        They look for what the guest took over, so that it is restored for the check. A check that
+        is interrupted leaves it so, and the next one hands it over again.
 
         Raises:
             PodBroken: it is not.
@@ -159,10 +157,10 @@ class PodNetworks:
                 "The pod is stopped; run it again"
             )
 
-    def _problem(self, attachment: Attachment, result: Mapping[str, Any]) -> str:
-        """What CNI's plugins find wrong; "" also when they cannot tell."""
+    def _problem(self, attachment: CniAttachment, result: Mapping[str, Any]) -> str:
+        """What CNI's plugins find wrong; "" if nothing, or if they cannot be asked."""
         try:
-            chain.check(self.plugin_directory, attachment, result)
+            cni_plugins.check(self.plugin_directory, attachment, result)
         except VirtletError as error:
             if isinstance(error, CniError) and error.code != TRY_AGAIN:
                 return str(error)
@@ -170,31 +168,31 @@ class PodNetworks:
         return ""
 
     def adopt(self, pods: Collection[str]) -> None:
-        """Look after the pods of an earlier manager: serve their guests, undo what is orphaned.
+        """Take over the pods of an earlier manager: serve their guests, undo orphaned networks.
 
-        What it had begun to do is ended first: it goes on only as far as we are told to.
+        CNI plugins that it left running are ended first.
 
         A power cut may lose the core's last records, and with them pods that CNI's plugins still
-        hold addresses for. Namespaces may even be there without a note of ours.
+        hold addresses for. Namespaces may even be there without a state.
 
         Args:
-            pods: ids of those that there are; the network of any other is an orphan.
+            pods: ids of the pods that there are; the network of any other is an orphan.
         """
         noted = set(self.store.pods())
         found = noted | {path.name for path in self.namespaces.glob("*")}
-        end_interrupted(self.plugin_directory, found)
+        _end_interrupted(self.plugin_directory, found)
         orphans = sorted(found.difference(pods))
         for pod_id in noted.intersection(pods):
             self.supervisor.adopt(pod_id, self._server(pod_id))
         if orphans:
-            # CNI's plugins may take long, as long as other parts of the node are not up.
+            # CNI's plugins may take long while other parts of the node are not up.
             threading.Thread(
                 target=self._undo_orphans, args=(orphans,), name="network-orphans", daemon=True
             ).start()
 
     def _undo_orphans(self, orphans: Sequence[str]) -> None:
         for pod_id in orphans:
-            _log.warning("taking down the network of pod %s, which is no more", pod_id)
+            _log.warning("taking down the network of pod %s, which no longer exists", pod_id)
             try:
                 state = self.store.load(pod_id) or self._guess(pod_id, {"IgnoreUnknown": "1"}, {})
                 self._undo(pod_id, state)
@@ -208,14 +206,14 @@ class PodNetworks:
             alive = netns.exists(path)
             if alive:
                 self._restore(pod_id, state)
-            chain.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
+            cni_plugins.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
         netns.delete(path)
         self.store.remove(pod_id)
 
     def _guess(
         self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
     ) -> PodState | None:
-        """Without notes, today's configuration is the best guess at what ADD used."""
+        """A state to undo a pod without one by: today's configuration is the best guess."""
         try:
             return PodState(self._attachment(pod_id, arguments, capabilities))
         except VirtletError as error:
@@ -224,9 +222,9 @@ class PodNetworks:
 
     def _attachment(
         self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
-    ) -> Attachment:
-        return Attachment(
-            network=configuration.load(self.configuration_directory),
+    ) -> CniAttachment:
+        return CniAttachment(
+            network=cni_config.load(self.configuration_directory),
             container_id=pod_id,
             netns=self.namespace(pod_id),
             arguments=arguments,
@@ -237,7 +235,7 @@ class PodNetworks:
         def keep(result: CniResult) -> None:
             self.store.save(pod.id, evolve(state, result=result.document))
 
-        return chain.add(self.plugin_directory, state.attachment, keep)
+        return cni_plugins.add(self.plugin_directory, state.attachment, keep)
 
     def _seen_by_guest(self, pod: Pod, path: Path, result: CniResult) -> Network:
         """Inside the namespace: what CNI made, as the guest is to see it."""
@@ -263,14 +261,63 @@ class PodNetworks:
         try:
             netns.inside(state.attachment.netns, lambda: bridging.restore(state.nics))
         except VirtletError as error:
-            # As good as it gets, after an interrupted set-up; DEL has to cope with less, too.
+            # After an interrupted set-up this is normal, and DEL has to cope with it.
             _log.debug("pod %s: not all interfaces are as CNI left them: %s", pod_id, error)
 
-    def _server(self, pod_id: str) -> Server:
-        return Server(self.namespace(pod_id), self.store.directory(pod_id))
+    def _server(self, pod_id: str) -> DhcpServer:
+        return DhcpServer(self.namespace(pod_id), self.store.directory(pod_id))
 
 
 def _reached(network: Network) -> set[str]:
     """Addresses that the guest has to reach."""
     gateways = (r.gateway for nic in network.nics for r in nic.routes if r.gateway)
     return {*network.ips, *network.dns.servers, *gateways}
+
+
+def _end_interrupted(directory: Path, container_ids: Iterable[str]) -> None:
+    """End CNI plugins that an earlier manager started and that still run, with their children.
+
+    They would interfere with what is done to their pods from now on. A daemon that a plugin left
+    behind has a session of its own, and goes on.
+
+    Args:
+        directory: where plugins are.
+        container_ids: whose plugins; other runtimes use the directory, too.
+    """
+    path = os.fsencode(f"CNI_PATH={directory}")
+    ours = {os.fsencode(f"CNI_CONTAINERID={container_id}") for container_id in container_ids}
+    if not ours:
+        return
+
+    def is_ours(environment: Collection[bytes]) -> bool:
+        return path in environment and not ours.isdisjoint(environment)
+
+    begun: set[int] = set()
+    for _ in range(_ROUNDS):
+        sessions = processes.sessions()
+        begun.update(
+            leader
+            for leader, members in sessions.items()
+            if leader in members
+            and is_ours(processes.environment(leader))
+            and _runs_from(directory, leader)
+        )
+        members = [pid for leader in begun for pid in sessions.get(leader, ())]
+        opened = (processes.open_started(pid, is_ours) for pid in members)
+        found = [pidfd for pidfd in opened if pidfd is not None]
+        if not found:
+            return
+        _log.warning("ending CNI plugins that an earlier manager left running")
+        over = processes.kill(found, within=_PATIENCE)
+        for pidfd in found:
+            os.close(pidfd)
+        if not over:
+            _log.error("a CNI plugin that an earlier manager left running does not end")
+            return
+
+
+def _runs_from(directory: Path, pid: int) -> bool:
+    """Whether a process was started from a directory; a script is an argument of its shell."""
+    return any(
+        os.path.dirname(argument) == os.fsencode(directory) for argument in processes.arguments(pid)
+    )

@@ -12,7 +12,7 @@ from attrs import define, field
 from virtlet.errors import VirtletError
 from virtlet.host import netns
 from virtlet.host.processes import ended, reap
-from virtlet.plugins.network_cni.dhcp import Server
+from virtlet.plugins.network_cni.dhcp import DhcpServer
 
 _log = logging.getLogger(__name__)
 
@@ -24,18 +24,18 @@ _STEADY = 10.0
 
 @define
 class _Watched:
-    server: Server
+    server: DhcpServer
     pidfd: int | None
     started: float
     delay: float = _FIRST_DELAY
     due: float = 0.0
     """When to start it again, on the monotonic clock; for one that does not run."""
     starting: threading.Lock = field(factory=threading.Lock)
-    """Held while it is started again; whoever ends it waits for that."""
+    """Held while it is started again; `stop` waits for that."""
 
 
 class Supervisor:
-    """Watches servers on one thread and starts those again that end.
+    """Watches servers on one thread, and restarts those that end.
 
     The servers go on when the manager ends, and the next one adopts them.
     """
@@ -48,7 +48,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="dhcp-supervisor", daemon=True)
         self._thread.start()
 
-    def start(self, pod_id: str, server: Server) -> None:
+    def start(self, pod_id: str, server: DhcpServer) -> None:
         """Start a pod's server and keep it running.
 
         Raises:
@@ -56,7 +56,7 @@ class Supervisor:
         """
         self._keep(pod_id, _Watched(server, server.start(), time.monotonic()))
 
-    def adopt(self, pod_id: str, server: Server) -> None:
+    def adopt(self, pod_id: str, server: DhcpServer) -> None:
         """Keep the server of a pod of an earlier manager running; it may have ended meanwhile.
 
         A pod whose set-up did not come as far as its server has none.
@@ -64,7 +64,7 @@ class Supervisor:
         if server.configured and netns.exists(server.netns):
             self._keep(pod_id, _Watched(server, server.find(), time.monotonic()))
 
-    def stop(self, pod_id: str, server: Server) -> None:
+    def stop(self, pod_id: str, server: DhcpServer) -> None:
         """End a pod's server for good. Idempotent."""
         with self._lock:
             watched = self._watched.pop(pod_id, None)

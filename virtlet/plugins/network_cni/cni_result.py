@@ -15,11 +15,14 @@ from attrs import field, frozen
 
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.network_cni.admission import DOMAIN
-from virtlet.plugins.network_cni.configuration import SUPPORTED, at_least
+from virtlet.plugins.network_cni.cni_config import SUPPORTED, at_least
 
 T = TypeVar("T")
 
+IFNAME = "eth0"
+"""Name of a pod's interface, as everywhere in Kubernetes."""
+DOMAIN = re.compile(r"\.|[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+"""What a DNS search domain looks like."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 _INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
 
@@ -48,7 +51,7 @@ class CniAddress:
 
 @frozen
 class CniResult:
-    """The result of one ADD, its own and all earlier plugins' doing."""
+    """The result of one ADD: what this plugin and all earlier ones made."""
 
     interfaces: tuple[CniInterface, ...]
     addresses: tuple[CniAddress, ...]
@@ -89,10 +92,10 @@ def _interface(entry: Any, where: str) -> CniInterface:
     interface = _mapping(entry, where)
     name = _text(interface, "name", where)
     if not _INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
-        raise ValueError(f"{where}.name {name!r} is no interface name")
+        raise ValueError(f"{where}.name {name!r} is not an interface name")
     mac = _text(interface, "mac", where).lower()
     if mac and not _MAC.fullmatch(mac):
-        raise ValueError(f"{where}.mac {mac!r} is no MAC address")
+        raise ValueError(f"{where}.mac {mac!r} is not a MAC address")
     return CniInterface(name, mac, _text(interface, "sandbox", where))
 
 
@@ -103,12 +106,14 @@ def _address(entry: Any, where: str, version: str, interfaces: int) -> CniAddres
         text = _text(item, "address", where)
         address = ip_interface(text if "/" in text else "")
     except ValueError:
-        raise ValueError(f"{where}.address {item.get('address')!r} is no address/prefix") from None
+        raise ValueError(
+            f"{where}.address {item.get('address')!r} is not an address/prefix"
+        ) from None
     if not at_least(version, "1.0.0") and _text(item, "version", where) != str(address.version):
         raise ValueError(f"{where}.version is not that of {address}")
     index = item.get("interface")
     if index is not None and not (_is_integer(index) and 0 <= index < max(interfaces, 1)):
-        raise ValueError(f"{where}.interface {index!r} is no index into interfaces")
+        raise ValueError(f"{where}.interface {index!r} is not an index into interfaces")
     return CniAddress(
         interface=index,
         address=address,
@@ -122,10 +127,10 @@ def _route(entry: Any, where: str) -> Route:
         text = _text(item, "dst", where)
         destination = ip_network(text if "/" in text else "", strict=False)
     except ValueError:
-        raise ValueError(f"{where}.dst {item.get('dst')!r} is no address/prefix") from None
+        raise ValueError(f"{where}.dst {item.get('dst')!r} is not an address/prefix") from None
     metric = item.get("priority") or 0
     if not _is_integer(metric) or not 0 <= metric < 2**32:
-        raise ValueError(f"{where}.priority {metric!r} is no metric")
+        raise ValueError(f"{where}.priority {metric!r} is not a metric")
     return Route(
         destination=str(destination),
         gateway=_gateway(item, "gw", where, destination.version),
@@ -140,7 +145,7 @@ def _dns(value: Any) -> DnsConfig:
         try:
             ip_address(server)
         except ValueError:
-            raise ValueError(f"dns.nameservers: {server!r} is no address") from None
+            raise ValueError(f"dns.nameservers: {server!r} is not an address") from None
     searches = _each(dns, "search", _domain)
     domain = _text(dns, "domain", "dns") and _domain(dns["domain"], "dns.domain")
     if domain and domain not in searches:
@@ -156,7 +161,7 @@ def _gateway(item: Mapping[str, Any], key: str, where: str, family: int) -> str:
     try:
         gateway = ip_address(text)
     except ValueError:
-        raise ValueError(f"{where}.{key} {text!r} is no address") from None
+        raise ValueError(f"{where}.{key} {text!r} is not an address") from None
     if gateway.version != family:
         raise ValueError(f"{where}.{key} {text} is not of IPv{family}")
     return str(gateway)
@@ -164,7 +169,7 @@ def _gateway(item: Mapping[str, Any], key: str, where: str, family: int) -> str:
 
 def _domain(entry: Any, where: str) -> str:
     if not isinstance(entry, str) or not DOMAIN.fullmatch(entry):
-        raise ValueError(f"{where} {entry!r} is no domain")
+        raise ValueError(f"{where} {entry!r} is not a domain")
     return entry
 
 

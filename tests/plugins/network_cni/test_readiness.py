@@ -33,7 +33,7 @@ def test_start_without_a_network(node: TestNode, caplog: pytest.LogCaptureFixtur
         (
             logging.WARNING,
             "pods get no network until this is mended: cannot read the CNI configuration directory "
-            f"{node.configuration}: it is no directory: name another one with --cni-conf-dir",
+            f"{node.configuration}: it is not a directory: name another one with --cni-conf-dir",
         )
     ]
 

@@ -1,7 +1,10 @@
 """CNI network configuration: found, read and checked (section 1 of the CNI specification)."""
 
 import json
+import os
+import pwd
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,16 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.plugins.network_cni.options import CNI_CONF_DIR
-from virtlet.plugins.network_cni.unreadable import reason
+from virtlet.model.option import PATH, Option
+
+CNI_CONF_DIR: Option[Path] = Option(
+    field="cniConfigDir",
+    flag="--cni-conf-dir",
+    env="VIRTLET_CNI_CONFIG_DIR",
+    kind=PATH,
+    default="/etc/cni/net.d",
+    help="Directory of the CNI configuration; the first file by name is used.",
+)
 
 SUPPORTED = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Versions of the specification we speak, oldest first."""
@@ -55,6 +66,14 @@ class NetworkList:
     plugins: tuple[PluginConfig, ...]
     disable_check: bool = False
 
+    def execution_config(self, plugin: PluginConfig) -> dict[str, Any]:
+        """What a plugin reads of its own and the network's configuration."""
+        return {
+            **{key: value for key, value in plugin.document.items() if key != "capabilities"},
+            "name": self.name,
+            "cniVersion": self.version,
+        }
+
     @property
     def checkable(self) -> bool:
         """Whether its version and its author allow CHECK."""
@@ -73,14 +92,14 @@ def load(directory: Path) -> NetworkList:
     another network than the operator put first.
 
     Raises:
-        FailedPrecondition: there is none, or it is wrong; the message names the file.
+        FailedPrecondition: there is no file, or it is wrong; the message names it.
     """
     try:
         names = sorted(p.name for p in directory.iterdir() if p.suffix in _ENDINGS)
     except OSError as error:
         raise FailedPrecondition(
             f"cannot read the CNI configuration directory {directory}: "
-            f"{reason(directory, error, 'a network add-on', CNI_CONF_DIR.flag)}"
+            f"{why_unreadable(directory, error, 'a network add-on', CNI_CONF_DIR.flag)}"
         ) from None
     if not names:
         raise FailedPrecondition(
@@ -115,7 +134,7 @@ def parse(document: Any, directory: Path | None = None) -> NetworkList:
         raise ValueError("must be a JSON object")
     name = _text(document, "name")
     if not _NAME.fullmatch(name):
-        raise ValueError(f"name {name!r} is none: use letters, digits, '_', '.' and '-'")
+        raise ValueError(f"name {name!r} is not valid: use letters, digits, '_', '.' and '-'")
     if "type" in document and "plugins" not in document:
         entries = [document]
     else:
@@ -149,7 +168,7 @@ def _plugin(entry: Any, number: int) -> PluginConfig:
         raise ValueError(f"plugins[{number}] must be an object")
     kind = _text(entry, "type", f"plugins[{number}].type")
     if "/" in kind or kind in (".", ".."):
-        raise ValueError(f"plugins[{number}].type {kind!r} is no file name")
+        raise ValueError(f"plugins[{number}].type {kind!r} is not a file name")
     if not isinstance(entry.get("capabilities") or {}, dict):
         raise ValueError(f"plugins[{number}].capabilities must be an object")
     return PluginConfig(kind, entry)
@@ -185,3 +204,49 @@ def _flag(document: Mapping[str, Any], key: str) -> bool:
     if value in (False, "false"):
         return False
     raise ValueError(f"{key} must be true or false")
+
+
+def why_unreadable(directory: Path, error: OSError, content: str, flag: str) -> str:
+    """Say why a directory of the node cannot be read, and what to do about it.
+
+    Args:
+        directory: as it is configured.
+        error: what reading it failed with.
+        content: what is to be installed there.
+        flag: that of the setting that names it.
+    """
+    match error:
+        case FileNotFoundError():
+            return f"it does not exist: install {content}, or name another one with {flag}"
+        case NotADirectoryError():
+            return f"it is not a directory: name another one with {flag}"
+        case PermissionError():
+            return f"{_closed(directory)}, or name another one with {flag}"
+    return f"{error.strerror}: mend it, or name another one with {flag}"
+
+
+def _closed(directory: Path) -> str:
+    directory = Path(os.path.realpath(directory))
+    for path in (*reversed(directory.parents), directory):
+        needed = os.R_OK | os.X_OK if path == directory else os.X_OK
+        if not os.access(path, needed, effective_ids=True):
+            return (
+                f"permission denied to {_user(os.geteuid())} at {path}{_mode(path)}: let it enter "
+                "and read there (a service with ProtectHome= sees nothing of /root and /home)"
+            )
+    return "permission denied: see the node's security module (AppArmor, SELinux), let it read"
+
+
+def _mode(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f" ({stat.filemode(status.st_mode)}, of {_user(status.st_uid)})"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

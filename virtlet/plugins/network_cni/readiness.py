@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from virtlet.errors import FailedPrecondition, VirtletError
-from virtlet.plugins.network_cni import chain, configuration
-from virtlet.plugins.network_cni.configuration import NetworkList
+from virtlet.plugins.network_cni import cni_config
+from virtlet.plugins.network_cni.cni_config import SUPPORTED, NetworkList, PluginConfig, at_least
+from virtlet.plugins.network_cni.cni_plugins import CniError, find, invoke
 from virtlet.plugins.network_cni.dhcp import program
-from virtlet.plugins.network_cni.execution import find
 
 _FRESH = 10.0
 """Seconds an answer of the plugins is good for: the kubelet asks every 5."""
@@ -16,8 +16,8 @@ _PATIENCE = 3.0
 """Seconds a plugin may take to say how it is."""
 
 
-class Health:
-    """Looks at the configuration at every call, asks the plugins now and then."""
+class NetworkReadiness:
+    """Looks at the configuration at every call, and asks the plugins every ten seconds."""
 
     def __init__(self, plugin_directory: Path, configuration_directory: Path) -> None:
         self._plugins = plugin_directory
@@ -25,10 +25,10 @@ class Health:
         self._lock = threading.Lock()
         self._asked: tuple[NetworkList, float, str] | None = None
         self._spoken: dict[tuple[Path, int], tuple[str, ...]] = {}
-        """Executable and its time of change to the versions it speaks."""
+        """Executable and its modification time to the versions that it speaks."""
 
     def problems(self) -> tuple[str, ...]:
-        """Why not; empty when they could."""
+        """Why pods could get no network; empty if they could."""
         try:
             network = self.find_all()
         except VirtletError as error:
@@ -38,12 +38,12 @@ class Health:
         return (answer,) if answer else ()
 
     def find_all(self) -> NetworkList:
-        """Find all that pods' networks need on the node, without asking a plugin.
+        """Find all that networks need on the node, without asking a plugin.
 
         Raises:
             FailedPrecondition: something is missing or cannot be read.
         """
-        network = configuration.load(self._configuration)
+        network = cni_config.load(self._configuration)
         for plugin in network.plugins:
             for executable in plugin.executables:
                 find(self._plugins, executable)
@@ -58,7 +58,7 @@ class Health:
                 return answer
         try:
             self._check_versions(network)
-            chain.status(self._plugins, network, timeout=_PATIENCE)
+            _ask_status(self._plugins, network)
             answer = ""
         except VirtletError as error:
             answer = str(error)
@@ -70,10 +70,37 @@ class Health:
             path = find(self._plugins, plugin.type)
             key = (path, path.stat().st_mtime_ns)
             if key not in self._spoken:
-                self._spoken[key] = chain.versions(self._plugins, plugin, timeout=_PATIENCE)
+                self._spoken[key] = _versions(self._plugins, plugin)
             if network.version not in self._spoken[key]:
                 raise FailedPrecondition(
                     f"network {network.name} is written for CNI {network.version}, but plugin "
                     f"{plugin.type} speaks {', '.join(self._spoken[key])} only: install a newer "
                     "one, or lower the cniVersion"
                 )
+
+
+def _versions(directory: Path, plugin: PluginConfig) -> tuple[str, ...]:
+    """VERSION: which versions of the specification a plugin speaks.
+
+    Raises:
+        VirtletError: it does not answer.
+    """
+    document = invoke(
+        directory, plugin.type, "VERSION", {}, {"cniVersion": SUPPORTED[-1]}, timeout=_PATIENCE
+    )
+    spoken = document.get("supportedVersions") if isinstance(document, dict) else None
+    if not isinstance(spoken, list):
+        raise CniError(plugin.type, "VERSION", "it names no supportedVersions")
+    return tuple(map(str, spoken))
+
+
+def _ask_status(directory: Path, network: NetworkList) -> None:
+    """STATUS: ask all plugins whether they could ADD now (specification 1.1 and later).
+
+    Raises:
+        VirtletError: a plugin says why it could not.
+    """
+    if at_least(network.version, "1.1.0"):
+        for plugin in network.plugins:
+            config = network.execution_config(plugin)
+            invoke(directory, plugin.type, "STATUS", {}, config, timeout=_PATIENCE)

@@ -1,4 +1,4 @@
-"""What is kept on disk of every pod's network, to undo it after whatever comes in between."""
+"""What is kept on disk of each pod's network, so that any manager can undo it."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from virtlet.host.files import make_private_directory, remove_tree, write_atomic
 from virtlet.host.links import KernelRoute
 from virtlet.model.network import Route
 from virtlet.plugins.network_cni.bridging import BridgedNic
-from virtlet.plugins.network_cni.chain import Attachment
+from virtlet.plugins.network_cni.cni_plugins import CniAttachment
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def _kernel_route(written: Any, _: object) -> KernelRoute:
 
 
 def _guest_route(written: Any, _: object) -> Route:
-    """A guest's route; written likewise."""
+    """A guest's route, likewise."""
     if not isinstance(written, str):
         return Route(**written)
     destination, _via, gateway = written.split()
@@ -53,10 +53,10 @@ _converter.register_structure_hook(Route, _guest_route)
 class PodState:
     """How far a pod's network has come."""
 
-    attachment: Attachment
-    """With the configuration it was added with, whatever the files say by now."""
+    attachment: CniAttachment
+    """With the configuration that ADD had; the files may have changed."""
     result: Mapping[str, Any] | None = None
-    """The last CNI result, once there is one."""
+    """Of the last plugin of ADD that succeeded."""
     nics: tuple[BridgedNic, ...] = ()
     """Once bridging has begun."""
 
@@ -72,35 +72,35 @@ class StateStore:
         return self._root / pod_id
 
     def save(self, pod_id: str, state: PodState) -> None:
-        """Write what has become of a pod, before the next effect."""
+        """Write the state of a pod, before the next effect."""
         directory = self.directory(pod_id)
         make_private_directory(directory)
         document = json.dumps(_converter.unstructure(state))
         write_atomically(directory / "state.json", document.encode())
 
     def load(self, pod_id: str) -> PodState | None:
-        """What was saved last, or None when nothing was, or it cannot be read any more."""
+        """What was saved last; None if nothing was, or it cannot be read."""
         path = self.directory(pod_id) / "state.json"
         try:
             return _converter.structure(json.loads(path.read_bytes()), PodState)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, cattrs.BaseValidationError) as error:
-            # As after a power cut. Who asks has to do without.
+            # As after a power cut.
             _log.warning("the network state %s cannot be read: %s", path, error)
             return None
 
     def known(self, pod_id: str) -> bool:
-        """Whether anything was ever saved of a pod and not removed since."""
+        """Whether there is a state of the pod, readable or not."""
         return self.directory(pod_id).exists()
 
     def first_launch(self, pod_id: str) -> bool:
-        """Note that a VM of the pod is launched; whether none was before."""
+        """Note that a VM of the pod is launched, and return whether it is the first."""
         try:
             (self.directory(pod_id) / "launched").touch(exist_ok=False)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # the notes are lost: nothing is known of the pod
+        except FileNotFoundError:  # the state is lost
             pass
         return True
 
@@ -109,6 +109,6 @@ class StateStore:
         remove_tree(self.directory(pod_id))
 
     def pods(self) -> Iterator[str]:
-        """Ids of all pods that are kept."""
+        """Ids of all pods with a state."""
         if self._root.is_dir():
             yield from sorted(path.name for path in self._root.iterdir())
