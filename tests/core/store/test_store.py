@@ -13,7 +13,7 @@ from tests.fakes import models
 from virtlet.core.store.database import Database
 from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, VmRecord, decode
 from virtlet.core.store.store import Store
-from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from virtlet.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.network import Network, Nic
 from virtlet.model.resources import Resources
@@ -90,6 +90,28 @@ def test_a_snapshot_does_not_change_under_its_reader(tmp_path: Path) -> None:
 def test_a_change_of_a_vm_that_is_gone_changes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "virtlet.db")
     assert store.change_vm("nobody", lambda r: evolve(r, stopping=True)) is None
+
+
+def test_a_pod_or_vm_that_is_still_made_is_not_known(tmp_path: Path) -> None:
+    store = Store(tmp_path / "virtlet.db")
+    pod, vm = _pod_record(tmp_path), VmRecord(models.vm(tmp_path), VmPhase.CREATING)
+    store.put_pod(evolve(pod, phase=PodPhase.CREATING))
+    store.put_vm(vm)
+    with pytest.raises(NotFound, match="there is no pod sandbox a{32}"):
+        store.known_pod(pod.pod.id)
+    with pytest.raises(NotFound, match="there is no container b{32}"):
+        store.known_vm(vm.vm.id)
+    store.put_pod(pod)
+    assert store.known_pod(pod.pod.id) == pod
+    with pytest.raises(NotFound, match="there is no container nobody"):
+        store.known_vm("nobody")
+
+
+def test_a_vm_may_use_what_was_asked_for_until_it_is_resized(tmp_path: Path) -> None:
+    asked, resized = Resources(cpu_quota=1), Resources(cpu_quota=2)
+    record = VmRecord(models.vm(tmp_path, resources=asked), VmPhase.CREATED)
+    assert record.resources == asked
+    assert evolve(record, resources=resized).resources == resized
 
 
 def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, VirtletError
+from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.resources import Resources
 
 
@@ -95,27 +95,23 @@ class Containers:
         vm_id = _id(request.container_id)
 
         def make() -> cri.ContainerStatusResponse:
-            return cri.ContainerStatusResponse(status=replies.vm_status(self._known(vm_id)))
+            return cri.ContainerStatusResponse(
+                status=replies.vm_status(self._context.store.known_vm(vm_id))
+            )
 
         if not request.verbose:
             return self._statuses.reply(vm_id, make)
         reply = make()
-        reply.info.update(replies.vm_info(self._known(vm_id)))
+        reply.info.update(replies.vm_info(self._context.store.known_vm(vm_id)))
         return reply
 
     def reopen_log(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        record = self._known(_id(request.container_id))
+        record = self._context.store.known_vm(_id(request.container_id))
         if record.phase is not VmPhase.RUNNING:
             raise FailedPrecondition(f"VM {record.vm.name} is not running: its log is complete")
         self._context.consoles.reopen(record.vm)
         return cri.ReopenContainerLogResponse()
-
-    def _known(self, vm_id: str) -> VmRecord:
-        record = self._context.store.vms.get(vm_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no container {vm_id}")
-        return record
 
 
 def _id(value: str) -> str:
@@ -176,9 +172,7 @@ class Resizes:
         can tell others.
         """
         pod_id = requests.required_id(request.pod_sandbox_id, "pod sandbox")
-        record = self._context.store.pods.get(pod_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no pod sandbox {pod_id}")
+        self._context.store.known_pod(pod_id)
         requests.resources(request.overhead, "overhead")
         requests.resources(request.resources, "resources")
         return cri.UpdatePodSandboxResourcesResponse()

@@ -266,21 +266,21 @@ _SPEC = (
         "Period of the CPU quota, in microseconds.",
         G,
         (),
-        of_vm(lambda f: f.resources.cpu_period or DEFAULT_PERIOD),
+        of_vm(lambda f: f.record.resources.cpu_period or DEFAULT_PERIOD),
     ),
     Metric(
         "container_spec_cpu_quota",
         "CPU quota in each period, in microseconds, where there is one.",
         G,
         (),
-        of_vm(lambda f: f.resources.cpu_quota if f.resources.cpu_quota > 0 else None),
+        of_vm(lambda f: f.record.resources.cpu_quota if f.record.resources.cpu_quota > 0 else None),
     ),
     Metric(
         "container_spec_cpu_shares",
         "CPU shares.",
         G,
         (),
-        of_vm(lambda f: f.resources.cpu_shares or None),
+        of_vm(lambda f: f.record.resources.cpu_shares or None),
     ),
     Metric(
         "container_spec_memory_limit_bytes",
@@ -294,7 +294,7 @@ _SPEC = (
         "Memory and swap that the container may use, in bytes; 0 when unlimited.",
         G,
         (),
-        of_vm(lambda f: max(0, f.resources.memory_swap_limit)),
+        of_vm(lambda f: max(0, f.record.resources.memory_swap_limit)),
     ),
     Metric(
         "container_start_time_seconds",

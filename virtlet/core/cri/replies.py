@@ -165,7 +165,7 @@ def vm_status(record: VmRecord) -> cri.ContainerStatus:
             for mount in vm.config.mounts
         ],
         log_path=log,
-        resources=cri.ContainerResources(linux=_resources(record.resources or vm.config.resources)),
+        resources=cri.ContainerResources(linux=_resources(record.resources)),
         image_id=vm.image.id,
     )
 

@@ -9,7 +9,7 @@ from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodRecord
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument, NotFound
+from virtlet.errors import InvalidArgument
 
 
 class Sandboxes:
@@ -67,21 +67,15 @@ class Sandboxes:
 
         def make() -> cri.PodSandboxStatusResponse:
             return cri.PodSandboxStatusResponse(
-                status=replies.pod_status(self._known(pod_id)),
+                status=replies.pod_status(self._context.store.known_pod(pod_id)),
                 containers_statuses=replies.vm_statuses(self._context.store.vms_of(pod_id)),
             )
 
         added = cri.PodSandboxStatusResponse(timestamp=replies.now())
         if request.verbose:
-            added.info.update(replies.pod_info(self._known(pod_id)))
+            added.info.update(replies.pod_info(self._context.store.known_pod(pod_id)))
         # Messages one after the other are one message with the fields of both.
         return self._statuses.reply(pod_id, make) + added.SerializeToString()
-
-    def _known(self, pod_id: str) -> PodRecord:
-        record = self._context.store.pods.get(pod_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no pod sandbox {pod_id}")
-        return record
 
     def list(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse | bytes:
         """ListPodSandbox."""

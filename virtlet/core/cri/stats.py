@@ -11,7 +11,6 @@ from virtlet.core.metrics.sample import NicSample, PodSample, VmSample
 from virtlet.core.metrics.sampler import Sampler, Samples
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import NotFound
 from virtlet.host.cgroup_usage import CgroupUsage, Cpu, Memory
 
 
@@ -49,9 +48,7 @@ class Stats:
     def container(self, request: cri.ContainerStatsRequest) -> cri.ContainerStatsResponse:
         """ContainerStats."""
         vm_id = requests.required_id(request.container_id, "container")
-        record = self._context.store.vms.get(vm_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no container {vm_id}")
+        record = self._context.store.known_vm(vm_id)
         return cri.ContainerStatsResponse(stats=_vm_stats(record, self._sampler.samples()))
 
     def list_containers(
@@ -73,9 +70,7 @@ class Stats:
     def pod(self, request: cri.PodSandboxStatsRequest) -> cri.PodSandboxStatsResponse:
         """PodSandboxStats."""
         pod_id = requests.required_id(request.pod_sandbox_id, "pod sandbox")
-        record = self._context.store.pods.get(pod_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no pod sandbox {pod_id}")
+        record = self._context.store.known_pod(pod_id)
         return cri.PodSandboxStatsResponse(stats=self._pod_stats(record, self._sampler.samples()))
 
     def list_pods(self, request: cri.ListPodSandboxStatsRequest) -> cri.ListPodSandboxStatsResponse:

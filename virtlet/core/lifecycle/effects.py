@@ -218,9 +218,7 @@ class VmCgroup(_VmEffect):
         except OSError as error:
             log.warning("VM without a cgroup", extra={"vm": self.vm.id, "problem": str(error)})
             return DONE
-        known = self.context.store.vms.get(self.vm.id)
-        resources = known.resources if known else None
-        failed = cgroups.limit(groups, resources or self.vm.config.resources)
+        failed = cgroups.limit(groups, self.context.store.vms[self.vm.id].resources)
         if failed:
             log.warning("cgroup limits not set", extra={"vm": self.vm.id, "problem": failed})
         return DONE
@@ -243,8 +241,7 @@ class Running(_VmEffect):
         launches = self.context.launches
         hypervisor = self.context.hypervisors.named(self.plugin)
         groups = cgroups.find(self.vm.pod.config.cgroup_parent, self.vm.id)
-        known = self.context.store.vms.get(self.vm.id)
-        resources = (known.resources if known else None) or self.vm.config.resources
+        resources = self.context.store.vms[self.vm.id].resources
         part = LaunchPart(cgroups=groups, oom_score_adj=resources.oom_score_adj or None)
         parts = [(CORE, part), *self.context.hooks.launch(self.machine)]
         try:

@@ -20,7 +20,7 @@ from virtlet.core.lifecycle.fit import fitted
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.lifecycle.resize_steps import Steps, merged
 from virtlet.core.store.records import VmPhase, VmRecord
-from virtlet.errors import FailedPrecondition, NotFound, VirtletError
+from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import cgroups, cpus
 from virtlet.host.processes import set_oom_score_adj
 from virtlet.model.flavor import Flavor
@@ -48,12 +48,12 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         FailedPrecondition: the VM has ended, or it cannot have that without a restart.
         Unavailable: the hypervisor is away.
     """
-    vm, notice = _known(context, vm_id).vm, ""
+    vm, notice = context.store.known_vm(vm_id).vm, ""
     with context.locks(vm.pod.id):
-        record = _known(context, vm_id)
+        record = context.store.known_vm(vm_id)
         if change == Resources():
             return
-        now = record.resources or vm.config.resources
+        now = record.resources
         wanted = merged(now, change)
         _check(change, wanted)
         if change.hugepage_limits and _huge(change) != _huge(now):
@@ -96,7 +96,7 @@ def put_back(context: Context, vm_id: str) -> None:
                 "vm-resize-undone", lambda: context.store.put_vm(evolve(record, resizing=None))
             )
         elif record.phase is VmPhase.RUNNING:
-            now = record.resources or record.vm.config.resources
+            now = record.resources
             _resize_running(context, record, record.machine, Resources(), now)
 
 
@@ -195,7 +195,7 @@ def _resize_running(
         cgroups.change_limits(groups, limits)
         steps.done("resize-limits", lambda: cgroups.put_back(held))
         if changed.oom_score_adj:
-            now = record.resources or vm.config.resources
+            now = record.resources
             _set_oom_score_adj(hypervisor, vm.id, wanted.oom_score_adj)
             steps.done(
                 "resize-oom-score",
@@ -239,7 +239,7 @@ def _difference(
         FailedPrecondition: it cannot without a restart.
     """
     chosen = _flavor(context, record, wanted)
-    now = record.resources or record.vm.config.resources
+    now = record.resources
     memory = None
     # A kubelet sends all limits with every change. Where memory's is as before, so is the memory.
     if changed.memory_limit and (record.resizing or wanted.memory_limit != now.memory_limit):
@@ -293,7 +293,7 @@ def _check(change: Resources, wanted: Resources) -> None:
 
 def _check_groups(record: VmRecord, groups: tuple[Any, ...], limits: Resources) -> None:
     """Refuse new limits that nothing would enforce; CPUs are, by the hypervisor too."""
-    now = record.resources or record.vm.config.resources
+    now = record.resources
     unlimited = limits.cpu_quota in (-1, now.cpu_quota)
     new = evolve(
         limits,
@@ -330,13 +330,6 @@ def _undo(context: Context, record: VmRecord, steps: Steps, error: Exception) ->
     # What is left of an earlier resize is being put back already.
     if known and known.resizing and not record.resizing:
         keep_putting_back(context, record.vm.id)
-
-
-def _known(context: Context, vm_id: str) -> VmRecord:
-    record = context.store.vms.get(vm_id)
-    if record is None or not record.visible:
-        raise NotFound(f"there is no container {vm_id}")
-    return record
 
 
 def _not_now(record: VmRecord) -> FailedPrecondition:

@@ -91,7 +91,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     context.hooks.admit_vm(pod.pod, config)
     flavor = context.hooks.flavor(pod.pod, config, image)
 
-    record = VmRecord(vm, VmPhase.CREATING, hypervisor, resources=config.resources)
+    record = VmRecord(vm, VmPhase.CREATING, hypervisor)
     context.journal.commit("vm-creating", lambda: context.store.put_vm(record))
     with context.journal.undone_on_error(vm_id, then=lambda: context.store.delete_vm(vm_id)):
         context.journal.perform(VmDirectories(context, vm))
@@ -121,14 +121,14 @@ def start_vm(context: Context, vm_id: str) -> None:
         FailedPrecondition: it has ended, its pod is not ready, another VM of the pod runs, or
             the emulator did not start.
     """
-    vm = _known(context, vm_id).vm
+    vm = context.store.known_vm(vm_id).vm
     with context.locks(vm.pod.id):
-        record = _known(context, vm_id)
+        record = context.store.known_vm(vm_id)
         if record.phase is VmPhase.RUNNING:
             return
         if record.phase is VmPhase.STARTING:
             halt_vm(context, vm_id)
-            record = _known(context, vm_id)
+            record = context.store.known_vm(vm_id)
         if record.phase is not VmPhase.CREATED or record.machine is None:
             raise FailedPrecondition(
                 f"VM {vm.name} is {record.phase.value} and cannot be started: make a new attempt"
@@ -239,17 +239,8 @@ def remove_vm(context: Context, vm_id: str) -> None:
     context.room.refill()
 
 
-def _known(context: Context, vm_id: str) -> VmRecord:
-    record = context.store.vms.get(vm_id)
-    if record is None or not record.visible:
-        raise NotFound(f"there is no container {vm_id}")
-    return record
-
-
 def _ready_pod(context: Context, pod_id: str) -> PodRecord:
-    record = context.store.pods.get(pod_id)
-    if record is None or not record.visible:
-        raise NotFound(f"there is no pod sandbox {pod_id}")
+    record = context.store.known_pod(pod_id)
     if record.phase is not PodPhase.READY:
         raise FailedPrecondition(f"pod {record.pod.name} is stopped: run a new attempt of it")
     return record

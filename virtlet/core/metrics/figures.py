@@ -13,7 +13,6 @@ from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.host import cgroups
 from virtlet.host.cgroup_usage import CgroupUsage, Cpu, DeviceIo, Memory, Pressure, Throttling
 from virtlet.model.pod import Pod
-from virtlet.model.resources import Resources
 
 _BLOCK_DEVICES = Path("/sys/dev/block")
 SHORT_OF = ("cpu", "memory", "io")
@@ -45,11 +44,6 @@ class VmFigures:
     """By what it is short of."""
     most_threads: int | None
     """0 for any number."""
-
-    @property
-    def resources(self) -> Resources:
-        """What the VM may use."""
-        return self.record.resources or self.record.vm.config.resources
 
 
 @frozen

@@ -59,7 +59,7 @@ def vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | N
     process = process_usage(domain.pid) if domain and domain.pid else None
     disk_bytes, disk_inodes = _allocated(vm.directory)
     ram = domain.balloon if domain else 0
-    limit = (record.resources or vm.config.resources).memory_limit
+    limit = record.resources.memory_limit
     memory = _told(domain, limit, now) if domain else VmMemory()
     return VmSample(
         vm_id=vm.id,

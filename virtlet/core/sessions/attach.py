@@ -9,7 +9,6 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import (
     FailedPrecondition,
-    NotFound,
     ResourceExhausted,
     Unavailable,
     VirtletError,
@@ -50,9 +49,7 @@ class ConsoleAttacher:
         return self._context.consoles.files(self._running(vm_id))
 
     def _running(self, vm_id: str) -> Vm:
-        record = self._context.store.vms.get(vm_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no container {vm_id}")
+        record = self._context.store.known_vm(vm_id)
         if record.phase is not VmPhase.RUNNING:
             raise FailedPrecondition(f"VM {record.vm.name} does not run: it has no console")
         return record.vm

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodPhase
-from virtlet.errors import FailedPrecondition, NotFound
+from virtlet.errors import FailedPrecondition
 from virtlet.streaming.sessions import PortForwardRequest
 
 HEAD_START = 0.25
@@ -88,9 +88,7 @@ class GuestDialer:
             NotFound: no such pod.
             FailedPrecondition: it is stopped, or has no address.
         """
-        record = self._context.store.pods.get(pod_id)
-        if record is None or not record.visible:
-            raise NotFound(f"there is no pod sandbox {pod_id}")
+        record = self._context.store.known_pod(pod_id)
         addresses = record.network.ips if record.network else ()
         if record.phase is not PodPhase.READY or not addresses:
             raise FailedPrecondition(f"pod {record.pod.name} is stopped or has no address")

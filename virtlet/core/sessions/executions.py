@@ -19,7 +19,6 @@ from virtlet.core.store.store import Store
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
-    NotFound,
     ResourceExhausted,
     Unavailable,
 )
@@ -64,9 +63,7 @@ def running_machine(store: Store, vm_id: str) -> Machine:
         NotFound: there is no such VM.
         FailedPrecondition: it does not run.
     """
-    record = store.vms.get(vm_id)
-    if record is None or not record.visible:
-        raise NotFound(f"there is no container {vm_id}")
+    record = store.known_vm(vm_id)
     if record.phase is not VmPhase.RUNNING or record.machine is None:
         raise FailedPrecondition(
             f"VM {record.vm.name} is {record.phase.value}: commands need a running one"

@@ -90,6 +90,15 @@ def _kinds_of_disks(connection: sqlite3.Connection) -> None:
     _rewrite(connection, "effects", "seq", rename, "kind = 'disk'")
 
 
+def _resources_in_force(connection: sqlite3.Connection) -> None:
+    """What is in force was written only where it was not what had been asked for."""
+
+    def fill(record: Any) -> None:
+        record["resources"] = record.get("resources") or record["vm"]["config"]["resources"]
+
+    _rewrite(connection, "vms", "id", fill)
+
+
 def _rewrite(
     connection: sqlite3.Connection,
     table: str,
@@ -127,6 +136,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     _neutral_machines,
     _recognising_profiles,
     _kinds_of_disks,
+    _resources_in_force,
 )
 """Each takes the file one version further; never edit one that was released."""
 

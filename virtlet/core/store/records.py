@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
-from attrs import frozen
+from attrs import Factory, frozen
 from cattrs.strategies import configure_tagged_union
 
 from virtlet.model.disk import Volume
@@ -78,8 +78,8 @@ class VmRecord:
     """The plugin whose hypervisor runs it."""
     machine: Machine | None = None
     """Known once all its disks are made."""
-    resources: Resources | None = None
-    """What is in force now, where it differs from what was asked for at first."""
+    resources: Resources = Factory(lambda self: self.vm.config.resources, takes_self=True)
+    """What is in force: what was asked for at first, until a resize."""
     resizing: Resizing | None = None
     """Set from before the first step of a resize until `resources` are in force again."""
     started_at: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from virtlet.core.store.database import Database
 from virtlet.core.store.records import EffectRow, PodRecord, VmRecord, decode, encode
+from virtlet.errors import NotFound
 from virtlet.model.pod import PodMetadata
 
 
@@ -49,6 +50,28 @@ class Store:
     def vms(self) -> Mapping[str, VmRecord]:
         """All VMs by id, oldest first: a snapshot."""
         return MappingProxyType(self._vms)
+
+    def known_pod(self, pod_id: str) -> PodRecord:
+        """A pod that the kubelet may know of.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self._pods.get(pod_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no pod sandbox {pod_id}")
+        return record
+
+    def known_vm(self, vm_id: str) -> VmRecord:
+        """A VM that the kubelet may know of.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self._vms.get(vm_id)
+        if record is None or not record.visible:
+            raise NotFound(f"there is no container {vm_id}")
+        return record
 
     def pod_of(self, metadata: PodMetadata) -> PodRecord | None:
         """The pod with this metadata."""
