@@ -21,7 +21,7 @@ from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
-from virtlet.core.lifecycle.admission import check_annotations
+from virtlet.core.lifecycle.pods import check_annotations
 from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import netns

@@ -1,4 +1,4 @@
-"""The places where a node's manager may crash (virtlet.core.lifecycle.points)."""
+"""The places where a node's manager may crash (virtlet.core.lifecycle.journal)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -16,11 +16,10 @@ from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import discover
-from virtlet.core.lifecycle import effects, exits, images, pods, recovery, vms
-from virtlet.core.lifecycle.context import Context, Listener
+from virtlet.core.lifecycle import effects, exits, image_handlers, pods, recovery, vms
+from virtlet.core.lifecycle.context import Context, KeyedLocks, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
-from virtlet.core.lifecycle.locks import KeyedLocks
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
@@ -218,7 +217,7 @@ class Manager:
         image_store = ImageStore(
             Layout(node.root / "images", os.getgid()),
             in_use=lambda: {record.vm.image.id for record in self.store.vms.values()},
-            recognize=images.recognize_by_anyone(hooks, profiles),
+            recognize=image_handlers.recognize_by_anyone(hooks, profiles),
         )
         self.context = Context(
             node=here,
@@ -268,7 +267,7 @@ class Manager:
 
     def create(self, pod_id: str, attempt: int = 0) -> str:
         """PullImage and CreateContainer."""
-        images.pull(self.context, IMAGE, Credentials())
+        image_handlers.pull(self.context, IMAGE, Credentials())
         config = VmConfig(
             metadata=VmMetadata(name="guest", attempt=attempt),
             image=IMAGE,

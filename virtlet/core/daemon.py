@@ -24,12 +24,11 @@ from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry
-from virtlet.core.lifecycle import effects, exits, points, recovery
-from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle import effects, exits, recovery
+from virtlet.core.lifecycle.context import Context, KeyedLocks
 from virtlet.core.lifecycle.hypervisors import Hypervisors
-from virtlet.core.lifecycle.images import recognize_by_anyone
-from virtlet.core.lifecycle.journal import Journal
-from virtlet.core.lifecycle.locks import KeyedLocks
+from virtlet.core.lifecycle.image_handlers import recognize_by_anyone
+from virtlet.core.lifecycle.journal import Journal, points_from_environment
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.store.ownership import open_store
@@ -171,7 +170,7 @@ def _assemble(
     context.journal = Journal(
         store,
         lambda row: effects.restore(context, row),
-        points.from_environment(os.environ),
+        points_from_environment(os.environ),
         room.make,
     )
     watchers = ThreadPoolExecutor(4, "domain-events")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.steps import wait_until
+from virtlet.core.lifecycle.context import KeyedLocks
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import Unavailable, UndoIncomplete
 from virtlet.model.flavor import Flavor
@@ -156,3 +157,29 @@ def test_a_hypervisor_that_hangs_is_named_with_the_vm(
         go_on.set()
         starting.join(10)
         watch.stop()
+
+
+def test_one_key_is_held_by_one_thread_and_another_key_is_free() -> None:
+    locks = KeyedLocks()
+    order: list[str] = []
+
+    def work(key: str) -> None:
+        with locks(key):
+            order.append(key)
+
+    with locks("a"):
+        same, other = (threading.Thread(target=work, args=(key,)) for key in "ab")
+        same.start()
+        other.start()
+        other.join(5)
+        assert order == ["b"]
+    same.join(5)
+    assert order == ["b", "a"]
+
+
+def test_the_thread_that_holds_a_key_may_take_it_again() -> None:
+    locks = KeyedLocks()
+    with locks("a"), locks("a"):
+        pass
+    with locks("a"):
+        pass

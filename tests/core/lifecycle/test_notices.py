@@ -1,15 +1,23 @@
-"""What a pod's owner is told of in the pod's log."""
+"""What a pod's owner is told in the pod's log, also of several containers."""
+
+from pathlib import Path
+
+import pytest
 
 from tests.fakes.manager import IMAGE, Manager
-from virtlet.core.lifecycle import images, vms
+from virtlet.cli.steps import wait_until
+from virtlet.core.lifecycle import image_handlers, pods, vms
+from virtlet.errors import FailedPrecondition
 from virtlet.model.event import EventKind
 from virtlet.model.image import Credentials
+from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.resources import Resources
 from virtlet.model.vm import VmConfig, VmMetadata
 
 
 def told(manager: Manager, config: VmConfig) -> list[str]:
     """What is told when a VM starts."""
-    images.pull(manager.context, IMAGE, Credentials())
+    image_handlers.pull(manager.context, IMAGE, Credentials())
     vm_id = vms.create_vm(manager.context, manager.run(), config)
     manager.start(vm_id)
     manager.start(vm_id)
@@ -36,3 +44,71 @@ def test_fields_without_effect_are_told_once_at_the_start(manager: Manager) -> N
 def test_a_vm_that_asks_for_none_of_them_is_told_nothing(manager: Manager) -> None:
     config = VmConfig(metadata=VmMetadata(name="guest"), image=IMAGE, log_path="guest/0.log")
     assert told(manager, config) == []
+
+
+SMALL = Resources(cpu_shares=2)
+"""Of a container that asks for nothing."""
+LARGE = Resources(cpu_shares=1024, cpu_quota=100000, memory_limit=128 << 20)
+
+
+def _run(manager: Manager, resources: Resources) -> str:
+    """RunPodSandbox, with what the kubelet counted for all containers of the pod."""
+    image_handlers.pull(manager.context, IMAGE, Credentials())
+    metadata = PodMetadata(name="web", uid="uid-web", namespace="default")
+    logs = str(manager.node.root / "logs")
+    config = PodConfig(metadata=metadata, log_directory=logs, resources=resources)
+    return pods.run_pod(manager.context, config, "")
+
+
+def _start(manager: Manager, pod: str, name: str, resources: Resources, attempt: int = 0) -> str:
+    """CreateContainer and StartContainer."""
+    config = VmConfig(
+        metadata=VmMetadata(name=name, attempt=attempt),
+        image=IMAGE,
+        log_path=f"{name}.log",
+        resources=resources,
+    )
+    vm_id = vms.create_vm(manager.context, pod, config)
+    manager.start(vm_id)
+    return vm_id
+
+
+def _log(manager: Manager, name: str) -> str:
+    file: Path = manager.node.root / "logs" / f"{name}.log"
+    return file.read_text() if file.exists() else ""
+
+
+def test_the_log_of_a_container_that_is_not_all_of_its_pod_says_what_the_others_wait_for(
+    manager: Manager,
+) -> None:
+    pod = _run(manager, LARGE)
+    init = _start(manager, pod, "init", SMALL)
+    wait_until(lambda: "until this guest powers off" in _log(manager, "init"), 10, "the notice")
+    assert " stderr F [virtlet: the pod has resources beyond" in _log(manager, "init")
+    # Once it is done the next is the last one, and waits for nobody.
+    manager.stop(init)
+    manager.stop(_start(manager, pod, "guest", SMALL))
+    assert "[virtlet:" not in _log(manager, "guest")
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_log_of_a_pods_only_container_says_nothing_of_others(
+    manager: Manager, attempt: int
+) -> None:
+    own = LARGE if attempt == 0 else SMALL  # A later attempt may have been resized.
+    pod = _run(manager, LARGE)
+    manager.stop(_start(manager, pod, "guest", own, attempt))
+    assert "[virtlet:" not in _log(manager, "guest")
+
+
+def test_a_container_beside_a_running_init_container_or_sidecar_is_told_what_to_do(
+    manager: Manager,
+) -> None:
+    pod = _run(manager, LARGE)
+    _start(manager, pod, "proxy", SMALL)
+    with pytest.raises(FailedPrecondition) as caught:
+        _start(manager, pod, "guest", LARGE)
+    message = str(caught.value)
+    assert "default/web/proxy (attempt 0) runs in this pod" in message
+    assert "once that guest has powered off, as an init container's has to" in message
+    assert "put a sidecar (an init container with restartPolicy: Always)" in message

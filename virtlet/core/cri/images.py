@@ -3,7 +3,7 @@
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, Caller, Kind
 from virtlet.core.cri.lists import streamed
-from virtlet.core.lifecycle import images
+from virtlet.core.lifecycle import image_handlers
 from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
@@ -65,7 +65,7 @@ class Images:
 
     def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
         """PullImage; broken off when the client goes away and nobody else waits for the image."""
-        image = images.pull(
+        image = image_handlers.pull(
             self._context,
             _reference(request.image),
             requests.credentials(request.auth),
@@ -78,7 +78,7 @@ class Images:
     def remove(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:
         """RemoveImage, by id or a name that was pulled: the whole image, as CRI means it, with all
         its names; nothing to do for an unknown one."""
-        images.remove(self._context, _reference(request.image))
+        image_handlers.remove(self._context, _reference(request.image))
         return cri.RemoveImageResponse()
 
     def fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:

@@ -4,20 +4,32 @@ An effect is an object that can be applied and reverted. `perform` writes down w
 what, applies it, and writes down what came of it. `undo` reverts what is written down, the last
 effect first, with the record or, when a crash or an error came in between, with None; it carries
 on past errors, and what could not be reverted stays written down for the next try.
+
+The journal passes a named point before and after everything it does, where a crash may fall. In
+service nothing happens there. Two environment variables are for the crash tests alone:
+VIRTLET_TRACE_POINTS names a file that every passed point is appended to, VIRTLET_CRASH_POINT_FILE
+one that may hold the name of the point where the manager is to kill itself, once: it takes the file
+away with it.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from virtlet.core.lifecycle.points import Points
 from virtlet.core.store.records import EffectRow, decode
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
 
 log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+Points = Callable[[str], None]
+"""Called with the name of every place where a crash may fall."""
 
 
 def _nothing() -> None:
@@ -57,7 +69,7 @@ class Journal:
     Args:
         store: where intents and records are written.
         restore: makes the effect that a stored row stands for.
-        points: called with the name of every place where a crash may fall.
+        points: what is done at every place where a crash may fall.
         make_room: called before something is undone, which writes: on a full disk, too.
     """
 
@@ -178,3 +190,27 @@ class Journal:
         except UndoIncomplete:
             otherwise()
             raise
+
+
+def points_from_environment(environment: Mapping[str, str]) -> Points:
+    """The points' action that the environment asks for."""
+    trace = environment.get("VIRTLET_TRACE_POINTS")
+    crash = environment.get("VIRTLET_CRASH_POINT_FILE")
+    if not trace and not crash:
+        return lambda point: None
+
+    def reach(point: str) -> None:
+        if trace:
+            with open(trace, "a") as file:
+                file.write(f"{point}\n")
+        if crash and _wanted(Path(crash)) == point:
+            os.unlink(crash)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return reach
+
+
+def _wanted(crash: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return crash.read_text()
+    return ""

@@ -1,20 +1,75 @@
-"""Telling a pod's owner what no call's answer can say.
+"""What is told of pods and VMs: events to observers, and notices to the pod's owner.
 
-The CRI has no call for it: a kubelet shows the errors of calls, and the pod's log. So a notice is a
-line of the pod's log on stderr, an event for observers, and a line of the manager's log. No guest
-writes to stderr, but `kubectl logs` merges both: what a guest prints can look like a notice.
-The line of the manager's log is the one to trust.
+A change is committed and told of as one step, so that events come in the order of the changes.
+
+The CRI has no call for what no call's answer can say: a kubelet shows the errors of calls, and the
+pod's log. So a notice is a line of the pod's log on stderr, an event for observers, and a line of
+the manager's log. No guest writes to stderr, but `kubectl logs` merges both: what a guest prints
+can look like a notice. The line of the manager's log is the one to trust.
 """
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve
 
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.errors import VirtletError
 from virtlet.model.event import Event, EventKind
+from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
 
 log = logging.getLogger(__name__)
+
+WAITING = (
+    "the pod has resources beyond this container's. If it has other containers: the VMs of a pod "
+    "run one after the other, and the next one is not started until this guest powers off"
+)
+
+
+def commit_pod(
+    context: Context, what: str, write: Callable[[], Any], kind: EventKind, pod: Pod
+) -> None:
+    """Write a pod's change of state and tell of it."""
+    with context.order:
+        context.journal.commit(what, write)
+        context.events.tell(
+            Event(kind=kind, subject=pod.id, pod_id=pod.id, at=time.time_ns()), pod.profile.handler
+        )
+
+
+def commit_pod_stopped(context: Context, record: PodRecord) -> None:
+    """Write and tell that a pod is not ready any more; what it has is still to be undone."""
+    down = evolve(record, phase=PodPhase.NOT_READY)
+    commit_pod(
+        context,
+        "pod-stopping",
+        lambda: context.store.put_pod(down),
+        EventKind.POD_STOPPED,
+        record.pod,
+    )
+
+
+def commit_pod_removed(context: Context, record: PodRecord) -> None:
+    """Forget a pod of which nothing is left, and tell so."""
+    pod = record.pod
+    with context.order:
+        context.journal.commit("pod-removed", lambda: context.store.delete_pod(pod.id))
+        event = Event(kind=EventKind.POD_REMOVED, subject=pod.id, pod_id=pod.id, at=time.time_ns())
+        context.events.tell(event, pod.profile.handler, removed=record)
+
+
+def commit_vm(
+    context: Context, what: str, write: Callable[[], Any], kind: EventKind, vm: Vm, reason: str = ""
+) -> None:
+    """Write a VM's change of state and tell of it."""
+    with context.order:
+        context.journal.commit(what, write)
+        event = Event(kind=kind, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=reason)
+        context.events.tell(event, vm.pod.profile.handler)
 
 
 def tell_owner(context: Context, vm: Vm, text: str) -> None:
@@ -51,3 +106,22 @@ def tell_ineffective(context: Context, vm: Vm) -> None:
             "with the annotation VirtletCloudInitUserData (runcmd) or "
             "VirtletCloudInitUserDataScript",
         )
+
+
+def tell_of_waiting(context: Context, vm: Vm) -> None:
+    """Tell the owner of a pod's first VM that its other containers, if it has any, wait for it.
+
+    A kubelet sends the same for an init container, a sidecar and an ordinary container, so which of
+    them a VM is cannot be known. What can be: that the kubelet gave the pod more than its first
+    container has, as it does for a pod of several. See docs/decisions/0040.
+    """
+    mine = vm.config.metadata
+    others = {record.vm.config.metadata.name for record in context.store.vms_of(vm.pod.id)}
+    if mine.attempt == 0 and others == {mine.name} and _pod_has_more(vm):
+        tell_owner(context, vm, WAITING)
+
+
+def _pod_has_more(vm: Vm) -> bool:
+    """Whether the kubelet counted more for the pod, at its start, than for this container."""
+    pod, own = vm.pod.config.resources, vm.config.resources
+    return pod.cpu_shares > own.cpu_shares or pod.memory_limit > own.memory_limit

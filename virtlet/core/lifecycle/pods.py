@@ -2,16 +2,23 @@
 
 import time
 import uuid
+from difflib import get_close_matches
 
 from attrs import evolve
 
+from virtlet.core.hooks.facade import Hooks
 from virtlet.core.lifecycle import exits, vms
-from virtlet.core.lifecycle.admission import check_annotations
-from virtlet.core.lifecycle.announce import commit_pod, commit_pod_removed, commit_pod_stopped
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import PodDirectory, PodNetwork
+from virtlet.core.lifecycle.notices import commit_pod, commit_pod_removed, commit_pod_stopped
 from virtlet.core.store.records import PodPhase, PodRecord
-from virtlet.errors import AlreadyExists, FailedPrecondition, Unavailable, UndoIncomplete
+from virtlet.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+    UndoIncomplete,
+)
 from virtlet.model.event import EventKind
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig
@@ -164,3 +171,25 @@ def _abandon(context: Context, record: PodRecord) -> None:
                 f"an earlier try to start pod {record.pod.name} is not cleaned up yet: {error}"
             ) from None
         context.store.delete_pod(record.pod.id)
+
+
+PREFIX = "Virtlet"
+"""Annotations that start like this are meant for us."""
+
+
+def check_annotations(hooks: Hooks, pod: Pod) -> None:
+    """Check every annotation that is meant for us against the plugins' declarations.
+
+    Raises:
+        InvalidArgument: one is unknown or has a wrong value; the message names it.
+    """
+    declared = {a.name: a for _, a in hooks.annotations(pod.profile)}
+    for name in pod.config.annotations:
+        if name in declared:
+            declared[name].of(pod)
+        elif name.startswith(PREFIX):
+            near = get_close_matches(name, declared, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidArgument(
+                f"annotation {name}: no plugin of handler {pod.profile.handler!r} knows it{hint}"
+            )

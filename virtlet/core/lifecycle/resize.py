@@ -15,8 +15,7 @@ from typing import Any
 from attrs import evolve
 
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.domain import domain_document
-from virtlet.core.lifecycle.fit import fitted
+from virtlet.core.lifecycle.machines import domain_document, fitted
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.lifecycle.resize_steps import Steps, merged
 from virtlet.core.store.records import VmPhase, VmRecord

@@ -9,10 +9,8 @@ from contextlib import AbstractContextManager
 from attrs import evolve
 
 from virtlet.core.cloud_init import merge
-from virtlet.core.lifecycle import exits, guest_mounts, siblings
-from virtlet.core.lifecycle.announce import commit_pod_stopped, commit_vm
+from virtlet.core.lifecycle import exits, guest_mounts
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.domain import domain_document
 from virtlet.core.lifecycle.effects import (
     ConsoleLog,
     Domain,
@@ -24,8 +22,13 @@ from virtlet.core.lifecycle.effects import (
     VolumeDisk,
     volume_requests,
 )
-from virtlet.core.lifecycle.fit import fitted, tell_of_shortage
-from virtlet.core.lifecycle.notices import tell_ineffective
+from virtlet.core.lifecycle.machines import domain_document, fitted, tell_of_shortage
+from virtlet.core.lifecycle.notices import (
+    commit_pod_stopped,
+    commit_vm,
+    tell_ineffective,
+    tell_of_waiting,
+)
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, PodBroken
@@ -168,7 +171,7 @@ def start_vm(context: Context, vm_id: str) -> None:
     # The guest may have ended before we wrote that it runs; its event found no running VM then.
     exits.look_again(context, vm_id)
     tell_ineffective(context, vm)
-    siblings.tell_of_waiting(context, vm)
+    tell_of_waiting(context, vm)
     guest_mounts.watch(context, vm_id)
 
 
@@ -261,7 +264,12 @@ def _make_way(context: Context, pod_id: str, vm_id: str = "") -> None:
         if other.vm.id == vm_id:
             continue
         if other.phase is VmPhase.RUNNING:
-            raise siblings.beside(other.vm)
+            raise FailedPrecondition(
+                f"a VM pod runs one container at a time, and {other.vm.name} runs in this pod: the "
+                "next can start once that guest has powered off, as an init container's has to "
+                "when it is done; put a sidecar (an init container with restartPolicy: Always) or "
+                "a second container into a pod of its own"
+            )
         halt_vm(context, other.vm.id)
 
 

@@ -13,7 +13,7 @@ from virtlet import hookimpl
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import discover
-from virtlet.core.lifecycle import images, pods, vms
+from virtlet.core.lifecycle import image_handlers, pods, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.store.records import PodPhase, PodRecord
@@ -110,7 +110,7 @@ def context(manager: Manager) -> Context:
 
 def _pull(context: Context, name: str, handler: str = "", pod: PodMetadata | None = None) -> str:
     """Pull; returns the class of the plugin that served it."""
-    image = images.pull(context, name, Credentials(), handler, pod=pod)
+    image = image_handlers.pull(context, name, Credentials(), handler, pod=pod)
     content = image.path.read_bytes()
     return next(k.__name__ for k in (Blue, Green, Fallback) if content == raw_disk(k.__name__))
 
@@ -178,12 +178,12 @@ def test_two_handlers_that_give_a_name_two_meanings_take_it_from_each_other(
 
 def test_a_name_that_was_never_pulled_removes_nothing(context: Context, manager: Manager) -> None:
     _pull(context, "virtlet.cloud/tiny:latest")
-    images.remove(context, "virtlet.cloud/tiny:zzz")
+    image_handlers.remove(context, "virtlet.cloud/tiny:zzz")
     (image,) = context.images.store.list()
     assert image.names == ("virtlet.cloud/tiny:latest",)
-    images.remove(context, "tiny")
+    image_handlers.remove(context, "tiny")
     assert context.images.store.list() == ()
-    images.remove(context, "tiny")
+    image_handlers.remove(context, "tiny")
     kinds = [event.kind for event in manager.told.events]
     assert kinds == [EventKind.IMAGE_PULLED, EventKind.IMAGE_REMOVED]
 
@@ -215,7 +215,7 @@ def _create(context: Context, handler: str) -> str:
 def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_effect(
     kernels: Context, manager: Manager
 ) -> None:
-    image = images.pull(kernels, "boot", Credentials(), "kernel")
+    image = image_handlers.pull(kernels, "boot", Credentials(), "kernel")
     assert (image.format, image.recognized_by) == ("kernel", "kernels")
     with pytest.raises(
         FailedPrecondition,
@@ -229,15 +229,15 @@ def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_e
 
 
 def test_content_is_what_the_handler_that_pulled_it_first_takes_it_for(kernels: Context) -> None:
-    assert images.pull(kernels, "boot", Credentials(), "kernel").format == "kernel"
-    assert images.pull(kernels, "again", Credentials(), "").format == "kernel"
-    images.remove(kernels, "boot")
-    assert images.pull(kernels, "again", Credentials(), "").format == "raw"
+    assert image_handlers.pull(kernels, "boot", Credentials(), "kernel").format == "kernel"
+    assert image_handlers.pull(kernels, "again", Credentials(), "").format == "kernel"
+    image_handlers.remove(kernels, "boot")
+    assert image_handlers.pull(kernels, "again", Credentials(), "").format == "raw"
 
 
 def test_an_image_whose_plugin_is_gone_is_left_to_who_makes_its_root_disk(
     kernels: Context, manager: Manager
 ) -> None:
-    images.pull(kernels, "boot", Credentials(), "kernel")
+    image_handlers.pull(kernels, "boot", Credentials(), "kernel")
     vm = _create(manager.context, "")
     assert manager.vm(vm).vm.image.format == "kernel"
