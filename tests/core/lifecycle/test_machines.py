@@ -30,7 +30,7 @@ from virtlet.model.resources import Resources
 from virtlet.model.vm import Machine, VmConfig, VmMetadata
 from virtlet.plugins.domain_xml.plugin import OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
-from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+from virtlet.plugins.libvirt_qemu.libvirt_hypervisor import LibvirtHypervisor
 from virtlet.plugins.libvirt_qemu.qemu_conf import locate
 
 Edit = Callable[[Element], object]

@@ -13,7 +13,7 @@ from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, 
 from virtlet.errors import FailedPrecondition, Unavailable
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.launch import LaunchPart
-from virtlet.plugins.libvirt_qemu.endings import adopt_orphans
+from virtlet.plugins.libvirt_qemu.libvirt_process import adopt_orphans
 
 REPORTED_WITHIN = 15.0
 """Seconds until a lost libvirt must show in the health: five, and room for a busy machine."""

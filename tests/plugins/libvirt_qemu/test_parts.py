@@ -1,9 +1,11 @@
-"""The small parts of the hypervisor: URIs, marks, records, words, events."""
+"""The small parts of the hypervisor: URIs, marks, records, log lines, events and errors."""
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -11,12 +13,18 @@ import libvirt
 import pytest
 
 from tests.fakes.model import make_node
-from virtlet.errors import InvalidArgument
+from virtlet.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    VirtletError,
+)
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.vm import VmExit
-from virtlet.plugins.libvirt_qemu import states
-from virtlet.plugins.libvirt_qemu.domains import mark, written
-from virtlet.plugins.libvirt_qemu.endings import Runs
+from virtlet.plugins.libvirt_qemu import failures
+from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_event
+from virtlet.plugins.libvirt_qemu.domains import live_state, mark, written
 from virtlet.plugins.libvirt_qemu.failures import ended_by_signal, why
 from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
 
@@ -95,7 +103,7 @@ def test_documents_are_written_on_several_threads() -> None:
 def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
     """By anyone who looks, also after a restart."""
     runs, ended = (
-        Runs(tmp_path / "runs"),
+        RunRecords(tmp_path / "runs"),
         VmExit(exit_code=0, reason="Completed", message="off", finished_at=7),
     )
     assert not runs.begun(VM)
@@ -105,7 +113,7 @@ def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
     assert runs.begun(VM)
     assert runs.ended(VM) is None
     assert runs.end(VM, ended) == ended
-    assert Runs(tmp_path / "runs").ended(VM) == ended
+    assert RunRecords(tmp_path / "runs").ended(VM) == ended
     runs.forget(VM)
     runs.forget(VM)
     assert not runs.begun(VM)
@@ -113,7 +121,7 @@ def test_a_run_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
 
 def test_the_first_word_on_an_end_stands(tmp_path: Path) -> None:
     """What saw it best comes first."""
-    runs = Runs(tmp_path)
+    runs = RunRecords(tmp_path)
     runs.begin(VM)
     first = runs.end(VM, VmExit(exit_code=1, reason="Error", message="panic", finished_at=1))
     assert (
@@ -124,7 +132,7 @@ def test_the_first_word_on_an_end_stands(tmp_path: Path) -> None:
 def test_a_damaged_record_is_an_end_nobody_saw(tmp_path: Path) -> None:
     """It never stops the manager from looking."""
     (tmp_path / VM).write_text("{half")
-    runs = Runs(tmp_path)
+    runs = RunRecords(tmp_path)
     assert runs.begun(VM)
     assert runs.ended(VM) is None
 
@@ -185,7 +193,7 @@ def test_what_a_failed_start_tells(
 )
 def test_what_has_an_emulator_is_live(state: int, ours: DomainState | None) -> None:
     """Also while the guest is off already and the emulator writes out the rest."""
-    assert states.live_state(state, 0) is ours
+    assert live_state(state, 0) is ours
 
 
 @pytest.mark.parametrize(
@@ -226,7 +234,7 @@ def test_the_embedded_drivers_own_signal_is_none(tmp_path: Path) -> None:
 def test_a_starting_domain_is_not_paused() -> None:
     """Its CPUs stand still for a moment, which nobody asked for."""
     reason = libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
-    assert states.live_state(libvirt.VIR_DOMAIN_PAUSED, reason) is DomainState.RUNNING
+    assert live_state(libvirt.VIR_DOMAIN_PAUSED, reason) is DomainState.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -248,6 +256,59 @@ def test_how_an_end_is_told(
     detail: int, logged: bool, signalled: bool, memory: bool, code: int, reason: str
 ) -> None:
     """In the container world's exit codes and words."""
-    ended = states.exit_by_event(detail, lambda: logged, signalled=signalled, out_of_memory=memory)
+    ended = exit_by_event(detail, lambda: logged, signalled=signalled, out_of_memory=memory)
     assert (ended.exit_code, ended.reason) == (code, reason)
     assert ended.message
+
+
+QEMU_DRIVER = libvirt.VIR_FROM_QEMU
+
+
+def raised(code: int, source: int = QEMU_DRIVER, message: str = "it failed") -> Any:
+    """An error as libvirt raises it."""
+    error = libvirt.libvirtError("wrapped")
+    error.err = (code, source, message, 2, "", None, None, -1, -1)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (raised(libvirt.VIR_ERR_NO_DOMAIN), NotFound),
+        (raised(libvirt.VIR_ERR_XML_ERROR), InvalidArgument),
+        (raised(libvirt.VIR_ERR_XML_DETAIL), InvalidArgument),
+        (raised(libvirt.VIR_ERR_CONFIG_UNSUPPORTED), InvalidArgument),
+        (raised(libvirt.VIR_ERR_OPERATION_FAILED), AlreadyExists),
+        (raised(libvirt.VIR_ERR_OPERATION_TIMEOUT), Unavailable),
+        (raised(libvirt.VIR_ERR_NO_CONNECT), Unavailable),
+        (raised(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC), Unavailable),
+        (raised(libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC), Unavailable),
+        (raised(libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_QEMU), VirtletError),
+        (raised(libvirt.VIR_ERR_NO_MEMORY), VirtletError),
+    ],
+)
+def test_errors_become_ours(error: Any, kind: type[VirtletError]) -> None:
+    """With what was tried, and libvirt's reason."""
+    ours = failures.translate(error, "define VM 0123")
+    assert type(ours) is kind
+    assert str(ours).startswith("cannot define VM 0123: it failed")
+
+
+@pytest.mark.parametrize(
+    ("check", "code"),
+    [
+        (failures.is_missing, libvirt.VIR_ERR_NO_DOMAIN),
+        (failures.is_wrong_state, libvirt.VIR_ERR_OPERATION_INVALID),
+        (failures.is_lost, libvirt.VIR_ERR_NO_CONNECT),
+    ],
+)
+def test_what_callers_pass_over_is_told_by_name(check: Callable[[Any], bool], code: int) -> None:
+    """And nothing else is."""
+    assert check(raised(code))
+    assert not check(raised(libvirt.VIR_ERR_NO_MEMORY))
+
+
+def test_long_messages_are_cut() -> None:
+    """libvirt quotes logs and documents."""
+    assert len(failures.short(raised(libvirt.VIR_ERR_XML_ERROR, message="x" * 9999))) == 500
+    assert failures.short(libvirt.libvirtError("")) != ""

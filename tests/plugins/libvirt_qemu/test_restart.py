@@ -7,17 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.plugins.libvirt_qemu.other_managers import ROOT, command, probes
 from tests.plugins.libvirt_qemu.rig import open_directory, wait_until
-from tests.plugins.libvirt_qemu.victim import probes
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_vms_survive_the_manager_and_are_found_again() -> None:
     """One goes on, one was killed meanwhile, one powered off meanwhile, one never ran."""
     with open_directory() as directory:
         first = subprocess.Popen(
-            [sys.executable, "-m", "tests.plugins.libvirt_qemu.survivor", str(directory)],
+            command("survive", directory),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,7 +36,7 @@ def test_vms_survive_the_manager_and_are_found_again() -> None:
         wait_until(lambda: out.read_bytes().endswith(b"x"), "an echo without a manager")
 
         second = subprocess.run(
-            [sys.executable, "-m", "tests.plugins.libvirt_qemu.successor", str(directory), stays],
+            command("succeed", directory, stays),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -65,8 +63,7 @@ def test_vms_survive_the_manager_and_are_found_again() -> None:
 def test_a_probe_that_a_killed_manager_left_is_ended_by_the_next() -> None:
     """libvirt asks a QEMU that nobody else would end."""
     with open_directory() as directory:
-        victim = [sys.executable, "-m", "tests.plugins.libvirt_qemu.victim", str(directory)]
-        done = subprocess.run(victim, cwd=ROOT, timeout=60, check=False)
+        done = subprocess.run(command("die", directory), cwd=ROOT, timeout=60, check=False)
         assert done.returncode == -signal.SIGKILL
         assert probes(directory)
         script = (

@@ -1,7 +1,8 @@
-"""The memory that QEMU needs beside the guest's RAM.
+"""What emulators consume: the memory they may need beside the guest's RAM, and what they used.
 
-docs/node.md has the same formula, with what was measured; the RuntimeClasses of
-deploy/runtimeclass.yaml follow it.
+docs/node.md has the formula of the memory, with measurements; the RuntimeClasses of
+deploy/runtimeclass.yaml follow it. Statistics are those of virConnectGetAllDomainStats of libvirt's
+API; memory is in KiB there, times in nanoseconds.
 """
 
 import os
@@ -17,31 +18,31 @@ from virtlet.model.vm import Machine
 
 _MIB = 1 << 20
 BASE = 64 * _MIB
-"""Heap, firmware, devices and the program's own pages, which any machine has, and I/O under way."""
+"""Of any machine: heap, firmware, devices, the program's own pages, and I/O under way."""
 PER_VCPU = 4 * _MIB
 PER_DEVICE = 1 * _MIB
 """For each disk and NIC."""
 DISK_PER_TABLE = 8192
 """Bytes of a qcow2 disk for each byte of its table that QEMU keeps, with clusters of 64 KiB."""
 MOST_TABLE = 32 * _MIB
-"""QEMU keeps no more of a disk's table."""
+"""Of a disk's table; QEMU keeps no more."""
 RAM_PER_TABLE = 256
 """Bytes of RAM for each byte of the page tables that map it: the node's, and KVM's."""
 EMULATED_RAM_PER_TABLE = 64
 """The same without KVM, where QEMU has tables of its own."""
 NOTES_PER_BUFFER = 8
-"""Bytes of the translation buffer for each byte that QEMU notes of what is in it."""
+"""Bytes of the translation buffer for each byte of QEMU's metadata of it."""
 
-# Not CPU_TOTAL: for it the driver looks at all emulators of the node (1.5 s the first time) and
-# keeps what it learned of them (8 MB). The kernel tells CPU time as well.
+# Not CPU_TOTAL: for it the driver probes all emulators of the node (1.5 s the first time) and
+# keeps their capabilities (8 MB). The kernel tells CPU time as well.
 WANTED = libvirt.VIR_DOMAIN_STATS_VCPU | libvirt.VIR_DOMAIN_STATS_BALLOON
 FLAGS = (
     libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
-    # Domains that are busy with another call tell what needs no waiting for them.
+    # Of domains that are busy with another call, only what is known without waiting.
     | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 )
 _ENDED = ("Z", "X")
-"""States of a process that only waits to be reaped."""
+"""States of a process that has ended and is not reaped yet."""
 _KIB = 1024
 _TICK = 10**9 // os.sysconf("SC_CLK_TCK")
 
@@ -62,19 +63,13 @@ def overhead(machine: Machine) -> int:
     return need + buffer + buffer // NOTES_PER_BUFFER + flavor.memory // EMULATED_RAM_PER_TABLE
 
 
-# What running domains consume, out of libvirt's bulk statistics.
-#
-# Source: virConnectGetAllDomainStats of libvirt's API; memory is in KiB there, times in
-# nanoseconds.
-
-
 def stats_of(vm_id: str, pid: int | None, values: Mapping[str, Any]) -> DomainStats | None:
-    """One domain's record, or None when its emulator has ended.
+    """The statistics of one domain, or None if its emulator has ended.
 
     Args:
-        vm_id: whose.
-        pid: the emulator's, where that is known.
-        values: libvirt's.
+        vm_id: of the VM.
+        pid: of the emulator, if it is known.
+        values: of libvirt's bulk statistics.
     """
     cpu_time = 0 if pid is None else _cpu_time(pid)
     if cpu_time is None:

@@ -20,10 +20,8 @@ from attrs import frozen
 from virtlet.errors import Unavailable, VirtletError
 from virtlet.model.hypervisor import DomainCallback, DomainState, Observation
 from virtlet.model.vm import VmExit
-from virtlet.plugins.libvirt_qemu import states
-from virtlet.plugins.libvirt_qemu.domains import canonical
-from virtlet.plugins.libvirt_qemu.endings import OomWatch, Runs, now
-from virtlet.plugins.libvirt_qemu.states import Sight
+from virtlet.plugins.libvirt_qemu.domain_endings import OomWatch, RunRecords, exit_by_event
+from virtlet.plugins.libvirt_qemu.domains import DomainStates, canonical
 
 log = logging.getLogger(__name__)
 
@@ -140,20 +138,20 @@ class Changes:
 
     Args:
         runs: where ends are recorded.
-        sight: what there is now.
+        states: what there is now.
         emulator: process id of a running domain's emulator.
         by_signal: whether a signal ended the emulator of the domain with this name.
     """
 
     def __init__(
         self,
-        runs: Runs,
-        sight: Sight,
+        runs: RunRecords,
+        states: DomainStates,
         emulator: Callable[[str], int | None],
         by_signal: Callable[[str], bool],
     ) -> None:
         self._runs = runs
-        self._sight = sight
+        self._states = states
         self._emulator = emulator
         self._by_signal = by_signal
         self._oom = OomWatch()
@@ -182,13 +180,13 @@ class Changes:
                 self._tell_live(seen.vm_id, tell)
 
     def _tell_live(self, vm_id: str, tell: DomainCallback) -> None:
-        observation = self._sight.one(vm_id, None)
+        observation = self._states.one(vm_id, None)
         if observation is not None and observation.state is not DomainState.STOPPED:
             self._tell(observation, tell)
 
     def _lives(self, vm_id: str) -> bool:
         with contextlib.suppress(VirtletError):
-            observation = self._sight.one(vm_id, None)
+            observation = self._states.one(vm_id, None)
             return observation is not None and observation.state in _LIVE
         return False
 
@@ -199,7 +197,7 @@ class Changes:
 
     def look(self, tell: DomainCallback | None) -> None:
         """Tell what no event told; the first time everything is new."""
-        current = self._sight.all(None)
+        current = self._states.all(None)
         for vm_id in set(self._told) - set(current):
             before = self._told.pop(vm_id)
             if tell and before.state in _LIVE:
@@ -207,7 +205,7 @@ class Changes:
                     exit_code=255,
                     reason="Error",
                     message="libvirt does not know the VM any more",
-                    finished_at=now(),
+                    finished_at=time.time_ns(),
                 )
                 tell(Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=gone))
         for observation in current.values():
@@ -222,7 +220,7 @@ class Changes:
             self._ended.discard(seen.vm_id)
             return seen
         if seen.vm_id in self._ended:
-            return self._sight.one(seen.vm_id, 0.0)
+            return self._states.one(seen.vm_id, 0.0)
         self._ended.add(seen.vm_id)
         return None
 
@@ -234,7 +232,7 @@ class Changes:
             return  # not ours, or a start that failed and was reported as such
         if self._lives(seen.vm_id):
             return  # this was the run before: the domain has been started again
-        how = states.exit_by_event(
+        how = exit_by_event(
             seen.detail,
             lambda: self._by_signal(seen.name),
             signalled=signalled,

@@ -1,38 +1,54 @@
-"""What makes a domain one of ours, and finding ours among all that libvirt has."""
+"""Our domains among all that libvirt has: their mark, and what libvirt knows of them.
+
+Source: virDomainState of libvirt's domain API.
+"""
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
 
+from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import failures
 from virtlet.plugins.libvirt_qemu.connections import Connections
+from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_reason
 
 NAMESPACE = "urn:virtlet:domain:1"
 _PREFIX = "virtlet"
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-# Here, as two threads that register one at the same time make one of them fail.
+# At import, as one of two threads that register a namespace at the same time fails.
 ElementTree.register_namespace(_PREFIX, NAMESPACE)
 ElementTree.register_namespace("qemu", _QEMU_NAMESPACE)
 
+_LIVE = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    # The guest has powered off; the emulator still writes its caches.
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+    # Panicked, and preserved instead of ended: its CPUs stand still.
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.PAUSED,
+}
 
-# What makes a domain document the one of a VM of ours.
+EVENT_DELAY = 0.5
+"""Seconds to wait for the event of an end, which says more exactly how a VM ended."""
 
 
 def flaw(machine: Machine, domain: Element) -> str:
-    """Why a document cannot be the machine's, as a clause; "" when it can.
+    """Why a document cannot be the machine's, as a clause; "" if it can.
 
-    The domain is found by its uuid, and its files by its name, which no other may have. Only
-    the machine's emulator takes part in its launch.
+    The domain is found by its uuid, and its files by its name, which must be unique. Only the
+    machine's emulator takes part in its launch.
     """
     vm_id = machine.vm.id
     if domain.tag != "domain":
-        return "that is no <domain>"
+        return "that is not a <domain>"
     if [canonical(text) for text in _texts(domain, "uuid")] != [vm_id]:
         return "whose <uuid> is not the VM's id"
     if [vm_id[:12] in name for name in _texts(domain, "name")] != [True]:
@@ -43,12 +59,12 @@ def flaw(machine: Machine, domain: Element) -> str:
 
 
 def mark(domain: Element, vm_id: str, instance: str) -> None:
-    """Put our mark into a domain document, in place of any that is there.
+    """Put our mark into the metadata of a domain document, in place of any other mark.
 
     Args:
         domain: the document.
-        vm_id: the VM it is for.
-        instance: the manager whose VM it is.
+        vm_id: id of the VM.
+        instance: of the manager that the VM is of.
     """
     metadata = domain.find("metadata")
     if metadata is None:
@@ -81,7 +97,7 @@ def is_marked(domain: Any, instance: str) -> bool:
 
 
 def canonical(text: str) -> str:
-    """A UUID as we write VM ids: 32 lowercase hexadecimal digits; "" for what is none."""
+    """A UUID in the form of VM ids, 32 lowercase hexadecimal digits; "" if it is not a UUID."""
     try:
         return uuid.UUID(text.strip()).hex
     except ValueError:
@@ -92,15 +108,12 @@ def _texts(domain: Element, path: str) -> list[str]:
     return [element.text or "" for element in domain.findall(path)]
 
 
-# Finding our domains among all that libvirt has.
-
-
 class Domains:
-    """libvirt's domains, ours told from others'.
+    """Finds our domains among those of libvirt.
 
     Args:
         connections: to libvirt.
-        instance: the manager whose domains are ours.
+        instance: of the manager, which is in the mark of its domains.
     """
 
     def __init__(self, connections: Connections, instance: str) -> None:
@@ -111,7 +124,7 @@ class Domains:
 
     @contextlib.contextmanager
     def call(self, doing: str) -> Iterator[Any]:
-        """A connection for some calls; libvirt's errors in it become ours.
+        """A connection for some calls; errors of libvirt become ours.
 
         Args:
             doing: what is tried, on what: "define VM 0123".
@@ -123,19 +136,19 @@ class Domains:
             raise failures.translate(error, doing) from None
 
     def find(self, connection: Any, vm_id: str) -> Any | None:
-        """Our domain, or None where there is none or it is not ours."""
+        """The domain of a VM of ours, or None."""
         domain = self.look_up(connection, vm_id)
         return domain if domain is not None and self.is_ours(domain, vm_id) else None
 
     def look_up(self, connection: Any, vm_id: str) -> Any | None:
-        """Whoever's domain has this uuid."""
+        """The domain with this uuid, ours or not, or None."""
         with missing_is_fine():
             return connection.lookupByUUIDString(vm_id)
         self.forget(vm_id)
         return None
 
     def all(self, connection: Any) -> Iterator[tuple[str, Any]]:
-        """VM id and domain of all that are ours."""
+        """VM id and domain of each that is ours."""
         for domain in connection.listAllDomains():
             vm_id = canonical(domain.UUIDString())
             if self.is_ours(domain, vm_id):
@@ -148,13 +161,13 @@ class Domains:
         return vm_id in self._ours
 
     def forget(self, vm_id: str) -> None:
-        """Look again the next time: the domain is gone or about to be another."""
+        """Read the mark again the next time, because the domain is gone or about to be replaced."""
         self._ours.discard(vm_id)
 
 
 @contextlib.contextmanager
 def missing_is_fine() -> Iterator[None]:
-    """Pass over that there is no such domain (any more)."""
+    """Ignore that the domain does not exist."""
     try:
         yield
     except libvirt.libvirtError as error:
@@ -164,9 +177,70 @@ def missing_is_fine() -> Iterator[None]:
 
 @contextlib.contextmanager
 def wrong_state_is_fine() -> Iterator[None]:
-    """Pass over that the domain is in the wanted state already."""
+    """Ignore that the domain is in the wanted state already."""
     try:
         yield
     except libvirt.libvirtError as error:
         if not failures.is_wrong_state(error):
             raise
+
+
+def live_state(state: int, reason: int) -> DomainState | None:
+    """The state of a domain that has an emulator; None if it is shut off."""
+    starting = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+    if (state, reason) == starting:
+        return DomainState.RUNNING  # as it will be in a moment
+    return _LIVE.get(state)
+
+
+class DomainStates:
+    """Observes our domains.
+
+    How a VM ended is what its record says. If there is none yet, its event is given some seconds
+    (`patience`) to write it; then the reason of the state is taken. Without patience (None) the
+    observation has no `exit`.
+
+    Args:
+        domains: finds them.
+        runs: where ends are recorded.
+        by_signal: whether a signal ended the emulator of the domain with this name.
+    """
+
+    def __init__(
+        self, domains: Domains, runs: RunRecords, by_signal: Callable[[str], bool]
+    ) -> None:
+        self._domains = domains
+        self._runs = runs
+        self._by_signal = by_signal
+
+    def one(self, vm_id: str, patience: float | None = EVENT_DELAY) -> Observation | None:
+        """One of our domains now, or None."""
+        with self._domains.call(f"look at VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                return None
+            with missing_is_fine():
+                return self._observation(vm_id, domain, patience)
+            return None
+
+    def all(self, patience: float | None = EVENT_DELAY) -> Mapping[str, Observation]:
+        """All of our domains now, by VM id."""
+        found: dict[str, Observation] = {}
+        with self._domains.call("list VMs") as connection:
+            for vm_id, domain in self._domains.all(connection):
+                with missing_is_fine():
+                    found[vm_id] = self._observation(vm_id, domain, patience)
+        return found
+
+    def _observation(self, vm_id: str, domain: Any, patience: float | None) -> Observation:
+        state, reason = domain.state()
+        live = live_state(state, reason)
+        if live is not None:
+            return Observation(vm_id=vm_id, state=live)
+        if not self._runs.begun(vm_id):
+            return Observation(vm_id=vm_id, state=DomainState.DEFINED)
+        ended = self._runs.wait_for_end(vm_id, patience or 0.0)
+        if ended is None and patience is not None:
+            how = exit_by_reason(reason, lambda: self._by_signal(domain.name()))
+            ended = self._runs.end(vm_id, how)
+        return Observation(vm_id=vm_id, state=DomainState.STOPPED, exit=ended)

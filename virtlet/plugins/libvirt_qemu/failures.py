@@ -1,4 +1,4 @@
-"""libvirt's errors in our words, and the emulator's last words, out of the domain's log."""
+"""libvirt's errors as ours, and what the emulator said last, from the domain's log."""
 
 import contextlib
 import os
@@ -15,12 +15,9 @@ _LINES = 4
 _LONGEST = 600
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+(?:Z|\+0000:)\s*")
 _SIGNAL = re.compile(r"\bterminating on signal \d+(?: from pid (\d+) \((.*)\))?")
-"""QEMU's word before it ends by a signal that it could catch."""
+"""QEMU's message before it ends by a signal that it can catch."""
 _DAEMONS = ("libvirtd", "virtqemud")
 _NOISE = re.compile(r"^(starting up libvirt|shutting down|Domain id=\d+ is tainted|char device )")
-
-
-# The emulator's last words: from libvirt's message or the domain's log.
 
 _LOST = frozenset(
     {
@@ -57,8 +54,8 @@ def why(message: str, log: Path) -> str:
         log: the domain's log.
 
     Returns:
-        A bounded text in one line. Of the command line, which holds the launch token, nothing
-        is ever quoted.
+        One line of bounded length. The command line, which has the launch token in it, is never
+        quoted.
     """
     head, _, quoted = message.partition("\n")
     before, colon, first = head.rpartition("): ")
@@ -72,9 +69,9 @@ def why(message: str, log: Path) -> str:
 
 
 def ended_by_signal(log: Path) -> bool:
-    """Whether the last run of the emulator was told to end by a signal that is not libvirt's.
+    """Whether the last run of the emulator was ended by a signal that is not libvirt's.
 
-    libvirt, which may be in this process, ends so what it gives up for a reason of its own.
+    libvirt, which may be in this process, sends one for reasons of its own.
     """
     with contextlib.suppress(OSError):
         for line in _words(_tail(log)):
@@ -92,7 +89,7 @@ def _tail(log: Path) -> list[str]:
 
 
 def _words(lines: list[str]) -> list[str]:
-    """Lines that say something, since the last start."""
+    """Lines with a message, since the last start."""
     said: list[str] = []
     for line in lines:
         text = _STAMP.sub("", line).strip()
@@ -103,9 +100,6 @@ def _words(lines: list[str]) -> list[str]:
         ):
             said.append(text)
     return said
-
-
-# libvirt's errors in our words.
 
 
 def is_lost(error: libvirt.libvirtError) -> bool:
@@ -128,7 +122,7 @@ def is_wrong_state(error: libvirt.libvirtError) -> bool:
 
 
 def translate(error: libvirt.libvirtError, doing: str) -> VirtletError:
-    """Our error for one of libvirt's.
+    """The error of ours for one of libvirt's.
 
     Args:
         error: what libvirt raised.

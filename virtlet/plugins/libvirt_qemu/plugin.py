@@ -1,8 +1,11 @@
 """libvirt_qemu: virtual machines by libvirt and QEMU, with its settings."""
 
+import contextlib
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtlet import hookimpl
@@ -11,8 +14,10 @@ from virtlet.model.hypervisor import Hypervisor, HypervisorInfo
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, TEXT, Option, Settings, choice
 from virtlet.plugins.libvirt_qemu.accelerator import examine
-from virtlet.plugins.libvirt_qemu.library import quietly
 from virtlet.plugins.libvirt_qemu.qemu_conf import locate
+
+if TYPE_CHECKING:
+    from virtlet.plugins.libvirt_qemu.libvirt_hypervisor import LibvirtHypervisor
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +54,8 @@ KVM: Option[str] = Option(
 
 OPTIONS = (LIBVIRT_URI, DISABLE_KVM, KVM)
 
-
-if TYPE_CHECKING:
-    from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
-
-
-# From settings to a hypervisor.
+_LONGEST_LOG = 1 << 20
+_LOG_SETTING = "LIBVIRT_LOG_OUTPUTS"
 
 
 def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
@@ -77,13 +78,33 @@ def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
     info = HypervisorInfo(
         name="QEMU", version=host.qemu_version, accelerator="kvm" if kvm else "qemu"
     )
-    with quietly(place.root / "log/libvirt.log" if place.root else None):
-        from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+    with _quietly(place.root / "log/libvirt.log" if place.root else None):
+        from virtlet.plugins.libvirt_qemu.libvirt_hypervisor import LibvirtHypervisor
     return LibvirtHypervisor(place, node, info)
 
 
-if TYPE_CHECKING:
-    from virtlet.plugins.libvirt_qemu.hypervisor import LibvirtHypervisor
+@contextlib.contextmanager
+def _quietly(log: Path | None) -> Iterator[None]:
+    """Load libvirt inside this context, so that it does not write to our stderr.
+
+    libvirt reads its settings as its module is imported, and never again.
+
+    Args:
+        log: file for the embedded driver's own messages, errors only (the default is stderr, with
+            several lines for every VM); None leaves them alone. An operator's
+            LIBVIRT_LOG_OUTPUTS wins.
+    """
+    if log is None or _LOG_SETTING in os.environ:
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LONGEST_LOG:
+        log.unlink()
+    os.environ[_LOG_SETTING] = f"4:file:{log}"
+    try:
+        yield
+    finally:
+        del os.environ[_LOG_SETTING]
 
 
 class Plugin:

@@ -31,7 +31,7 @@ def locate(uri: str, data_dir: Path) -> Place:
     """Find the driver's places from the configured URI.
 
     Raises:
-        InvalidArgument: the URI is none of QEMU's, or names no usable root.
+        InvalidArgument: it is not a URI of QEMU, or its root is not usable.
     """
     try:
         parts = urlsplit(uri)
@@ -67,8 +67,8 @@ def locate(uri: str, data_dir: Path) -> Place:
 def configuration(node: Node) -> str:
     """qemu.conf for the embedded driver.
 
-    The manager prepares files, sockets and cgroups itself and knows which of them are shared
-    between VMs, so libvirt must not change owners, make cgroups or hide /dev.
+    The manager prepares files, sockets and cgroups itself and knows which of them VMs share, so
+    that libvirt must not change owners, make cgroups or hide /dev.
     """
     return f"""# Written by Virtlet at every start; changes are lost.
 security_driver = "none"
@@ -83,7 +83,7 @@ stdio_handler = "file"
 
 
 def prepare_root(root: Path, node: Node) -> None:
-    """Make the embedded driver's directory ready for it to start."""
+    """Prepare the embedded driver's directory for its start."""
     etc = root / "etc"
     etc.mkdir(parents=True, exist_ok=True)
     # The emulator's user passes through to its own directories below.

@@ -1,12 +1,16 @@
-"""Orphans are reaped, and children are left to whoever waits for them."""
+"""What libvirt needs of the process that it is loaded into: a reaper, and a host name."""
 
+import json
 import subprocess
 import sys
 import textwrap
 
+from tests.plugins.libvirt_qemu.other_managers import NAME, ROOT, command
+from tests.plugins.libvirt_qemu.rig import open_directory
+
 _START = """
 import os, subprocess, sys, time
-from virtlet.plugins.libvirt_qemu.endings import adopt_orphans
+from virtlet.plugins.libvirt_qemu.libvirt_process import adopt_orphans
 adopt_orphans(patience=float(sys.argv[1]))
 
 def gone(pid, within=5):
@@ -73,3 +77,29 @@ def test_many_daemons_and_children_at_once() -> None:
         assert [child.wait() for child in children] == list(range(20))
         assert all(gone(pid) for pid in daemons)
     """)
+
+
+def test_no_start_of_a_vm_asks_dns_and_a_daemons_operator_is_told_that_its_starts_do() -> None:
+    with open_directory() as directory:
+        done = subprocess.run(
+            [
+                "unshare",
+                "--mount",
+                "--net",
+                "--uts",
+                "--propagation",
+                "private",
+                *command("unresolved", directory),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            timeout=120,
+            check=True,
+        )
+    report = json.loads(done.stdout)
+    assert report["vm"] == 0
+    # The resolver was there, and is asked by who does not know better.
+    assert report["name"] > 0
+    assert report["host"] == NAME
+    (said,) = report["said"]
+    assert f"127.0.1.1 {NAME}" in said

@@ -27,19 +27,15 @@ from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu import (
-    consumption,
-    failures,
-    nics,
-    process,
-    states,
-)
+from virtlet.plugins.libvirt_qemu import consumption, failures, libvirt_process, nics
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.consumption import overhead
+from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, forced
 from virtlet.plugins.libvirt_qemu.domain_events import Changes, Watch
 from virtlet.plugins.libvirt_qemu.domain_resize import Resizer
 from virtlet.plugins.libvirt_qemu.domains import (
     Domains,
+    DomainStates,
     canonical,
     flaw,
     mark,
@@ -47,10 +43,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
     written,
     wrong_state_is_fine,
 )
-from virtlet.plugins.libvirt_qemu.endings import Runs, adopt_orphans
-from virtlet.plugins.libvirt_qemu.process import tell_of_slow_look_ups, without_look_up
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
-from virtlet.plugins.libvirt_qemu.states import Sight
 
 _FORGET_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
@@ -60,11 +53,11 @@ _FORGET_ALL = (
 )
 
 _SEEN, _POLL = 5.0, 0.01
-"""Seconds until libvirt has seen that an emulator is gone, and between two looks."""
+"""Seconds for libvirt to notice that an emulator is gone, and between two looks."""
 _GRACE = 10.0
-"""Seconds an emulator gets to write out what it holds, before SIGKILL; as with libvirt."""
+"""Seconds that an emulator gets to write its caches, before SIGKILL; as with libvirt."""
 _LEARNING = 10.0
-"""Seconds to wait at most for what the driver is finding out."""
+"""Seconds to wait at most for the driver's probe of the emulator."""
 
 
 class LibvirtHypervisor(Hypervisor):
@@ -72,7 +65,7 @@ class LibvirtHypervisor(Hypervisor):
 
     Args:
         place: the libvirt to use.
-        node: the manager's places.
+        node: the directories of the manager.
         info: what this hypervisor is.
     """
 
@@ -87,9 +80,9 @@ class LibvirtHypervisor(Hypervisor):
             shared=place.embedded,
         )
         self._domains = Domains(self._connections, node.instance)
-        self._runs = Runs(node.state_dir("libvirt_qemu") / "runs")
-        self._sight = Sight(self._domains, self._runs, self._by_signal)
-        self._changes = Changes(self._runs, self._sight, self._process, self._by_signal)
+        self._runs = RunRecords(node.state_dir("libvirt_qemu") / "runs")
+        self._states = DomainStates(self._domains, self._runs, self._by_signal)
+        self._changes = Changes(self._runs, self._states, self._process, self._by_signal)
         self._watch = Watch(self._changes.on_event, self._changes.look)
         self._learning: threading.Thread | None = None
 
@@ -98,10 +91,10 @@ class LibvirtHypervisor(Hypervisor):
         root = self._place.root
         if root is not None:
             prepare_root(root, self._node)
-            adopt_orphans()
+            libvirt_process.adopt_orphans()
         else:
-            tell_of_slow_look_ups()
-        process.prepare()
+            libvirt_process.tell_of_slow_look_ups()
+        libvirt_process.prepare()
         self._connections.open()
         self._watch.start()
         self._watch.connected()
@@ -113,7 +106,7 @@ class LibvirtHypervisor(Hypervisor):
     def close(self) -> None:
         """Disconnect; VMs go on running."""
         if self._learning is not None:
-            # The driver ends its probes only as long as it lives.
+            # Else a probe under way would go on without an end.
             self._learning.join(_LEARNING)
         self._connections.close()
         self._watch.stop()
@@ -135,11 +128,11 @@ class LibvirtHypervisor(Hypervisor):
         return overhead(machine)
 
     def launch(self, machine: Machine) -> LaunchPart:
-        """The NICs; libvirt knows of none, as it would open their taps in its own namespace."""
+        """The NICs, unknown to libvirt, which would open their taps in its own namespace."""
         return nics.launch_part(machine)
 
     def reads_documents(self) -> bool:
-        """libvirt does."""
+        """Yes, for libvirt."""
         return True
 
     def review(self, machine: Machine, domain: Element) -> str:
@@ -160,7 +153,7 @@ class LibvirtHypervisor(Hypervisor):
                 )
             name = domain.findtext("name")
             if known is not None and known.name() != name and not known.isActive():
-                # libvirt refuses a uuid it knows by another name.
+                # libvirt refuses a uuid that it knows by another name.
                 known.undefineFlags(_FORGET_ALL)
             connection.defineXML(written(domain))
             self._runs.forget(vm_id)
@@ -189,8 +182,8 @@ class LibvirtHypervisor(Hypervisor):
             if domain.isActive():
                 if self._runs.ended(vm_id) is None:
                     return
-                # Its emulator was ended a moment ago, which libvirt has yet to see. Were it told to
-                # end the domain, it would take what it sees then for the end of the next emulator.
+                # Its emulator was ended a moment ago, which libvirt has not noticed yet. A destroy
+                # now would have it take that for the end of the next emulator.
                 deadline = time.monotonic() + _SEEN
                 while domain.isActive() and time.monotonic() < deadline:
                     time.sleep(_POLL)
@@ -198,7 +191,7 @@ class LibvirtHypervisor(Hypervisor):
             self._runs.begin(vm_id)
             try:
                 if self._place.embedded:
-                    without_look_up(domain.create)
+                    libvirt_process.without_look_up(domain.create)
                 else:
                     domain.create()
             except libvirt.libvirtError as error:
@@ -250,11 +243,11 @@ class LibvirtHypervisor(Hypervisor):
 
     def observe(self, vm_id: str) -> Observation | None:
         """The domain now."""
-        return self._sight.one(vm_id)
+        return self._states.one(vm_id)
 
     def list(self) -> Mapping[str, Observation]:
         """All domains that carry our mark."""
-        return self._sight.all()
+        return self._states.all()
 
     def stats(self) -> Mapping[str, DomainStats]:
         """Consumption of all our running domains, by one call."""
@@ -273,22 +266,22 @@ class LibvirtHypervisor(Hypervisor):
 
     @staticmethod
     def _destroy(domain: Any) -> None:
-        """End the domain as libvirt does; returns when libvirt has tidied up behind it."""
+        """End the domain by libvirt; return when libvirt has cleaned up after it."""
         with missing_is_fine(), wrong_state_is_fine():
             domain.destroy()
 
     def _end_emulator(self, vm_id: str, name: str) -> bool:
         """End the emulator's process; False leaves that to libvirt.
 
-        libvirt looks only five times a second whether a process that it ended is gone. It tidies
-        up behind one that ended without it, too, and nobody has to wait for that.
+        libvirt looks only five times a second whether a process that it ended is gone. It cleans
+        up after one that ended without it, too, and no call waits for that.
         """
         pid = self._pid(name)
         pidfd = open_process(pid, str(uuid.UUID(vm_id))) if pid else None
         if pidfd is None:
             return False
         try:
-            self._runs.end(vm_id, states.forced())
+            self._runs.end(vm_id, forced())
             with contextlib.suppress(OSError):
                 end_process(pidfd, grace=_GRACE)
             return ended(pidfd)
@@ -303,7 +296,7 @@ class LibvirtHypervisor(Hypervisor):
             return self._pid(domain.name())
 
     def _pid(self, name: str) -> int | None:
-        """The driver's own note of a running domain's process."""
+        """The process of a running domain, from the driver's pid file."""
         with contextlib.suppress(OSError, ValueError):
             return int((self._place.state / f"{name}.pid").read_text())
         return None
@@ -315,13 +308,13 @@ class LibvirtHypervisor(Hypervisor):
         return self._place.logs / f"{name}.log"
 
     def _clean(self, name: str) -> None:
-        """Delete what libvirt leaves behind of a domain it has forgotten."""
+        """Delete what libvirt leaves of a domain that is undefined."""
         remove_file(self._log(name))
         for rotated in self._place.logs.glob(f"{name}.log.[0-9]*"):
             remove_file(rotated)
 
     def _learn_emulator(self) -> None:
-        """Have libvirt find out what the emulator can before the first VM has to wait for it.
+        """Have libvirt probe the emulator before the first VM has to wait for that.
 
         After an upgrade of QEMU or the kernel that takes half a second, else 20 ms.
         """
