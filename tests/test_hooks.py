@@ -34,6 +34,7 @@ from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import TEXT, Annotation, Option, Settings
 from virtlet.model.pod import DnsConfig, Pod, Profile
+from virtlet.model.reference import parse_reference
 from virtlet.model.vm import Console, Machine, Mount, Vm, VmConfig, VolumeRequest
 
 COLOUR = Option(
@@ -274,7 +275,7 @@ def test_hook_hypervisor(hooks: Hooks) -> None:
 
 
 def test_hook_resolve_image(hooks: Hooks) -> None:
-    assert hooks.resolve_image(PROFILE, "mine/x").url == "mine://mine/x"
+    assert hooks.resolve_image(PROFILE, parse_reference("mine/x")).url == "mine://mine/x"
 
 
 def test_hook_fetch_image(hooks: Hooks) -> None:

@@ -78,6 +78,7 @@ from virtlet.model.option import (
     integer,
 )
 from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
+from virtlet.model.reference import Reference, parse_reference
 from virtlet.model.resources import Resources
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import (
@@ -156,6 +157,7 @@ __all__ = [
     "PortMapping",
     "Profile",
     "RecognizedImage",
+    "Reference",
     "Resize",
     "ResourceExhausted",
     "Resources",
@@ -183,6 +185,7 @@ __all__ = [
     "netns",
     "new_disk_file",
     "open_tap",
+    "parse_reference",
     "remove_file",
     "remove_tree",
     "run",

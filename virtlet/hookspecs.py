@@ -37,6 +37,7 @@ from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
+from virtlet.model.reference import Reference
 from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -86,7 +87,7 @@ def virtlet_hypervisor() -> Hypervisor | None:
 
 
 @hookspec(firstresult=True)
-def virtlet_resolve_image(name: str) -> ImageSource | None:
+def virtlet_resolve_image(name: str, reference: Reference) -> ImageSource | None:
     """Say where the content of an image name is (first)."""
 
 

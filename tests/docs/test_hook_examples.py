@@ -26,10 +26,9 @@ from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import netns
 from virtlet.host.links import Links
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images
-from virtlet.images.route import Route
-from virtlet.images.store import ImageStore
+from virtlet.images.pull import Images, Route
 from virtlet.launch.merge import merge_launch
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event, EventKind
@@ -39,6 +38,7 @@ from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.image import ImageSource, RecognizedImage
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod, Profile
+from virtlet.model.reference import parse_reference
 from virtlet.model.vm import Machine, Mount, Vm, VolumeRequest
 from virtlet.plugins.libvirt_qemu.domains import flaw, written
 from virtlet.testing.namespaces import enter_namespace
@@ -91,10 +91,10 @@ def _user_data(example: Example, vm: Vm, flavor: Flavor | None = None) -> object
 def test_example_of_virtlet_options(example: Example) -> None:
     """The setting's value reaches the image's address; other names are not its own."""
     example.configure(mirrorAddress="https://mirror.test")
-    source = example.hooks.resolve_image(PROFILE, "virtlet.cloud/mirror/debian:12")
+    source = example.hooks.resolve_image(PROFILE, parse_reference("virtlet.cloud/mirror/debian:12"))
     assert (source.name, source.url) == ("mirror/debian", "https://mirror.test/debian")
     with pytest.raises(FailedPrecondition, match="no plugin"):
-        example.hooks.resolve_image(PROFILE, "debian")
+        example.hooks.resolve_image(PROFILE, parse_reference("debian"))
 
 
 def test_example_of_virtlet_annotations(example: Example, vm: Vm) -> None:
@@ -165,10 +165,12 @@ def test_example_of_virtlet_hypervisor(example: Example, machine: Machine) -> No
 
 def test_example_of_virtlet_resolve_image(example: Example) -> None:
     """A release by its name; an unknown one is refused by name."""
-    source = example.hooks.resolve_image(PROFILE, "virtlet.cloud/debian/trixie:latest")
+    source = example.hooks.resolve_image(
+        PROFILE, parse_reference("virtlet.cloud/debian/trixie:latest")
+    )
     assert source.url.endswith("/trixie/latest/debian-13-genericcloud-amd64.qcow2")
     with pytest.raises(NotFound, match="potato: the known releases are bookworm, trixie"):
-        example.hooks.resolve_image(PROFILE, "debian/potato")
+        example.hooks.resolve_image(PROFILE, parse_reference("debian/potato"))
 
 
 def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> Non
             lambda *a, **k: example.hooks.fetch_image(PROFILE, *a, **k),
             recognize,
         )
-        return Images(store).pull("a", ways).path
+        return Images(store).pull(parse_reference("a"), ways).path
 
     assert fetch(packed).read_bytes() == disk
     packed.write_bytes(gzip.compress(disk)[:-9])

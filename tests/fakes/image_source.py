@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from tests.images.disks import recognize
 from virtlet.errors import InvalidArgument, NotFound, Unavailable
-from virtlet.images.route import Route
+from virtlet.images.pull import Route
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.reference import Reference
 
 Step = Callable[[], None]
 
@@ -38,13 +39,12 @@ class FakeImageSource:
         """The way to this server."""
         return Route(scope, self.resolve, self.fetch, recognize)
 
-    def resolve(self, name: str) -> ImageSource:
-        """As virtlet_resolve_image: drops `:latest`."""
-        name, _, digest = name.partition("@")
+    def resolve(self, reference: Reference) -> ImageSource:
+        """As virtlet_resolve_image; each tag is an image of its own, but `latest` is none."""
+        name = reference.tagged.removesuffix(":latest")
         if name == "malformed":
             raise InvalidArgument("image name 'malformed' is malformed")
-        name = name.removesuffix(":latest")
-        return ImageSource(name=name, url=f"fake://{name}", digest=digest)
+        return ImageSource(name=name, url=f"fake://{name}", digest=reference.digest)
 
     def fetch(
         self, source: ImageSource, credentials: Credentials, staging: Staging

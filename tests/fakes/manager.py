@@ -23,9 +23,9 @@ from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
-from virtlet.images.store import ImageStore
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
@@ -41,6 +41,7 @@ from virtlet.model.image import (
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig, PodMetadata
+from virtlet.model.reference import parse_reference
 from virtlet.model.vm import Machine, Vm, VmConfig, VmMetadata
 
 IMAGE = "tiny"
@@ -267,7 +268,7 @@ class Manager:
 
     def create(self, pod_id: str, attempt: int = 0) -> str:
         """PullImage and CreateContainer."""
-        image_handlers.pull(self.context, IMAGE, Credentials())
+        image_handlers.pull(self.context, parse_reference(IMAGE), Credentials())
         config = VmConfig(
             metadata=VmMetadata(name="guest", attempt=attempt),
             image=IMAGE,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.staging import ImageLimits, StagingFile
-from virtlet.images.store import ImageStore
+from virtlet.model.reference import parse_reference
 
 from .disks import raw_disk, recognize
 
@@ -49,4 +50,4 @@ def stage(store: ImageStore, content: bytes, validator: str = "") -> StagingFile
 
 def put(store: ImageStore, reference: str, label: str = "") -> str:
     """Publish a raw disk; returns its id."""
-    return store.publish(stage(store, raw_disk(label)), reference).id
+    return store.publish(stage(store, raw_disk(label)), parse_reference(reference)).id

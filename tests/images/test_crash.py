@@ -13,12 +13,12 @@ from pathlib import Path
 from tests.images.conftest import SMALL, put
 from tests.images.disks import raw_disk, recognize
 from tests.images.test_store import files
-from virtlet.images import layout, store
-from virtlet.images.reference import parse_reference
-from virtlet.images.store import ImageStore
+from virtlet.images import image_store, layout
+from virtlet.model.reference import parse_reference
+from virtlet.images.image_store import ImageStore
 from virtlet.host import files as host_files
 
-WATCHED = {module.__file__ for module in (layout, store, host_files)}
+WATCHED = {module.__file__ for module in (layout, image_store, host_files)}
 
 
 def open_store(root):
@@ -70,7 +70,7 @@ before, change, *may_be = {
     "second name": (
         {"a": "old"}, lambda s: put(s, "b", "old"), {"a": "old"}, {"a": "old", "b": "old"}
     ),
-    "removed": ({"a": "old"}, lambda s: s.remove("a"), {"a": "old"}, {}),
+    "removed": ({"a": "old"}, lambda s: s.remove(parse_reference("a")), {"a": "old"}, {}),
 }[sys.argv[1]]
 root = Path(sys.argv[2])
 points = 0
@@ -79,7 +79,7 @@ while alive:
     points += 1
     opened = open_store(root)
     for image in opened.list():
-        opened.remove(image.id)
+        opened.remove(parse_reference(image.id))
     for name, label in before.items():
         put(opened, name, label)
     alive = dies(change, root, points)

@@ -3,14 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtlet.errors import InvalidArgument
-from virtlet.images.reference import (
-    LONGEST,
-    Reference,
-    is_id,
-    link_name,
-    parse_link,
-    parse_reference,
-)
+from virtlet.images.layout import link_name, parse_link
+from virtlet.model.reference import LONGEST, Reference, is_id, parse_reference
 
 DIGEST = "sha256:" + "a1" * 32
 names = st.from_regex(r"[a-z0-9][a-z0-9._:/+~-]{0,80}", fullmatch=True).filter(
@@ -19,13 +13,15 @@ names = st.from_regex(r"[a-z0-9][a-z0-9._:/+~-]{0,80}", fullmatch=True).filter(
 
 
 def test_an_id_is_known_with_and_without_its_algorithm() -> None:
-    assert parse_reference("a1" * 32) == parse_reference(DIGEST) == Reference("", DIGEST)
+    assert (
+        parse_reference("a1" * 32) == parse_reference(DIGEST) == Reference(name="", digest=DIGEST)
+    )
 
 
 def test_a_name_may_carry_a_digest_and_then_its_tag_says_nothing() -> None:
     for tag in ("", ":v1", ":latest"):
         reference = parse_reference(f"virtlet.cloud/example.com:5000/x{tag}@{DIGEST}")
-        assert reference == Reference("example.com:5000/x", DIGEST)
+        assert reference == Reference(name="example.com:5000/x", digest=DIGEST)
         assert str(reference) == f"example.com:5000/x@{DIGEST}"
 
 
@@ -52,8 +48,8 @@ def test_a_name_without_a_tag_has_the_tag_that_a_kubelet_gives_it(
     text: str, name: str, short: str
 ) -> None:
     reference = parse_reference(text)
-    assert (reference.name, str(reference)) == (name, short)
-    assert reference.repository == text.removeprefix("virtlet.cloud/") or ":" in text
+    assert (reference.tagged, str(reference), reference.text) == (name, short, text)
+    assert reference.name == text.removeprefix("virtlet.cloud/") or ":" in text
 
 
 def test_what_follows_an_at_is_not_shown() -> None:

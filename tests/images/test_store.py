@@ -13,9 +13,10 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.store import ImageStore
 from virtlet.model.image import RecognizedImage
+from virtlet.model.reference import parse_reference
 
 from .conftest import EMULATOR_GID, put, stage
 from .disks import raw_disk, write_qcow2
@@ -32,7 +33,7 @@ def files(store: ImageStore) -> list[str]:
 class TestPublish:
     def test_an_image_is_found_by_every_kind_of_reference(self, store: ImageStore) -> None:
         image_id = put(store, "example.com/a/b")
-        image = store.get("example.com/a/b")
+        image = store.get(parse_reference("example.com/a/b"))
         assert image is not None
         assert image.id == image_id
         assert image.path.read_bytes() == raw_disk()
@@ -40,15 +41,15 @@ class TestPublish:
         assert image.names == ("example.com/a/b:latest",)
         assert image.digests == (f"example.com/a/b@{image_id}",)
         for reference in (image_id, image_id.removeprefix("sha256:"), image.digests[0]):
-            assert store.get(reference) == image
+            assert store.get(parse_reference(reference)) == image
         assert store.list() == (image,)
 
     def test_what_is_not_there_is_none(self, store: ImageStore) -> None:
         image_id = put(store, "a")
-        assert store.get("b") is None
-        assert store.get(DIGEST) is None
-        assert store.get(f"a@{DIGEST}") is None
-        assert store.get(f"b@{image_id}") is None
+        assert store.get(parse_reference("b")) is None
+        assert store.get(parse_reference(DIGEST)) is None
+        assert store.get(parse_reference(f"a@{DIGEST}")) is None
+        assert store.get(parse_reference(f"b@{image_id}")) is None
 
     def test_files_are_laid_out_as_the_original_does(self, store: ImageStore) -> None:
         digest = put(store, "example.com/a/b").removeprefix("sha256:")
@@ -63,7 +64,7 @@ class TestPublish:
 
     def test_the_emulator_can_read_images_and_nothing_else(self, store: ImageStore) -> None:
         image_id = put(store, "a")
-        image = store.get(image_id)
+        image = store.get(parse_reference(image_id))
         assert image is not None
         stat = image.path.stat()
         assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, EMULATOR_GID, 0o440)
@@ -90,30 +91,30 @@ class TestPublish:
     def test_a_name_moves_to_new_content_and_the_old_goes(self, store: ImageStore) -> None:
         old, new = put(store, "a", "old"), put(store, "a", "new")
         assert [image.id for image in store.list()] == [new]
-        assert store.get(old) is None
+        assert store.get(parse_reference(old)) is None
         assert not any(old.removeprefix("sha256:") in name for name in files(store))
 
     def test_a_pull_by_digest_leaves_the_name_alone(self, store: ImageStore) -> None:
         first = put(store, "a", "first")
         second = stage(store, raw_disk("second"))
-        pinned = store.publish(second, f"a@{second.digest}")
+        pinned = store.publish(second, parse_reference(f"a@{second.digest}"))
         assert (pinned.names, pinned.digests) == ((), (f"a@{pinned.id}",))
-        named = store.get("a")
+        named = store.get(parse_reference("a"))
         assert named is not None
         assert named.id == first
-        assert store.get(f"a@{pinned.id}") == pinned
+        assert store.get(parse_reference(f"a@{pinned.id}")) == pinned
 
     def test_another_digest_than_asked_for_is_refused(self, store: ImageStore) -> None:
         staging = stage(store, raw_disk())
         with pytest.raises(FailedPrecondition, match="not sha256:a1a1"):
-            store.publish(staging, f"a@{DIGEST}")
+            store.publish(staging, parse_reference(f"a@{DIGEST}"))
         staging.discard()
         assert files(store) == []
 
     def test_what_is_no_image_is_refused(self, store: ImageStore) -> None:
         staging = stage(store, b"<html>not found</html>")
         with pytest.raises(InvalidArgument, match="web page"):
-            store.publish(staging, "a")
+            store.publish(staging, parse_reference("a"))
         staging.discard()
         assert files(store) == []
 
@@ -122,7 +123,7 @@ class TestPublish:
     ) -> None:
         staging = stage(store, write_qcow2(tmp_path / "disk", "17M").read_bytes())
         with pytest.raises(ResourceExhausted, match="17825792 bytes is over the limit of 16777216"):
-            store.publish(staging, "a")
+            store.publish(staging, parse_reference("a"))
 
     def test_what_a_plugin_recognises_is_kept_with_the_plugins_name(
         self, store: ImageStore, open_store: Callable[[], ImageStore]
@@ -131,9 +132,9 @@ class TestPublish:
             assert (name, file.read_bytes()) == ("test", b"MZ")
             return "kernels", RecognizedImage(format="kernel")
 
-        store.publish(stage(store, b"MZ"), "a", recognize=recognize)
+        store.publish(stage(store, b"MZ"), parse_reference("a"), recognize=recognize)
         for opened in (store, open_store()):
-            image = opened.get("a")
+            image = opened.get(parse_reference("a"))
             assert image is not None
             assert (image.format, image.recognized_by) == ("kernel", "kernels")
             assert (image.size, image.virtual_size) == (2, 0)
@@ -141,7 +142,9 @@ class TestPublish:
     def test_annotations_of_the_fetching_plugin_are_kept(
         self, store: ImageStore, open_store: Callable[[], ImageStore]
     ) -> None:
-        image = store.publish(stage(store, raw_disk()), "a", "", {"mediaType": "x"})
+        image = store.publish(
+            stage(store, raw_disk()), parse_reference("a"), "", {"mediaType": "x"}
+        )
         assert open_store().annotations(image.id) == {"mediaType": "x"}
 
     def test_a_reader_never_sees_a_half_published_name(self, store: ImageStore) -> None:
@@ -151,7 +154,7 @@ class TestPublish:
 
         def read() -> None:
             while not stop.is_set():
-                image = store.get("a")
+                image = store.get(parse_reference("a"))
                 if image is None or image.names != ("a:latest",) or len(store.list()) != 1:
                     torn.append(str(image))
 
@@ -168,20 +171,20 @@ class TestBeginningOfAnId:
     def test_it_stands_for_the_id(self, store: ImageStore) -> None:
         image_id = put(store, "x")
         bare = image_id.removeprefix("sha256:")
-        image = store.get(image_id)
+        image = store.get(parse_reference(image_id))
         for short in (bare[:13], bare[:1], image_id[:20], bare):
-            assert store.find(short) == image
+            assert store.find(parse_reference(short)) == image
         other = "0" if bare[0] != "0" else "1"
         for text in ("sha256", bare[:13].upper(), other, f"{bare[:13]}:1"):
-            assert store.find(text) is None
+            assert store.find(parse_reference(text)) is None
 
     def test_a_name_is_not_taken_for_it(self, store: ImageStore) -> None:
         first = put(store, "x", "x")
         name = first.removeprefix("sha256:")[:4]
         second = put(store, name, "y")
         assert second != first
-        assert store.find(name) == store.get(second)
-        assert store.find(first[:12]) == store.get(first)
+        assert store.find(parse_reference(name)) == store.get(parse_reference(second))
+        assert store.find(parse_reference(first[:12])) == store.get(parse_reference(first))
 
     def test_that_of_several_ids_is_told_with_them(self, store: ImageStore) -> None:
         found: dict[str, str] = {}
@@ -192,7 +195,7 @@ class TestBeginningOfAnId:
                 break
             found[start] = image_id
         with pytest.raises(FailedPrecondition, match="2 images' ids") as caught:
-            store.find(start)
+            store.find(parse_reference(start))
         for known in (image_id, found[start]):
             assert known in str(caught.value)
 
@@ -202,40 +205,40 @@ class TestRemove:
         put(store, "virtlet.cloud/tiny:latest")
         put(store, "other")
         for name in ("tiny:zzz", "virtlet.cloud/tiny:zzz", "other:v1"):
-            assert not store.remove(name)
+            assert not store.remove(parse_reference(name))
         (image,) = store.list()
         assert image.names == ("other:latest", "virtlet.cloud/tiny:latest")
 
     def test_an_image_can_be_removed_with_and_without_the_prefix(self, store: ImageStore) -> None:
         put(store, "virtlet.cloud/tiny:v1")
-        assert store.remove("tiny:v1")
+        assert store.remove(parse_reference("tiny:v1"))
         put(store, "tiny")
-        assert store.remove("virtlet.cloud/tiny:latest")
+        assert store.remove(parse_reference("virtlet.cloud/tiny:latest"))
         assert files(store) == []
 
     def test_it_takes_all_names_and_the_file(self, store: ImageStore) -> None:
         put(store, "a")
         put(store, "b")
-        assert store.remove("a")
+        assert store.remove(parse_reference("a"))
         assert store.list() == ()
         assert files(store) == []
 
     def test_it_may_be_repeated(self, store: ImageStore) -> None:
         image_id = put(store, "a")
-        assert store.remove(image_id)
-        assert not store.remove(image_id)
-        assert not store.remove("a")
+        assert store.remove(parse_reference(image_id))
+        assert not store.remove(parse_reference(image_id))
+        assert not store.remove(parse_reference("a"))
 
     def test_what_a_vm_uses_stays_until_the_vm_is_gone(
         self, store: ImageStore, used: set[str]
     ) -> None:
         image_id = put(store, "a")
-        image = store.get("a")
+        image = store.get(parse_reference("a"))
         assert image is not None
         used.add(image_id)
-        assert store.remove("a")
+        assert store.remove(parse_reference("a"))
         assert store.list() == ()
-        assert store.get(image_id) is None
+        assert store.get(parse_reference(image_id)) is None
         store.sweep()
         assert image.path.exists()
         used.clear()
@@ -247,14 +250,14 @@ class TestRemove:
     ) -> None:
         image_id = put(store, "a")
         used.add(image_id)
-        store.remove("a")
+        store.remove(parse_reference("a"))
         assert put(store, "a") == image_id
         assert [image.id for image in store.list()] == [image_id]
 
     def test_a_held_image_stays(self, store: ImageStore, used: set[str]) -> None:
         image_id = put(store, "a")
-        with store.held("a") as image, store.held(image_id):
-            store.remove("a")
+        with store.held(parse_reference("a")) as image, store.held(parse_reference(image_id)):
+            store.remove(parse_reference("a"))
             assert image.path.exists()
             used.add(image_id)
         store.sweep()
@@ -264,45 +267,45 @@ class TestRemove:
         assert not image.path.exists()
 
     def test_an_image_can_be_held_only_while_it_is_there(self, store: ImageStore) -> None:
-        with pytest.raises(NotFound, match="pull it first"), store.held("a"):
+        with pytest.raises(NotFound, match="pull it first"), store.held(parse_reference("a")):
             pass
 
     def test_an_image_removed_while_it_was_found_unchanged_is_pulled_again(
         self, store: ImageStore
     ) -> None:
-        store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
-        staging = store.new_staging("a", store.known("a", "source"))
+        store.publish(stage(store, raw_disk(), '"v1"'), parse_reference("a"), "source")
+        staging = store.new_staging("a", store.known(parse_reference("a"), "source"))
         staging.finish(staging.size)
-        store.remove("a")
+        store.remove(parse_reference("a"))
         with pytest.raises(Unavailable, match="pull again"):
-            store.publish(staging, "a", "source")
+            store.publish(staging, parse_reference("a"), "source")
 
 
 class TestKnown:
     def test_a_source_is_known_with_its_validator(
         self, store: ImageStore, open_store: Callable[[], ImageStore]
     ) -> None:
-        image = store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
+        image = store.publish(stage(store, raw_disk(), '"v1"'), parse_reference("a"), "source")
         for opened in (store, open_store()):
-            known = opened.known("a", "source")
+            known = opened.known(parse_reference("a"), "source")
             assert known is not None
             assert (known.digest, known.size, known.validator) == (image.id, image.size, '"v1"')
 
     def test_another_source_is_not_known(self, store: ImageStore) -> None:
-        store.publish(stage(store, raw_disk(), '"v1"'), "a", "source")
-        assert store.known("a", "other") is None
+        store.publish(stage(store, raw_disk(), '"v1"'), parse_reference("a"), "source")
+        assert store.known(parse_reference("a"), "other") is None
 
     def test_a_source_is_known_by_another_name_too_if_not_by_this_one(
         self, store: ImageStore
     ) -> None:
-        first = store.publish(stage(store, raw_disk("1"), '"v1"'), "a", "source")
-        second = store.publish(stage(store, raw_disk("2"), '"v2"'), "b", "source")
-        found = [store.known(name, "source") for name in ("a", "b", "c")]
+        first = store.publish(stage(store, raw_disk("1"), '"v1"'), parse_reference("a"), "source")
+        second = store.publish(stage(store, raw_disk("2"), '"v2"'), parse_reference("b"), "source")
+        found = [store.known(parse_reference(name), "source") for name in ("a", "b", "c")]
         assert [known and known.digest for known in found] == [first.id, second.id, second.id]
 
     def test_what_cannot_be_compared_is_not_known(self, store: ImageStore) -> None:
-        store.publish(stage(store, raw_disk()), "a", "source")
-        assert store.known("a", "source") is None
+        store.publish(stage(store, raw_disk()), parse_reference("a"), "source")
+        assert store.known(parse_reference("a"), "source") is None
 
 
 class TestRestart:
@@ -323,7 +326,7 @@ class TestRestart:
         ids = [put(store, name, name) for name in names]
         again = open_store()
         again.collect()
-        found = [again.get(name) for name in names]
+        found = [again.get(parse_reference(name)) for name in names]
         assert [image and image.id for image in found] == ids
 
     @pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b'{"version": 99}', b'"x"'])
@@ -331,11 +334,11 @@ class TestRestart:
         self, store: ImageStore, open_store: Callable[[], ImageStore], damage: bytes | None
     ) -> None:
         image_id = put(store, "a")
-        before = store.get("a")
+        before = store.get(parse_reference("a"))
         assert before is not None
         record = before.path.with_suffix(".json")
         record.unlink() if damage is None else record.write_bytes(damage)
-        after = open_store().get("a")
+        after = open_store().get(parse_reference("a"))
         assert after is not None
         assert (after.id, after.format, after.virtual_size) == (image_id, "raw", 65536)
         assert record.exists()
@@ -349,7 +352,7 @@ class TestRestart:
         del document["recognized_by"]
         record.write_text(json.dumps(document))
         before = record.read_bytes()
-        image = open_store().get("a")
+        image = open_store().get(parse_reference("a"))
         assert image is not None
         assert (image.format, image.recognized_by) == ("raw", "")
         assert record.read_bytes() == before
@@ -365,7 +368,7 @@ class TestRestart:
     ) -> None:
         used.add(put(store, "a", "1"))
         other = put(store, "b", "2")
-        image = store.get("a")
+        image = store.get(parse_reference("a"))
         assert image is not None
         image.path.with_suffix(".json").unlink()
         with monkeypatch.context() as without_qemu_img:
@@ -381,7 +384,7 @@ class TestRestart:
         self, store: ImageStore, used: set[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         used.add(put(store, "a"))
-        image = store.get("a")
+        image = store.get(parse_reference("a"))
         assert image is not None
         image.path.with_suffix(".json").unlink()
         go_on = threading.Event()
@@ -409,7 +412,7 @@ class TestRestart:
         (links / "example.com%x").symlink_to(f"../data/{'a1' * 32}")
         store = open_store()
         store.collect()
-        image = store.get("example.com/x")
+        image = store.get(parse_reference("example.com/x"))
         assert image is not None
         assert image.format == "qcow2"
         assert image.path.stat().st_mode & 0o777 == 0o440
@@ -426,16 +429,16 @@ class TestRestart:
         again.collect()
         (image,) = again.list()
         assert image.names == ("tiny:latest",)
-        assert again.known("tiny:latest", "s") is not None
-        assert again.handler("tiny") is None
+        assert again.known(parse_reference("tiny:latest"), "s") is not None
+        assert again.handler(parse_reference("tiny")) is None
         for name in ("tiny", "virtlet.cloud/tiny:latest", "tiny:v1", f"tiny:v1@{image_id}"):
-            assert again.get(name) == image
-        assert not again.remove("tiny:v1")
+            assert again.get(parse_reference(name)) == image
+        assert not again.remove(parse_reference("tiny:v1"))
         put(again, "virtlet.cloud/tiny")
-        assert again.get("tiny:v1") is None
+        assert again.get(parse_reference("tiny:v1")) is None
         (image,) = again.list()
         assert image.names == ("virtlet.cloud/tiny:latest",)
-        assert again.remove("tiny")
+        assert again.remove(parse_reference("tiny"))
         assert files(again) == []
 
     def test_a_link_with_the_default_tag_written_out_is_taken_over(
@@ -446,7 +449,7 @@ class TestRestart:
         (links / "x").rename(links / "x:latest")
         again = open_store()
         assert [image.id for image in again.list()] == [image_id]
-        assert again.remove("x")
+        assert again.remove(parse_reference("x"))
         assert files(again) == []
 
     def test_parts_and_unreferenced_files_go(
@@ -468,10 +471,10 @@ class TestRestart:
         self, store: ImageStore, used: set[str], open_store: Callable[[], ImageStore]
     ) -> None:
         image_id = put(store, "a")
-        image = store.get("a")
+        image = store.get(parse_reference("a"))
         assert image is not None
         used.add(image_id)
-        store.remove("a")
+        store.remove(parse_reference("a"))
         again = open_store()
         again.collect()
         assert image.path.exists()
@@ -496,13 +499,13 @@ class TestRestart:
         self, store: ImageStore, open_store: Callable[[], ImageStore]
     ) -> None:
         put(store, "a")
-        image = store.get("a")
+        image = store.get(parse_reference("a"))
         assert image is not None
         with image.path.open("r+b") as file:
             file.truncate(image.size - 1)
         again = open_store()
         again.collect()
-        assert again.get("a") is None
+        assert again.get(parse_reference("a")) is None
         assert files(again) == []
 
 

@@ -34,10 +34,10 @@ from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.store.ownership import open_store
 from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import VirtletError
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
 from virtlet.images.staging import ImageLimits
-from virtlet.images.store import ImageStore
 from virtlet.launch.server import LaunchServer
 from virtlet.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.model.hypervisor import Observation

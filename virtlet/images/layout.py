@@ -1,4 +1,4 @@
-"""Where the store keeps what, how files get there in one step, and what it takes of the disk.
+"""Where the store keeps what, what reads know of it, and what it takes of the disk.
 
 data/<sha256>        the image, read-only
 data/<sha256>.json   what is known of it
@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from attrs import field, frozen
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.files import make_private_directory, remove_file, write_atomically
 from virtlet.host.mounts import at_or_below
-from virtlet.images.reference import Reference, link_name, parse_link
 from virtlet.images.staging import PART_PREFIX
+from virtlet.model.image import Image
+from virtlet.model.reference import DEFAULT_TAG, Reference, parse_reference
 
 SUFFIX = ".json"
 VERSION = 1
@@ -234,3 +235,97 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_name(reference: Reference) -> str:
+    """File name of a reference's link in the store."""
+    return str(reference).replace("/", "%")
+
+
+def parse_link(link: str) -> Reference:
+    """The reference that a link is named after.
+
+    Raises:
+        InvalidArgument: no reference has such a link.
+    """
+    reference = parse_reference(link.replace("%", "/"))
+    if not reference.name:
+        raise InvalidArgument(f"link {link!r} is named after no image")
+    return reference
+
+
+@frozen
+class View:
+    """What reads are answered from: one state of the store; a change makes a new one."""
+
+    records: Mapping[str, ImageRecord]
+    """By digest; also of files without a name, which wait for a VM to let go of them."""
+    links: Mapping[Reference, str]
+    """Reference to digest."""
+    images: Mapping[str, Image] = field(factory=dict)
+    """By digest; those with a name."""
+    repositories: Mapping[str, Collection[str]] = field(factory=dict)
+    """Names without tags, by digest."""
+
+    def find(self, reference: Reference) -> Image | None:
+        """The image that a reference means."""
+        if not reference.name:
+            return self.images.get(reference.digest)
+        if not reference.digest:
+            return self.images.get(self.links.get(reference, ""))
+        known = reference.name in self.repositories.get(reference.digest, ())
+        return self.images.get(reference.digest) if known else None
+
+    def find_any_tag(self, reference: Reference) -> Image | None:
+        """As `find`; an image whose tag was not written down has any."""
+        found = self.find(reference)
+        if found is not None or not reference.name or reference.digest:
+            return found
+        untold = Reference(name=reference.name, tag=DEFAULT_TAG)
+        origin = self.origin(untold)
+        return self.find(untold) if origin is None or not origin.name else None
+
+    def origin(self, reference: Reference) -> Origin | None:
+        """Where what a name leads to came from."""
+        record = self.records.get(self.links.get(reference, ""))
+        return record.origins.get(str(reference)) if record else None
+
+    def references(self, digest: str) -> list[Reference]:
+        """All references that lead to an image."""
+        return [reference for reference, target in self.links.items() if target == digest]
+
+
+def make_view(
+    layout: Layout, records: Mapping[str, ImageRecord], links: Mapping[Reference, str]
+) -> View:
+    """Draw the picture again."""
+    names: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
+    repositories: dict[str, set[str]] = {}
+    for reference, digest in links.items():
+        record = records.get(digest)
+        origin = record.origins.get(str(reference)) if record else None
+        pulled = origin.name if origin and origin.name else reference.tagged
+        prefix = pulled.removesuffix(reference.tagged)
+        # A name that was pulled by digest is known by that digest alone: it says nothing of
+        # what the bare name leads to.
+        digests.setdefault(digest, set()).add(f"{prefix}{reference.name}@{digest}")
+        repositories.setdefault(digest, set()).add(reference.name)
+        if not reference.digest:
+            names.setdefault(digest, set()).add(pulled)
+    images = {
+        digest: Image(
+            id=digest,
+            path=layout.data(digest),
+            format=record.format,
+            size=record.size,
+            virtual_size=record.virtual_size,
+            names=tuple(sorted(names.get(digest, ()))),
+            digests=tuple(sorted(digests[digest])),
+            pulled_at=record.pulled_at,
+            recognized_by=record.recognized_by,
+        )
+        for digest, record in records.items()
+        if digest in digests
+    }
+    return View(dict(records), dict(links), images, repositories)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -20,11 +20,17 @@ from virtlet.errors import (
     Unavailable,
 )
 from virtlet.images.flights import Abandoned, Flights, apart, wait_for
-from virtlet.images.reference import is_digest, is_id, parse_reference
-from virtlet.images.route import Route
+from virtlet.images.image_store import ImageStore, Recognize
 from virtlet.images.staging import Lease, StagingFile
-from virtlet.images.store import ImageStore
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, RecognizedImage
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
+from virtlet.model.reference import Reference, is_digest
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +43,29 @@ MOST_LEFT = 64
 def always() -> bool:
     """The answer of a caller that waits for as long as it takes."""
     return True
+
+
+class Fetch(Protocol):
+    """Writes the content of a source into a staging file, as `virtlet_fetch_image` does."""
+
+    def __call__(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage:
+        """Fetch, or raise."""
+        raise NotImplementedError
+
+
+@frozen
+class Route:
+    """Who finds, fetches and recognises images for a handler: its profile's hooks."""
+
+    scope: str
+    """Tells routes apart; pulls of one source share their work within one scope only."""
+    resolve: Callable[[Reference], ImageSource]
+    fetch: Fetch
+    recognize: Recognize
+    handler: str = ""
+    """Whose way it is, to be remembered with what comes over it."""
 
 
 @frozen
@@ -66,8 +95,8 @@ class Progress:
 class _Work:
     """A download that can be shared: everything that decides what it brings."""
 
-    reference: str
-    """The name to publish it under, as it was asked for."""
+    reference: Reference
+    """What to publish it under."""
     scope: str
     source: ImageSource
     credentials: Credentials
@@ -97,7 +126,7 @@ class Images:
 
     def pull(
         self,
-        name: str,
+        reference: Reference,
         route: Route,
         credentials: Credentials = ANONYMOUS,
         wanted: Callable[[], bool] = always,
@@ -108,29 +137,29 @@ class Images:
         both get its outcome, whatever it is. It goes on for as long as any of them waits.
 
         Args:
-            name: an image name as a pod has it.
+            reference: what a pod calls it.
             route: who finds, fetches and recognises it.
             credentials: for the image's server.
             wanted: whether the caller still waits; asked often, from any pull's thread.
 
         Raises:
-            InvalidArgument: the name is malformed, or the content is no image that may be used.
+            InvalidArgument: a plugin refuses the name, or the content is no image that may be used.
             NotFound, PermissionDenied: the server says so.
             ResourceExhausted: the image is too large, or too many cancelled pulls have not ended.
             FailedPrecondition: the content has another digest than asked for.
             Unavailable: the server cannot be reached, or the caller went away.
         """
-        if is_id(name):
-            image = self.store.get(name)
+        if not reference.name:
+            image = self.store.get(reference)
             if image is None:
-                raise NotFound(f"image {name}: an id says where nothing is; pull it by its name")
+                raise NotFound(
+                    f"image {reference}: an id says where nothing is; pull it by its name"
+                )
             return image
-        # First the plugins: they know best what is wrong with a name of theirs.
-        source = route.resolve(name)
-        parse_reference(name)
+        source = route.resolve(reference)
         if source.digest and not is_digest(source.digest):
             raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is no sha256:…")
-        work = _Work(name, route.scope, source, credentials)
+        work = _Work(reference, route.scope, source, credentials)
         try:
             return self._flights.run(work, partial(self._bring, work, route), wanted)
         except Abandoned:

@@ -8,10 +8,9 @@ import pluggy
 
 from virtlet import PROJECT, hookspecs
 from virtlet.errors import NotFound
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images
-from virtlet.images.route import Route
-from virtlet.images.store import ImageStore
+from virtlet.images.pull import Images, Route
 from virtlet.model.image import (
     Credentials,
     FetchedImage,
@@ -20,6 +19,7 @@ from virtlet.model.image import (
     RecognizedImage,
     Staging,
 )
+from virtlet.model.reference import Reference, parse_reference
 from virtlet.model.vm import Machine
 from virtlet.plugins.domain_xml.render import Renderer
 from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
@@ -61,8 +61,8 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
     """
     hooks = _hooks_of(plugin)
 
-    def resolve(name: str) -> ImageSource:
-        source: ImageSource | None = hooks.virtlet_resolve_image(name=name)
+    def resolve(reference: Reference) -> ImageSource:
+        source: ImageSource | None = hooks.virtlet_resolve_image(name=name, reference=reference)
         if source is None:
             raise NotFound(f"virtlet_resolve_image returned None for {name!r}")
         return source
@@ -81,7 +81,7 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
 
     built_in = ImageFormats()
     images = Images(ImageStore(Layout(directory, 0), in_use=set, recognize=recognize))
-    return images.pull(name, Route("", resolve, fetch, recognize))
+    return images.pull(parse_reference(name), Route("", resolve, fetch, recognize))
 
 
 def rendered(machine: Machine) -> Element:

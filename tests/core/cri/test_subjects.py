@@ -145,7 +145,7 @@ def test_the_facts_of_a_call_are_ids_and_names(
     image = Image(
         id=DIGEST, path=Path("image"), format="raw", size=1, virtual_size=1, names=("tiny",)
     )
-    subjects = Subjects(store, lambda image_id: image if image_id == DIGEST else None)
+    subjects = Subjects(store, lambda asked: image if asked.digest == DIGEST else None)
     assert subjects.facts(request_, reply) == facts
 
 

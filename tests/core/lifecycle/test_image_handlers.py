@@ -27,6 +27,7 @@ from virtlet.model.image import (
     Staging,
 )
 from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.reference import parse_reference
 from virtlet.model.vm import VmConfig, VmMetadata
 
 
@@ -110,7 +111,7 @@ def context(manager: Manager) -> Context:
 
 def _pull(context: Context, name: str, handler: str = "", pod: PodMetadata | None = None) -> str:
     """Pull; returns the class of the plugin that served it."""
-    image = image_handlers.pull(context, name, Credentials(), handler, pod=pod)
+    image = image_handlers.pull(context, parse_reference(name), Credentials(), handler, pod=pod)
     content = image.path.read_bytes()
     return next(k.__name__ for k in (Blue, Green, Fallback) if content == raw_disk(k.__name__))
 
@@ -173,17 +174,21 @@ def test_two_handlers_that_give_a_name_two_meanings_take_it_from_each_other(
         assert _pull(context, "both:v1", handler) == plugin
         (image,) = store.list()
         assert image.names == ("both:v1",)
-        assert store.handler("both:v1") == store.handler(image.id) == handler
+        assert (
+            store.handler(parse_reference("both:v1"))
+            == store.handler(parse_reference(image.id))
+            == handler
+        )
 
 
 def test_a_name_that_was_never_pulled_removes_nothing(context: Context, manager: Manager) -> None:
     _pull(context, "virtlet.cloud/tiny:latest")
-    image_handlers.remove(context, "virtlet.cloud/tiny:zzz")
+    image_handlers.remove(context, parse_reference("virtlet.cloud/tiny:zzz"))
     (image,) = context.images.store.list()
     assert image.names == ("virtlet.cloud/tiny:latest",)
-    image_handlers.remove(context, "tiny")
+    image_handlers.remove(context, parse_reference("tiny"))
     assert context.images.store.list() == ()
-    image_handlers.remove(context, "tiny")
+    image_handlers.remove(context, parse_reference("tiny"))
     kinds = [event.kind for event in manager.told.events]
     assert kinds == [EventKind.IMAGE_PULLED, EventKind.IMAGE_REMOVED]
 
@@ -215,7 +220,7 @@ def _create(context: Context, handler: str) -> str:
 def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_effect(
     kernels: Context, manager: Manager
 ) -> None:
-    image = image_handlers.pull(kernels, "boot", Credentials(), "kernel")
+    image = image_handlers.pull(kernels, parse_reference("boot"), Credentials(), "kernel")
     assert (image.format, image.recognized_by) == ("kernel", "kernels")
     with pytest.raises(
         FailedPrecondition,
@@ -229,15 +234,20 @@ def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_e
 
 
 def test_content_is_what_the_handler_that_pulled_it_first_takes_it_for(kernels: Context) -> None:
-    assert image_handlers.pull(kernels, "boot", Credentials(), "kernel").format == "kernel"
-    assert image_handlers.pull(kernels, "again", Credentials(), "").format == "kernel"
-    image_handlers.remove(kernels, "boot")
-    assert image_handlers.pull(kernels, "again", Credentials(), "").format == "raw"
+    assert (
+        image_handlers.pull(kernels, parse_reference("boot"), Credentials(), "kernel").format
+        == "kernel"
+    )
+    assert (
+        image_handlers.pull(kernels, parse_reference("again"), Credentials(), "").format == "kernel"
+    )
+    image_handlers.remove(kernels, parse_reference("boot"))
+    assert image_handlers.pull(kernels, parse_reference("again"), Credentials(), "").format == "raw"
 
 
 def test_an_image_whose_plugin_is_gone_is_left_to_who_makes_its_root_disk(
     kernels: Context, manager: Manager
 ) -> None:
-    image_handlers.pull(kernels, "boot", Credentials(), "kernel")
+    image_handlers.pull(kernels, parse_reference("boot"), Credentials(), "kernel")
     vm = _create(manager.context, "")
     assert manager.vm(vm).vm.image.format == "kernel"

@@ -26,6 +26,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor, HypervisorInfo, Resize
 from virtlet.model.image import Credentials
 from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.reference import parse_reference
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Machine, VmConfig, VmMetadata
 from virtlet.plugins.domain_xml.plugin import OPTIONS
@@ -215,7 +216,7 @@ def create(manager: Manager, node: Node) -> Create:
             overhead=Resources(memory_limit=overhead * MIB),
         )
         pod_id = pods.run_pod(manager.context, config, "")
-        image_handlers.pull(manager.context, IMAGE, Credentials())
+        image_handlers.pull(manager.context, parse_reference(IMAGE), Credentials())
         asked = Resources(memory_limit=limit * MIB)
         vm = VmConfig(
             metadata=VmMetadata(name="guest"),

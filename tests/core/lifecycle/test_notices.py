@@ -11,13 +11,14 @@ from virtlet.errors import FailedPrecondition
 from virtlet.model.event import EventKind
 from virtlet.model.image import Credentials
 from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.reference import parse_reference
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmConfig, VmMetadata
 
 
 def told(manager: Manager, config: VmConfig) -> list[str]:
     """What is told when a VM starts."""
-    image_handlers.pull(manager.context, IMAGE, Credentials())
+    image_handlers.pull(manager.context, parse_reference(IMAGE), Credentials())
     vm_id = vms.create_vm(manager.context, manager.run(), config)
     manager.start(vm_id)
     manager.start(vm_id)
@@ -53,7 +54,7 @@ LARGE = Resources(cpu_shares=1024, cpu_quota=100000, memory_limit=128 << 20)
 
 def _run(manager: Manager, resources: Resources) -> str:
     """RunPodSandbox, with what the kubelet counted for all containers of the pod."""
-    image_handlers.pull(manager.context, IMAGE, Credentials())
+    image_handlers.pull(manager.context, parse_reference(IMAGE), Credentials())
     metadata = PodMetadata(name="web", uid="uid-web", namespace="default")
     logs = str(manager.node.root / "logs")
     config = PodConfig(metadata=metadata, log_directory=logs, resources=resources)

@@ -14,11 +14,11 @@ from tests.fakes.image_server import ImageServer, Resource, trickling_server
 from tests.images.disks import recognize
 from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images, Retry
-from virtlet.images.route import Route
-from virtlet.images.store import ImageStore
+from virtlet.images.pull import Images, Retry, Route
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging, Transport
+from virtlet.model.reference import Reference, parse_reference
 from virtlet.plugins.image_http.plugin import Plugin
 
 
@@ -40,9 +40,9 @@ def images(tmp_path: Path) -> Images:
 
 @pytest.fixture
 def route(server: ImageServer) -> Route:
-    def resolve(name: str) -> ImageSource:
-        name, _, digest = name.partition("@")
-        return ImageSource(name=name, url=f"{server.url}/{name}", digest=digest)
+    def resolve(reference: Reference) -> ImageSource:
+        name = reference.name
+        return ImageSource(name=name, url=f"{server.url}/{name}", digest=reference.digest)
 
     def fetch(*arguments: object) -> object:
         return Plugin().virtlet_fetch_image(*arguments)  # type: ignore[arg-type]
@@ -54,11 +54,11 @@ def test_a_download_that_breaks_again_and_again_arrives_with_each_byte_sent_once
     server: ImageServer, images: Images, route: Route, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[300_000, 1_000_000, 70_000])
-    image = images.pull("x", route)
+    image = images.pull(parse_reference("x"), route)
     assert image.path.read_bytes() == disk
     assert (image.format, image.virtual_size) == ("qcow2", 2 << 20)
     assert server.sent == len(disk)
-    assert images.pull(f"x@{image.id}", route).id == image.id
+    assert images.pull(parse_reference(f"x@{image.id}"), route).id == image.id
 
 
 def test_many_pulls_at_a_time_download_once_and_a_later_one_nothing(
@@ -66,16 +66,16 @@ def test_many_pulls_at_a_time_download_once_and_a_later_one_nothing(
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', on_request=lambda: time.sleep(0.2))
     with ThreadPoolExecutor(8) as pool:
-        pulls = [pool.submit(images.pull, "x", route) for _ in range(8)]
+        pulls = [pool.submit(images.pull, parse_reference("x"), route) for _ in range(8)]
         assert len({pull.result().id for pull in pulls}) == 1
-    images.pull("x", route)
+    images.pull(parse_reference("x"), route)
     assert server.sent == len(disk)
 
 
 def test_a_digest_decides(server: ImageServer, images: Images, route: Route, disk: bytes) -> None:
     server.resources["/x"] = Resource(disk, '"v1"')
     with pytest.raises(FailedPrecondition, match="as asked for"):
-        images.pull("x@sha256:" + "a1" * 32, route)
+        images.pull(parse_reference("x@sha256:" + "a1" * 32), route)
     assert images.store.list() == ()
 
 
@@ -84,7 +84,7 @@ def test_a_server_that_brings_nothing_is_given_up_at_once(
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[0] * 10)
     with pytest.raises(Unavailable):
-        images.pull("x", route)
+        images.pull(parse_reference("x"), route)
     assert len(server.requests) == 1
 
 
@@ -93,7 +93,7 @@ def test_a_server_that_always_breaks_is_given_up(
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[1000] * 10)
     with pytest.raises(Unavailable):
-        images.pull("x", route)
+        images.pull(parse_reference("x"), route)
     assert len(server.requests) == 4
 
 
@@ -108,16 +108,18 @@ def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
 
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[300_000, 0])
     with pytest.raises(Unavailable):
-        images.pull("x", route)
+        images.pull(parse_reference("x"), route)
     server.resources["/x"] = Resource(disk, '"v1"', on_request=stall)
     with ThreadPoolExecutor(1) as pool:
-        cancelled = pool.submit(images.pull, "x", route, wanted=lambda: not asked.is_set())
+        cancelled = pool.submit(
+            images.pull, parse_reference("x"), route, wanted=lambda: not asked.is_set()
+        )
         with pytest.raises(Unavailable, match="cancelled by its caller"):
             cancelled.result(30)
     go_on.set()
     # What was there is there still, and what the silent server sends after all goes nowhere.
     server.resources["/x"] = Resource(disk, '"v1"')
-    assert images.pull("x", route).path.read_bytes() == disk
+    assert images.pull(parse_reference("x"), route).path.read_bytes() == disk
     assert server.requests[-1].headers["range"] == "bytes=300000-"
 
 
@@ -126,9 +128,9 @@ def test_a_pull_that_is_cancelled_closes_the_connection(
     images: Images, route: Route, *, answers: bool, scheme: str
 ) -> None:
     with trickling_server(answers=answers, scheme=scheme) as server:
-        route = evolve(route, resolve=lambda name: ImageSource(name=name, url=f"{server.url}/x"))
+        route = evolve(route, resolve=lambda _: ImageSource(name="x", url=f"{server.url}/x"))
         with pytest.raises(Unavailable, match="cancelled by its caller"):
-            images.pull("x", route, wanted=lambda: not server.asked.is_set())
+            images.pull(parse_reference("x"), route, wanted=lambda: not server.asked.is_set())
         assert server.gone.wait(10)
 
 
@@ -142,14 +144,14 @@ def test_a_pull_that_is_cancelled_closes_the_connection_behind_a_proxy(
         source = ImageSource(name="x", url=f"{behind.url}/x", transport=transport)
         route = evolve(route, resolve=lambda name: source)
         with pytest.raises(Unavailable, match="cancelled by its caller"):
-            images.pull("x", route, wanted=lambda: not behind.asked.is_set())
+            images.pull(parse_reference("x"), route, wanted=lambda: not behind.asked.is_set())
         assert behind.gone.wait(10)
 
 
 def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:
     server.resources["/x"] = Resource(b"<!DOCTYPE html><title>Sign in</title>")
     with pytest.raises(InvalidArgument, match="web page"):
-        images.pull("x", route)
+        images.pull(parse_reference("x"), route)
     assert not list(images.store.usage().mountpoint.glob("part_*"))
 
 
@@ -182,6 +184,7 @@ def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
         return fetched
 
     for name, url in (("mine", "mine:x"), ("theirs", f"{server.url}/x")):
-        route = Route("", lambda name, url=url: ImageSource(name=name, url=url), fetch, recognize)  # type: ignore[misc]
-        assert images.pull(name, route).path.read_bytes() == disk
+        source = ImageSource(name=name, url=url)
+        route = Route("", lambda _, source=source: source, fetch, recognize)  # type: ignore[misc]
+        assert images.pull(parse_reference(name), route).path.read_bytes() == disk
     assert len(server.requests) == 1

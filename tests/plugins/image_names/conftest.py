@@ -8,6 +8,7 @@ import pytest
 from virtlet.model.image import ImageSource
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
+from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_names.plugin import (
     DOWNLOAD_PROTOCOL,
     REGEXP_TRANSLATION,
@@ -66,6 +67,6 @@ def plugin(directory: Path) -> Plugin:
 
 def resolved(plugin: Plugin, name: str) -> ImageSource:
     """The source of a name that the plugin must know."""
-    source = plugin.virtlet_resolve_image(name)
+    source = plugin.virtlet_resolve_image(parse_reference(name))
     assert source is not None
     return source

@@ -17,6 +17,7 @@ from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, ImageSource, TlsCertificate, Transport
+from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_names.plugin import Plugin
 from virtlet.plugins.image_names.translation import Malformed, compile_rule, parse_translations
 
@@ -97,7 +98,7 @@ class TestAddresses:
         assert resolved(plugin, name) == ImageSource(name=name, url=name)
 
     def test_other_schemes_are_left_to_other_plugins(self, plugin: Plugin) -> None:
-        assert plugin.virtlet_resolve_image("docker://example.com/a") is None
+        assert plugin.virtlet_resolve_image(parse_reference("docker://example.com/a")) is None
         other = ImageSource(name="a", url="docker://example.com/a")
         assert plugin.virtlet_fetch_image(other, Credentials(), None) is None  # type: ignore[arg-type]
 
@@ -343,5 +344,5 @@ def test_hook_resolve_image_asks_the_translation_files_last(directory: Path, wri
     manager.register(configured(directory), "image_names")
     registry = Registry(manager, builtin=("image_names",), extra=("other",))
     hooks, profile = Hooks(registry), Profiles({"x": {"plugins": ["other"]}}, registry).get("x")
-    assert hooks.resolve_image(profile, "mine").url == "mine:x"
-    assert hooks.resolve_image(profile, "x").url == "https://a/x"
+    assert hooks.resolve_image(profile, parse_reference("mine")).url == "mine:x"
+    assert hooks.resolve_image(profile, parse_reference("x")).url == "https://a/x"

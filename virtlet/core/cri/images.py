@@ -9,6 +9,7 @@ from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
 from virtlet.images.layout import FilesystemUsage, measure
 from virtlet.model.image import Image
+from virtlet.model.reference import Reference, parse_reference
 
 
 class Images:
@@ -38,7 +39,7 @@ class Images:
         """ListImages."""
         wanted = request.filter.image.image
         if wanted:
-            image = self._context.images.store.find(wanted)
+            image = self._context.images.store.find(parse_reference(wanted))
             return cri.ListImagesResponse(images=[replies.image_item(image)] if image else [])
         return cri.ListImagesResponse(
             images=[replies.image_item(image) for image in self._context.images.store.list()]
@@ -60,7 +61,7 @@ class Images:
             {"name": pull.name, "bytes": pull.size, "total": pull.total}
             for pull in self._context.images.progress()
         ]
-        handler = store.handler(image.id)
+        handler = store.handler(parse_reference(image.id))
         return replies.image_info(image, handler, store.annotations(image.id), pulls)
 
     def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
@@ -90,10 +91,10 @@ class Images:
         )
 
 
-def _reference(spec: cri.ImageSpec) -> str:
+def _reference(spec: cri.ImageSpec) -> Reference:
     if not spec.image:
         raise InvalidArgument("the request names no image")
-    return spec.image
+    return parse_reference(spec.image)
 
 
 def _usage(usage: FilesystemUsage) -> cri.FilesystemUsage:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
-from virtlet.images.reference import is_id, parse_reference
 from virtlet.model.image import Image
 from virtlet.model.pod import PodMetadata
+from virtlet.model.reference import is_id, parse_reference
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmMetadata
 
@@ -247,10 +247,10 @@ def _image_spec(record: VmRecord) -> cri.ImageSpec:
 def _image_ref(record: VmRecord) -> str:
     """The image with its digest, of its names the one that the pod has."""
     image = record.vm.image
-    asked = record.vm.config.user_image or record.vm.config.image
-    for digest in image.digests:
-        with contextlib.suppress(InvalidArgument):
-            if parse_reference(asked).repository == parse_reference(digest).repository:
+    with contextlib.suppress(InvalidArgument):
+        asked = parse_reference(record.vm.config.user_image or record.vm.config.image)
+        for digest in image.digests:
+            if parse_reference(digest).name == asked.name:
                 return digest
     return image.digests[0] if image.digests else image.id
 

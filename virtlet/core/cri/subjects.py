@@ -15,8 +15,8 @@ from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
-from virtlet.images.reference import is_id
 from virtlet.model.image import Image, shown_name
+from virtlet.model.reference import Reference, is_id, parse_reference
 
 POD, VM = "pod_sandbox_id", "container_id"
 _KINDS = {POD: "pod sandbox", VM: "container"}
@@ -46,7 +46,7 @@ class Subjects:
     """
 
     def __init__(
-        self, store: Store, image: Callable[[str], Image | None] = lambda image_id: None
+        self, store: Store, image: Callable[[Reference], Image | None] = lambda reference: None
     ) -> None:
         self._store = store
         self._image = image
@@ -118,7 +118,7 @@ class Subjects:
         return {key: value[:_LONGEST] for key, value in given.items() if value}
 
     def _of_image(self, spec: cri.ImageSpec) -> dict[str, str]:
-        image = self._image(spec.image) if is_id(spec.image) else None
+        image = self._image(parse_reference(spec.image)) if is_id(spec.image) else None
         if image is None:
             return {"image": shown_name(spec.user_specified_image or spec.image)}
         name = spec.user_specified_image or next(iter(image.names), "")

@@ -37,6 +37,7 @@ from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod, Profile
+from virtlet.model.reference import Reference
 from virtlet.model.vm import Machine, Vm, VmConfig, VolumeRequest
 
 log = logging.getLogger(__name__)
@@ -145,20 +146,22 @@ class Hooks:
 
     # Images
 
-    def resolve_image(self, profile: Profile, name: str) -> ImageSource:
+    def resolve_image(self, profile: Profile, reference: Reference) -> ImageSource:
         """Where the content of an image name is."""
-        what = f"knows where image {shown_name(name)!r} is"
-        found: ImageSource = self._first("virtlet_resolve_image", profile, what, name=name)[1]
+        what = f"knows where image {reference.shown!r} is"
+        about: dict[str, Any] = {"name": reference.text, "reference": reference}
+        found: ImageSource = self._first("virtlet_resolve_image", profile, what, **about)[1]
         return found
 
-    def knows_image(self, plugin: str, profile: Profile, name: str) -> bool:
+    def knows_image(self, plugin: str, profile: Profile, reference: Reference) -> bool:
         """Whether one plugin says where an image is; its errors are logged and mean no."""
 
         def failed(plugin: str, error: VirtletError) -> None:
             log.warning("image name not known", extra={"plugin": plugin, "problem": str(error)})
 
-        ask = partial(self._caller.call, "virtlet_resolve_image", name=name)
-        asked = self._caller.in_turn("virtlet_resolve_image", (plugin,), ask, failed=failed)
+        hook = "virtlet_resolve_image"
+        ask = partial(self._caller.call, hook, name=reference.text, reference=reference)
+        asked = self._caller.in_turn(hook, (plugin,), ask, failed=failed)
         return any(asked)
 
     def fetch_image(

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.lifecycle.context import Context
-from virtlet.images.pull import always
-from virtlet.images.route import Recognize, Route
+from virtlet.images.image_store import Recognize
+from virtlet.images.pull import Route, always
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
 from virtlet.model.pod import PodMetadata, Profile
+from virtlet.model.reference import Reference, parse_reference
 
 
 def pull(
     context: Context,
-    name: str,
+    reference: Reference,
     credentials: Credentials,
     handler: str = "",
     wanted: Callable[[], bool] = always,
@@ -25,32 +26,33 @@ def pull(
 
     Args:
         context: the manager.
-        name: an image name as a pod has it.
+        reference: what a pod calls it.
         credentials: for the image's server.
         handler: whom the request says it is for; a kubelet says so behind a feature gate alone.
         wanted: whether the caller still waits.
         pod: the pod it is for, where the request names one.
     """
-    profile = _profile(context, name, handler, pod)
-    image = context.images.pull(name, route(context, profile), credentials, wanted)
+    profile = _profile(context, reference, handler, pod)
+    image = context.images.pull(reference, route(context, profile), credentials, wanted)
     _tell(context, EventKind.IMAGE_PULLED, image, profile.handler)
     return image
 
 
-def remove(context: Context, name: str) -> None:
+def remove(context: Context, reference: Reference) -> None:
     """Take an image out of the store, by its id, the beginning of its id or a name it was pulled
     by; its file stays while a VM uses it.
 
     Raises:
-        InvalidArgument: the name is malformed.
         FailedPrecondition: it is the beginning of several images' ids.
     """
     store = context.images.store
-    image = store.get(name)
-    if image is None and (image := store.beginning(name)):
-        name = image.id
-    handler = store.handler(name)
-    if image is not None and store.remove(name):
+    image = store.find(reference)
+    if image is None:
+        return
+    if store.get(reference) is None:
+        reference = parse_reference(image.id)
+    handler = store.handler(reference)
+    if store.remove(reference):
         _tell(context, EventKind.IMAGE_REMOVED, image, handler or "")
 
 
@@ -59,7 +61,9 @@ def _tell(context: Context, kind: EventKind, image: Image, handler: str) -> None
     context.events.tell(event, handler)
 
 
-def _profile(context: Context, name: str, handler: str, pod: PodMetadata | None) -> Profile:
+def _profile(
+    context: Context, reference: Reference, handler: str, pod: PodMetadata | None
+) -> Profile:
     """Whose plugins find and fetch an image; docs/images.md has the order."""
     if handler:
         return context.profiles.get(handler)
@@ -72,20 +76,20 @@ def _profile(context: Context, name: str, handler: str, pod: PodMetadata | None)
         ]
         if ours:
             return max(ours, key=lambda known: known.created_at).profile
-    before = context.images.store.handler(name)
+    before = context.images.store.handler(reference)
     usable = {profile.handler: profile for profile in context.profiles.all}
     if before is not None and before in usable:
         return usable[before]
-    return _by_name(context, name)
+    return _by_name(context, reference)
 
 
-def _by_name(context: Context, name: str) -> Profile:
+def _by_name(context: Context, reference: Reference) -> Profile:
     """The first handler with a plugin of its own that knows a name, else the default one."""
     profiles = context.profiles.all
     everyones = {plugin for p in profiles if not p.handler for plugin in p.plugins}
     for profile in profiles:
         for plugin in context.hooks.order("virtlet_resolve_image", profile):
-            if plugin not in everyones and context.hooks.knows_image(plugin, profile, name):
+            if plugin not in everyones and context.hooks.knows_image(plugin, profile, reference):
                 return profile
     return context.profiles.get("")
 
@@ -95,7 +99,7 @@ def route(context: Context, profile: Profile) -> Route:
     hooks = context.hooks
     return Route(
         scope=",".join(profile.plugins),
-        resolve=lambda name: hooks.resolve_image(profile, name),
+        resolve=lambda reference: hooks.resolve_image(profile, reference),
         fetch=lambda source, credentials, staging: hooks.fetch_image(
             profile, source, credentials, staging
         ),

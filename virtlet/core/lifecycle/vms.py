@@ -31,13 +31,14 @@ from virtlet.core.lifecycle.notices import (
 )
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
-from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, PodBroken
+from virtlet.errors import AlreadyExists, FailedPrecondition, PodBroken
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.event import EventKind
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image, shown_name
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
+from virtlet.model.reference import parse_reference
 from virtlet.model.vm import Console, Machine, Vm, VmConfig, VolumeRequest
 
 log = logging.getLogger(__name__)
@@ -290,10 +291,7 @@ def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
 
 def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
     """The VM's image, kept from going until the VM is on record."""
-    image = context.images.store.find(config.image)
-    if image is None:
-        raise NotFound(f"image {shown_name(config.image)!r} is not in the store: pull it first")
-    return context.images.store.held(image.id)
+    return context.images.store.held(parse_reference(config.image))
 
 
 def _check_format(context: Context, vm: Vm) -> None:

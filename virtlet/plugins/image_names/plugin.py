@@ -9,7 +9,8 @@ from virtlet.errors import NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, PATH, Option, Settings, choice
-from virtlet.plugins.image_names.translator import UNKNOWN, Translator, parse_name
+from virtlet.model.reference import Reference
+from virtlet.plugins.image_names.translator import UNKNOWN, Translator
 
 TRANSLATIONS_DIR: Option[Path] = Option(
     field="imageTranslationConfigsDir",
@@ -61,9 +62,9 @@ class Plugin:
         )
 
     @hookimpl
-    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+    def virtlet_resolve_image(self, reference: Reference) -> ImageSource | None:
         """Translate a name, or take it as an address."""
-        return self._translator.resolve(parse_name(name))
+        return self._translator.resolve(reference)
 
     @hookimpl
     def virtlet_fetch_image(

@@ -1,6 +1,7 @@
 """The image store: files by their SHA-256, names that lead to them."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,17 +24,23 @@ from virtlet.images.layout import (
     ImageRecord,
     Layout,
     Origin,
+    View,
+    make_view,
     measure,
     read_record,
     write_record,
 )
-from virtlet.images.reference import beginning_of_id, parse_reference
-from virtlet.images.route import Recognize
 from virtlet.images.staging import ImageLimits, Known, StagingFile
-from virtlet.images.view import View, make_view
-from virtlet.model.image import IMAGE_PREFIX, Image, shown_name
+from virtlet.model.image import IMAGE_PREFIX, Image, RecognizedImage
+from virtlet.model.reference import Reference
 
 log = logging.getLogger(__name__)
+
+_BEGINNING = re.compile(r"(?:sha256:)?([0-9a-f]{1,63})")
+"""An id that the client cut short."""
+
+Recognize = Callable[[str, Path], tuple[str, RecognizedImage]]
+"""Says which plugin knows what an image is, and what, given the image's name and file."""
 
 LOOK_PATIENCE = 300.0
 """Seconds that a start waits for plugins to recognise a file whose record was lost."""
@@ -77,62 +84,52 @@ class ImageStore:
         images = self._view.images.values()
         return tuple(sorted(images, key=lambda image: (image.pulled_at, image.id)))
 
-    def get(self, reference: str) -> Image | None:
-        """The image of a name, a `name@sha256:…`, or a whole id with or without `sha256:`.
+    def get(self, reference: Reference) -> Image | None:
+        """The image of a name, a `name@sha256:…`, or a whole id.
 
         A name is the one that was pulled; without a tag it has the tag `latest`.
-
-        Raises:
-            InvalidArgument: the text is no reference.
         """
-        return self._view.find_any_tag(parse_reference(reference))
+        return self._view.find_any_tag(reference)
 
-    def handler(self, reference: str) -> str | None:
+    def handler(self, reference: Reference) -> str | None:
         """The handler that a name, or an image by one of its names, was pulled for; None where
-        that is not known.
-
-        Raises:
-            InvalidArgument: the text is no reference.
-        """
-        view, parsed = self._view, parse_reference(reference)
-        names = view.references(parsed.digest) if not parsed.name else [parsed]
+        that is not known."""
+        view = self._view
+        names = [reference] if reference.name else view.references(reference.digest)
         origins = [o for name in names if (o := view.origin(name)) and o.name]
         return origins[0].handler if origins else None
 
-    def find(self, text: str) -> Image | None:
+    def find(self, reference: Reference) -> Image | None:
         """As `get`, also by the beginning of an id; a name comes first, as in containerd.
 
         Raises:
-            InvalidArgument: the text is no reference.
             FailedPrecondition: it is the beginning of several images' ids.
         """
-        return self.get(text) or self.beginning(text)
+        return self.get(reference) or self._beginning(reference)
 
-    def beginning(self, text: str) -> Image | None:
-        """The image whose id begins so, with or without `sha256:`.
-
-        Raises:
-            FailedPrecondition: several images' ids do.
-        """
-        start = beginning_of_id(text)
-        found = [i for i in self._view.images.values() if start and i.id.startswith(start)]
+    def _beginning(self, reference: Reference) -> Image | None:
+        match = _BEGINNING.fullmatch(reference.text)
+        if match is None:
+            return None
+        start = f"sha256:{match[1]}"
+        found = [image for image in self._view.images.values() if image.id.startswith(start)]
         if len(found) > 1:
             ids = ", ".join(sorted(image.id for image in found)[:3])
             raise FailedPrecondition(
-                f"image {text} is the beginning of {len(found)} images' ids: {ids}"
+                f"image {reference.shown} is the beginning of {len(found)} images' ids: {ids}"
                 f"{', …' if len(found) > 3 else ''}; give more of it"
             )
         return found[0] if found else None
 
-    def known(self, reference: str, source: str) -> Known | None:
+    def known(self, reference: Reference, source: str) -> Known | None:
         """What the store has of a source, where that can be compared with it.
 
         Args:
-            reference: the reference it is to be published under; another that was published
-                from the same source will do where this one was not.
+            reference: what it is to be published under; another that was published from the same
+                source will do where this one was not.
             source: hash of its address.
         """
-        view, named = self._view, str(parse_reference(reference))
+        view, named = self._view, str(reference)
         found = [
             ((name == named, record.pulled_at), Known(digest, record.size, origin.validator))
             for digest, record in view.records.items()
@@ -160,7 +157,7 @@ class ImageStore:
     def publish(
         self,
         staging: StagingFile,
-        reference: str,
+        reference: Reference,
         source: str = "",
         annotations: Mapping[str, str] | None = None,
         handler: str = "",
@@ -170,7 +167,7 @@ class ImageStore:
 
         Args:
             staging: finished; it is used up.
-            reference: a name, or a name with the digest that the content has.
+            reference: its name, or its name with the digest that the content has.
             source: hash of the address it came from.
             annotations: what the fetching plugin tells of it.
             handler: whom it was pulled for.
@@ -181,26 +178,25 @@ class ImageStore:
             Unavailable: that could not be found out; the staging file is not used up.
             FailedPrecondition: the content has another digest than the reference says.
         """
-        parsed = parse_reference(reference)
         digest = staging.digest
-        if parsed.digest and parsed.digest != digest:
+        if reference.digest and reference.digest != digest:
             raise FailedPrecondition(
-                f"image {shown_name(parsed.name)}: its content is {digest}, "
-                f"not {parsed.digest} as asked for"
+                f"image {reference.shown}: its content is {digest}, not {reference.digest} as "
+                "asked for"
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:
             record = self._look(staging.path, staging.name, recognize or self._recognize)
-        prefix = IMAGE_PREFIX if reference.startswith(IMAGE_PREFIX) else ""
-        origin = Origin(source, staging.validator, f"{prefix}{parsed.name}", handler)
+        prefix = IMAGE_PREFIX if reference.text.startswith(IMAGE_PREFIX) else ""
+        origin = Origin(source, staging.validator, f"{prefix}{reference.tagged}", handler)
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):
                 raise Unavailable(
-                    f"image {shown_name(parsed.name)}: removed while it was pulled; pull again"
+                    f"image {reference.shown}: removed while it was pulled; pull again"
                 )
             origins = dict(view.records[digest].origins if digest in view.records else {})
-            origins[str(parsed)] = origin
+            origins[str(reference)] = origin
             record = evolve(
                 record,
                 pulled_at=time.time_ns(),
@@ -213,28 +209,21 @@ class ImageStore:
             else:
                 self._layout.place(staging.path, digest)
                 staging.release()
-            self._layout.link(parsed, digest)
-            links = {**view.links, parsed: digest}
+            self._layout.link(reference, digest)
+            links = {**view.links, reference: digest}
             self._view = make_view(self._layout, {**view.records, digest: record}, links)
             self._sweep()
             return self._view.images[digest]
 
-    def remove(self, reference: str) -> bool:
+    def remove(self, reference: Reference) -> bool:
         """Take all names from an image; its file goes too, once no VM uses it.
-
-        Args:
-            reference: its id, or a name that it was pulled by.
 
         Returns:
             Whether there was such an image.
-
-        Raises:
-            InvalidArgument: the text is no reference.
         """
-        parsed = parse_reference(reference)
         with self._lock:
             view = self._view
-            image = view.find(parsed)
+            image = view.find(reference)
             if image is None:
                 return False
             gone = view.references(image.id)
@@ -246,17 +235,20 @@ class ImageStore:
         return True
 
     @contextmanager
-    def held(self, reference: str) -> Iterator[Image]:
+    def held(self, reference: Reference) -> Iterator[Image]:
         """Keep an image's file from going, until what uses it is on record.
+
+        Args:
+            reference: as for `find`.
 
         Raises:
             NotFound: there is no such image.
+            FailedPrecondition: it is the beginning of several images' ids.
         """
-        parsed = parse_reference(reference)
         with self._lock:
-            image = self._view.find(parsed)
+            image = self.find(reference)
             if image is None:
-                raise NotFound(f"image {shown_name(reference)}: not in the store; pull it first")
+                raise NotFound(f"image {reference.shown!r} is not in the store: pull it first")
             self._held[image.id] = self._held.get(image.id, 0) + 1
         try:
             yield image
