@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from virtlet.core.hooks.source import pretend_installed, read_package
+from virtlet.core.hooks.plugin_package import pretend_installed, read_package
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -10,8 +10,8 @@ from typing import Any
 from attrs import frozen
 
 from tests.fakes.model import make_config, make_node
-from virtlet.core.hooks.check import Findings, check
 from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.plugin_package import Findings, check
 from virtlet.core.hooks.registry import discover
 from virtlet.model.pod import Profile
 

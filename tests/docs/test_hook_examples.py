@@ -28,7 +28,7 @@ from virtlet.host import netns
 from virtlet.host.links import Links
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images, Route
+from virtlet.images.pull import ImageRoute, Images
 from virtlet.launch.merge import merge_launch
 from virtlet.model.disk import Disk
 from virtlet.model.event import Event, EventKind
@@ -182,7 +182,7 @@ def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> Non
         source = ImageSource(name="a", url=f"gzip+file://{path}")
         layout = Layout(tmp_path / "images", os.getgid())
         store = ImageStore(layout, in_use=set, recognize=recognize)
-        ways = Route(
+        ways = ImageRoute(
             "",
             lambda name: source,
             lambda *a, **k: example.hooks.fetch_image(PROFILE, *a, **k),

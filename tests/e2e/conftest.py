@@ -14,7 +14,7 @@ from tests.fakes import kubelet
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
-from virtlet.core.hooks.source import pretend_installed, read_package
+from virtlet.core.hooks.plugin_package import pretend_installed, read_package
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 from virtlet.testing import guest

@@ -13,7 +13,7 @@ from virtlet.cli.client import CallFailed
 from virtlet.cli.errors import CommandFailed
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
-from virtlet.core.hooks.source import SourcePackage, pretend_installed
+from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 
 PLUGINS = {"light": "Light", "careful": "Careful", "stuck": "Stuck"}
 

@@ -13,7 +13,7 @@ from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
-from virtlet.core.hooks.source import SourcePackage, pretend_installed
+from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 from virtlet.cri import api_pb2 as cri
 
 EXAMPLES = {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tests.images.disks import recognize
 from virtlet.errors import InvalidArgument, NotFound, Unavailable
-from virtlet.images.pull import Route
+from virtlet.images.pull import ImageRoute
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.reference import Reference
 
@@ -35,9 +35,9 @@ class FakeImageSource:
         self.error: Exception | None = None
         self._lock = threading.Lock()
 
-    def route(self, scope: str = "") -> Route:
+    def route(self, scope: str = "") -> ImageRoute:
         """The way to this server."""
-        return Route(scope, self.resolve, self.fetch, recognize)
+        return ImageRoute(scope, self.resolve, self.fetch, recognize)
 
     def resolve(self, reference: Reference) -> ImageSource:
         """As virtlet_resolve_image; each tag is an image of its own, but `latest` is none."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
-from virtlet.images.staging import ImageLimits, Known, Lease, StagingFile
+from virtlet.images.staging import ImageLimits, KnownImage, Lease, StagingFile
 
 LIMITS = ImageLimits(size=1000, spare=0)
 
@@ -161,7 +161,7 @@ class TestKnown:
 
     @pytest.fixture
     def staging(self, tmp_path: Path) -> StagingFile:
-        known = Known(digest(b"abc"), 3, '"v1"')
+        known = KnownImage(digest(b"abc"), 3, '"v1"')
         return StagingFile(tmp_path / "part_x", "busybox", LIMITS, known)
 
     def test_it_starts_as_a_whole_copy(self, staging: StagingFile) -> None:

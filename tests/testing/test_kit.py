@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.hooks.source import pretend_installed, read_package
+from virtlet.core.hooks.plugin_package import pretend_installed, read_package
 from virtlet.errors import InvalidArgument
 
 PACKAGE = """\

@@ -12,11 +12,10 @@ from attrs import frozen
 from virtlet import PROJECT
 from virtlet.core.config.load import load
 from virtlet.core.config.options import CORE_OPTIONS, DATA_DIR
-from virtlet.core.hooks.check import quiet
-from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
+from virtlet.core.hooks.plugin_package import quiet
 from virtlet.core.hooks.profiles import Profiles
-from virtlet.core.hooks.registry import BUILTIN_PACKAGE, Registry, discover
+from virtlet.core.hooks.registry import BUILTIN_PACKAGE, Registry, discover, settings_of_departed
 from virtlet.hookspecs import HOOKS
 from virtlet.model.option import Annotation, Option
 

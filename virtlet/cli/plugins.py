@@ -14,8 +14,8 @@ from rich.table import Table
 from virtlet import HOOK_API
 from virtlet.cli.inventory import SERVED, Found, Handler, Inventory, take_inventory
 from virtlet.cli.scaffold import KINDS, write_package
-from virtlet.core.hooks.check import check as run_check
-from virtlet.core.hooks.source import read_module, read_package
+from virtlet.core.hooks.plugin_package import check as run_check
+from virtlet.core.hooks.plugin_package import read_module, read_package
 
 CONFIG = Path("/etc/virtlet/virtlet.yaml")
 """The file that deploy/virtlet.service names."""

@@ -20,10 +20,9 @@ from virtlet.core.config import options as core_options
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.events import EventTeller
-from virtlet.core.hooks.departed import settings_of_departed
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
-from virtlet.core.hooks.registry import Registry
+from virtlet.core.hooks.registry import Registry, settings_of_departed
 from virtlet.core.lifecycle import effects, exits, recovery
 from virtlet.core.lifecycle.context import Context, KeyedLocks
 from virtlet.core.lifecycle.hypervisors import Hypervisors

@@ -11,15 +11,14 @@ from virtlet.console.hub import ConsoleHub
 from virtlet.core import process_memory
 from virtlet.core.config import options
 from virtlet.core.cri.calls import Call
-from virtlet.core.cri.containers import Containers, Resizes
-from virtlet.core.cri.events import ContainerEvents
-from virtlet.core.cri.exec import Exec, Streaming
-from virtlet.core.cri.images import Images
-from virtlet.core.cri.metrics import Metrics
-from virtlet.core.cri.runtime import Runtime
-from virtlet.core.cri.sandboxes import Sandboxes
-from virtlet.core.cri.server import Server
-from virtlet.core.cri.stats import Stats
+from virtlet.core.cri.container_events import ContainerEvents
+from virtlet.core.cri.containers import ContainerCalls, ResizeCalls
+from virtlet.core.cri.grpc_server import CriServer
+from virtlet.core.cri.image_service import ImageCalls
+from virtlet.core.cri.runtime_status import RuntimeCalls
+from virtlet.core.cri.sandboxes import SandboxCalls
+from virtlet.core.cri.session_calls import ExecCalls, StreamingCalls
+from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
@@ -67,16 +66,16 @@ def assemble(
     handlers = Handlers(exec=executions, attach=attacher, ports=dialer)
     streaming = _streaming_server(config, handlers)
     services = (
-        Runtime(context, config[options.CGROUP_DRIVER]),
-        Sandboxes(context),
-        Containers(context),
-        Resizes(context),
-        Images(context),
+        RuntimeCalls(context, config[options.CGROUP_DRIVER]),
+        SandboxCalls(context),
+        ContainerCalls(context),
+        ResizeCalls(context),
+        ImageCalls(context),
         ContainerEvents(context, loop),
-        Stats(context, sampler),
-        Metrics(context, sampler),
-        Exec(context, executions, streaming),
-        Streaming(streaming, attacher, dialer),
+        StatsCalls(context, sampler),
+        MetricsCalls(context, sampler),
+        ExecCalls(context, executions, streaming),
+        StreamingCalls(streaming, attacher, dialer),
     )
     calls = tuple(call for service in services for call in service.calls())
     return Parts(calls, streaming, executions)
@@ -97,7 +96,7 @@ async def serve_until_asked(
 
     parts = assemble(context, config, sampler, hub, loop)
     streaming = parts.streaming
-    server = Server(
+    server = CriServer(
         config[options.LISTEN],
         parts.calls,
         context.hypervisors.default_health,

@@ -21,16 +21,16 @@ from virtlet.host.files import remove_file
 from virtlet.images.flights import Abandoned, apart, wait_for
 from virtlet.images.layout import (
     FilesystemUsage,
+    ImageOrigin,
     ImageRecord,
     Layout,
-    Origin,
     View,
     make_view,
     measure,
     read_record,
     write_record,
 )
-from virtlet.images.staging import ImageLimits, Known, StagingFile
+from virtlet.images.staging import ImageLimits, KnownImage, StagingFile
 from virtlet.model.image import IMAGE_PREFIX, Image, RecognizedImage
 from virtlet.model.reference import Reference
 
@@ -121,7 +121,7 @@ class ImageStore:
             )
         return found[0] if found else None
 
-    def known(self, reference: Reference, source: str) -> Known | None:
+    def known(self, reference: Reference, source: str) -> KnownImage | None:
         """What the store has of a source, where that can be compared with it.
 
         Args:
@@ -131,7 +131,7 @@ class ImageStore:
         """
         view, named = self._view, str(reference)
         found = [
-            ((name == named, record.pulled_at), Known(digest, record.size, origin.validator))
+            ((name == named, record.pulled_at), KnownImage(digest, record.size, origin.validator))
             for digest, record in view.records.items()
             if digest in view.images
             for name, origin in record.origins.items()
@@ -150,7 +150,7 @@ class ImageStore:
 
     # Writing
 
-    def new_staging(self, name: str, known: Known | None = None) -> StagingFile:
+    def new_staging(self, name: str, known: KnownImage | None = None) -> StagingFile:
         """A staging file for a download."""
         return StagingFile(self._layout.new_part(), name, self.limits, known)
 
@@ -188,7 +188,7 @@ class ImageStore:
         if record is None and not staging.complete:
             record = self._look(staging.path, staging.name, recognize or self._recognize)
         prefix = IMAGE_PREFIX if reference.text.startswith(IMAGE_PREFIX) else ""
-        origin = Origin(source, staging.validator, f"{prefix}{reference.tagged}", handler)
+        origin = ImageOrigin(source, staging.validator, f"{prefix}{reference.tagged}", handler)
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):

@@ -33,7 +33,7 @@ _READ_ONLY = 0o440
 
 
 @frozen
-class Origin:
+class ImageOrigin:
     """Where a name's content came from, to find out cheaply whether it is still the same."""
 
     source: str
@@ -55,7 +55,7 @@ class ImageRecord:
     virtual_size: int
     pulled_at: int
     """Nanoseconds since the epoch."""
-    origins: Mapping[str, Origin] = field(factory=dict)
+    origins: Mapping[str, ImageOrigin] = field(factory=dict)
     """By reference."""
     annotations: Mapping[str, str] = field(factory=dict)
     """What the fetching plugin told of it last."""
@@ -285,7 +285,7 @@ class View:
         origin = self.origin(untold)
         return self.find(untold) if origin is None or not origin.name else None
 
-    def origin(self, reference: Reference) -> Origin | None:
+    def origin(self, reference: Reference) -> ImageOrigin | None:
         """Where what a name leads to came from."""
         record = self.records.get(self.links.get(reference, ""))
         return record.origins.get(str(reference)) if record else None

@@ -56,7 +56,7 @@ class Fetch(Protocol):
 
 
 @frozen
-class Route:
+class ImageRoute:
     """Who finds, fetches and recognises images for a handler: its profile's hooks."""
 
     scope: str
@@ -127,7 +127,7 @@ class Images:
     def pull(
         self,
         reference: Reference,
-        route: Route,
+        route: ImageRoute,
         credentials: Credentials = ANONYMOUS,
         wanted: Callable[[], bool] = always,
     ) -> Image:
@@ -180,7 +180,7 @@ class Images:
         for staging in broken.values():
             staging.discard()
 
-    def _bring(self, work: _Work, route: Route, wanted: Callable[[], bool]) -> Image:
+    def _bring(self, work: _Work, route: ImageRoute, wanted: Callable[[], bool]) -> Image:
         started = time.monotonic()
         staging = self._take_staging(work)
         staging.attend(wanted)
@@ -217,7 +217,7 @@ class Images:
         return image
 
     def _fetch(
-        self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
+        self, work: _Work, route: ImageRoute, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
         """Fetch, and go on after a break of what has begun.
 
@@ -252,7 +252,7 @@ class Images:
             self._pause(wanted)
 
     def _fetch_once(
-        self, work: _Work, route: Route, staging: StagingFile, wanted: Callable[[], bool]
+        self, work: _Work, route: ImageRoute, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
         lease = Lease(staging)
         try:
@@ -265,7 +265,7 @@ class Images:
     def _recognize(
         self,
         work: _Work,
-        route: Route,
+        route: ImageRoute,
         staging: StagingFile,
         wanted: Callable[[], bool],
         name: str,

@@ -43,7 +43,7 @@ def _always() -> bool:
 
 
 @frozen
-class Known:
+class KnownImage:
     """An image of the store, as it came from the same source before."""
 
     digest: str
@@ -135,7 +135,7 @@ class StagingFile:
     """
 
     def __init__(
-        self, path: Path, name: str, limits: ImageLimits, known: Known | None = None
+        self, path: Path, name: str, limits: ImageLimits, known: KnownImage | None = None
     ) -> None:
         self.path = path
         self.touched = time.monotonic()

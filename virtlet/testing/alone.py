@@ -10,7 +10,7 @@ from virtlet import PROJECT, hookspecs
 from virtlet.errors import NotFound
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images, Route
+from virtlet.images.pull import ImageRoute, Images
 from virtlet.model.image import (
     Credentials,
     FetchedImage,
@@ -81,7 +81,7 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
 
     built_in = ImageFormats()
     images = Images(ImageStore(Layout(directory, 0), in_use=set, recognize=recognize))
-    return images.pull(parse_reference(name), Route("", resolve, fetch, recognize))
+    return images.pull(parse_reference(name), ImageRoute("", resolve, fetch, recognize))
 
 
 def rendered(machine: Machine) -> Element:

@@ -4,7 +4,7 @@ import warnings
 from importlib.metadata import EntryPoint
 
 from virtlet import PROJECT
-from virtlet.core.hooks.check import check
+from virtlet.core.hooks.plugin_package import check
 
 
 class PluginWarning(UserWarning):

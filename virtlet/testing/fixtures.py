@@ -16,7 +16,7 @@ from attrs import evolve
 import virtlet
 from virtlet.cli.manifest import pod_manifest
 from virtlet.cli.playground import Playground
-from virtlet.core.hooks.source import SourcePackage, pretend_installed, read_package
+from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed, read_package
 from virtlet.errors import InvalidArgument
 from virtlet.host import netns
 from virtlet.host.links import Links

@@ -9,8 +9,8 @@ from typing import Any
 
 import uvloop
 
-from virtlet.core.cri.calls import UNSERVED, Call, Kind
-from virtlet.core.cri.server import Server
+from virtlet.core.cri.calls import UNSERVED, Call, CallKind
+from virtlet.core.cri.grpc_server import CriServer
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.store.store import Store
 from virtlet.cri import api_pb2 as cri
@@ -45,7 +45,7 @@ class Serving:
         try:
             served = calls(self.loop)
             everything = [*served, *_others(served)]
-            self.server = Server(socket, everything, health, Subjects(self._store))
+            self.server = CriServer(socket, everything, health, Subjects(self._store))
             self.run(self.server.start())
         except BaseException:
             self._end()
@@ -75,7 +75,7 @@ def _others(calls: Sequence[Call]) -> list[Call]:
     return [
         Call(
             f"{service.name}.{method.name}",
-            Kind.STREAM if method.server_streaming else Kind.READ,
+            CallKind.STREAM if method.server_streaming else CallKind.READ,
             lambda request: None,
         )
         for service in cri.DESCRIPTOR.services_by_name.values()

@@ -16,7 +16,7 @@ from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import Client
 from virtlet.cli.steps import wait_until
 from virtlet.core.cri.calls import Call
-from virtlet.core.cri.events import BACKLOG, ContainerEvents
+from virtlet.core.cri.container_events import BACKLOG, ContainerEvents
 from virtlet.core.events import EventTeller
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.event import Event, EventKind

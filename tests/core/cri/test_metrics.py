@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from virtlet.core.cri.metric_table import METRICS
-from virtlet.core.cri.metrics import IDENTITY
+from virtlet.core.cri.stats_calls import IDENTITY
 
 ROOT = Path(__file__).parents[3]
 EXPECTED = {

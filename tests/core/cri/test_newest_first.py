@@ -10,8 +10,8 @@ from attrs import evolve
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import Client
-from virtlet.core.cri.events import ContainerEvents
-from virtlet.core.cri.sandboxes import Sandboxes
+from virtlet.core.cri.container_events import ContainerEvents
+from virtlet.core.cri.sandboxes import SandboxCalls
 from virtlet.core.events import EventTeller
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.event import Event, EventKind
@@ -48,7 +48,7 @@ def client(manager: Manager, tmp_path: Path) -> Iterator[Client]:
     teller.start()
     serving = Serving(
         tmp_path / "s.sock",
-        lambda loop: [*Sandboxes(context).calls(), *ContainerEvents(context, loop).calls()],
+        lambda loop: [*SandboxCalls(context).calls(), *ContainerEvents(context, loop).calls()],
     )
     with Client(tmp_path / "s.sock", timeout=20) as client:
         yield client

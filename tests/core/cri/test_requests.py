@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.core.cri import bad_fields
 from tests.core.cri.bad_fields import Edit, good_pod, good_vm, setting
 from virtlet.console.cri_log import CriLog
-from virtlet.core.cri import checks, requests
+from virtlet.core.cri import fields, requests
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, Unimplemented
 from virtlet.host import cgroups
@@ -146,16 +146,16 @@ def test_environments_as_kubernetes_allows_them() -> None:
 
 def test_a_log_is_as_long_as_linux_takes_it_with_its_directory() -> None:
     directory = "/" + "d" * 200
-    checks.log_file(directory, "a/" * 1940 + "b" * (checks.LONGEST_PATH - len(directory) - 3881))
+    fields.log_file(directory, "a/" * 1940 + "b" * (fields.LONGEST_PATH - len(directory) - 3881))
     with pytest.raises(InvalidArgument, match="log_path .* must be shorter"):
-        checks.log_file(directory, "a/" * 1947 + "bb")
+        fields.log_file(directory, "a/" * 1947 + "bb")
 
 
 @given(TEXTS)
 def test_a_name_is_one_word_and_stays_in_its_directory(text: str) -> None:
     """Whatever is taken can be a file's name, and one field of a line."""
     try:
-        checks.name(text, "metadata.name")
+        fields.name(text, "metadata.name")
     except InvalidArgument:
         return
     assert text.split() == [text]
@@ -169,7 +169,7 @@ def test_a_name_is_one_word_and_stays_in_its_directory(text: str) -> None:
 def test_a_log_that_is_taken_can_be_made_and_stays_in_the_pods_directory(text: str) -> None:
     """Any other is refused, with nothing made."""
     try:
-        checks.log_path(text)
+        fields.log_path(text)
     except InvalidArgument:
         return
     if not text:
@@ -185,7 +185,7 @@ def test_a_log_that_is_taken_can_be_made_and_stays_in_the_pods_directory(text: s
 def test_a_log_directory_that_is_taken_can_be_made(text: str) -> None:
     """Below another root here, where it stays."""
     try:
-        checks.log_directory(text)
+        fields.log_directory(text)
     except InvalidArgument:
         return
     with tempfile.TemporaryDirectory() as root:
@@ -198,7 +198,7 @@ def test_a_log_directory_that_is_taken_can_be_made(text: str) -> None:
 def test_a_group_that_is_taken_stays_in_its_hierarchy(text: str) -> None:
     """And the kernel can be asked for it."""
     try:
-        checks.cgroup_parent(text)
+        fields.cgroup_parent(text)
     except InvalidArgument:
         return
     with tempfile.TemporaryDirectory() as mount:

@@ -9,7 +9,7 @@ import pytest
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import CallFailed, Client
-from virtlet.core.cri.containers import Resizes
+from virtlet.core.cri.containers import ResizeCalls
 from virtlet.core.lifecycle.refusals import AGAIN
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, Unavailable
@@ -37,7 +37,7 @@ class Running:
         self.manager = Manager(self.node)
         self.vm = self.manager.create(self.manager.run())
         self.manager.start(self.vm)
-        resizes = Resizes(self.manager.context, self.clock)
+        resizes = ResizeCalls(self.manager.context, self.clock)
         self.serving = Serving(root / "cri.sock", lambda loop: resizes.calls())
         self.client = Client(root / "cri.sock").__enter__()
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.core.cri.serving import Serving
 from virtlet.cli.client import CallFailed, Client
 from virtlet.core import log_setup
-from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, PluginError, ResourceExhausted, Unavailable
 from virtlet.model.hypervisor import HypervisorHealth
@@ -52,7 +52,7 @@ class Service:
             raise self.error
         return cri.CreateContainerResponse(container_id="vm")
 
-    def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
+    def pull(self, request: cri.PullImageRequest, caller: CallClient) -> cri.PullImageResponse:
         while caller.waits():
             time.sleep(0.02)
         self.abandoned = True
@@ -60,10 +60,10 @@ class Service:
 
     def calls(self) -> list[Call]:
         return [
-            Call("ImageService.PullImage", Kind.WORK, self.pull, attended=True),
-            Call("RuntimeService.StopContainer", Kind.WORK, self.stop),
-            Call("RuntimeService.ListContainers", Kind.READ, self.listed),
-            Call("RuntimeService.CreateContainer", Kind.WORK, self.create),
+            Call("ImageService.PullImage", CallKind.WORK, self.pull, attended=True),
+            Call("RuntimeService.StopContainer", CallKind.WORK, self.stop),
+            Call("RuntimeService.ListContainers", CallKind.READ, self.listed),
+            Call("RuntimeService.CreateContainer", CallKind.WORK, self.create),
         ]
 
 

@@ -9,9 +9,8 @@ import pytest
 from tests.core.cri.serving import Serving
 from tests.core.metrics.measured import Measured
 from virtlet.cli.client import Client
-from virtlet.core.cri.metrics import Metrics
-from virtlet.core.cri.runtime import Runtime
-from virtlet.core.cri.stats import Stats
+from virtlet.core.cri.runtime_status import RuntimeCalls
+from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri
 
@@ -26,7 +25,11 @@ def measured(tmp_path: Path) -> Iterator[Measured]:
 @pytest.fixture
 def client(measured: Measured, tmp_path: Path) -> Iterator[Client]:
     context, sampler = measured.manager.context, measured.sampler
-    services = (Stats(context, sampler), Metrics(context, sampler), Runtime(context, "cgroupfs"))
+    services = (
+        StatsCalls(context, sampler),
+        MetricsCalls(context, sampler),
+        RuntimeCalls(context, "cgroupfs"),
+    )
     calls = [call for service in services for call in service.calls()]
     serving = Serving(tmp_path / "s.sock", lambda loop: calls, context.hypervisors.default_health)
     with Client(tmp_path / "s.sock", timeout=20) as client:

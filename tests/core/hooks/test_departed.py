@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import models
-from virtlet.core.hooks.departed import FILE, settings_of_departed
 from virtlet.core.hooks.facade import Hooks
-from virtlet.core.hooks.registry import Registry, discover
+from virtlet.core.hooks.registry import FILE, Registry, discover, settings_of_departed
 from virtlet.errors import FailedPrecondition
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import models
 from virtlet.core.hooks.facade import Hooks
-from virtlet.core.hooks.policy import Policy, read_policy
+from virtlet.core.hooks.profiles import Policy, read_policy
 from virtlet.core.hooks.registry import Registry, discover
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import InvalidArgument, PluginError

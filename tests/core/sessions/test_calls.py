@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.core.sessions.world import World, running
-from virtlet.core.cri.calls import Caller
-from virtlet.core.cri.exec import REPLY_LIMIT, Exec
+from virtlet.core.cri.calls import CallClient
+from virtlet.core.cri.session_calls import REPLY_LIMIT, ExecCalls
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, GuestNotReady, InvalidArgument, NotFound
 from virtlet.model.event import Event
@@ -28,13 +28,13 @@ class Urls:
         return "http://127.0.0.1:1/exec/token"
 
 
-def calls(world: World) -> tuple[Exec, Urls]:
+def calls(world: World) -> tuple[ExecCalls, Urls]:
     urls = Urls()
     context: Any = world  # only its store is used
-    return Exec(context, world.executions, urls), urls
+    return ExecCalls(context, world.executions, urls), urls
 
 
-WAITING = Caller(waits=lambda: True, time_left=lambda: None)
+WAITING = CallClient(waits=lambda: True, time_left=lambda: None)
 """A client that waits for its answer, however long."""
 
 
@@ -119,7 +119,7 @@ def test_the_owner_is_told_why_a_hook_did_not_run_and_not_of_every_probe(
         notices: Any = Notices(world.store)
         request = cri.ExecSyncRequest(container_id="vm", cmd=["x"], timeout=timeout)
         with pytest.raises(GuestNotReady):
-            Exec(notices, world.executions, Urls()).exec_sync(request, WAITING)
+            ExecCalls(notices, world.executions, Urls()).exec_sync(request, WAITING)
     assert [
         ("hook" if "hook" in text and "use the setting" in text else text) for text in notices.told
     ] == told

@@ -11,7 +11,7 @@ from tests.core.cri.serving import Serving
 from tests.core.sessions.test_calls import Urls
 from tests.core.sessions.world import running
 from virtlet.cli.client import CallFailed, Client
-from virtlet.core.cri.exec import Exec
+from virtlet.core.cri.session_calls import ExecCalls
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import DeadlineExceeded
 from virtlet.model.execution import GuestCommand, GuestStreams
@@ -31,7 +31,7 @@ def guest(command: GuestCommand, streams: GuestStreams, timeout: float | None) -
 def client(tmp_path: Path) -> Iterator[Client]:
     with running(tmp_path, guest) as world:
         context: Any = world  # only its store is used
-        calls = Exec(context, world.executions, Urls()).calls()
+        calls = ExecCalls(context, world.executions, Urls()).calls()
         serving = Serving(tmp_path / "s.sock", lambda loop: calls)
         with Client(tmp_path / "s.sock") as client:
             yield client

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.image_server import ImageServer, image_server
-from virtlet.images.staging import ImageLimits, Known, StagingFile
+from virtlet.images.staging import ImageLimits, KnownImage, StagingFile
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 
@@ -51,7 +51,7 @@ class Stagings:
 
     def known(self, size: int, validator: str) -> StagingFile:
         """As for an image that the store has from the same source."""
-        known = Known("sha256:" + "a1" * 32, size, validator)
+        known = KnownImage("sha256:" + "a1" * 32, size, validator)
         limits = ImageLimits(size=1 << 20, spare=0)
         return StagingFile(self._directory / "part_known", "x", limits, known)
 

@@ -16,7 +16,7 @@ from virtlet import PROJECT, hookimpl, hookspecs
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
-from virtlet.images.pull import Images, Retry, Route
+from virtlet.images.pull import ImageRoute, Images, Retry
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging, Transport
 from virtlet.model.reference import Reference, parse_reference
 from virtlet.plugins.image_http.plugin import Plugin
@@ -39,7 +39,7 @@ def images(tmp_path: Path) -> Images:
 
 
 @pytest.fixture
-def route(server: ImageServer) -> Route:
+def route(server: ImageServer) -> ImageRoute:
     def resolve(reference: Reference) -> ImageSource:
         name = reference.name
         return ImageSource(name=name, url=f"{server.url}/{name}", digest=reference.digest)
@@ -47,11 +47,11 @@ def route(server: ImageServer) -> Route:
     def fetch(*arguments: object) -> object:
         return Plugin().virtlet_fetch_image(*arguments)  # type: ignore[arg-type]
 
-    return Route("", resolve, fetch, recognize)  # type: ignore[arg-type]
+    return ImageRoute("", resolve, fetch, recognize)  # type: ignore[arg-type]
 
 
 def test_a_download_that_breaks_again_and_again_arrives_with_each_byte_sent_once(
-    server: ImageServer, images: Images, route: Route, disk: bytes
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[300_000, 1_000_000, 70_000])
     image = images.pull(parse_reference("x"), route)
@@ -62,7 +62,7 @@ def test_a_download_that_breaks_again_and_again_arrives_with_each_byte_sent_once
 
 
 def test_many_pulls_at_a_time_download_once_and_a_later_one_nothing(
-    server: ImageServer, images: Images, route: Route, disk: bytes
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', on_request=lambda: time.sleep(0.2))
     with ThreadPoolExecutor(8) as pool:
@@ -72,7 +72,9 @@ def test_many_pulls_at_a_time_download_once_and_a_later_one_nothing(
     assert server.sent == len(disk)
 
 
-def test_a_digest_decides(server: ImageServer, images: Images, route: Route, disk: bytes) -> None:
+def test_a_digest_decides(
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
+) -> None:
     server.resources["/x"] = Resource(disk, '"v1"')
     with pytest.raises(FailedPrecondition, match="as asked for"):
         images.pull(parse_reference("x@sha256:" + "a1" * 32), route)
@@ -80,7 +82,7 @@ def test_a_digest_decides(server: ImageServer, images: Images, route: Route, dis
 
 
 def test_a_server_that_brings_nothing_is_given_up_at_once(
-    server: ImageServer, images: Images, route: Route, disk: bytes
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[0] * 10)
     with pytest.raises(Unavailable):
@@ -89,7 +91,7 @@ def test_a_server_that_brings_nothing_is_given_up_at_once(
 
 
 def test_a_server_that_always_breaks_is_given_up(
-    server: ImageServer, images: Images, route: Route, disk: bytes
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
     server.resources["/x"] = Resource(disk, '"v1"', breaks=[1000] * 10)
     with pytest.raises(Unavailable):
@@ -98,7 +100,7 @@ def test_a_server_that_always_breaks_is_given_up(
 
 
 def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
-    server: ImageServer, images: Images, route: Route, disk: bytes
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
@@ -125,7 +127,7 @@ def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
 
 @pytest.mark.parametrize(("answers", "scheme"), [(True, "http"), (False, "http"), (False, "https")])
 def test_a_pull_that_is_cancelled_closes_the_connection(
-    images: Images, route: Route, *, answers: bool, scheme: str
+    images: Images, route: ImageRoute, *, answers: bool, scheme: str
 ) -> None:
     with trickling_server(answers=answers, scheme=scheme) as server:
         route = evolve(route, resolve=lambda _: ImageSource(name="x", url=f"{server.url}/x"))
@@ -135,7 +137,7 @@ def test_a_pull_that_is_cancelled_closes_the_connection(
 
 
 def test_a_pull_that_is_cancelled_closes_the_connection_behind_a_proxy(
-    server: ImageServer, images: Images, route: Route
+    server: ImageServer, images: Images, route: ImageRoute
 ) -> None:
     with trickling_server(answers=False, scheme="https") as behind:
         port = int(behind.url.rpartition(":")[2])
@@ -148,7 +150,7 @@ def test_a_pull_that_is_cancelled_closes_the_connection_behind_a_proxy(
         assert behind.gone.wait(10)
 
 
-def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: Route) -> None:
+def test_a_login_page_is_no_image(server: ImageServer, images: Images, route: ImageRoute) -> None:
     server.resources["/x"] = Resource(b"<!DOCTYPE html><title>Sign in</title>")
     with pytest.raises(InvalidArgument, match="web page"):
         images.pull(parse_reference("x"), route)
@@ -185,6 +187,6 @@ def test_hook_fetch_image_is_for_the_first_plugin_that_knows_the_address(
 
     for name, url in (("mine", "mine:x"), ("theirs", f"{server.url}/x")):
         source = ImageSource(name=name, url=url)
-        route = Route("", lambda _, source=source: source, fetch, recognize)  # type: ignore[misc]
+        route = ImageRoute("", lambda _, source=source: source, fetch, recognize)  # type: ignore[misc]
         assert images.pull(parse_reference(name), route).path.read_bytes() == disk
     assert len(server.requests) == 1

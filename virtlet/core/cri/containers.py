@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
-from virtlet.core.cri import checks, replies, requests
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri import fields, replies, requests
+from virtlet.core.cri.calls import Call, CallKind
 from virtlet.core.cri.lists import Listing, ReplyCache, streamed
 from virtlet.core.lifecycle import resize, vms
 from virtlet.core.lifecycle.context import Context
@@ -17,7 +17,7 @@ from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.resources import Resources
 
 
-class Containers:
+class ContainerCalls:
     """Serves VMs."""
 
     def __init__(self, context: Context) -> None:
@@ -35,19 +35,19 @@ class Containers:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.ListContainers", Kind.READ, self.list),
+            Call("RuntimeService.ListContainers", CallKind.READ, self.list),
             streamed(
                 "RuntimeService.StreamContainers",
-                Kind.READ,
+                CallKind.READ,
                 self._items,
                 lambda items: cri.StreamContainersResponse(containers=items),
             ),
-            Call("RuntimeService.CreateContainer", Kind.WORK, self.create),
-            Call("RuntimeService.StartContainer", Kind.WORK, self.start),
-            Call("RuntimeService.StopContainer", Kind.WORK, self.stop),
-            Call("RuntimeService.RemoveContainer", Kind.WORK, self.remove),
-            Call("RuntimeService.ContainerStatus", Kind.READ, self.status),
-            Call("RuntimeService.ReopenContainerLog", Kind.WORK, self.reopen_log),
+            Call("RuntimeService.CreateContainer", CallKind.WORK, self.create),
+            Call("RuntimeService.StartContainer", CallKind.WORK, self.start),
+            Call("RuntimeService.StopContainer", CallKind.WORK, self.stop),
+            Call("RuntimeService.RemoveContainer", CallKind.WORK, self.remove),
+            Call("RuntimeService.ContainerStatus", CallKind.READ, self.status),
+            Call("RuntimeService.ReopenContainerLog", CallKind.WORK, self.reopen_log),
         ]
 
     def create(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
@@ -58,7 +58,7 @@ class Containers:
         config = requests.vm_config(request.config)
         pod = self._context.store.pods.get(pod_id)
         if pod is not None:
-            checks.log_file(pod.pod.config.log_directory, config.log_path)
+            fields.log_file(pod.pod.config.log_directory, config.log_path)
         vm_id = vms.create_vm(self._context, pod_id, config)
         return cri.CreateContainerResponse(container_id=vm_id)
 
@@ -129,7 +129,7 @@ def _wanted(record: VmRecord, wanted: cri.ContainerFilter) -> bool:
     return replies.labelled(vm.config.labels, wanted.label_selector)
 
 
-class Resizes:
+class ResizeCalls:
     """Serves new limits.
 
     Args:
@@ -144,8 +144,8 @@ class Resizes:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.UpdateContainerResources", Kind.WORK, self.update_container),
-            Call("RuntimeService.UpdatePodSandboxResources", Kind.READ, self.update_pod),
+            Call("RuntimeService.UpdateContainerResources", CallKind.WORK, self.update_container),
+            Call("RuntimeService.UpdatePodSandboxResources", CallKind.READ, self.update_pod),
         ]
 
     def update_container(

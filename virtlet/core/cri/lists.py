@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import Call, CallKind
 
 Record = TypeVar("Record")
 Item = TypeVar("Item", bound=Message)
@@ -104,7 +104,7 @@ class Listing(Generic[Record, Item]):
 
 def streamed(
     name: str,
-    kind: Kind,
+    kind: CallKind,
     items: Callable[[Any], Sequence[Any]],
     reply: Callable[[list[Any]], Any],
 ) -> Call:
@@ -118,11 +118,11 @@ def streamed(
     """
 
     async def stream(request: Any) -> AsyncIterator[Any]:
-        if kind is Kind.READ:
+        if kind is CallKind.READ:
             found = list(items(request))
         else:
             found = list(await asyncio.to_thread(items, request))
         for start in range(0, len(found), PORTION):
             yield reply(found[start : start + PORTION])
 
-    return Call(name, Kind.STREAM, stream)
+    return Call(name, CallKind.STREAM, stream)

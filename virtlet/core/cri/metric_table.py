@@ -6,10 +6,11 @@ else; pod metrics tell of the pod's control group. See docs/decisions/0032 and 0
 
 from collections.abc import Sequence
 
-from virtlet.core.cri.metric_kinds import (
+from virtlet.core.metrics.figures import (
     NANO,
     Metric,
     Rows,
+    VmFigures,
     device_usage,
     faults,
     group_faults,
@@ -23,7 +24,6 @@ from virtlet.core.cri.metric_kinds import (
     pod_cpu,
     seconds,
 )
-from virtlet.core.metrics.figures import VmFigures
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.resources import DEFAULT_PERIOD
 

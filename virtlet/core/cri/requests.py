@@ -3,7 +3,7 @@
 Source of the fields' meaning: the CRI v1 definition in proto/.
 """
 
-from virtlet.core.cri import checks
+from virtlet.core.cri import fields
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, Unimplemented
 from virtlet.host import cpus
@@ -35,13 +35,13 @@ def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
     _check_security(message.linux.security_context)
     return PodConfig(
         metadata=PodMetadata(
-            name=checks.name(meta.name, "metadata.name"),
-            uid=checks.name(meta.uid, "metadata.uid"),
-            namespace=checks.name(meta.namespace, "metadata.namespace"),
+            name=fields.name(meta.name, "metadata.name"),
+            uid=fields.name(meta.uid, "metadata.uid"),
+            namespace=fields.name(meta.namespace, "metadata.namespace"),
             attempt=meta.attempt,
         ),
-        hostname=checks.host_name(message.hostname, "hostname"),
-        log_directory=checks.log_directory(message.log_directory),
+        hostname=fields.host_name(message.hostname, "hostname"),
+        log_directory=fields.log_directory(message.log_directory),
         dns=DnsConfig(
             servers=tuple(message.dns_config.servers),
             searches=tuple(message.dns_config.searches),
@@ -53,7 +53,7 @@ def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
         ),
         labels=dict(message.labels),
         annotations=dict(message.annotations),
-        cgroup_parent=checks.cgroup_parent(message.linux.cgroup_parent),
+        cgroup_parent=fields.cgroup_parent(message.linux.cgroup_parent),
         sysctls=dict(message.linux.sysctls),
         overhead=resources(message.linux.overhead, "linux.overhead"),
         resources=resources(message.linux.resources, "linux.resources"),
@@ -81,7 +81,7 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
         raise InvalidArgument("CDI devices are for containers; a VM cannot be given them")
     return VmConfig(
         metadata=VmMetadata(
-            name=checks.name(message.metadata.name, "metadata.name"),
+            name=fields.name(message.metadata.name, "metadata.name"),
             attempt=message.metadata.attempt,
         ),
         image=image,
@@ -90,14 +90,17 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
         args=tuple(message.args),
         working_dir=message.working_dir,
         envs=tuple(
-            (checks.environment_name(env.key), checks.environment_value(env.value, env.key))
+            (
+                fields.environment_name(env.key),
+                fields.environment_value(env.value, env.key),
+            )
             for env in message.envs
         ),
         mounts=tuple(map(_mount, message.mounts)),
         devices=tuple(map(_device, message.devices)),
         labels=dict(message.labels),
         annotations=dict(message.annotations),
-        log_path=checks.log_path(message.log_path),
+        log_path=fields.log_path(message.log_path),
         stdin=message.stdin,
         stdin_once=message.stdin_once,
         tty=message.tty,
@@ -139,8 +142,8 @@ def resources(message: cri.LinuxContainerResources, field: str) -> Resources:
         memory_limit=message.memory_limit_in_bytes,
         memory_swap_limit=max(message.memory_swap_limit_in_bytes, 0),
         oom_score_adj=message.oom_score_adj,
-        cpuset_cpus=checks.listed(message.cpuset_cpus, f"{field}.cpuset_cpus", cpus.parse_list),
-        cpuset_mems=checks.listed(message.cpuset_mems, f"{field}.cpuset_mems", cpus.parse_list),
+        cpuset_cpus=fields.listed(message.cpuset_cpus, f"{field}.cpuset_cpus", cpus.parse_list),
+        cpuset_mems=fields.listed(message.cpuset_mems, f"{field}.cpuset_mems", cpus.parse_list),
         hugepage_limits={limit.page_size: limit.limit for limit in message.hugepage_limits},
         unified=dict(message.unified),
     )
@@ -206,21 +209,21 @@ def _port_mapping(message: cri.PortMapping, field: str) -> PortMapping:
         names = ", ".join(cri.Protocol.keys())
         raise InvalidArgument(f"{field}.protocol {message.protocol} must be one of {names}")
     return PortMapping(
-        container_port=checks.port(message.container_port, f"{field}.container_port", lowest=1),
-        host_port=checks.port(message.host_port, f"{field}.host_port", lowest=0),
+        container_port=fields.port(message.container_port, f"{field}.container_port", lowest=1),
+        host_port=fields.port(message.host_port, f"{field}.host_port", lowest=0),
         protocol=cri.Protocol.Name(message.protocol),
-        host_ip=checks.address(message.host_ip, f"{field}.host_ip"),
+        host_ip=fields.address(message.host_ip, f"{field}.host_ip"),
     )
 
 
 def _mount(message: cri.Mount) -> Mount:
-    target = checks.absolute_path(message.container_path, "mounts: container_path")
+    target = fields.absolute_path(message.container_path, "mounts: container_path")
     if message.HasField("image"):
         raise Unimplemented(
             f"mount {quote(target)}: image volumes are not served for VMs yet: take the volume of "
             "kind `image` out of the pod, or mount its content from another kind of volume"
         )
-    source = checks.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
+    source = fields.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
     return Mount(
         guest_path=target,
         host_path=source,
@@ -231,7 +234,7 @@ def _mount(message: cri.Mount) -> Mount:
 
 def _device(message: cri.Device) -> Device:
     return Device(
-        guest_path=checks.absolute_path(message.container_path, "devices: container_path"),
-        host_path=checks.absolute_path(message.host_path, "devices: host_path"),
+        guest_path=fields.absolute_path(message.container_path, "devices: container_path"),
+        host_path=fields.absolute_path(message.host_path, "devices: host_path"),
         permissions=message.permissions,
     )

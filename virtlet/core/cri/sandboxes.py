@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from virtlet.core.cri import replies, requests
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import Call, CallKind
 from virtlet.core.cri.lists import Listing, ReplyCache, streamed
 from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.context import Context
@@ -12,7 +12,7 @@ from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
 
 
-class Sandboxes:
+class SandboxCalls:
     """Serves pods."""
 
     def __init__(self, context: Context) -> None:
@@ -30,17 +30,17 @@ class Sandboxes:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.ListPodSandbox", Kind.READ, self.list),
+            Call("RuntimeService.ListPodSandbox", CallKind.READ, self.list),
             streamed(
                 "RuntimeService.StreamPodSandboxes",
-                Kind.READ,
+                CallKind.READ,
                 self._items,
                 lambda items: cri.StreamPodSandboxesResponse(pod_sandboxes=items),
             ),
-            Call("RuntimeService.RunPodSandbox", Kind.WORK, self.run),
-            Call("RuntimeService.StopPodSandbox", Kind.WORK, self.stop),
-            Call("RuntimeService.RemovePodSandbox", Kind.WORK, self.remove),
-            Call("RuntimeService.PodSandboxStatus", Kind.READ, self.status),
+            Call("RuntimeService.RunPodSandbox", CallKind.WORK, self.run),
+            Call("RuntimeService.StopPodSandbox", CallKind.WORK, self.stop),
+            Call("RuntimeService.RemovePodSandbox", CallKind.WORK, self.remove),
+            Call("RuntimeService.PodSandboxStatus", CallKind.READ, self.status),
         ]
 
     def run(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from virtlet import hookspecs
 from virtlet.core.hooks.blame import call_blamed, logged, returned
-from virtlet.core.hooks.policy import Policy
+from virtlet.core.hooks.profiles import Policy
 from virtlet.core.hooks.registry import Registry
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition, VirtletError

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from virtlet.core.hooks import departed, networks, startup
+from virtlet.core.hooks import networks, startup
 from virtlet.core.hooks.blame import Blamed, returned
 from virtlet.core.hooks.caller import Caller, Failed
-from virtlet.core.hooks.policy import read_policy
-from virtlet.core.hooks.registry import Registry
+from virtlet.core.hooks.profiles import read_policy
+from virtlet.core.hooks.registry import Registry, ever_installed, recall, remember
 from virtlet.core.hooks.watch import HookWatch
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
@@ -86,7 +86,7 @@ class Hooks:
         Raises:
             InvalidArgument: something in it is wrong.
         """
-        known = departed.names(data_dir)
+        known = ever_installed(data_dir)
         self._caller.policy = read_policy(section, self._registry, known)
         self.watch.limits = self._caller.policy.patience
 
@@ -109,12 +109,12 @@ class Hooks:
             data_dir: where it is kept.
             forgotten: those whose effects are forgotten instead of undone.
         """
-        departed.recall(data_dir, self._registry)
+        recall(data_dir, self._registry)
         self._registry.forgotten = frozenset(forgotten)
 
     def remember(self, data_dir: Path) -> None:
         """Keep what is to be known of the plugins of now when they are gone."""
-        departed.remember(data_dir, self._registry, self.options())
+        remember(data_dir, self._registry, self.options())
 
     def forgets(self, plugin: str) -> bool:
         """Whether a plugin is not usable, and the operator has given up what it made."""

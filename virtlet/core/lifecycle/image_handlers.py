@@ -7,7 +7,7 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.lifecycle.context import Context
 from virtlet.images.image_store import Recognize
-from virtlet.images.pull import Route, always
+from virtlet.images.pull import ImageRoute, always
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
 from virtlet.model.pod import PodMetadata, Profile
@@ -94,10 +94,10 @@ def _by_name(context: Context, reference: Reference) -> Profile:
     return context.profiles.get("")
 
 
-def route(context: Context, profile: Profile) -> Route:
+def route(context: Context, profile: Profile) -> ImageRoute:
     """How a profile's plugins find, fetch and recognise images."""
     hooks = context.hooks
-    return Route(
+    return ImageRoute(
         scope=",".join(profile.plugins),
         resolve=lambda reference: hooks.resolve_image(profile, reference),
         fetch=lambda source, credentials, staging: hooks.fetch_image(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from virtlet.core.cri import replies
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import Call, CallKind
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodRecord
 from virtlet.cri import api_pb2 as cri
@@ -56,7 +56,9 @@ class ContainerEvents:
 
     def calls(self) -> list[Call]:
         """The calls served here."""
-        return [Call("RuntimeService.GetContainerEvents", Kind.STREAM, self.stream, end=self.end)]
+        return [
+            Call("RuntimeService.GetContainerEvents", CallKind.STREAM, self.stream, end=self.end)
+        ]
 
     async def stream(
         self, request: cri.GetEventsRequest

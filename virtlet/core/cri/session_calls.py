@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from virtlet.core.cri import requests
-from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.sessions.attach import ConsoleAttacher
@@ -26,7 +26,7 @@ class ExecUrls(Protocol):
         """The URL of a new exec session."""
 
 
-class Exec:
+class ExecCalls:
     """Serves commands in VMs."""
 
     def __init__(self, context: Context, executions: Executions, urls: ExecUrls) -> None:
@@ -37,11 +37,11 @@ class Exec:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.ExecSync", Kind.WORK, self.exec_sync, attended=True),
-            Call("RuntimeService.Exec", Kind.READ, self.exec),
+            Call("RuntimeService.ExecSync", CallKind.WORK, self.exec_sync, attended=True),
+            Call("RuntimeService.Exec", CallKind.READ, self.exec),
         ]
 
-    def exec_sync(self, request: cri.ExecSyncRequest, caller: Caller) -> cri.ExecSyncResponse:
+    def exec_sync(self, request: cri.ExecSyncRequest, caller: CallClient) -> cri.ExecSyncResponse:
         """ExecSync; `timeout` is in seconds, 0 for as long as the client waits. Ends with its
         client at the latest."""
         vm_id = requests.required_id(request.container_id, "container")
@@ -79,7 +79,7 @@ class Exec:
         return cri.ExecResponse(url=self._urls.exec_url(wanted))
 
 
-def _patience(caller: Caller) -> float | None:
+def _patience(caller: CallClient) -> float | None:
     """Seconds for a command, so that its caller can still be told why they were not enough; None
     for no limit."""
     left = caller.time_left()
@@ -93,7 +93,7 @@ def _fitting(result: ExecResult) -> tuple[bytes, bytes]:
     return result.output[: REPLY_LIMIT - len(errors)], errors
 
 
-class Streaming:
+class StreamingCalls:
     """Serves the calls that answer with a URL."""
 
     def __init__(
@@ -106,8 +106,8 @@ class Streaming:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.Attach", Kind.READ, self.attach),
-            Call("RuntimeService.PortForward", Kind.READ, self.port_forward),
+            Call("RuntimeService.Attach", CallKind.READ, self.attach),
+            Call("RuntimeService.PortForward", CallKind.READ, self.port_forward),
         ]
 
     def attach(self, request: cri.AttachRequest) -> cri.AttachResponse:

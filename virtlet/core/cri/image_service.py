@@ -1,7 +1,7 @@
 """The image calls."""
 
 from virtlet.core.cri import replies, requests
-from virtlet.core.cri.calls import Call, Caller, Kind
+from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.cri.lists import streamed
 from virtlet.core.lifecycle import image_handlers
 from virtlet.core.lifecycle.context import Context
@@ -12,7 +12,7 @@ from virtlet.model.image import Image
 from virtlet.model.reference import Reference, parse_reference
 
 
-class Images:
+class ImageCalls:
     """Serves the image store."""
 
     def __init__(self, context: Context) -> None:
@@ -20,19 +20,19 @@ class Images:
 
     def calls(self) -> list[Call]:
         """The calls served here."""
-        listed = Call("ImageService.ListImages", Kind.LOOK, self.list)
+        listed = Call("ImageService.ListImages", CallKind.LOOK, self.list)
         return [
             listed,
             streamed(
                 "ImageService.StreamImages",
-                Kind.LOOK,
+                CallKind.LOOK,
                 lambda request: self.list(request).images,
                 lambda items: cri.StreamImagesResponse(images=items),
             ),
-            Call("ImageService.ImageStatus", Kind.LOOK, self.status),
-            Call("ImageService.PullImage", Kind.WORK, self.pull, attended=True),
-            Call("ImageService.RemoveImage", Kind.WORK, self.remove),
-            Call("ImageService.ImageFsInfo", Kind.LOOK, self.fs_info),
+            Call("ImageService.ImageStatus", CallKind.LOOK, self.status),
+            Call("ImageService.PullImage", CallKind.WORK, self.pull, attended=True),
+            Call("ImageService.RemoveImage", CallKind.WORK, self.remove),
+            Call("ImageService.ImageFsInfo", CallKind.LOOK, self.fs_info),
         ]
 
     def list(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
@@ -64,7 +64,7 @@ class Images:
         handler = store.handler(parse_reference(image.id))
         return replies.image_info(image, handler, store.annotations(image.id), pulls)
 
-    def pull(self, request: cri.PullImageRequest, caller: Caller) -> cri.PullImageResponse:
+    def pull(self, request: cri.PullImageRequest, caller: CallClient) -> cri.PullImageResponse:
         """PullImage; broken off when the client goes away and nobody else waits for the image."""
         image = image_handlers.pull(
             self._context,

@@ -5,7 +5,7 @@ import json
 import logging
 
 import virtlet
-from virtlet.core.cri.calls import Call, Kind
+from virtlet.core.cri.calls import Call, CallKind
 from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
@@ -16,7 +16,7 @@ KUBELET_API_VERSION = "0.1.0"
 """What the kubelet expects in `version` (its `kubeRuntimeAPIVersion`)."""
 
 
-class Runtime:
+class RuntimeCalls:
     """Serves the calls about the runtime itself.
 
     Args:
@@ -31,10 +31,10 @@ class Runtime:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.Version", Kind.READ, self.version),
-            Call("RuntimeService.Status", Kind.STATUS, self.status),
-            Call("RuntimeService.RuntimeConfig", Kind.READ, self.config),
-            Call("RuntimeService.UpdateRuntimeConfig", Kind.READ, self.update_config),
+            Call("RuntimeService.Version", CallKind.READ, self.version),
+            Call("RuntimeService.Status", CallKind.STATUS, self.status),
+            Call("RuntimeService.RuntimeConfig", CallKind.READ, self.config),
+            Call("RuntimeService.UpdateRuntimeConfig", CallKind.READ, self.update_config),
         ]
 
     def version(self, request: cri.VersionRequest) -> cri.VersionResponse:

@@ -1,22 +1,22 @@
-"""The gRPC server: CRI's two services on a unix socket."""
+"""The gRPC server: CRI's two services on a unix socket, with health checking and reflection."""
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from virtlet.core.cri import health
-from virtlet.core.cri.calls import UNSERVED, Call, Kind
-from virtlet.core.cri.instrument import Handler, instrument, instrument_stream
+from virtlet.core.cri.calls import UNSERVED, Call, CallKind, Handler, instrument, instrument_stream
 from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
@@ -38,7 +38,7 @@ MESSAGE_LIMIT = 16 << 20
 _SOCKET_MODE = 0o660
 
 
-class Server:
+class CriServer:
     """Serves CRI.
 
     Args:
@@ -57,22 +57,22 @@ class Server:
     ) -> None:
         self._path = path
         self._executors = {
-            Kind.LOOK: ThreadPoolExecutor(FEW, "look"),
-            Kind.MEASURE: ThreadPoolExecutor(FEW, "measure"),
-            Kind.STATUS: ThreadPoolExecutor(FEW, "status"),
-            Kind.WORK: ThreadPoolExecutor(WORKERS, "work"),
+            CallKind.LOOK: ThreadPoolExecutor(FEW, "look"),
+            CallKind.MEASURE: ThreadPoolExecutor(FEW, "measure"),
+            CallKind.STATUS: ThreadPoolExecutor(FEW, "status"),
+            CallKind.WORK: ThreadPoolExecutor(WORKERS, "work"),
         }
-        executors: dict[Kind, Executor] = dict(self._executors)
+        executors: dict[CallKind, Executor] = dict(self._executors)
         self._calls = tuple(calls)
         self._served: dict[str, Any] = {
             call.name: instrument_stream(call, subjects)
-            if call.kind is Kind.STREAM
+            if call.kind is CallKind.STREAM
             else instrument(call, executors, subjects)
             for call in self._calls
         }
         self._hypervisor_health = hypervisor_health
         self._server: grpc.aio.Server | None = None
-        self._health: health.Health | None = None
+        self._health: GrpcHealth | None = None
         self._answering = 0
         self._idle = asyncio.Event()
         """Whether no call but streams is under way."""
@@ -96,7 +96,7 @@ class Server:
             server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service.full_name, handlers),)
             )
-        self._health = health.add_to(server, self._hypervisor_health)
+        self._health = _add_health(server, self._hypervisor_health)
         # The socket is made by gRPC: nobody else may reach it before its mode is set.
         previous = os.umask(0o777 - _SOCKET_MODE)
         try:
@@ -192,3 +192,88 @@ def _make_room(path: Path) -> None:
                 f"somebody serves on {path} already: stop that, or use another --listen"
             )
     path.unlink()
+
+
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks for a watching client."""
+
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+_SERVICES = (*(s.full_name for s in cri.DESCRIPTOR.services_by_name.values()), "")
+"""Services with a health; "" is the server as a whole."""
+
+
+class GrpcHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # its package is untyped
+    """SERVING while the hypervisor answers.
+
+    Args:
+        hypervisor: its health now; must not block.
+    """
+
+    def __init__(self, hypervisor: Callable[[], HypervisorHealth]) -> None:
+        self._hypervisor = hypervisor
+        self._ended = asyncio.Event()
+
+    async def Check(  # noqa: N802 (the name is the protocol's)
+        self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> Any:
+        """The health of a service now."""
+        if request.service not in _SERVICES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def Watch(  # noqa: N802 (the name is the protocol's)
+        self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[Any]:
+        """The health of a service, now and whenever it changes; NOT_SERVING is the last word."""
+        told = None
+        while True:
+            last = self._ended.is_set()
+            status = self._status(request.service)
+            if status != told:
+                told = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if last:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), WATCH_INTERVAL)
+
+    def end(self) -> None:
+        """Serve no more: every watch is told and ends; on the loop."""
+        self._ended.set()
+
+    def _status(self, service: str) -> int:
+        kinds = health_pb2.HealthCheckResponse
+        if service not in _SERVICES:
+            return int(kinds.SERVICE_UNKNOWN)
+        serving = self._hypervisor().ready and not self._ended.is_set()
+        return int(kinds.SERVING if serving else kinds.NOT_SERVING)
+
+
+class _Reflection(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run time
+    """Reflection, imported when it is first asked for: few ask, and it takes a megabyte."""
+
+    def service(self, handler_call_details: Any) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """The handler of a call, if it is reflection's."""
+        if handler_call_details.method != f"/{_REFLECTION}/ServerReflectionInfo":
+            return None
+        from grpc_reflection.v1alpha import reflection_pb2
+
+        reflection: Any = importlib.import_module("grpc_reflection.v1alpha.reflection")
+
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        servicer = reflection.aio.ReflectionServicer(
+            [*filter(None, _SERVICES), health, _REFLECTION]
+        )
+        return grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+
+
+def _add_health(server: grpc.aio.Server, hypervisor: Callable[[], HypervisorHealth]) -> GrpcHealth:
+    """Serve health and reflection on a server that has not started yet."""
+    health = GrpcHealth(hypervisor)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_generic_rpc_handlers((_Reflection(),))
+    return health
