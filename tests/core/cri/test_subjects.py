@@ -22,7 +22,7 @@ DIGEST = f"sha256:{models.DIGEST}"
 
 _POD = {"pod": PODS[0], "pod_name": "default/web"}
 _IMAGE = {"image": "tiny", "image_id": DIGEST}
-_VM = {"vm": VM, "pod": "a" * 32, "pod_name": "default/web", "vm_name": "guest", **_IMAGE}
+_VM = {"vm": VM, "pod": PODS[0], "pod_name": "default/web", "vm_name": "guest", **_IMAGE}
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     for pod_id in PODS:
         store.put_pod(PodRecord(evolve(pod, id=pod_id), PodPhase.READY))
     store.put_pod(PodRecord(evolve(pod, id=HIDDEN), PodPhase.CREATING))
-    store.put_vm(VmRecord(evolve(models.vm(tmp_path), id=VM), VmPhase.RUNNING))
+    vm = evolve(models.vm(tmp_path), id=VM, pod=evolve(pod, id=PODS[0]))
+    store.put_vm(VmRecord(vm, VmPhase.RUNNING))
     yield store
     store.close()
 

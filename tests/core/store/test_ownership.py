@@ -44,7 +44,7 @@ class Place:
         pod = evolve(vm.pod, directory=self.data_dir / "pods" / vm.pod.id)
         vm = evolve(vm, pod=pod, directory=self.data_dir / "volumes" / vm.id)
         store = open_store(self.database, self.data_dir)
-        store.put_pod(PodRecord(pod, PodPhase.READY))
+        store.put_pod(PodRecord(pod, PodPhase.READY, vm.network))
         store.put_vm(VmRecord(vm, VmPhase.RUNNING))
         store.close()
         pod.directory.mkdir()

@@ -30,7 +30,10 @@ def test_pods_and_vms_are_read_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "virtlet.db"
     store = Store(path)
     vm = models.vm(tmp_path, mounts=(Mount(guest_path="/a", host_path="/b"),), envs=(("K", "V"),))
-    store.put_pod(_pod_record(tmp_path))
+    pod = _pod_record(tmp_path)
+    assert pod.network is not None
+    vm = evolve(vm, pod=pod.pod, network=pod.network)
+    store.put_pod(pod)
     store.put_vm(
         VmRecord(
             vm,
@@ -50,8 +53,10 @@ def test_a_vm_on_whose_resize_a_manager_died_is_read_back_and_one_of_before_that
     """A record of an earlier release says nothing of resizes."""
     path = tmp_path / "virtlet.db"
     resizing = Resizing(Resources(cpu_quota=7), {"/sys/fs/cgroup/a/cpu.max": "max 100000"})
+    pod = PodRecord(models.pod(tmp_path), PodPhase.READY, Network(netns=None))
     record = VmRecord(models.vm(tmp_path), VmPhase.RUNNING, resizing=resizing)
     store = Store(path)
+    store.put_pod(pod)
     store.put_vm(record)
     store.close()
     assert Store(path).vms == {record.vm.id: record}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.strategies import configure_tagged_union
 
 from virtlet.model.disk import Volume
@@ -77,7 +78,7 @@ class VmRecord:
     hypervisor: str = ""
     """The plugin whose hypervisor runs it."""
     machine: Machine | None = None
-    """Known once all its disks are made."""
+    """Known once all its disks are made. Its VM is `vm`, with the resources it is defined with."""
     resources: Resources = Factory(lambda self: self.vm.config.resources, takes_self=True)
     """What is in force: what was asked for at first, until a resize."""
     resizing: Resizing | None = None
@@ -125,7 +126,24 @@ def _make() -> cattrs.Converter:
     )
     configure_tagged_union(Volume, converter)
     configure_tagged_union(Mount | Device, converter)
+    # A VM's document refers to its pod, and its machine's to the VM; `decode_vm` fills them in.
+    omit = override(omit=True)
+    converter.register_unstructure_hook(
+        Vm, make_dict_unstructure_fn(Vm, converter, pod=omit, network=omit)
+    )
+    converter.register_unstructure_hook(
+        Machine, make_dict_unstructure_fn(Machine, converter, vm=omit)
+    )
+    for kind in (Pod, Network, Vm):
+        _take_made(converter, kind)
     return converter
+
+
+def _take_made(converter: cattrs.Converter, kind: type[T]) -> None:
+    make = make_dict_structure_fn(kind, converter)
+    converter.register_structure_hook(
+        kind, lambda value, _: value if isinstance(value, kind) else make(value, kind)
+    )
 
 
 _converter = _make()
@@ -139,3 +157,24 @@ def encode(value: Any, kind: Any) -> str:
 def decode(text: str, kind: type[T]) -> T:
     """The value that `encode` wrote."""
     return _converter.structure(json.loads(text), kind)
+
+
+def encode_vm(record: VmRecord) -> str:
+    """A VM's record as JSON, without its pod and network."""
+    document = _converter.unstructure(record, VmRecord)
+    if record.machine is not None:
+        resources = record.machine.vm.config.resources
+        document["machine"]["resources"] = _converter.unstructure(resources, Resources)
+    return json.dumps(document, separators=(",", ":"))
+
+
+def decode_vm(text: str, pod: PodRecord) -> VmRecord:
+    """The record of a pod's VM that `encode_vm` wrote."""
+    document = json.loads(text)
+    document["vm"] |= {"pod": pod.pod, "network": pod.network}
+    vm = document["vm"] = _converter.structure(document["vm"], Vm)
+    if (machine := document["machine"]) is not None:
+        resources = _converter.structure(machine.pop("resources"), Resources)
+        same = resources == vm.config.resources
+        machine["vm"] = vm if same else evolve(vm, config=evolve(vm.config, resources=resources))
+    return _converter.structure(document, VmRecord)

@@ -8,7 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from virtlet.core.store.database import Database
-from virtlet.core.store.records import EffectRow, PodRecord, VmRecord, decode, encode
+from virtlet.core.store.migrations import VERSION
+from virtlet.core.store.records import (
+    EffectRow,
+    PodRecord,
+    VmRecord,
+    decode,
+    decode_vm,
+    encode,
+    encode_vm,
+)
 from virtlet.errors import NotFound
 from virtlet.model.pod import PodMetadata
 
@@ -27,8 +36,10 @@ class Store:
         self._database = Database(path)
         self._lock = threading.RLock()
         with self._database.transaction() as tx:
-            pods = [decode(r[0], PodRecord) for r in tx.execute("SELECT record FROM pods")]
-            vms = [decode(r[0], VmRecord) for r in tx.execute("SELECT record FROM vms")]
+            pods = [decode(text, PodRecord) for (text,) in tx.execute("SELECT record FROM pods")]
+            by_id = {record.pod.id: record for record in pods}
+            rows = tx.execute("SELECT pod, record FROM vms")
+            vms = [decode_vm(text, by_id[pod_id]) for pod_id, text in rows]
             tx.execute("INSERT OR IGNORE INTO meta VALUES ('instance', ?)", (secrets.token_hex(8),))
             row = tx.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
         self.instance: str = row[0]
@@ -87,14 +98,24 @@ class Store:
     def put_pod(self, record: PodRecord) -> None:
         """Insert or replace a pod."""
         with self._lock:
-            self._write("pods", record.pod.id, encode(record, PodRecord))
+            with self._database.transaction() as tx:
+                tx.execute(
+                    "INSERT INTO pods (id, version, record) VALUES (?, ?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+                    (record.pod.id, VERSION, encode(record, PodRecord)),
+                )
             self._pods = {**self._pods, record.pod.id: record}
             self.version += 1
 
     def put_vm(self, record: VmRecord) -> None:
-        """Insert or replace a VM."""
+        """Insert or replace a VM; its pod is stored."""
         with self._lock:
-            self._write("vms", record.vm.id, encode(record, VmRecord))
+            with self._database.transaction() as tx:
+                tx.execute(
+                    "INSERT INTO vms (id, pod, version, record) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+                    (record.vm.id, record.vm.pod.id, VERSION, encode_vm(record)),
+                )
             self._vms = {**self._vms, record.vm.id: record}
             self.version += 1
 
@@ -129,10 +150,6 @@ class Store:
             self._vms = {k: v for k, v in self._vms.items() if k != vm_id}
             self.version += 1
 
-    def _write(self, table: str, key: str, record: str) -> None:
-        with self._database.transaction() as tx:
-            tx.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (key, record))
-
     # Effects
 
     def intend(self, owner: str, kind: str, plugin: str, role: str) -> int:
@@ -143,8 +160,8 @@ class Store:
         """
         with self._database.transaction() as tx:
             cursor = tx.execute(
-                "INSERT INTO effects (owner, kind, plugin, role) VALUES (?, ?, ?, ?)",
-                (owner, kind, plugin, role),
+                "INSERT INTO effects (owner, kind, plugin, role, version) VALUES (?, ?, ?, ?, ?)",
+                (owner, kind, plugin, role, VERSION),
             )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
