@@ -27,7 +27,9 @@ def measure(bench: Bench) -> list[Row]:
     count = bench.times(60, 10)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         directory = Path(name)
-        wrapper = install_wrapper(directory, EMULATOR, os.getuid(), os.getgid())
+        wrapper = install_wrapper(
+            directory / "bin" / "vmwrapper", EMULATOR, os.getuid(), os.getgid()
+        )
         server = LaunchServer(directory / "launch.sock", os.getuid(), os.getgid())
         server.start()
         try:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.core.disk_reserve import FILE, STEP, DiskReserve
+from virtlet.core.disk_reserve import STEP, DiskReserve
 from virtlet.errors import ResourceExhausted
 
+FILE = "reserve"
 RESERVE = 4 * STEP
 
 
@@ -27,7 +28,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def room(disk: Path) -> DiskReserve:
-    return DiskReserve(disk, disk / "virtlet.db", RESERVE)
+    return DiskReserve(disk / FILE, disk / "virtlet.db", RESERVE)
 
 
 def _fill(disk: Path, name: str = "filler") -> None:
@@ -70,7 +71,7 @@ def test_a_disk_with_space_gives_nothing_back(room: DiskReserve, disk: Path) -> 
 
 
 def test_a_database_on_a_disk_of_its_own_has_its_own_space(tmp_path: Path, disk: Path) -> None:
-    room = DiskReserve(tmp_path, disk / "virtlet.db", STEP)
+    room = DiskReserve(tmp_path / FILE, disk / "virtlet.db", STEP)
     room.keep()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", FILE]
     assert [path.name for path in disk.iterdir()] == [f"virtlet.db-{FILE}"]

@@ -20,6 +20,7 @@ from virtlet.core.lifecycle import effects, exits, image_handlers, pods, recover
 from virtlet.core.lifecycle.context import Context, KeyedLocks, Listener
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
@@ -228,9 +229,9 @@ class Manager:
             hypervisors=Hypervisors(hooks, profiles),
             images=Images(image_store),
             launches=NoLaunches(),
-            consoles=VmConsoles(self.console_logs, here.run_dir, -1, -1, disabled=False),
+            consoles=VmConsoles(self.console_logs, Paths(node.root), -1, -1, disabled=False),
             events=self.told,
-            room=DiskReserve(node.root, node.root / "db", size=0),
+            room=DiskReserve(Paths(node.root).reserve, node.root / "db", size=0),
             locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(
@@ -254,7 +255,7 @@ class Manager:
         """The next manager on the node, after it has recovered."""
         self.close()
         successor = Manager(self.node)
-        recovery.remove_orphaned_directories(successor.store, successor.context.node)
+        recovery.remove_orphaned_directories(successor.store, successor.context.paths)
         recovery.recover(successor.context, patience)
         return successor
 

@@ -27,7 +27,7 @@ def data_dir() -> Iterator[Path]:
 
 
 def install(data_dir: Path, emulator: Path = QEMU) -> Path:
-    return install_wrapper(data_dir, emulator, USER.pw_uid, USER.pw_gid)
+    return install_wrapper(data_dir / "bin" / "vmwrapper", emulator, USER.pw_uid, USER.pw_gid)
 
 
 def test_the_emulators_user_can_execute_it(data_dir: Path) -> None:

@@ -70,7 +70,7 @@ def setup(tmp_path: Path) -> Iterator[Setup]:
     emulator = tmp_path / "emulator"
     emulator.write_text(_EMULATOR)
     emulator.chmod(0o755)
-    path = install_wrapper(tmp_path, emulator, os.getuid(), os.getgid())
+    path = install_wrapper(tmp_path / "bin" / "vmwrapper", emulator, os.getuid(), os.getgid())
     server = LaunchServer(tmp_path / "s", os.getuid(), os.getgid())
     server.start()
     yield Setup(path, emulator, server, tmp_path / "s")
@@ -259,7 +259,9 @@ def _children() -> float:
 def test_it_costs_little(setup: Setup) -> None:
     """Every start of a VM waits for it: interpreter, hand-over and all."""
     emulator = Path("/bin/true")
-    path = install_wrapper(setup.path.parent, emulator, os.getuid(), os.getgid())
+    path = install_wrapper(
+        setup.path.parent / "bin" / "vmwrapper", emulator, os.getuid(), os.getgid()
+    )
     through: list[float] = []
     direct: list[float] = []
     for _ in range(15):

@@ -24,6 +24,7 @@ from virtlet.cli.client import CallFailed, Client, NoRuntime
 from virtlet.cli.ending import unbroken
 from virtlet.cli.errors import CommandFailed
 from virtlet.cli.steps import wait_until
+from virtlet.core.paths import Paths
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import mounts, netns
 from virtlet.host.files import remove_tree
@@ -275,8 +276,8 @@ class Playground:
         """What pods have left on the node: nothing, when all of them are removed."""
         found = [f"process {pid} {command}" for pid, command in self._processes().items()]
         found += [f"mount {path}" for path in self._mounts()]
-        for name in ("pods", "volumes", "run/vm", "run/netns"):
-            directory = self.data_dir / name
+        paths = Paths(self.data_dir)
+        for directory in (paths.pods, paths.vms, paths.vm_runtimes, paths.run_dir / "netns"):
             found += [f"file {path}" for path in directory.glob("*")] if directory.is_dir() else []
         domains = self.data_dir / "libvirt" / "etc" / "qemu"
         found += [f"domain {path.stem}" for path in domains.glob("*.xml")]

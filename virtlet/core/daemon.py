@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import os
+import pwd
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,7 +15,7 @@ import uvloop
 
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.log_writer import ConsoleLogs
-from virtlet.core import directories, log_setup, process_memory, serving
+from virtlet.core import log_setup, paths, process_memory, serving
 from virtlet.core.config import load
 from virtlet.core.config import options as core_options
 from virtlet.core.cri.subjects import Subjects
@@ -30,9 +31,10 @@ from virtlet.core.lifecycle.image_handlers import recognize_by_anyone
 from virtlet.core.lifecycle.journal import Journal, points_from_environment
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.ordered_executor import OrderedExecutor
+from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
 from virtlet.core.vm_consoles import VmConsoles
-from virtlet.errors import VirtletError
+from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
@@ -42,6 +44,7 @@ from virtlet.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
+from virtlet.model.plain import quote
 
 log = logging.getLogger(__name__)
 
@@ -93,29 +96,30 @@ def _assemble(
     registry: Registry, config: Settings, undo: ExitStack, lines: log_setup.Lines
 ) -> Context:
     """Start every part but the server; `undo` stops them, the last first."""
-    data_dir, run_dir = directories.prepare(config)
-    undo.enter_context(directories.lock(data_dir, "--data-dir"))
+    places = Paths(config[core_options.DATA_DIR])
+    places.make()
+    undo.enter_context(paths.lock(places.data_dir, "--data-dir"))
     database = config[core_options.DATABASE]
-    room = DiskReserve(data_dir, database)
+    room = DiskReserve(places.reserve, database)
     room.make()
-    uid, gid = directories.emulator_user(config)
-    store = open_store(database, data_dir)
+    uid, gid = _emulator_user(config)
+    store = open_store(database, places)
     undo.callback(store.close)
     lines.named = Subjects(store).names
     here = Node(
-        data_dir=data_dir,
-        run_dir=run_dir,
+        data_dir=places.data_dir,
+        run_dir=places.run_dir,
         instance=store.instance,
-        vmwrapper=install_wrapper(data_dir, config[core_options.EMULATOR], uid, gid),
+        vmwrapper=install_wrapper(places.vmwrapper, config[core_options.EMULATOR], uid, gid),
         emulator_problem=emulator_problem(config[core_options.EMULATOR], uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
     )
 
-    recovery.remove_orphaned_directories(store, here)
+    recovery.remove_orphaned_directories(store, places)
     hooks = Hooks(registry)
     hooks.watch.patience = config[core_options.HOOK_PATIENCE]
-    hooks.govern(config.sections.get("plugins", {}), data_dir)
+    hooks.govern(config.sections.get("plugins", {}), places.data_dir)
     hooks.watch.start()
     undo.callback(hooks.watch.stop)
     undo.callback(hooks.shutdown)
@@ -124,8 +128,8 @@ def _assemble(
     hooks.reconcile(
         [record.pod for record in store.pods.values()], [record.vm for record in store.vms.values()]
     )
-    hooks.recall(data_dir, config[core_options.FORGOTTEN_PLUGINS])
-    hooks.remember(data_dir)
+    hooks.recall(places.data_dir, config[core_options.FORGOTTEN_PLUGINS])
+    hooks.remember(places.data_dir)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
     launches = LaunchServer(config[core_options.FD_SERVER_SOCKET], uid, gid)
@@ -135,7 +139,7 @@ def _assemble(
     console_logs.start()
     undo.callback(console_logs.stop)
     consoles = VmConsoles(
-        console_logs, run_dir, uid, gid, disabled=config[core_options.DISABLE_LOGGING]
+        console_logs, places, uid, gid, disabled=config[core_options.DISABLE_LOGGING]
     )
     events = EventTeller(hooks, profiles)
     events.start()
@@ -143,7 +147,7 @@ def _assemble(
     layout = Layout(config[core_options.IMAGE_DIR], gid)
     # Before the store looks in: it has our emulator read what is there, and cleans up what our VMs
     # do not use, and another manager's may.
-    undo.enter_context(directories.lock(layout.directory, "--image-dir"))
+    undo.enter_context(paths.lock(layout.directory, "--image-dir"))
     images = ImageStore(
         layout,
         in_use=lambda: {record.vm.image.id for record in store.vms.values()},
@@ -179,6 +183,26 @@ def _assemble(
     hypervisors.open(_watch(context, watchers, context.closing))
     recovery.recover(context)
     return context
+
+
+def _emulator_user(config: Settings) -> tuple[int, int]:
+    """User and group id that the emulator runs as.
+
+    Raises:
+        FailedPrecondition: the configured user, not the default one, does not exist.
+    """
+    option = core_options.EMULATOR_USER
+    name = config[option]
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        if name == option.default:
+            return 0, 0
+        raise FailedPrecondition(
+            f"{option.flag} {quote(name)}: there is no such user on this node: create it or name "
+            "another"
+        ) from None
+    return entry.pw_uid, entry.pw_gid
 
 
 def _watch(

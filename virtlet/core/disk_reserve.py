@@ -18,21 +18,19 @@ SIZE = 32 << 20
 """Bytes set aside on each file system."""
 STEP = 4 << 20
 """Bytes that a pod's end may take; where less is free, so much is given back."""
-FILE = "reserve"
-"""Name of the file in the data directory."""
 
 
 class DiskReserve:
     """What is set aside.
 
     Args:
-        data_dir: the data directory.
+        file: in the data directory.
         database: the database; where it lies on another file system, space is set aside there too.
         size: bytes.
     """
 
-    def __init__(self, data_dir: Path, database: Path, size: int = SIZE) -> None:
-        self._data_dir = data_dir
+    def __init__(self, file: Path, database: Path, size: int = SIZE) -> None:
+        self._file = file
         self._database = database
         self._size = size
 
@@ -70,9 +68,9 @@ class DiskReserve:
                 log.warning("no room made", extra={"file": str(file), "problem": str(error)})
 
     def _files(self) -> list[Path]:
-        files, beside = [self._data_dir / FILE], self._database.parent
-        if beside.is_dir() and beside.stat().st_dev != self._data_dir.stat().st_dev:
-            files.append(self._database.with_name(f"{self._database.name}-{FILE}"))
+        files, beside = [self._file], self._database.parent
+        if beside.is_dir() and beside.stat().st_dev != self._file.parent.stat().st_dev:
+            files.append(self._database.with_name(f"{self._database.name}-{self._file.name}"))
         return files
 
 

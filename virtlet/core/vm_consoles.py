@@ -1,10 +1,10 @@
 """The consoles of VMs, as the lifecycle uses them: VM in, log files out."""
 
 import logging
-from pathlib import Path
 
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
+from virtlet.core.paths import Paths, pod_log
 from virtlet.model.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -15,17 +15,17 @@ class VmConsoles:
 
     Args:
         logs: writes them.
-        run_dir: the manager's run directory.
+        paths: where consoles are.
         uid: the emulator's user.
         gid: the emulator's group.
         disabled: drop what guests print instead of writing it to pod logs.
     """
 
     def __init__(
-        self, logs: ConsoleLogs, run_dir: Path, uid: int, gid: int, *, disabled: bool
+        self, logs: ConsoleLogs, paths: Paths, uid: int, gid: int, *, disabled: bool
     ) -> None:
         self._logs = logs
-        self._run_dir = run_dir
+        self._paths = paths
         self._uid = uid
         self._gid = gid
         self._disabled = disabled
@@ -58,10 +58,5 @@ class VmConsoles:
 
     def files(self, vm: Vm) -> ConsoleFiles:
         """Where a VM's console and its log are."""
-        directory, path = vm.pod.config.log_directory, vm.config.log_path
-        wanted = bool(directory and path) and not self._disabled
-        return ConsoleFiles(
-            vm.id,
-            self._run_dir / "vm" / vm.id[:12] / "console",
-            Path(directory) / path if wanted else None,
-        )
+        log_file = None if self._disabled else pod_log(vm)
+        return ConsoleFiles(vm.id, self._paths.console(vm.id), log_file)

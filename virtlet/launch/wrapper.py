@@ -14,7 +14,7 @@ _EMULATOR_LINE = 'EMULATOR = "/usr/bin/qemu-system-x86_64"\n'
 """The line of vmwrapper's source that the emulator's path is put into."""
 
 
-def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
+def install_wrapper(wrapper: Path, emulator: Path, uid: int, gid: int) -> Path:
     """Install vmwrapper for one emulator; does nothing when it is in place already.
 
     A hypervisor may keep what it learned of an emulator until the file changes. So the file is
@@ -22,20 +22,19 @@ def install_wrapper(data_dir: Path, emulator: Path, uid: int, gid: int) -> Path:
     differs after an upgrade of the emulator.
 
     Args:
-        data_dir: the manager's; the wrapper goes to its `bin`.
+        wrapper: the file, in a directory of its own.
         emulator: the real one; see `emulator_problem` for one that is not there.
         uid: user that will execute it.
         gid: its group.
 
     Returns:
-        Path of the wrapper.
+        The file.
 
     Raises:
         FailedPrecondition: the user cannot execute it, or any Python interpreter.
     """
     groups = _groups(uid, gid)
     text = _text(_interpreter(uid, groups), emulator)
-    wrapper = data_dir / "bin" / "vmwrapper"
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     wrapper.parent.chmod(0o755)
     if not wrapper.is_file() or wrapper.read_bytes() != text or _mode(wrapper) != 0o755:

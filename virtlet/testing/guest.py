@@ -10,6 +10,7 @@ from virtlet.cli.client import Client
 from virtlet.cli.manifest import PodManifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
+from virtlet.core.paths import Paths
 from virtlet.cri import api_pb2 as cri
 from virtlet.host.processes import arguments
 
@@ -82,7 +83,7 @@ class Guest:
     @property
     def directory(self) -> Path:
         """`vm.directory` of the hooks."""
-        return self.node.data_dir / "volumes" / self.vm
+        return Paths(self.node.data_dir).vm(self.vm)
 
     @property
     def emulator(self) -> int:

@@ -7,7 +7,8 @@ import pytest
 
 from tests.fakes import models
 from virtlet.core.hooks.facade import Hooks
-from virtlet.core.hooks.registry import FILE, Registry, discover, settings_of_departed
+from virtlet.core.hooks.registry import Registry, discover, settings_of_departed
+from virtlet.core.paths import Paths
 from virtlet.errors import FailedPrecondition
 
 
@@ -60,5 +61,5 @@ def test_what_is_known_of_a_plugin_outlives_starts_without_it(data_dir: Path) ->
 
 
 def test_a_file_that_cannot_be_read_is_passed_over(data_dir: Path) -> None:
-    (data_dir / FILE).write_text("{")
+    Paths(data_dir).plugins.write_text("{")
     assert settings_of_departed(data_dir, _registry()) == {}

@@ -22,6 +22,7 @@ from tests.streaming.fakes.runners import Waiting
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live import BACKLOG_LIMIT
 from virtlet.console.log_writer import ConsoleLogs
+from virtlet.core.paths import Paths
 from virtlet.core.sessions.attach import ConsoleAttacher
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
@@ -101,7 +102,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     store.put_vm(VmRecord(vm, VmPhase.RUNNING))
     logs.start()
     hub.start()
-    consoles = VmConsoles(logs, tmp_path, -1, -1, disabled=True)
+    consoles = VmConsoles(logs, Paths(tmp_path), -1, -1, disabled=True)
     files = consoles.files(vm)
     files.stem.parent.mkdir(parents=True)
     consoles.prepare(vm)

@@ -8,6 +8,7 @@ import pytest
 from attrs import define, evolve
 
 from tests.fakes import models
+from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
@@ -34,7 +35,7 @@ class Place:
 
     def open(self, database: Path | None = None) -> str:
         """Open and close the database; returns its instance."""
-        store = open_store(database or self.database, self.data_dir)
+        store = open_store(database or self.database, Paths(self.data_dir))
         store.close()
         return store.instance
 
@@ -43,7 +44,7 @@ class Place:
         vm = models.vm(self.data_dir)
         pod = evolve(vm.pod, directory=self.data_dir / "pods" / vm.pod.id)
         vm = evolve(vm, pod=pod, directory=self.data_dir / "volumes" / vm.id)
-        store = open_store(self.database, self.data_dir)
+        store = open_store(self.database, Paths(self.data_dir))
         store.put_pod(PodRecord(pod, PodPhase.READY, vm.network))
         store.put_vm(VmRecord(vm, VmPhase.RUNNING))
         store.close()
@@ -161,7 +162,7 @@ def test_a_database_with_pods_in_one_data_directory_is_refused_with_another(
 def test_a_data_directory_reached_by_a_link_is_the_same(place: Place, tmp_path: Path) -> None:
     place.add_vm()
     (tmp_path / "link").symlink_to(place.data_dir)
-    store = open_store(place.database, tmp_path / "link")
+    store = open_store(place.database, Paths(tmp_path / "link"))
     store.close()
     assert len(store.vms) == 1
 

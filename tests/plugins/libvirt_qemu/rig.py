@@ -61,7 +61,7 @@ def make_open_node(root: Path, instance: str = "test") -> Node:
         data_dir=root,
         run_dir=run_dir,
         instance=instance,
-        vmwrapper=install_wrapper(root, QEMU, uid, gid),
+        vmwrapper=install_wrapper(root / "bin" / "vmwrapper", QEMU, uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,
     )

@@ -84,7 +84,7 @@ class ImageCalls:
 
     def fs_info(self, request: cri.ImageFsInfoRequest) -> cri.ImageFsInfoResponse:
         """ImageFsInfo: the images, and the disks of VMs."""
-        volumes = measure(self._context.node.data_dir / "volumes")
+        volumes = measure(self._context.paths.vms)
         return cri.ImageFsInfoResponse(
             image_filesystems=[_usage(self._context.images.store.usage())],
             container_filesystems=[_usage(volumes)],

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from virtlet.core.paths import pod_log
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
@@ -135,9 +136,7 @@ def vm_statuses(records: Iterable[VmRecord]) -> list[cri.ContainerStatus]:
 def vm_status(record: VmRecord) -> cri.ContainerStatus:
     """All there is to say of a VM."""
     vm, ended = record.vm, record.exit
-    log = ""
-    if vm.pod.config.log_directory and vm.config.log_path:
-        log = f"{vm.pod.config.log_directory.rstrip('/')}/{vm.config.log_path}"
+    log = str(pod_log(vm) or "")
     reason, message = (ended.reason, ended.message) if ended else ("", "")
     if record.paused:
         reason, message = "Paused", "the guest's CPUs are stopped"

@@ -16,6 +16,7 @@ from virtlet import PROJECT, hookspecs
 from virtlet.core.hooks import contract
 from virtlet.core.hooks.blame import BREAKS
 from virtlet.core.log_setup import text_of
+from virtlet.core.paths import Paths
 from virtlet.host.files import write_atomically
 from virtlet.model.option import Option
 
@@ -183,15 +184,12 @@ def _is_ctrl_c(error: BaseException) -> bool:
 # Plugins that were installed once and are not usable now: the data directory keeps, of every
 # third-party plugin that the manager ran with, what is needed when it is gone.
 
-FILE = "plugins.json"
-"""Name of the file, below the data directory."""
-
 
 def settings_of_departed(data_dir: Path, registry: Registry) -> Mapping[str, str]:
     """Setting to the plugin that declared it, for messages, of all that are not installed now."""
     return {
         field: f"plugin {plugin!r}{seen.of_package}"
-        for plugin, seen in _read(data_dir / FILE).items()
+        for plugin, seen in _read(Paths(data_dir).plugins).items()
         if not registry.manager.has_plugin(plugin) and plugin not in registry.refused
         for field in seen.fields
     }
@@ -199,12 +197,12 @@ def settings_of_departed(data_dir: Path, registry: Registry) -> Mapping[str, str
 
 def ever_installed(data_dir: Path) -> frozenset[str]:
     """Names of all plugins that the manager ran with."""
-    return frozenset(_read(data_dir / FILE))
+    return frozenset(_read(Paths(data_dir).plugins))
 
 
 def recall(data_dir: Path, registry: Registry) -> None:
     """Tell the registry what is known of plugins that are not usable now."""
-    for plugin, seen in _read(data_dir / FILE).items():
+    for plugin, seen in _read(Paths(data_dir).plugins).items():
         if not registry.manager.has_plugin(plugin):
             registry.departed[plugin] = seen
 
@@ -216,7 +214,7 @@ def remember(
     fields: dict[str, list[str]] = {}
     for plugin, option in options:
         fields.setdefault(plugin, []).append(option.field)
-    known = _read(data_dir / FILE)
+    known = _read(Paths(data_dir).plugins)
     new = known | {
         plugin: Seen(
             registry.packages.get(plugin, ""),
@@ -229,7 +227,7 @@ def remember(
         return
     text = json.dumps(cattrs.unstructure(new), indent=1)
     try:
-        write_atomically(data_dir / FILE, text.encode())
+        write_atomically(Paths(data_dir).plugins, text.encode())
     except OSError as error:
         log.warning("plugins not remembered", extra={"problem": str(error)})
 

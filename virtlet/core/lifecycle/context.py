@@ -13,6 +13,7 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
@@ -129,6 +130,7 @@ class Context:
     closing: threading.Event = field(factory=threading.Event)
     """Set when the manager ends: nothing is tried again."""
 
-    def vm_runtime_directory(self, vm_id: str) -> Path:
-        """Where the VM's sockets are; the path is short because theirs have to be."""
-        return self.node.run_dir / "vm" / vm_id[:12]
+    @property
+    def paths(self) -> Paths:
+        """Where everything is on disk."""
+        return Paths(self.node.data_dir)

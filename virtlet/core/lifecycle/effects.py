@@ -101,11 +101,11 @@ class VmDirectories(_VmEffect):
         node = self.context.node
         make_private_directory(self.vm.directory, uid=node.emulator_uid, gid=node.emulator_gid)
         # The emulator opens what we made for it there, and cannot put anything else in its place.
-        make_private_directory(self.context.vm_runtime_directory(self.vm.id), mode=0o711)
+        make_private_directory(self.context.paths.vm_runtime(self.vm.id), mode=0o711)
         return DONE
 
     def revert(self, record: bool | None) -> None:
-        remove_tree(self.context.vm_runtime_directory(self.vm.id))
+        remove_tree(self.context.paths.vm_runtime(self.vm.id))
         remove_tree(self.vm.directory)
 
 

@@ -47,7 +47,7 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
 
         context.room.keep()
         pod_id = uuid.uuid4().hex
-        directory = context.node.data_dir / "pods" / pod_id
+        directory = context.paths.pod(pod_id)
         pod = Pod(
             id=pod_id,
             config=config,

@@ -16,13 +16,13 @@ from attrs import evolve
 from virtlet.core.lifecycle import exits, guest_mounts, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import Running
+from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
 from virtlet.host import netns
 from virtlet.host.files import remove_tree
 from virtlet.model.hypervisor import Hypervisor
-from virtlet.model.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -179,16 +179,16 @@ def _remove_orphaned_domains(context: Context, hypervisor: Hypervisor) -> None:
         _try(f"domain of VM {vm_id}", lambda vm_id=vm_id: hypervisor.remove(vm_id))  # type: ignore[misc]
 
 
-def remove_orphaned_directories(store: Store, node: Node) -> None:
+def remove_orphaned_directories(store: Store, paths: Paths) -> None:
     """Remove the directories of pods and VMs that are not stored.
 
     The store must be that of the data directory (`ownership.py`).
     """
     vm_ids = set(store.vms)
     places = (
-        (node.data_dir / "pods", set(store.pods)),
-        (node.data_dir / "volumes", vm_ids),
-        (node.run_dir / "vm", {vm_id[:12] for vm_id in vm_ids}),
+        (paths.pods, set(store.pods)),
+        (paths.vms, vm_ids),
+        (paths.vm_runtimes, {paths.vm_runtime(vm_id).name for vm_id in vm_ids}),
     )
     for parent, known in places:
         for path in parent.iterdir() if parent.is_dir() else ():

@@ -78,7 +78,7 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
 
 def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -> Vm:
     vm_id = uuid.uuid4().hex
-    directory = context.node.data_dir / "volumes" / vm_id
+    directory = context.paths.vm(vm_id)
     assert pod.network is not None
     vm = Vm(
         id=vm_id,
@@ -368,7 +368,6 @@ def _machine(
     seed: Disk | None,
 ) -> Machine:
     node = context.node
-    runtime = context.vm_runtime_directory(vm.id)
     console = context.consoles.files(vm)
     return Machine(
         vm=vm,
@@ -384,5 +383,5 @@ def _machine(
             ENV_VM: vm.id,
             ENV_TOKEN: secrets.token_urlsafe(32),
         },
-        agent_socket=runtime / "agent.sock" if flavor.guest_agent else None,
+        agent_socket=context.paths.agent_socket(vm.id) if flavor.guest_agent else None,
     )

@@ -9,15 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from virtlet.core.paths import Paths
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import write_atomically
 
-FILE = "instance"
-"""Name of the file, below the data directory."""
 
-
-def open_store(database: Path, data_dir: Path) -> Store:
+def open_store(database: Path, paths: Paths) -> Store:
     """Open the database of a data directory; both are made one's on their first use.
 
     A directory without the file (a new one, one of an earlier release, or one whose first start
@@ -27,54 +25,53 @@ def open_store(database: Path, data_dir: Path) -> Store:
     Raises:
         FailedPrecondition: the database cannot be used, or is not that of the data directory.
     """
-    file = data_dir / FILE
-    owner = _read(file)
-    if not database.exists() and any(_names(data_dir)):
-        raise FailedPrecondition(_refusal(data_dir, owner, f"{database} does not exist"))
+    owner = _read(paths.instance)
+    if not database.exists() and any(_names(paths)):
+        raise FailedPrecondition(_refusal(paths, owner, f"{database} does not exist"))
     store = Store(database)
     try:
-        _refuse_pods_of_others(store, database, data_dir)
+        _refuse_pods_of_others(store, database, paths)
         if owner != store.instance:
-            if not _may_adopt(store, data_dir, owner):
+            if not _may_adopt(store, paths, owner):
                 found = f"{database} is the database of instance {store.instance}"
-                raise FailedPrecondition(_refusal(data_dir, owner, found))
-            _write(file, store)
+                raise FailedPrecondition(_refusal(paths, owner, found))
+            _write(paths.instance, store)
     except BaseException:
         store.close()
         raise
     return store
 
 
-def _names(data_dir: Path) -> Iterator[str]:
+def _names(paths: Paths) -> Iterator[str]:
     """Names of all that start-up would remove if the database did not know it."""
-    for parent in ("pods", "volumes", "run/vm"):
-        directory = data_dir / parent
+    for directory in (paths.pods, paths.vms, paths.vm_runtimes):
         if directory.is_dir():
             yield from (path.name for path in directory.iterdir())
 
 
-def _may_adopt(store: Store, data_dir: Path, owner: str) -> bool:
-    found = set(_names(data_dir))
-    known = {*store.pods, *store.vms, *(vm_id[:12] for vm_id in store.vms)}
+def _may_adopt(store: Store, paths: Paths, owner: str) -> bool:
+    found = set(_names(paths))
+    known = {*store.pods, *store.vms, *(paths.vm_runtime(vm_id).name for vm_id in store.vms)}
     return not found or (not owner and bool(found & known))
 
 
-def _refuse_pods_of_others(store: Store, database: Path, data_dir: Path) -> None:
+def _refuse_pods_of_others(store: Store, database: Path, paths: Paths) -> None:
     """The records name directories: with another data directory, VMs that run would seem lost."""
     for record in store.pods.values():
         theirs = record.pod.directory.parent
-        if theirs.resolve() != (data_dir / "pods").resolve():
+        if theirs.resolve() != paths.pods.resolve():
             raise FailedPrecondition(
                 f"the database {database} has pods in the data directory {theirs.parent}, not in "
-                f"{data_dir}: use --data-dir {theirs.parent}, or another --database-path; if the "
-                f"VMs of {theirs.parent} are known to be gone, move {database} away"
+                f"{paths.data_dir}: use --data-dir {theirs.parent}, or another --database-path; if "
+                f"the VMs of {theirs.parent} are known to be gone, move {database} away"
             )
 
 
-def _refusal(data_dir: Path, owner: str, found: str) -> str:
+def _refusal(paths: Paths, owner: str, found: str) -> str:
+    data_dir = paths.data_dir
     belongs = f"belongs to instance {owner}" if owner else "has pods or VMs of another instance"
     return (
-        f"the data directory {data_dir} {belongs} ({data_dir / FILE}), but {found}: starting would "
+        f"the data directory {data_dir} {belongs} ({paths.instance}), but {found}: starting would "
         "remove the disks of its VMs. Put its own database back, or name it with --database-path. "
         f"If that is lost, and the VMs of {data_dir} are known to be gone, move {data_dir} away"
     )
