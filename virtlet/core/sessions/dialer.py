@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from asyncio.staggered import staggered_race
 from collections.abc import Sequence
+from functools import partial
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodPhase
@@ -11,8 +13,6 @@ from virtlet.streaming.sessions import PortForwardRequest
 
 HEAD_START = 0.25
 """Seconds that an address has before the next is tried beside it; source: RFC 8305, section 5."""
-
-Attempt = asyncio.Task[socket.socket]
 
 
 async def connect(addresses: Sequence[str], port: int) -> socket.socket:
@@ -28,27 +28,12 @@ async def connect(addresses: Sequence[str], port: int) -> socket.socket:
     Raises:
         OSError: none of them took the connection; why the first one did not.
     """
-    waiting = [*addresses]
-    attempts: list[Attempt] = []
-    won: Attempt | None = None
-    try:
-        while waiting or not all(attempt.done() for attempt in attempts):
-            if waiting:
-                attempts.append(asyncio.create_task(_connect(waiting.pop(0), port)))
-            await asyncio.wait(
-                [attempt for attempt in attempts if not attempt.done()],
-                timeout=HEAD_START if waiting else None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            won = next((a for a in attempts if a.done() and a.exception() is None), None)
-            if won is not None:
-                return won.result()
-        return attempts[0].result()  # raises
-    finally:
-        for attempt in attempts:
-            if attempt is not won:
-                attempt.add_done_callback(_close)
-                attempt.cancel()
+    attempts = [partial(_connect, address, port) for address in addresses]
+    connection: socket.socket | None
+    connection, _, errors = await staggered_race(attempts, HEAD_START)
+    if connection is not None:
+        return connection
+    raise next(error for error in errors if error is not None)
 
 
 async def _connect(address: str, port: int) -> socket.socket:
@@ -61,12 +46,6 @@ async def _connect(address: str, port: int) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def _close(lost: Attempt) -> None:
-    """Let go of a connection that came a moment too late."""
-    if not lost.cancelled() and lost.exception() is None:
-        lost.result().close()
 
 
 class GuestDialer:
