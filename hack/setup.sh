@@ -17,6 +17,8 @@ PACKAGES=(
   mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils zstd cpio
   # the tests' real counterparts
   containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs
+  # examining the units, applying them in tests; starts nothing where it is not the init system
+  systemd libseccomp2
 )
 
 say() { printf '==> %s\n' "$*"; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_the_units_never_give_up_what_may_be_different_in_a_moment(path: str) ->
     assert unit["Service"]["Restart"] == "always"
     # systemd's own limit, five starts in ten seconds, is soon met by what ends at once.
     assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("path", "exposure"), [("criproxy/criproxy.service", 2.5), ("virtlet.service", 6.0)]
+)
+def test_the_units_restrict_what_they_start(path: str, exposure: float) -> None:
+    # Bounds of `systemd-analyze security`, 0 to 10; the units say what is left, and why.
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager"]
+    command += [f"--threshold={exposure * 10:.0f}", str(ROOT / "deploy" / path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-200:]
+    assert not done.stderr, done.stderr  # an unknown setting, or a wrong value
 
 
 def test_the_kubelets_drop_in_names_the_socket() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 import pytest
 from attrs import evolve, frozen
 
+from tests import confined
 from tests.fakes import kubelet
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
@@ -23,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "build" / "tiny.qcow2"
 MANIFEST = ROOT / "examples" / "pods" / "tiny.yaml"
 BOOT_TIMEOUT = guest.BOOT_TIMEOUT
+AS_THE_UNIT = (sys.executable, confined.__file__, str(ROOT / "deploy" / "virtlet.service"))
+"""What executes a manager with the restrictions of its systemd unit."""
 
 _numbers = itertools.count(1)
 
@@ -130,7 +134,7 @@ def example_plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def node() -> Iterator[Playground]:
     """A node that many tests share; they clean up their own pods."""
-    with Playground({"tiny": TINY}) as playground:
+    with Playground({"tiny": TINY}, wrapper=AS_THE_UNIT) as playground:
         yield playground
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import grpc
 import pytest
 
-from tests.e2e.conftest import TINY, Pod, make_manifest
+from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
 from virtlet.cli.playground import Playground, PlaygroundError
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
@@ -20,7 +20,7 @@ from virtlet.host import netns
 @pytest.fixture(scope="module")
 def own_node() -> Iterator[Playground]:
     """A node whose manager these tests may kill."""
-    with Playground({"tiny": TINY}, subnet="10.124.0.0/16") as playground:
+    with Playground({"tiny": TINY}, subnet="10.124.0.0/16", wrapper=AS_THE_UNIT) as playground:
         yield playground
 
 

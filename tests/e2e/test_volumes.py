@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from tests.e2e.conftest import BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
+from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
 from virtlet.cli.playground import Playground
 from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
@@ -127,7 +127,7 @@ def _write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]]) -> Non
 @pytest.fixture(scope="module")
 def own_node() -> Iterator[Playground]:
     """A node whose manager is restarted."""
-    with Playground({"tiny": TINY}, subnet="10.131.0.0/16") as playground:
+    with Playground({"tiny": TINY}, subnet="10.131.0.0/16", wrapper=AS_THE_UNIT) as playground:
         yield playground
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,7 @@ class Playground:
         settings: further settings of the manager's configuration file.
         environment: further environment variables of the manager.
         directory: where to keep everything; made, and removed by `destroy`. A short path.
+        wrapper: a command that executes the manager's, whose words follow it.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Playground:
         settings: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
+        self.wrapper = wrapper
         self.directory = directory or Path(tempfile.mkdtemp(prefix="virtlet-", dir="/var/tmp"))
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
@@ -211,7 +214,7 @@ class Playground:
             PlaygroundError: it does not start.
         """
         started = time.monotonic()
-        argv = [sys.executable, "-m", "virtlet.cli.main", "serve", "--config"]
+        argv = [*self.wrapper, sys.executable, "-m", "virtlet.cli.main", "serve", "--config"]
         with self.log_file.open("ab") as log, unbroken():
             self.process = subprocess.Popen(
                 ["nsenter", f"--net={self.netns}", *argv, str(self.config_file)],

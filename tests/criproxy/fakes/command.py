@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import confined
 from tests.criproxy.fakes.proxy import wait_for
+
+UNIT = Path(__file__).parents[3] / "deploy" / "criproxy" / "criproxy.service"
 
 
 class ProxyProcess:
-    """A running `criproxy`.
+    """A running `criproxy`, with the restrictions of its systemd unit.
 
     Args:
         listen: its socket.
@@ -33,12 +36,10 @@ class ProxyProcess:
 
     def start(self) -> ProxyProcess:
         """Start it and wait until it listens."""
+        argv = [sys.executable, confined.__file__, str(UNIT), sys.executable, "-m", "criproxy"]
+        argv += ["--listen", str(self.listen), *self._args]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "criproxy", "--listen", str(self.listen), *self._args],
-                stderr=log,
-                stdout=log,
-            )
+            self._process = subprocess.Popen(argv, stderr=log, stdout=log)
         marker = f"listening on {self.listen}"
         starts = self.log.read_text().count(marker)
         try:
