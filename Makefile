@@ -4,6 +4,9 @@ PY := .venv/bin/python
 # Guests and daemons are waited for half of the time, which other tests can use. In the order of the
 # files: the longest tests are not among the last then.
 SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
+# Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help setup docs demo test test-fast lint format proto bench golden clean
 
 help: ## list the tasks
