@@ -13,16 +13,8 @@ from subprocess import run
 
 import pytest
 
-from tests.console.support import (
-    Emulator,
-    console_files,
-    eventually,
-    log_of,
-    lost,
-    numbered,
-    on_disk,
-    printed,
-)
+from tests.console.support import Emulator, console_files, log_of, lost, numbered, on_disk, printed
+from tests.polling import until
 from virtlet.console.files import MARGIN, ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import ResourceExhausted
@@ -47,7 +39,7 @@ def full(directory: Path) -> None:
     ballast = directory / "pods" / "ballast"
     ballast.write_bytes(b"x" * 300_000)
     guest.print(LINE * 10_000)
-    eventually(lambda: "No space left" in logs.status()[0].problem)
+    until(lambda: "No space left" in logs.status()[0].problem)
     assert 0 < logs.status()[0].pending < 1_000_000
     status = logs.finish(files, limit=0.1)
     assert not status.complete
@@ -83,7 +75,7 @@ def unwritable_for_long(files: ConsoleFiles, bad: str, good: str) -> None:
     logs.prepare(files)
     guest = Emulator(files)
     guest.print(output[:50_000])
-    eventually(lambda: logs.status()[0].pending == 0)
+    until(lambda: logs.status()[0].pending == 0)
     logs.stop()  # a disk does not turn read-only while a file is open
     run(["mount", "-o", f"remount,{bad}", disk], check=True)
     logs.start()
@@ -91,7 +83,7 @@ def unwritable_for_long(files: ConsoleFiles, bad: str, good: str) -> None:
     for start in range(50_000, len(output), 3_000_000):
         before = logs.status()[0].lost
         guest.print(output[start : start + 3_000_000])
-        eventually(lambda before=before: logs.status()[0].lost > before)  # type: ignore[misc]
+        until(lambda before=before: logs.status()[0].lost > before)  # type: ignore[misc]
         assert on_disk(files) <= KEEP + MARGIN + 3 * 4096
     run(["mount", "-o", f"remount,{good}", disk], check=True)
     assert logs.finish(files, limit=20).complete
@@ -110,7 +102,7 @@ def unbounded(directory: Path) -> None:
     log_of(files).mkdir()
     output = numbered(3 * KEEP)
     Emulator(files).print(output)
-    eventually(lambda: "holes cannot be punched" in logs.status()[0].note)
+    until(lambda: "holes cannot be punched" in logs.status()[0].note)
     log_of(files).rmdir()
     assert logs.finish(files).complete
     assert lost(files, output) == 0
@@ -125,8 +117,8 @@ def holeless(directory: Path) -> None:
     logs.start()
     logs.prepare(files)
     Emulator(files).print(LINE * 20_000)
-    eventually(lambda: logs.status()[0].pending == 0)
-    eventually(lambda: "holes cannot be punched" in logs.status()[0].note)
+    until(lambda: logs.status()[0].pending == 0)
+    until(lambda: "holes cannot be punched" in logs.status()[0].note)
     assert logs.status()[0].problem == ""
     assert logs.finish(files).complete
     assert printed(files) == LINE * 20_000

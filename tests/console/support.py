@@ -1,10 +1,9 @@
 """What the console tests share: reading logs back, and an emulator's end of a console."""
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from tests.polling import until
 from virtlet.console.cri_log import HEADER_SIZE, MAX_PAYLOAD, decode
 from virtlet.console.files import ConsoleFiles
 
@@ -67,14 +66,6 @@ def on_disk(files: ConsoleFiles) -> int:
     return files.raw.stat().st_blocks * 512
 
 
-def eventually(condition: Callable[[], bool], limit: float = 10.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-
-
 class Emulator:
     """Does to a console what QEMU's pipe chardev does: see ConsoleFiles."""
 
@@ -97,7 +88,7 @@ class Emulator:
                 return False
             return len(keys) == count
 
-        eventually(read)
+        until(read)
         return keys
 
     def exit(self) -> None:

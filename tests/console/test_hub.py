@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.console.support import Emulator, eventually, printed
+from tests.console.support import Emulator, printed
+from tests.polling import until
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live import BACKLOG_LIMIT, SKIPPED, Attachment, EndReason
@@ -183,7 +184,7 @@ def test_a_slow_reader_is_dropped_and_the_others_go_on(
     for _ in range(size // len(piece)):
         guest.print(piece)
         assert read(quick, len(piece)) == piece
-    eventually(lambda: slow.reason is EndReason.SLOW)
+    until(lambda: slow.reason is EndReason.SLOW)
     assert len(rest(slow)) < size
     slow.close()
     quick.close()
@@ -305,4 +306,4 @@ def test_clients_that_vanish_leave_nothing_open(
     before = descriptors()
     for _ in range(50):
         hub.attach(files).close()
-    eventually(lambda: descriptors() <= before)
+    until(lambda: descriptors() <= before)

@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.console.support import (
-    Emulator,
-    eventually,
-    log_of,
-    lost,
-    numbered,
-    on_disk,
-    printed,
-)
+from tests.console.support import Emulator, log_of, lost, numbered, on_disk, printed
 from tests.console.test_crash import killed_writer
+from tests.polling import until
 from virtlet.console.checkpoint import StateFile
 from virtlet.console.cri_log import encode, encode_loss
 from virtlet.console.files import ConsoleFiles
@@ -55,7 +48,7 @@ def overfill(logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles, size: int)
     output = numbered(size)
     block(files)
     guest.print(output)
-    eventually(lambda: logs.status()[0].lost > 0)
+    until(lambda: logs.status()[0].lost > 0)
     return output
 
 
@@ -101,7 +94,7 @@ def test_it_stays_at_the_limit_and_is_said_once_while_the_guest_prints_on(
     for _ in range(3):
         before = logs.status()[0].lost
         guest.print(output)
-        eventually(lambda before=before: logs.status()[0].lost > before)  # type: ignore[misc]
+        until(lambda before=before: logs.status()[0].lost > before)  # type: ignore[misc]
         assert on_disk(files) <= KEPT + BLOCKS
     assert len(given_up(caplog)) == 1
     assert "vm-1" in given_up(caplog)[0]
@@ -115,7 +108,7 @@ def test_each_loss_is_told_where_it_was(
 ) -> None:
     output = overfill(logs, guest, files, 3_000_000)
     log_of(files).rmdir()
-    eventually(lambda: logs.status()[0].complete)
+    until(lambda: logs.status()[0].complete)
     assert lost(files, output) == len(output) - KEPT
     log_of(files).rename(files.stem.with_name("first.log"))
     logs.reopen(files.vm_id)
@@ -134,7 +127,7 @@ def test_a_loss_survives_restarts_and_grows_on(
     guest.print(output)
     logs.start()
     logs.add(files)
-    eventually(lambda: logs.status()[0].lost == 2 * len(output) - KEPT)
+    until(lambda: logs.status()[0].lost == 2 * len(output) - KEPT)
     assert on_disk(files) <= KEPT + BLOCKS
     logs.stop()
     log_of(files).rmdir()
@@ -280,7 +273,7 @@ def test_an_ended_vm_is_written_behind_everyones_back_once_that_is_possible(
     guest.print(b"last words")
     assert not logs.finish(files).complete
     log_of(files).rmdir()
-    eventually(lambda: logs.status() == ())
+    until(lambda: logs.status() == ())
     assert printed(files) == b"last words"
 
 

@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from tests.console.support import (
-    Emulator,
-    console_files,
-    eventually,
-    log_of,
-    printed,
-)
+from tests.console.support import Emulator, console_files, log_of, printed
+from tests.polling import until
 from virtlet.console.checkpoint import StateFile
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
@@ -26,16 +21,16 @@ def test_the_log_is_there_before_anything_is_printed(guest: Emulator, files: Con
 
 def test_a_line_appears_soon_without_being_asked_for(guest: Emulator, files: ConsoleFiles) -> None:
     guest.print(b"hello\r\n")
-    eventually(lambda: printed(files) == b"hello\r\n", limit=10)
+    until(lambda: printed(files) == b"hello\r\n", timeout=10)
 
 
 def test_a_prompt_appears_although_its_line_is_unfinished(
     guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"login: ")
-    eventually(lambda: printed(files) == b"login: ", limit=10)
+    until(lambda: printed(files) == b"login: ", timeout=10)
     guest.print(b"root\n")
-    eventually(lambda: printed(files) == b"login: root\n", limit=10)
+    until(lambda: printed(files) == b"login: root\n", timeout=10)
     assert [line.split(b" ")[2] for line in log_of(files).read_bytes().splitlines()] == [b"P", b"F"]
 
 
@@ -43,7 +38,7 @@ def test_a_line_printed_in_pieces_is_one_line(guest: Emulator, files: ConsoleFil
     for piece in (b"a", b"b", b"c", b"\n"):
         guest.print(piece)
         time.sleep(0.06)
-    eventually(lambda: printed(files) == b"abc\n", limit=10)
+    until(lambda: printed(files) == b"abc\n", timeout=10)
     assert log_of(files).read_bytes().count(b"\n") == 1
 
 
@@ -89,7 +84,7 @@ def test_the_raw_file_stays_small(logs: ConsoleLogs, guest: Emulator, files: Con
     most = 0
     for _ in range(200):
         guest.print(line * 1000)
-        eventually(lambda: logs.status()[0].pending == 0)
+        until(lambda: logs.status()[0].pending == 0)
         most = max(most, files.raw.stat().st_blocks * 512)
     assert most < 2 * 1024 * 1024
     logs.finish(files)
@@ -117,7 +112,7 @@ def test_a_notice_stands_in_the_log_and_changes_nothing_for_a_restart(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     logs.tell(files.vm_id, "the share /data\nis not mounted")
     text = log_of(files).read_bytes()
     assert text.endswith(b" stderr F [virtlet: the share /data is not mounted]\n")
@@ -143,7 +138,7 @@ def test_a_log_that_is_complete_takes_no_notice(
     log_of(files).rmdir()
     with pytest.raises((NotFound, Unavailable)):
         logs.tell(files.vm_id, "too late")
-    eventually(lambda: printed(files) == b"last words\n")
+    until(lambda: printed(files) == b"last words\n")
 
 
 def test_a_vm_that_is_not_followed_has_no_log_for_a_notice(logs: ConsoleLogs) -> None:
@@ -155,7 +150,7 @@ def test_the_raw_file_may_come_later(logs: ConsoleLogs, files: ConsoleFiles) -> 
     logs.add(files)
     assert log_of(files).exists()
     files.raw.write_bytes(b"early boot\n")
-    eventually(lambda: printed(files) == b"early boot\n", limit=10)
+    until(lambda: printed(files) == b"early boot\n", timeout=10)
 
 
 def test_its_directory_may_come_later(logs: ConsoleLogs, tmp_path: Path) -> None:
@@ -164,7 +159,7 @@ def test_its_directory_may_come_later(logs: ConsoleLogs, tmp_path: Path) -> None
     assert "No such file" in logs.status()[0].problem
     files.raw.parent.mkdir(exist_ok=True)
     files.raw.write_bytes(b"early boot\n")
-    eventually(lambda: log_of(files).exists() and printed(files) == b"early boot\n", limit=10)
+    until(lambda: log_of(files).exists() and printed(files) == b"early boot\n", timeout=10)
     assert logs.status()[0].problem == ""
 
 
@@ -185,7 +180,7 @@ def test_a_crash_between_new_raw_file_and_first_look_loses_nothing(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"first start, longer than the second\n")
-    eventually(lambda: printed(files) != b"")
+    until(lambda: printed(files) != b"")
     logs.stop()
     fresh = files.raw.with_name("fresh")
     fresh.write_bytes(b"second start\n")
@@ -202,7 +197,7 @@ def test_without_a_log_the_output_is_dropped_and_the_disk_given_back(
     logs.prepare(files)
     guest = Emulator(files)
     guest.print(b"x" * 5_000_000)
-    eventually(lambda: logs.status()[0].pending == 0)
+    until(lambda: logs.status()[0].pending == 0)
     assert files.raw.stat().st_blocks * 512 < 1024 * 1024
     logs.reopen(files.vm_id)
     assert logs.finish(files).complete
@@ -258,10 +253,10 @@ def test_two_managers_do_not_write_one_log(
     other.add(files)
     assert "temporarily unavailable" in other.status()[0].problem
     guest.print(b"hello\n")
-    eventually(lambda: printed(files) == b"hello\n")
+    until(lambda: printed(files) == b"hello\n")
     logs.stop()
     guest.print(b"again\n")
-    eventually(lambda: printed(files) == b"hello\nagain\n", limit=10)
+    until(lambda: printed(files) == b"hello\nagain\n", timeout=10)
     other.stop()
 
 
@@ -272,7 +267,7 @@ def test_a_log_another_program_holds_up_is_retried(
     log_of(files).unlink()
     log_of(files).mkdir()
     guest.print(b"kept\n")
-    eventually(lambda: "Is a directory" in logs.status()[0].problem)
+    until(lambda: "Is a directory" in logs.status()[0].problem)
     assert not logs.finish(files, limit=0).complete
     with pytest.raises(Unavailable, match="vm-1"):
         logs.reopen(files.vm_id)
@@ -286,7 +281,7 @@ def test_a_lost_state_repeats_at_most_and_never_loses(
 ) -> None:
     output = b"".join(b"%07d\n" % number for number in range(200_000))
     guest.print(output)
-    eventually(lambda: logs.status()[0].pending == 0)
+    until(lambda: logs.status()[0].pending == 0)
     logs.stop()
     files.state.unlink()
     logs.start()
@@ -301,9 +296,9 @@ def test_a_raw_file_that_was_truncated_is_followed_from_its_new_start(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"before\n")
-    eventually(lambda: printed(files) == b"before\n")
+    until(lambda: printed(files) == b"before\n")
     files.raw.write_bytes(b"after\n")
-    eventually(lambda: printed(files) == b"before\nafter\n")
+    until(lambda: printed(files) == b"before\nafter\n")
 
 
 def test_many_threads_may_call_at_once(logs: ConsoleLogs, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.console.serial_guest import FLOOD, qemu
-from tests.console.support import eventually, printed
+from tests.console.support import printed
 from tests.console.test_hub import read, rest
+from tests.polling import until
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live import EndReason
@@ -49,7 +50,7 @@ def emulator(
 ) -> Iterator[subprocess.Popen[bytes]]:
     logs.prepare(files)
     with qemu(files, tmp_path) as emulator:
-        eventually(lambda: printed(files) == b"ready\n", limit=30)
+        until(lambda: printed(files) == b"ready\n", timeout=30)
         yield emulator
 
 
@@ -110,7 +111,7 @@ def test_a_manager_killed_or_stopped_while_attached_changes_nothing(
     assert manager.stdin is not None
     manager.stdout.readline()
     os.kill(manager.pid, way)
-    eventually(lambda: files.raw.stat().st_size == len(b"ready\n" + FLOOD), limit=60)
+    until(lambda: files.raw.stat().st_size == len(b"ready\n" + FLOOD), timeout=60)
     manager.kill()
     manager.wait()
     manager.stdin.close()

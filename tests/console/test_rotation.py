@@ -8,14 +8,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.console.support import (
-    Emulator,
-    console_files,
-    eventually,
-    log_of,
-    printed,
-    rotate,
-)
+from tests.console.support import Emulator, console_files, log_of, printed, rotate
+from tests.polling import until
 from virtlet.console.checkpoint import StateFile
 from virtlet.console.cri_log import decode, encode
 from virtlet.console.files import ConsoleFiles
@@ -26,14 +20,14 @@ def test_after_reopening_the_new_file_is_written(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"old\n")
-    eventually(lambda: printed(files) == b"old\n")
+    until(lambda: printed(files) == b"old\n")
     rotate(files)
     guest.print(b"still the old one\n")
-    eventually(lambda: printed(files) == b"old\nstill the old one\n")
+    until(lambda: printed(files) == b"old\nstill the old one\n")
     logs.reopen(files.vm_id)
     assert log_of(files).read_bytes() == b""
     guest.print(b"new\n")
-    eventually(lambda: log_of(files).read_bytes() != b"")
+    until(lambda: log_of(files).read_bytes() != b"")
     assert decode(log_of(files).read_bytes()).payload == b"new\n"
     assert printed(files) == b"old\nstill the old one\nnew\n"
 
@@ -67,7 +61,7 @@ def test_a_rename_while_we_were_away(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     logs.stop()
     rotate(files)
     guest.print(b"two\n")
@@ -83,7 +77,7 @@ def test_a_renamed_log_that_was_ahead_of_the_checkpoint(
 ) -> None:
     """Killed after the log was written and before the checkpoint, then rotated, then started."""
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     logs.stop()
     guest.print(b"two\nthree\n")
     with log_of(files).open("ab") as log:
@@ -101,27 +95,27 @@ def test_a_deleted_log_is_begun_anew(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     log_of(files).unlink()
     guest.print(b"two\n")
-    eventually(lambda: log_of(files).exists() and printed(files) == b"two\n")
+    until(lambda: log_of(files).exists() and printed(files) == b"two\n")
 
 
 def test_a_deleted_log_directory_is_made_again(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     shutil.rmtree(log_of(files).parent)
     guest.print(b"two\n")
-    eventually(lambda: log_of(files).exists() and printed(files) == b"two\n")
+    until(lambda: log_of(files).exists() and printed(files) == b"two\n")
 
 
 def test_a_log_deleted_while_we_were_away(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     logs.stop()
     shutil.rmtree(log_of(files).parent)
     guest.print(b"two\n")
@@ -135,10 +129,10 @@ def test_a_log_truncated_by_others_is_written_on(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     log_of(files).write_bytes(b"")
     guest.print(b"two\n")
-    eventually(lambda: printed(files) == b"two\n")
+    until(lambda: printed(files) == b"two\n")
     logs.stop()
     log_of(files).write_bytes(b"")
     guest.print(b"three\n")
@@ -152,7 +146,7 @@ def test_lines_of_others_behind_the_checkpoint_are_not_counted_as_ours(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")
-    eventually(lambda: printed(files) == b"one\n")
+    until(lambda: printed(files) == b"one\n")
     logs.stop()
     with log_of(files).open("ab") as log:
         log.write(b"not a CRI line\nnor this")

@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from tests.criproxy.fakes.command import ProxyProcess
-from tests.criproxy.fakes.proxy import VM, Client, wait_for
+from tests.criproxy.fakes.proxy import VM, Client
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 SECRET = "hunter2"
@@ -48,7 +49,7 @@ def _calls(process: ProxyProcess, count: int) -> list[dict[str, Any]]:
         found[:] = [line for line in _lines(process) if "call" in line]
         return len(found) >= count
 
-    wait_for(there)
+    until(there)
     return found
 
 
@@ -136,7 +137,7 @@ def test_as_text_the_same_facts_are_on_one_line(
 ) -> None:
     process = start("--log-format", "text")
     pod = connect(process.listen).run_pod("web")
-    wait_for(lambda: "RunPodSandbox" in process.log.read_text())
+    until(lambda: "RunPodSandbox" in process.log.read_text())
     [line] = [text for text in process.log.read_text().splitlines() if "RunPodSandbox" in text]
     for part in (" INFO    call ", " code=OK ", f" pod={pod} ", " pod_name=default/web "):
         assert part in f"{line} "

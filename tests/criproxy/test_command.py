@@ -15,8 +15,9 @@ import grpc
 import pytest
 
 from tests.criproxy.fakes.command import ProxyProcess
-from tests.criproxy.fakes.proxy import VM, Client, wait_for
+from tests.criproxy.fakes.proxy import VM, Client
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 Connect = Callable[[Path | str], Client]
@@ -224,11 +225,11 @@ def test_killed_and_started_again_under_load_it_serves_on_and_forgets_nothing(
         thread.start()
     for _ in range(2):
         before = counts["good"]
-        wait_for(lambda before=before: counts["good"] > before + 50, 20)  # type: ignore[misc]
+        until(lambda before=before: counts["good"] > before + 50, timeout=20)  # type: ignore[misc]
         process.end(signal.SIGKILL)
         process.start()
     before = counts["good"]
-    wait_for(lambda: counts["good"] > before + 50, 20)
+    until(lambda: counts["good"] > before + 50)
     stop.set()
     for thread in threads:
         thread.join(10)
@@ -273,7 +274,7 @@ def test_each_runtime_killed_and_started_again_under_load_loses_no_pod(
         conditions = client.runtime.Status(cri.StatusRequest()).status.conditions
         return all(condition.status for condition in conditions)
 
-    wait_for(ready)
+    until(ready)
 
 
 def test_it_needs_little_memory_also_after_many_calls(

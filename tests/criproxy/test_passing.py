@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 MERGED = "ListPodSandbox"
@@ -277,7 +278,7 @@ def test_one_slow_call_holds_nobody_up(
         for _ in range(63)
     ]
     try:
-        wait_for(lambda: len(containerd.called("ExecSync")) == 63)
+        until(lambda: len(containerd.called("ExecSync")) == 63)
         start = time.monotonic()
         client.runtime.Version(cri.VersionRequest())
         client.pods()

@@ -13,9 +13,9 @@ from attrs import evolve, frozen
 
 from tests import confined
 from tests.fakes import kubelet
+from tests.polling import until
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.core.hooks.plugin_package import pretend_installed, read_package
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
@@ -108,7 +108,7 @@ class Pod(guest.Guest):
                 return False
             return True
 
-        wait_until(answered, BOOT_TIMEOUT, f"answer of the guest at {self.address}")
+        until(answered, f"answer of the guest at {self.address}", BOOT_TIMEOUT)
         return answers[0]
 
 

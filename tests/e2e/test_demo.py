@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
+from tests.polling import until
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 
 DEMO = [sys.executable, "-m", "virtlet.cli.main", "demo"]
 
@@ -22,7 +22,7 @@ DEMO = [sys.executable, "-m", "virtlet.cli.main", "demo"]
 def test_the_demo_shows_every_step_the_console_and_the_answer_and_leaves_nothing() -> None:
     started = time.monotonic()
     with subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
-        wait_until(lambda: _node_of(demo.pid) != "", 60, "the demo's manager")
+        until(lambda: _node_of(demo.pid) != "", "the demo's manager", 60)
         node = _node_of(demo.pid)
         shown, _ = demo.communicate(timeout=150)
     assert time.monotonic() - started < 120
@@ -56,7 +56,7 @@ def test_the_demo_shows_every_step_the_console_and_the_answer_and_leaves_nothing
 def test_sigterm_ends_the_demo_and_leaves_nothing(moment: str) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(DEMO, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as demo:
-        wait_until(lambda: _node_of(demo.pid) != "", 60, "the demo's manager")
+        until(lambda: _node_of(demo.pid) != "", "the demo's manager", 60)
         node = _node_of(demo.pid)
         assert demo.stdout is not None
         while moment and moment not in demo.stdout.readline():

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.errors import CommandFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 
 PLUGINS = {"light": "Light", "careful": "Careful", "stuck": "Stuck"}
@@ -76,7 +76,7 @@ def test_pods_of_plugins_that_hang_or_are_gone_can_be_removed_by_what_the_messag
 
         making = threading.Thread(target=make_the_stuck_one)
         making.start()
-        wait_until(lambda: _hangs(node), 60, "the plugin's name in the log")
+        until(lambda: _hangs(node), "the plugin's name in the log", 60)
         said = _refusal(pods["stuck"])
         assert "UNAVAILABLE" in said
         assert "plugin 'stuck' has not returned from virtlet_root_disk" in said

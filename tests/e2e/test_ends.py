@@ -11,8 +11,8 @@ import pytest
 
 from tests.e2e.conftest import Pod, PodFactory
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.cli.client import CallFailed
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
 
@@ -31,9 +31,7 @@ while True:
 
 def _end(pod: Pod) -> cri.ContainerStatus:
     """The status once the VM has ended."""
-    wait_until(
-        lambda: pod.status.state == cri.CONTAINER_EXITED, 60, "the end of the VM in its status"
-    )
+    until(lambda: pod.status.state == cri.CONTAINER_EXITED, "the end of the VM in its status", 60)
     status = pod.status
     assert status.started_at <= status.finished_at
     return status

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.conftest import Pod, PodFactory
 from tests.e2e.subscriber import CREATED, DELETED, STARTED, STOPPED, Subscriber
+from tests.polling import until
 from virtlet.cli.client import Client
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri
@@ -40,7 +40,7 @@ def test_every_change_is_told_once_in_order_to_every_subscriber_with_statuses(
         (pod.id, DELETED),
     ]
     for subscriber in subscribers:
-        wait_until(lambda s=subscriber: len(s.of(pod.id, pod.vm)) >= 8, 20, "all events")  # type: ignore[misc]
+        until(lambda s=subscriber: len(s.of(pod.id, pod.vm)) >= 8, "all events", 20)  # type: ignore[misc]
         assert subscriber.of(pod.id, pod.vm) == expected
         for event in subscriber.events:
             if event.container_id in (pod.id, pod.vm):
@@ -76,9 +76,9 @@ def test_a_vm_that_ends_by_itself_is_told_of_once_with_how_it_ended(
     pod.wait_for_console("login:")
     subscriber = Subscriber(node)
     end(pod)
-    wait_until(lambda: bool(subscriber.of(pod.vm)), 10, "the end of the VM")
+    until(lambda: bool(subscriber.of(pod.vm)), "the end of the VM", 10)
     pod.down()
-    wait_until(lambda: (pod.id, DELETED) in subscriber.of(pod.id), 20, "the removal of the pod")
+    until(lambda: (pod.id, DELETED) in subscriber.of(pod.id), "the removal of the pod")
     subscriber.close()
     told = [(pod.vm, STOPPED), (pod.id, STOPPED), (pod.vm, DELETED), (pod.id, DELETED)]
     assert subscriber.of(pod.id, pod.vm) == told

@@ -10,9 +10,9 @@ import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.crash_points import CrashPoints
+from tests.polling import until
 from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def _pod(node: Playground, handler: str = "plain") -> Pod:
 
 def _end(pod: Pod) -> cri.ContainerStatus:
     """The status once the VM has ended."""
-    wait_until(lambda: pod.status.state == cri.CONTAINER_EXITED, 30, "the end of the VM")
+    until(lambda: pod.status.state == cri.CONTAINER_EXITED, "the end of the VM", 30)
     return pod.status
 
 

@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
 BOOT = 90
@@ -76,8 +76,8 @@ def test_a_probe_that_takes_too_long_is_killed_in_the_guest(guest: Pod) -> None:
         run(guest, "sh", "-c", "sleep 5711 & sleep 5712", timeout=1)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - started < 30
-    wait_until(lambda: not runs(guest, "5711"), 20, "end of a child of the command")
-    wait_until(lambda: not runs(guest, "5712"), 20, "end of the command")
+    until(lambda: not runs(guest, "5711"), "end of a child of the command")
+    until(lambda: not runs(guest, "5712"), "end of the command")
 
 
 def ended(pod: Pod, argument: str) -> bool:
@@ -103,8 +103,8 @@ def test_what_nobody_waits_for_any_more_is_killed_and_blocks_nothing(guest: Pod)
     threads: list[int] = []
     for argument in ("5714", "5715", "5716", "5717"):
         abandoned(guest, AT_ONCE, argument)
-        wait_until(partial(has_room, guest), 60, "an end of the abandoned commands")
-        wait_until(partial(ended, guest, argument), 10, "their end in the guest")
+        until(partial(has_room, guest), "an end of the abandoned commands", 60)
+        until(partial(ended, guest, argument), "their end in the guest", 10)
         assert guest.node.process is not None
         threads.append(len(os.listdir(f"/proc/{guest.node.process.pid}/task")))
         if threads[1:] and threads[-1] <= threads[-2] + 2:
@@ -178,7 +178,7 @@ def test_a_manager_that_stops_kills_what_it_ran_and_serves_again_after_it(guest:
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "the manager stops" in str(why)
     guest.node.start()
-    wait_until(lambda: not runs(guest, "5713"), 20, "end of the command")
+    until(lambda: not runs(guest, "5713"), "end of the command")
 
 
 def test_a_machine_that_stands_still_holds_no_other_up(guest: Pod) -> None:

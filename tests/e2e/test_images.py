@@ -10,9 +10,9 @@ import yaml
 
 from tests.e2e.conftest import TINY, PodFactory
 from tests.fakes.image_server import ImageServer, Resource, image_server
+from tests.polling import until
 from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 
@@ -100,10 +100,10 @@ def test_a_cancelled_pull_ends_while_its_server_is_silent(
         with node.client() as client:
             request = cri.PullImageRequest(image=cri.ImageSpec(image="silent:latest"))
             call = client.images.PullImage.future(request)
-            wait_until(lambda: len(server.requests) == 1, 30, "the manager's request")
+            until(lambda: len(server.requests) == 1, "the manager's request", 30)
             call.cancel()
             ended = "call failed after its client went away"
-            wait_until(lambda: ended in node.log_file.read_text(), 30, "the pull's end")
+            until(lambda: ended in node.log_file.read_text(), "the pull's end", 30)
             assert not list((node.data_dir / "images").glob("part_*"))
             server.resources["/x"] = Resource(content, '"v1"')
             image = client.pull("silent:latest")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import BOOT_TIMEOUT, ROOT
 from tests.fakes import interrupted
-from virtlet.cli.steps import wait_until
+from tests.polling import until
 
 Interrupt = Callable[[subprocess.Popen[str]], None]
 
@@ -48,7 +48,7 @@ def test_an_interrupted_run_takes_its_node_and_vm_away(
         start_new_session=True,
     ) as run:
         try:
-            wait_until(lambda: file.exists() or run.poll() is not None, BOOT_TIMEOUT, "the VM")
+            until(lambda: file.exists() or run.poll() is not None, "the VM", BOOT_TIMEOUT)
             assert file.exists(), run.communicate()[0]
             node = Path(file.read_text())
             assert _left(node) != []

@@ -15,9 +15,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.subscriber import DELETED, STOPPED, Subscriber
 from tests.plugins.libvirt_qemu.daemon import Daemon
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
 
@@ -67,10 +67,10 @@ def test_a_vm_that_somebody_pauses_runs_and_says_that_it_is_paused(
     pod = Pod(daemon_node, daemon_node.client(), make_manifest(daemon_node, "paused")).up()
     domain = f"virtlet-{pod.vm[:12]}-paused"
     _virsh(libvirtd, "suspend", domain)
-    wait_until(lambda: pod.status.reason == "Paused", 10, "the pause in the status")
+    until(lambda: pod.status.reason == "Paused", "the pause in the status", 10)
     assert pod.status.state == cri.CONTAINER_RUNNING
     _virsh(libvirtd, "resume", domain)
-    wait_until(lambda: pod.status.reason == "", 10, "the end of the pause in the status")
+    until(lambda: pod.status.reason == "", "the end of the pause in the status", 10)
     assert pod.status.state == cri.CONTAINER_RUNNING
     pod.down()
 
@@ -90,7 +90,7 @@ def test_a_daemon_that_dies_is_reported_waited_for_and_caught_up_with(
     subscriber = Subscriber(daemon_node)
 
     libvirtd.kill()
-    wait_until(lambda: not _ready(daemon_node).status, 20, "the loss in Status")
+    until(lambda: not _ready(daemon_node).status, "the loss in Status")
     condition = _ready(daemon_node)
     assert condition.reason
     assert "plugin libvirt_qemu" in condition.message
@@ -107,17 +107,17 @@ def test_a_daemon_that_dies_is_reported_waited_for_and_caught_up_with(
     _end(emulators[goes.vm])
 
     libvirtd.start()
-    wait_until(lambda: _ready(daemon_node).status, 20, "the daemon's return in Status")
-    wait_until(lambda: goes.status.state == cri.CONTAINER_EXITED, 10, "the end of one VM")
+    until(lambda: _ready(daemon_node).status, "the daemon's return in Status")
+    until(lambda: goes.status.state == cri.CONTAINER_EXITED, "the end of one VM", 10)
     assert _health(daemon_node) == HealthCheckResponse.SERVING
     assert goes.status.exit_code != 0
     assert goes.status.reason == "Error"
-    wait_until(lambda: bool(subscriber.of(goes.vm)), 20, "its end among the events")
+    until(lambda: bool(subscriber.of(goes.vm)), "its end among the events")
     assert stays.status.state == cri.CONTAINER_RUNNING
     assert stays.get()
     for pod in (stays, goes):
         pod.down()
-    wait_until(lambda: (goes.vm, DELETED) in subscriber.of(goes.vm), 20, "its removal")
+    until(lambda: (goes.vm, DELETED) in subscriber.of(goes.vm), "its removal")
     subscriber.close()
     assert subscriber.of(goes.vm) == [(goes.vm, STOPPED), (goes.vm, DELETED)]
     (status,) = subscriber.events_of(goes.vm)[0].containers_statuses
@@ -143,4 +143,4 @@ def _emulator(libvirtd: Daemon, pod: Pod) -> int:
 
 def _end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), 20, f"the end of process {pid}")
+    until(lambda: not Path(f"/proc/{pid}/exe").exists(), f"the end of process {pid}")

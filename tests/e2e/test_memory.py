@@ -8,8 +8,8 @@ import pytest
 
 from tests.e2e.conftest import Pod, PodFactory
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.cli.client import CallFailed
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
 
@@ -96,7 +96,7 @@ def test_a_machine_that_can_grow_stays_within_its_pods_memory(new_pod: PodFactor
         )
         request = cri.UpdateContainerResourcesRequest(container_id=pod.vm, linux=resources)
         pod.client.call("UpdateContainerResources", request)
-        wait_until(lambda: int(_run(pod, "free -m | awk '/Mem/ {print $2}'")) > before, 30, "RAM")
+        until(lambda: int(_run(pod, "free -m | awk '/Mem/ {print $2}'")) > before, "RAM", 30)
         assert int(_run(pod, _LOAD)) >= before + 120
         assert pod.status.state == cri.CONTAINER_RUNNING
         assert "given 2 vCPUs while it runs" in Path(pod.status.log_path).read_text()

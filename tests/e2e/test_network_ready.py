@@ -9,8 +9,8 @@ import pytest
 
 import virtlet
 from tests.e2e.conftest import ROOT
+from tests.polling import until
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 
 HANDLERS: dict[str, object] = {"other": {}, "broken": {"plugins": ["nobody"]}}
@@ -56,7 +56,7 @@ def test_the_network_is_ready_while_cni_is_configured_and_says_why_when_it_is_no
     text = configuration.read_text()
     configuration.unlink()
     try:
-        wait_until(lambda: not _network(quiet_node).status, 20, "the loss of the network")
+        until(lambda: not _network(quiet_node).status, "the loss of the network")
         condition = _network(quiet_node)
         assert condition.reason == "NetworkPluginNotReady"
         assert str(directory) in condition.message
@@ -66,7 +66,7 @@ def test_the_network_is_ready_while_cni_is_configured_and_says_why_when_it_is_no
         assert configuration.name in _network(quiet_node).message
     finally:
         configuration.write_text(text)
-    wait_until(lambda: _network(quiet_node).status, 20, "the network's return")
+    until(lambda: _network(quiet_node).status, "the network's return")
     assert _network(quiet_node).reason == ""
 
 

@@ -10,9 +10,9 @@ import pytest
 from attrs import evolve
 
 from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 from virtlet.cri import api_pb2 as cri
 
@@ -157,7 +157,7 @@ def test_an_observer_hears_of_its_handlers_pods_alone(pods: Playground) -> None:
     heard.down()
     audit = pods.data_dir / "audit.jsonl"
     # Observers are told beside the call that they hear of, maybe a moment after its return.
-    wait_until(lambda: "pod-removed" in audit.read_text(), 10, "the observer's last event")
+    until(lambda: "pod-removed" in audit.read_text(), "the observer's last event", 10)
     lines = audit.read_text().splitlines()
     events = [(e["what"], e["subject"]) for e in map(json.loads, lines)]
     assert events == [

@@ -9,9 +9,9 @@ import pytest
 
 from tests.e2e.conftest import Pod, PodFactory
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
 
@@ -211,7 +211,7 @@ def test_every_change_is_a_line_of_the_managers_log_with_ids_and_names(
         pod.client.create(pod.id, pod.config(attempt=1, name="second"), pod.pod)
     pod.client.stop(pod.vm[:13], 0)
     pod.down()
-    wait_until(lambda: "RemovePodSandbox" in node.tail(3), 10, "the last call's line")
+    until(lambda: "RemovePodSandbox" in node.tail(3), "the last call's line", 10)
     texts = node.log_file.read_text().splitlines()[before:]
     lines = [json.loads(text) for text in texts if text.startswith("{")]
     calls = {line["call"]: line for line in lines if "code" in line}
@@ -237,7 +237,7 @@ def test_every_change_is_a_line_of_the_managers_log_with_ids_and_names(
 def test_a_reopened_log_goes_on_in_a_new_file_without_losing_a_byte(new_pod: PodFactory) -> None:
     pod = new_pod().up()
     log = Path(pod.pod.log_directory) / "guest" / "0.log"
-    wait_until(log.exists, 10, "the log")
+    until(log.exists, "the log", 10)
     pod.wait_for_console("Linux version")
     rotated = log.with_suffix(".rotated")
     log.rename(rotated)
@@ -279,7 +279,7 @@ def test_a_guest_that_powers_itself_off_is_completed(new_pod: PodFactory) -> Non
     pod = new_pod().up()
     pod.wait_for_console("login:")
     pod.leave("poweroff")
-    wait_until(lambda: _exited(pod), 60, "the end of the VM")
+    until(lambda: _exited(pod), "the end of the VM", 60)
     status = pod.status
     assert (status.exit_code, status.reason) == (0, "Completed")
     assert status.finished_at >= status.started_at

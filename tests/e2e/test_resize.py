@@ -16,9 +16,9 @@ import pytest
 from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
 from tests.e2e.crash_points import CrashPoints
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground, PlaygroundError
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups, cpus
 from virtlet.model.resources import Resources
@@ -142,7 +142,7 @@ def _wait_for(pod: Pod, vcpus: int, low: int, high: int, timeout: float = FOLLOW
         return has == vcpus and low <= mib <= high
 
     try:
-        wait_until(fits, timeout, f"{vcpus} vCPUs and {low}..{high} MiB")
+        until(fits, f"{vcpus} vCPUs and {low}..{high} MiB", timeout)
     except Exception as error:
         raise AssertionError(f"{error}; the guest has {_size(pod)}") from None
     return _size(pod)[1]
@@ -212,7 +212,7 @@ def _hold(pod: Pod, memory: int) -> None:
 def _lower_as_a_kubelet_does(pod: Pod, mib: int) -> None:
     """The container first, then the pod's group; it waits until less is used than it may be, and
     asks again where the guest cannot give so much yet."""
-    wait_until(lambda: 0 < _usage(pod) < mib * MIB, 60, f"a container that uses less than {mib}Mi")
+    until(lambda: 0 < _usage(pod) < mib * MIB, f"a container that uses less than {mib}Mi", 60)
     wanted = _resources(
         cpus=1.0,
         memory=mib * MIB,
@@ -230,7 +230,7 @@ def _lower_as_a_kubelet_does(pod: Pod, mib: int) -> None:
             return False
         return True
 
-    wait_until(lowered, 60, f"a guest that gives back all but {mib} MiB")
+    until(lowered, f"a guest that gives back all but {mib} MiB", 60)
     _hold(pod, mib * MIB + OVERHEAD)
     limits = cri.LinuxContainerResources(
         cpu_period=PERIOD, cpu_quota=PERIOD, cpu_shares=1024, memory_limit_in_bytes=mib * MIB
@@ -353,7 +353,7 @@ def _agreed(pod: Pod, full: int) -> cri.LinuxContainerResources:
         return [what for what, agrees in agree.items() if not agrees]
 
     try:
-        wait_until(lambda: not differing(), SETTLED, "agreement")
+        until(lambda: not differing(), "agreement", SETTLED)
     except TimeoutError as error:
         pytest.fail(f"{error}: {differing()} are not as the status says")
     assert pod.status.resources.linux == said

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
+from tests.polling import until
 from virtlet.cli.playground import Playground, PlaygroundError
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 
@@ -86,7 +86,7 @@ def test_what_a_guest_prints_while_the_manager_is_dead_is_in_the_log_later(
 ) -> None:
     pod = Pod(own_node, own_node.client(), make_manifest(own_node, "talks")).up()
     own_node.kill()
-    wait_until(lambda: b"login:" in _raw(pod), 90, "the guest's login prompt")
+    until(lambda: b"login:" in _raw(pod), "the guest's login prompt", 90)
     own_node.start()
     pod.wait_for_console("login:", 10)
     console = pod.console()
@@ -106,7 +106,7 @@ def test_an_emulator_that_died_while_nobody_watched_is_exited_with_a_reason(
     own_node.kill()
     os.kill(emulator, signal.SIGKILL)
     own_node.start()
-    wait_until(lambda: pod.status.state == cri.CONTAINER_EXITED, 30, "the end of the VM")
+    until(lambda: pod.status.state == cri.CONTAINER_EXITED, "the end of the VM", 30)
     status = pod.status
     assert status.exit_code != 0
     assert status.reason
@@ -150,7 +150,7 @@ def _end_servers(node: Playground) -> None:
 def test_an_emulator_that_is_killed_is_exited_with_a_reason(own_node: Playground) -> None:
     pod = Pod(own_node, own_node.client(), make_manifest(own_node, "killed")).up()
     os.kill(pod.emulator, signal.SIGKILL)
-    wait_until(lambda: pod.status.state == cri.CONTAINER_EXITED, 10, "the end of the VM")
+    until(lambda: pod.status.state == cri.CONTAINER_EXITED, "the end of the VM", 10)
     assert pod.status.exit_code != 0
     assert pod.status.reason
     pod.down()

@@ -11,9 +11,9 @@ import yaml
 
 from tests.e2e.conftest import BOOT_TIMEOUT, ROOT, Pod, PodFactory, make_manifest
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.core.metrics.sampler import AT_MOST_EVERY, INTERVAL
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.quantity import parse_quantity
@@ -86,7 +86,7 @@ def test_an_idle_machine_takes_what_its_runtime_class_asks_for(new_pod: PodFacto
         share = grown / (second.timestamp - first.timestamp)
         return share <= 2 * asked
 
-    wait_until(idle, 60, f"a guest that takes {asked} CPUs when idle")
+    until(idle, f"a guest that takes {asked} CPUs when idle", 60)
     assert share > 0
 
 
@@ -176,7 +176,7 @@ def kubelets_pod(node: Playground) -> Iterator[Pod]:
         pod = pod.up()
         pod.wait_for_answer()
         guest = {"virtlet_vm_guest_available_bytes", "virtlet_vm_guest_unused_bytes"}
-        wait_until(lambda: guest <= set(_of_vm(pod)), BOOT_TIMEOUT, "figures of the guest")
+        until(lambda: guest <= set(_of_vm(pod)), "figures of the guest", BOOT_TIMEOUT)
         yield pod
         pod.down()
 

@@ -14,11 +14,11 @@ import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.cri_urls import CriUrls
+from tests.polling import until
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.kubectl import Kubectl, Result, forwarded
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 from virtlet.streaming import AttachRequest
@@ -182,7 +182,7 @@ def test_the_end_of_an_input_for_one_client_reaches_the_console_and_ends_the_ses
     result = with_kubectl(work)
     assert result.code == 0, result.stderr
     # Who asked for the name has gone, and another one asks.
-    wait_until(lambda: log.read_bytes().count(BANNER) > banners, 30, "the next banner")
+    until(lambda: log.read_bytes().count(BANNER) > banners, "the next banner", 30)
 
 
 def test_a_url_serves_one_connection(guest: Pod) -> None:

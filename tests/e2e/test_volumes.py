@@ -10,8 +10,8 @@ import pytest
 from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
+from tests.polling import until
 from virtlet.cli.playground import Playground
-from virtlet.cli.steps import wait_until
 from virtlet.cri import api_pb2 as cri
 from virtlet.host.mounts import at_or_below
 
@@ -214,7 +214,7 @@ def test_a_share_that_the_guest_cannot_mount_is_told_in_the_pods_log(
 
     assert len(notices("command, args and workingDir of container guest have no effect")) == 1
     unmounted = "the guest has not mounted /e (9p, tag volume-"
-    wait_until(lambda: bool(notices(unmounted)), BOOT_TIMEOUT, "a notice of the share")
+    until(lambda: bool(notices(unmounted)), "a notice of the share", BOOT_TIMEOUT)
     (told,) = notices(unmounted)
     assert "knows no 9p file system" in told
     pod.down()

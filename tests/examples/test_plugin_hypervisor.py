@@ -20,7 +20,8 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.model import make_config
-from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
+from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory
+from tests.polling import until
 from virtlet.errors import FailedPrecondition, NotFound, Unavailable, Unimplemented
 from virtlet.host.links import Links
 from virtlet.launch.server import LaunchServer
@@ -188,7 +189,7 @@ def test_a_guest_resets_and_goes_on(rig: PlainRig) -> None:
     with rig.running() as machine:
         pid = rig.pid(machine)
         rig.type(machine, b"r")
-        wait_until(lambda: rig.console(machine).count(b"ready") == 2, "the second greeting")
+        until(lambda: rig.console(machine).count(b"ready") == 2, "the second greeting")
         assert rig.pid(machine) == pid
 
 
@@ -200,7 +201,7 @@ def test_a_vm_outlives_the_manager_and_its_end_is_told_by_the_next(rig: PlainRig
         rig.hypervisor.close()
         rig.type(completed, b"o")
         os.kill(pids[killed.vm.id], signal.SIGKILL)
-        wait_until(lambda: not _command(pids[killed.vm.id]), "the emulator's end")
+        until(lambda: not _command(pids[killed.vm.id]), "the emulator's end")
         rig.restart()
         assert _end(rig, completed).reason == "Completed"
         seen = rig.hypervisor.observe(killed.vm.id)

@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.image_source import FakeImageSource
+from tests.polling import until
 from virtlet.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -301,8 +302,7 @@ def test_a_cancelled_pull_goes_on_for_those_who_joined_it(
     server.before_write = leave_once_joined
     with ThreadPoolExecutor(2) as pool:
         pool.submit(images.pull, parse_reference("x"), server.route(), wanted=lambda: first_waits)
-        while not server.fetches:
-            time.sleep(0.01)
+        until(lambda: server.fetches)
         image = pool.submit(
             images.pull, parse_reference("x"), server.route(), wanted=second_waits
         ).result()
@@ -322,8 +322,7 @@ def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -
     server.before_write = hold
     with ThreadPoolExecutor(1) as pool:
         pull = pool.submit(images.pull, parse_reference("x"), server.route())
-        while not images.progress():
-            time.sleep(0.001)
+        until(images.progress)
         started = time.perf_counter()
         for _ in range(100):
             assert len(images.store.list()) == 1

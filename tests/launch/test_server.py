@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.polling import until
 from virtlet.errors import FailedPrecondition, PluginError
 from virtlet.launch.server import LaunchServer
 from virtlet.model.launch import LaunchFd, LaunchPart
@@ -115,10 +116,7 @@ def test_the_launch_is_handed_over_once_and_its_descriptors_are_let_go(
     assert reply == ["fnull", "a-a", "."]
     assert os.readlink(f"/proc/self/fd/{fds[0]}") == "/dev/null"
     os.close(fds[0])
-    deadline = time.monotonic() + 30
-    while _is_open(descriptor) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _is_open(descriptor)
+    until(lambda: not _is_open(descriptor))
     assert "no longer" in refused(tmp_path / "s", request(VM, "token"))
 
 
@@ -250,10 +248,7 @@ def test_a_killed_wrapper_costs_the_launch_only(server: LaunchServer, tmp_path: 
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-IS", "-c", code], check=False)
-    deadline = time.monotonic() + 30
-    while _is_open(descriptor) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _is_open(descriptor)
+    until(lambda: not _is_open(descriptor))
     server.arm(VM, "token", [])
     assert ask(tmp_path / "s", request(VM, "token"))[0] == ["."]
 
@@ -271,12 +266,9 @@ def test_a_manager_out_of_descriptors_serves_again_once_it_has_some(
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
         try:
             client.connect(str(tmp_path / "s"))
-            deadline = time.monotonic() + 30
-            while "launches wait" not in caplog.text and time.monotonic() < deadline:
-                time.sleep(0.01)
+            until(lambda: "launches wait" in caplog.text)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert "launches wait" in caplog.text
         client.sendall(request(VM, "token"))
         assert client.recv(100) == b".\0"
 

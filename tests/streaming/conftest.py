@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.polling import until_async
 from virtlet.streaming import Handlers, Limits, StreamingServer
 
 from .fakes.handlers import FakeConsole, LocalExec, LoopbackDialer
@@ -74,23 +75,19 @@ async def make_server(
             return server
 
         yield make
-    for _ in range(500):
-        if len(asyncio.all_tasks()) <= tasks and not runner.running:
-            break
-        await asyncio.sleep(0.02)
-    assert not runner.running
-    assert len(asyncio.all_tasks()) <= tasks
-    # As long as a server may wait for a client that does not hang up, twice over.
-    for _ in range(1500):
-        if len(_descriptors()) <= len(descriptors):
-            break
+    await until_async(lambda: not runner.running and len(asyncio.all_tasks()) <= tasks)
+
+    def closed() -> bool:
         # The test's own sockets: what nobody holds any more, and what a client's thread closes.
         gc.collect()
-        await asyncio.sleep(0.02)
-    left = _descriptors()
-    assert len(left) <= len(descriptors), {
-        number: target for number, target in left.items() if descriptors.get(number) != target
-    }
+        left = _descriptors()
+        assert len(left) <= len(descriptors), {
+            number: target for number, target in left.items() if descriptors.get(number) != target
+        }
+        return True
+
+    # As long as a server may wait for a client that does not hang up, twice over.
+    await until_async(closed, timeout=30)
 
 
 async def _touch_the_loop() -> None:

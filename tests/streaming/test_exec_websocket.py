@@ -6,6 +6,7 @@ import json
 import pytest
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
+from tests.polling import until_async
 from virtlet.streaming import AttachRequest, ExecRequest, Limits, StreamingServer, TerminalSize
 
 from .conftest import ServerMaker
@@ -89,9 +90,7 @@ async def test_pings_are_answered(make_server: ServerMaker) -> None:
     server = await make_server(exec=Waiting())
     async with await WebSocketClient.connect(server.exec_url(request("true")), V5) as client:
         await client.event(Ping(payload=b"are you there"))
-        async with asyncio.timeout(5):
-            while not client.pongs:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: client.pongs)
         assert client.pongs == [b"are you there"]
 
 
@@ -105,9 +104,7 @@ async def test_a_client_with_unread_stdin_hears_that_the_server_lives(
     ) as client:
         for _ in range(3):
             await client.send(STDIN, bytes(65536))
-        async with asyncio.timeout(5):
-            while not client.pongs:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: client.pongs)
         waiting.release.set()
         await client.ended.wait()
         assert json.loads(client.channels[ERROR])["status"] == "Success"

@@ -8,6 +8,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.polling import until_async
 from virtlet.streaming import (
     ExecRequest,
     Handlers,
@@ -117,9 +118,7 @@ async def _survives(connect: Connect, noise: list[bytes]) -> None:
                 await stream.send(b"still here", fin=True)
                 assert await stream.read_all() == b"still here"
                 writer.transport.abort()
-            async with asyncio.timeout(10):
-                while server.sessions:
-                    await asyncio.sleep(0.005)
+            await until_async(lambda: not server.sessions)
     finally:
         await server.stop()
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

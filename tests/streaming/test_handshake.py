@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.polling import until_async
 from virtlet.streaming import AttachRequest, Limits, PortForwardRequest, StreamingServer
 from virtlet.streaming.spdy_frames import FrameEncoder, Ping
 
@@ -137,9 +138,7 @@ async def test_a_client_that_leaves_before_its_request_leaves_nothing(
     writer.write(b"GET /ex")
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: not server.sessions)
     assert await reader.read() == b""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.polling import until_async
 from virtlet.streaming import StreamingServer
 
 from .fakes.api_server import ApiServer
@@ -102,15 +103,11 @@ async def test_a_killed_client_ends_its_command_whatever_it_sends(
 ) -> None:
     with open(source, "rb") as stdin:
         async with kubectl.started("exec", "-i", "vm", "--", "sleep", "100", stdin=stdin) as run:
-            async with asyncio.timeout(10):
-                while not runner.running:
-                    await asyncio.sleep(0.02)
+            await until_async(lambda: runner.running)
             # Long enough for /dev/zero to fill every buffer on the way.
             await asyncio.sleep(0.5)
             run.kill()
-            async with asyncio.timeout(10):
-                while runner.running:
-                    await asyncio.sleep(0.02)
+            await until_async(lambda: not runner.running)
 
 
 async def test_other_sessions_go_on_when_a_client_is_killed(kubectl: Kubectl) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.polling import until_async
 from virtlet.errors import FailedPrecondition
 from virtlet.streaming import Limits, PortForwardRequest, StreamingServer
 from virtlet.streaming.spdy_frames import Data, RstStream
@@ -38,9 +39,7 @@ async def pair(client: SpdyClient, port: int, number: int = 0) -> tuple[ClientSt
 
 
 async def gone(server: StreamingServer) -> None:
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: not server.sessions)
 
 
 async def test_both_ways_end_on_their_own(server: StreamingServer) -> None:
@@ -66,9 +65,7 @@ async def test_a_client_may_go_on_after_the_pod_has_ended(server: StreamingServe
         assert await error.read_all() == b""
         await data.send(b"late ")
         await data.send(b"words", fin=True)
-        async with asyncio.timeout(5):
-            while got != b"late words":
-                await asyncio.sleep(0.01)
+        await until_async(lambda: got == b"late words")
 
 
 async def test_a_connection_that_only_the_client_keeps_open_is_given_up(
@@ -79,9 +76,7 @@ async def test_a_connection_that_only_the_client_keeps_open_is_given_up(
         data, error = await pair(client, port)
         assert await error.read_all() == b""
         assert data.received == b"all"
-        async with asyncio.timeout(5):
-            while not data.reset_status:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: data.reset_status)
         assert data.reset_status == 5
 
 
@@ -96,9 +91,7 @@ async def test_streams_are_done_with_whether_the_client_ends_them_or_not(
             data = await client.open("data", **headers)
             await data.ended.wait()
             assert data.received == b"all"
-            async with asyncio.timeout(5):
-                while not data.reset_status:
-                    await asyncio.sleep(0.01)
+            await until_async(lambda data=data: data.reset_status)  # type: ignore[misc]
 
 
 async def test_50_connections_of_one_client_do_not_mix(server: StreamingServer) -> None:
@@ -256,9 +249,7 @@ async def test_a_client_that_vanishes_closes_all_its_connections(server: Streami
                 await data.read_until(b"ready")
             assert len(open_now) == 20
         await gone(server)
-        async with asyncio.timeout(5):
-            while open_now:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: not open_now)
 
 
 async def test_a_pod_that_reads_nothing_is_cut_off_for_the_sake_of_others(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.polling import until_async
 from virtlet.streaming import (
     AttachRequest,
     ExecRequest,
@@ -46,9 +47,7 @@ async def test_connections_over_the_limit_are_told_so_and_others_go_on(
         data = await one.open("data", port=str(port), requestID="0")
         await data.send(b"still here", fin=True)
         assert await data.read_all() == b"still here"
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: not server.sessions)
     async with await SpdyClient.connect(server.port_forward_url(FORWARD)) as client:
         assert client.gone_away is None
 
@@ -229,9 +228,7 @@ async def test_a_plain_client_of_tls_is_let_go(make_server: ServerMaker, certifi
         async with asyncio.timeout(5):
             await asyncio.gather(reader.read(), return_exceptions=True)
         writer.transport.abort()
-    async with asyncio.timeout(5):
-        while server.sessions:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: not server.sessions)
 
 
 async def test_attach_and_exec_share_no_tokens(server: StreamingServer) -> None:

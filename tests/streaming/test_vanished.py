@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from tests.fakes.links import loopback_up
+from tests.polling import until_async
 from virtlet.host import netns
 from virtlet.streaming import ExecRequest, Handlers, Limits, StreamingServer
 
@@ -78,8 +79,7 @@ def test_a_client_that_vanished_while_a_command_prints_is_noticed(inside: Run) -
             await vanish(server)
             await flooding.gone.wait()
             assert SILENT / 2 < time.monotonic() - before < 30 * SILENT
-            while server.sessions:
-                await asyncio.sleep(0.02)
+            await until_async(lambda: not server.sessions)
         await server.stop()
 
     inside(test())
@@ -117,8 +117,7 @@ def test_a_client_that_takes_nothing_for_long_is_not_cut_off(inside: Run) -> Non
             assert not flooding.gone.is_set()
             client.resume()
             taken = flooding.taken
-            while len(stdout.received) < taken:
-                await asyncio.sleep(0.02)
+            await until_async(lambda: len(stdout.received) >= taken)
         await server.stop()
 
     inside(test())

@@ -12,7 +12,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.tiny.tiny_guest import Guest, JsonSocket, eventually, free_port, make_seed
+from tests.polling import until
+from tests.tiny.tiny_guest import Guest, JsonSocket, free_port, make_seed
 
 MAC = "52:54:00:00:00:01"
 
@@ -168,12 +169,13 @@ def test_unknown_keys_are_named(running: Running) -> None:
 def test_ssh_takes_the_key_of_the_seed_and_no_other(running: Running, tmp_path: Path) -> None:
     """Root logs in with the key from meta-data; another key, or none, is refused."""
 
-    def greeted() -> None:
+    def greeted() -> bool:
         greeting = running.ssh(running.key, "cat /proc/sys/kernel/hostname")
         assert (greeting.returncode, greeting.stdout) == (0, "seeded\n"), greeting.stderr
+        return True
 
     # The server starts when its host key is made, which may be after the login appears.
-    eventually(greeted)
+    until(greeted, timeout=90, ignore=(OSError,))
     stranger = running.ssh(new_key(tmp_path / "other"), "true")
     assert stranger.returncode == 255
     assert "Permission denied (publickey)" in stranger.stderr
@@ -200,7 +202,7 @@ def test_guest_agent_answers_and_runs_commands(running: Running) -> None:
             assert status["exited"]
             return status
 
-        status = eventually(ended)
+        status = until(ended, timeout=90)
     found = {entry["ip-address"] for nic in interfaces for entry in nic.get("ip-addresses", [])}
     assert "10.0.2.77" in found
     assert status["exitcode"] == 3
@@ -266,11 +268,11 @@ def test_hot_plug_puts_devices_to_use(tmp_path: Path, tiny_image: Path) -> None:
                 agent.ask("guest-set-vcpus", vcpus=[{"logical-id": 1, "online": online}])
                 assert guest.run("nproc") == ("2\n" if online else "1\n")
 
-        def grown() -> None:
+        def grown() -> bool:
             now = guest.run("awk '/MemTotal/ {print $2}' /proc/meminfo")
-            assert int(now) >= int(before) + 250_000
+            return int(now) >= int(before) + 250_000
 
-        eventually(grown)
+        until(grown, timeout=90)
 
 
 def test_config_drive_and_power_button_on_machine_pc(tmp_path: Path, tiny_image: Path) -> None:

@@ -8,13 +8,11 @@ import selectors
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pycdlib
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "images" / "tiny" / "build.sh"
@@ -50,18 +48,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def eventually(check: Callable[[], T], seconds: float = 90.0) -> T:
-    """Repeats `check` until it no longer raises OSError or AssertionError, or time is up."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return check()
-        except (OSError, AssertionError):
-            if time.monotonic() > end:
-                raise
-        time.sleep(0.2)
 
 
 class JsonSocket:

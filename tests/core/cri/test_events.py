@@ -13,8 +13,8 @@ from attrs import evolve
 
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
+from tests.polling import until
 from virtlet.cli.client import Client
-from virtlet.cli.steps import wait_until
 from virtlet.core.cri.calls import Call
 from virtlet.core.cri.container_events import BACKLOG, ContainerEvents
 from virtlet.core.events import EventTeller
@@ -111,7 +111,7 @@ class Reader:
 
     def wait_for(self, count: int) -> None:
         """Wait until so many events have come."""
-        wait_until(lambda: len(self.numbers) >= count, 20, f"{count} events")
+        until(lambda: len(self.numbers) >= count, f"{count} events")
 
     def join(self) -> None:
         self._thread.join(20)

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.core.cri.serving import Serving
+from tests.polling import until
 from virtlet.cli.client import CallFailed, Client
 from virtlet.core import log_setup
 from virtlet.core.cri.calls import Call, CallClient, CallKind
@@ -219,19 +220,14 @@ def test_health_follows_the_hypervisor(tmp_path: Path) -> None:
 def test_attended_work_hears_that_its_client_went_away(client: Client, service: Service) -> None:
     with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
         client.call("PullImage", cri.PullImageRequest(), timeout=0.3)
-    deadline = time.monotonic() + 30
-    while not service.abandoned and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert service.abandoned
+    until(lambda: service.abandoned)
 
 
 def test_work_goes_on_when_its_client_goes_away(client: Client, service: Service) -> None:
     with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
         client.call("StopContainer", cri.StopContainerRequest(), timeout=0.3)
     service.release.set()
-    deadline = time.monotonic() + 30
-    while service.finished == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: service.finished != 0)
     assert service.finished == 1
 
 
@@ -239,15 +235,12 @@ def test_work_that_fails_after_its_client_went_away_is_logged(
     client: Client, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    deadline = time.monotonic() + 30
     with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
         client.call("StopContainer", cri.StopContainerRequest(), timeout=0.3)
-    while not caplog.records and time.monotonic() < deadline:
-        time.sleep(0.02)  # the server hears of it later than we
+    until(lambda: caplog.records)  # the server hears of it later than the client
     service.error = FailedPrecondition("not now")
     service.release.set()
-    while "after its client went away" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: "after its client went away" in caplog.text)
     assert [r.problem for r in caplog.records if "client went away" in r.message] == ["not now"]  # type: ignore[attr-defined]
 
 

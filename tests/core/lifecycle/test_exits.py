@@ -7,6 +7,7 @@ import pytest
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
+from tests.polling import until
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.lifecycle import exits
 from virtlet.core.store.records import VmPhase
@@ -136,10 +137,7 @@ def test_what_could_not_be_written_at_the_end_is_written_as_soon_as_it_can_be(
 ) -> None:
     manager.stop(vm, grace=0)
     unwritable.rmdir()
-    deadline = time.monotonic() + 30
-    while not (unwritable.exists() and unwritable.read_text().endswith(" F good bye\n")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: unwritable.exists() and unwritable.read_text().endswith(" F good bye\n"))
 
 
 def test_a_restart_neither_waits_for_such_a_log_nor_forgets_it(

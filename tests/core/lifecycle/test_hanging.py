@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.manager import Manager, Node
-from virtlet.cli.steps import wait_until
+from tests.polling import until
 from virtlet.core.lifecycle.context import KeyedLocks
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import Unavailable, UndoIncomplete
@@ -76,7 +76,7 @@ def test_the_pod_can_be_removed_once_the_plugin_has_returned(
     with pytest.raises(Unavailable):
         manager.stop_pod(pod)
     stuck.go_on.set()
-    wait_until(lambda: bool(manager.store.vms_of(pod)), 10, "the VM")
+    until(lambda: bool(manager.store.vms_of(pod)), "the VM", 10)
     manager.remove_pod(pod)
     assert node.left == []
 
@@ -87,7 +87,7 @@ def test_the_log_names_plugin_hook_and_pod(
     caplog.set_level(logging.WARNING)
     watch = manager.context.hooks.watch
     watch.start()
-    wait_until(lambda: bool(caplog.records), 10, "a line of the log")
+    until(lambda: bool(caplog.records), "a line of the log", 10)
     watch.stop()
     (record,) = caplog.records
     said = record.__dict__
@@ -128,7 +128,7 @@ def test_an_inverse_that_hangs_at_start_up_holds_up_its_own_pod_alone(
             successor.remove_pod(pod)
     finally:
         go_on.set()
-    wait_until(lambda: pod not in node.networks, 10, "the end of what hung")
+    until(lambda: pod not in node.networks, "the end of what hung", 10)
     successor.remove_pod(pod)
     assert pod not in successor.store.pods
     successor.close()
@@ -145,13 +145,13 @@ def test_a_hypervisor_that_hangs_is_named_with_the_vm(
     watch.start()
     starting.start()
     try:
-        wait_until(
+        until(
             lambda: any(
                 getattr(r, "vm", "") == vm and getattr(r, "hook", "") == "start"
                 for r in caplog.records
             ),
-            10,
             "a line that names what hangs",
+            10,
         )
     finally:
         go_on.set()

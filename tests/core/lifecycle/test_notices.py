@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.manager import IMAGE, Manager
-from virtlet.cli.steps import wait_until
+from tests.polling import until
 from virtlet.core.lifecycle import image_handlers, pods, vms
 from virtlet.errors import FailedPrecondition
 from virtlet.model.event import EventKind
@@ -84,7 +84,7 @@ def test_the_log_of_a_container_that_is_not_all_of_its_pod_says_what_the_others_
 ) -> None:
     pod = _run(manager, LARGE)
     init = _start(manager, pod, "init", SMALL)
-    wait_until(lambda: "until this guest powers off" in _log(manager, "init"), 10, "the notice")
+    until(lambda: "until this guest powers off" in _log(manager, "init"), "the notice", 10)
     assert " stderr F [virtlet: the pod has resources beyond" in _log(manager, "init")
     # Once it is done the next is the last one, and waits for nobody.
     manager.stop(init)

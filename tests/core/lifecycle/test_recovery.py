@@ -11,6 +11,7 @@ from attrs import evolve
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
+from tests.polling import until
 from virtlet.core.lifecycle.resize import resize_vm
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import Unavailable, VirtletError
@@ -247,9 +248,9 @@ def test_logs_that_cannot_be_written_do_not_hold_up_the_start_and_are_completed_
     assert time.monotonic() - started < 8, "each log is waited for for ten seconds otherwise"
     assert {manager.vm(vm).phase for vm in vms} == {VmPhase.EXITED}
     logs.unlink()
-    deadline = time.monotonic() + 30
-    texts: list[str] = []
-    while len(texts) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-        texts = [text for path in logs.rglob("0.log") if (text := path.read_text())]
-    assert [text.split(" ", 3)[3] for text in texts] == ["last words\n"] * 3
+
+    def written() -> list[str]:
+        return [text for path in logs.rglob("0.log") if (text := path.read_text())]
+
+    until(lambda: len(written()) == 3)
+    assert [text.split(" ", 3)[3] for text in written()] == ["last words\n"] * 3

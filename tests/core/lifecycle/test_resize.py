@@ -1,6 +1,5 @@
 """VMs are resized as a whole or not at all, whatever fails on the way."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -12,6 +11,7 @@ from tests.core.lifecycle.conftest import Managers
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.manager import Manager, Node
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.resize import resize_vm
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -180,10 +180,7 @@ def test_what_cannot_be_undone_is_told_and_undone_later(
         resize_vm(manager.context, running, evolve(CPU, cpuset_cpus="0"))
     assert caught.value.__notes__ == ["and not all is as it was: gone"]
     assert _quota(parent, running) == before
-    deadline = time.monotonic() + 30
-    while manager.vm(running).resizing is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: manager.vm(running).resizing is None)
 
 
 def test_a_guest_that_ends_meanwhile_is_not_resized(

@@ -10,6 +10,7 @@ import pytest
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.polling import until
 from virtlet.core.lifecycle import pods, resize
 from virtlet.core.lifecycle.resize import keep_putting_back, put_back, resize_vm
 from virtlet.core.store.records import VmPhase
@@ -94,10 +95,7 @@ class World:
 
     def wait(self) -> None:
         """Until nothing is."""
-        deadline = time.monotonic() + 30
-        while not self.settled and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert self.settled
+        until(lambda: self.settled)
 
     def agrees(self) -> Resources:
         """The resources on record; the machine has them."""

@@ -1,7 +1,6 @@
 """The sampler: what it knows is true of the time it names, and nobody waits long for it."""
 
 import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from attrs import evolve
 
 from tests.core.metrics.measured import Measured
+from tests.polling import until
 from virtlet.core.metrics.sample import VmMemory
 from virtlet.core.metrics.sampler import AT_MOST_EVERY, PATIENCE, Sampler
 from virtlet.model.resources import Resources
@@ -244,8 +244,6 @@ def test_machines_that_run_already_are_measured_before_the_first_question(
     before = measured.hypervisor.looks
     sampler = Sampler(measured.manager.context)
     sampler.start()
-    deadline = time.monotonic() + 30
-    while measured.hypervisor.looks == before and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
+    until(lambda: measured.hypervisor.looks != before)
     sampler.stop()
     assert measured.hypervisor.looks == before + 1

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests import confined
-from tests.criproxy.fakes.proxy import wait_for
+from tests.polling import until
 
 UNIT = Path(__file__).parents[3] / "deploy" / "criproxy" / "criproxy.service"
 
@@ -43,7 +43,7 @@ class ProxyProcess:
         marker = f"listening on {self.listen}"
         starts = self.log.read_text().count(marker)
         try:
-            wait_for(lambda: self.log.read_text().count(marker) > starts, 20)
+            until(lambda: self.log.read_text().count(marker) > starts)
         except AssertionError:
             self.stop()
             raise

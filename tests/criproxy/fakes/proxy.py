@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import uvloop
 from criproxy.config.schema import Config, Dial, Limits, RuntimeConfig
 from criproxy.daemon import Proxy
 from criproxy.runtimes.runtime import Runtime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 from virtlet.cri import api_pb2_grpc as stubs
 
@@ -160,7 +159,8 @@ class RunningProxy:
 
     def wait_until(self, name: str, answering: bool, seconds: float = 20.0) -> None:
         """Wait until a runtime answers, or is away."""
-        wait_for(lambda: self.runtime(name).answering is answering, seconds)
+        state = "an answering" if answering else "no answering"
+        until(lambda: self.runtime(name).answering is answering, f"{state} {name}", seconds)
 
     def _run(self) -> None:
         uvloop.run(self._serve())
@@ -182,11 +182,3 @@ class RunningProxy:
 def said(caught: pytest.ExceptionInfo[grpc.RpcError]) -> str:
     """The message of a call's status."""
     return caught.value.details() or ""
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until something holds; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.01)

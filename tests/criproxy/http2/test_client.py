@@ -26,8 +26,9 @@ from criproxy.http2.headers import Header
 from criproxy.http2.stream import Sink
 from criproxy.methods import BY_NAME
 from criproxy.rpc.outgoing import request_headers
-from tests.criproxy.fakes.proxy import Client, RunningProxy, wait_for
+from tests.criproxy.fakes.proxy import Client, RunningProxy
 from tests.criproxy.http2.raw import ANSWER, FINE, RawRuntime, RawServer, client_and_server
+from tests.polling import until
 
 WIDE = 1 << 24
 HEADERS = request_headers(BY_NAME["Version"].path, (), None)
@@ -362,11 +363,11 @@ def test_no_more_calls_are_made_than_a_runtime_takes(
         code, message = status_of(client, QUICK)
         return code == refused[0] and refused[1] in message
 
-    wait_for(is_refused, 10)
+    until(is_refused, timeout=10)
     server, stream = under_way[0]
     server.answer(stream)
     call.result(timeout=10)
-    wait_for(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK, 10)
+    until(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK, timeout=10)
     assert proxy.runtime("containerd").connects == 1
 
 
@@ -393,7 +394,7 @@ def test_a_runtime_that_leaves_ends_what_it_took_and_is_called_again_on_a_new_co
     code, message = status_of(client, ODD)
     assert (code, "restarting" in message) == (grpc.StatusCode.UNAVAILABLE, True)
     assert call.result(timeout=10) == b""
-    wait_for(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK, 20)
+    until(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK)
     assert proxy.runtime("containerd").connects == 2
 
 
@@ -404,5 +405,5 @@ def test_a_runtime_with_an_endless_header_list_is_cut_off_and_called_again(
     runtime.instead[ODD] = BREAKS["endless headers"]
     code, message = status_of(client, ODD)
     assert (code, "header block too long" in message) == (grpc.StatusCode.UNAVAILABLE, True)
-    wait_for(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK, 20)
+    until(lambda: status_of(client, QUICK)[0] == grpc.StatusCode.OK)
     assert proxy.runtime("containerd").connects == 2

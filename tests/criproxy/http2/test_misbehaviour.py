@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 
 from criproxy.http2.connection import PREFACE
 from criproxy.http2.frames import MAX_FRAME, ErrorCode
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.criproxy.http2.raw import EMPTY, VERSION, RawClient
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 
@@ -355,7 +356,7 @@ def test_a_runtime_that_breaks_the_protocol_is_away_and_the_others_are_served(
         proxy = start_proxy({"containerd": containerd.path, VM: path})
         client = connect(proxy.config.listen)
         assert client.run_pod() in client.pods()
-        wait_for(lambda: proxy.runtime(VM).reason not in ("", "not connected yet"))
+        until(lambda: proxy.runtime(VM).reason not in ("", "not connected yet"))
         with pytest.raises(grpc.RpcError) as caught:
             client.run_pod(target=VM)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE

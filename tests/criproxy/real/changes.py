@@ -10,8 +10,9 @@ from pathlib import Path
 
 import grpc
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.real.sides import Pod
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 _numbers = itertools.count(1)
@@ -99,4 +100,4 @@ class Changes:
     def more(self, rounds: int = 2) -> None:
         """Wait until so many more rounds went well."""
         wanted = self.good + rounds
-        wait_for(lambda: self.good >= wanted, 90)
+        until(lambda: self.good >= wanted, timeout=90)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
+from tests.polling import until
 from virtlet.cli.manifest import PodManifest
 from virtlet.cri import api_pb2 as cri
 
@@ -107,4 +108,4 @@ class ComingAndGoing:
     def more(self, rounds: int = 2) -> None:
         """Wait until so many more rounds went well."""
         wanted = self.good + rounds
-        wait_for(lambda: self.good >= wanted, 90)
+        until(lambda: self.good >= wanted, timeout=90)

@@ -8,9 +8,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.criproxy.fakes.proxy import wait_for
 from tests.criproxy.real.images import BUSYBOX, PAUSE, write_image
 from tests.criproxy.real.node import Node
+from tests.polling import until
 
 _CONFIG = """
 version = 2
@@ -83,7 +83,7 @@ class Containerd:
         """Start it and wait until it answers."""
         config = str(self.dir / "config.toml")
         self._process = self._node.spawn(self.log, "containerd", "-c", config)
-        wait_for(self._answers, 20)
+        until(self._answers)
         return self
 
     def _answers(self) -> bool:

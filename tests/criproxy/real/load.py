@@ -9,7 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
+from tests.polling import until
 
 
 class Load:
@@ -69,4 +70,4 @@ class Load:
     def more(self, lists: int = 30) -> None:
         """Wait until so many more lists were right."""
         wanted = self.good + lists
-        wait_for(lambda: self.good >= wanted, 30)
+        until(lambda: self.good >= wanted, timeout=30)

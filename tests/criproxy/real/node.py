@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.criproxy.fakes.proxy import wait_for
+from tests.polling import until
 
 #: The first process of the PID namespace: children that others leave to it are reaped by the
 #: kernel, since it ignores SIGCHLD, which an exec keeps.
@@ -53,9 +53,9 @@ class Node:
             ]
         )
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
-        wait_for(lambda: bool(children.read_text().split()))
+        until(lambda: bool(children.read_text().split()))
         self.pid = int(children.read_text().split()[0])
-        wait_for(lambda: Path(f"/proc/{self.pid}/comm").read_text().strip() == "sleep")
+        until(lambda: Path(f"/proc/{self.pid}/comm").read_text().strip() == "sleep")
         # Shims and runc keep sockets and state in /run: the machine's own stays as it is.
         self.run("mount", "-t", "tmpfs", "tmpfs", "/run")
         self.run("ip", "link", "set", "lo", "up")
@@ -106,4 +106,4 @@ def _remove_cgroup(path: Path) -> None:
             return False
         return True
 
-    wait_for(removed)
+    until(removed)

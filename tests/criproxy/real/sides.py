@@ -9,7 +9,8 @@ from typing import Any
 
 from attrs import frozen
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
+from tests.polling import until
 from virtlet.cli.manifest import pod_manifest
 from virtlet.cri import api_pb2 as cri
 
@@ -109,7 +110,7 @@ class Pod:
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the log has this."""
-        wait_for(lambda: text in self.log, 20)
+        until(lambda: text in self.log)
 
     def status(self) -> Any:
         """The container's status."""

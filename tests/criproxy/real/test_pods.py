@@ -11,11 +11,12 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.real import websocket
 from tests.criproxy.real.conftest import World
 from tests.criproxy.real.events import LIFE, listening
 from tests.criproxy.real.sides import Pod, Side
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 MakePod = Callable[..., Pod]
@@ -111,7 +112,7 @@ def test_events_of_both_come_in_one_stream(client: Client, world: World) -> None
         for pod in pods:
             pod.remove()
         wanted = {(pod.container, kind) for pod in pods for kind in LIFE}
-        wait_for(lambda: wanted <= set(heard.events), 10)
+        until(lambda: wanted <= set(heard.events), timeout=10)
 
 
 def test_an_image_of_each_is_known_by_its_own_name(client: Client, world: World) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import Client, wait_for
+from tests.criproxy.fakes.proxy import Client
 from tests.criproxy.real.conftest import World
 from tests.criproxy.real.load import Load
 from tests.criproxy.real.sides import Pod, Side
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 MakePod = Callable[..., Pod]
@@ -37,13 +38,13 @@ def test_a_killed_runtimes_pods_run_on_stay_listed_and_obey_again(
         load.more()
         assert bystander.exec("echo", "still here").stdout == b"still here\n"
         side.start()
-        wait_for(lambda: answers(pod), 20)
+        until(lambda: answers(pod))
         load.more()
     assert load.wrong == []
     assert load.errors == []
     assert pod.status().state == cri.CONTAINER_RUNNING
     before = pod.log
-    wait_for(lambda: pod.log != before, 10)
+    until(lambda: pod.log != before, timeout=10)
 
 
 def _ids(*pods: Pod) -> dict[str, str]:
@@ -109,7 +110,7 @@ def test_a_killed_proxy_comes_back_and_every_pod_is_reached(
     assert load.wrong == []
     assert all(error.startswith("StatusCode.UNAVAILABLE") for error in load.errors)
     for pod in pods:
-        wait_for(lambda pod=pod: answers(pod), 10)  # type: ignore[misc]
+        until(lambda pod=pod: answers(pod), timeout=10)  # type: ignore[misc]
         assert pod.exec("echo", "here").stdout == b"here\n"
 
 
@@ -123,10 +124,10 @@ def test_a_proxy_started_while_a_runtime_is_away_still_lists_its_pods(
     second.kill()
     world.proxy.end(signal.SIGTERM)
     world.proxy.start()
-    wait_for(lambda: answers(pods[0]), 10)
+    until(lambda: answers(pods[0]), timeout=10)
     assert client.pods() == {pod.id for pod in pods}
     with pytest.raises(grpc.RpcError) as caught:
         pods[1].status()
     assert second.name in (caught.value.details() or "")
     second.start()
-    wait_for(lambda: answers(pods[1]), 20)
+    until(lambda: answers(pods[1]))

@@ -12,7 +12,7 @@ import pytest
 from attrs import frozen
 
 from tests.criproxy.fakes.command import ProxyProcess
-from tests.criproxy.fakes.proxy import VM, Client, wait_for
+from tests.criproxy.fakes.proxy import VM, Client
 from tests.criproxy.real import websocket
 from tests.criproxy.real.changes import Changes
 from tests.criproxy.real.coming_and_going import ComingAndGoing
@@ -24,6 +24,7 @@ from tests.criproxy.real.node import Node
 from tests.criproxy.real.sides import Pod, Side
 from tests.e2e.conftest import TINY, make_manifest
 from tests.e2e.conftest import Pod as VmPod
+from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.client import Client as PodClient
 from virtlet.cli.playground import Playground
@@ -214,7 +215,7 @@ def test_every_step_of_a_vms_life_is_told(mixed: MixedNode, client: Client) -> N
             client.runtime.RemoveContainer(
                 cri.RemoveContainerRequest(container_id=pod.vm), timeout=60
             )
-            wait_for(lambda: cri.CONTAINER_DELETED_EVENT in heard.of(pod.vm), 20)
+            until(lambda: cri.CONTAINER_DELETED_EVENT in heard.of(pod.vm))
         finally:
             pod.down()
         assert heard.of(pod.vm) == list(LIFE)
@@ -252,7 +253,7 @@ def test_containerd_killed_under_load_leaves_the_vm_alone_and_comes_back(
         load.more()
         changes.more()
         side.kill()
-        wait_for(lambda: bool(changes.codes), 20)
+        until(lambda: bool(changes.codes))
         load.more()
         request = cri.ContainerStatusRequest(container_id=mixed.vm.vm)
         answer = client.runtime.ContainerStatus(request)
@@ -289,7 +290,7 @@ def test_a_manager_killed_while_its_pods_change_loses_none_and_disturbs_no_ordin
             ordinary.more()
             vms.codes.clear()
             mixed.virtlet.kill()
-            wait_for(lambda: bool(vms.codes), 20)
+            until(lambda: bool(vms.codes))
             ordinary.more()
             mixed.virtlet.start()
         vms.more()
@@ -309,7 +310,7 @@ def test_a_killed_manager_keeps_its_vm_listed_and_obeys_again(
         _kill_the_manager(mixed)
         request = cri.StopContainerRequest(container_id=mixed.vm.vm, timeout=0)
         client.runtime.StopContainer(request, timeout=60)
-        wait_for(lambda: cri.CONTAINER_STOPPED_EVENT in heard.of(mixed.vm.vm), 20)
+        until(lambda: cri.CONTAINER_STOPPED_EVENT in heard.of(mixed.vm.vm))
 
 
 def _kill_the_manager(mixed: MixedNode) -> None:
@@ -324,11 +325,11 @@ def _kill_the_manager(mixed: MixedNode) -> None:
                 return VM in str(error)
             return False
 
-        wait_for(refused, 10)
+        until(refused, timeout=10)
         load.more()
         assert mixed.ordinary.exec("echo", "here").stdout == b"here\n"
         mixed.virtlet.start()
-        wait_for(lambda: not refused(), 30)
+        until(lambda: not refused(), timeout=30)
         load.more()
     assert load.wrong == []
     assert load.errors == []

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 CREATED, STARTED = cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT
@@ -58,7 +59,7 @@ def subscriber(
     client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
 ) -> Iterator[Subscriber]:
     subscriber = Subscriber(client)
-    wait_for(lambda: bool(containerd.subscribers and virtlet.subscribers))
+    until(lambda: bool(containerd.subscribers and virtlet.subscribers))
     yield subscriber
     subscriber.stop()
 
@@ -87,9 +88,9 @@ def test_a_subscriber_that_leaves_is_unsubscribed_everywhere(
     client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
 ) -> None:
     subscriber = Subscriber(client)
-    wait_for(lambda: bool(containerd.subscribers and virtlet.subscribers))
+    until(lambda: bool(containerd.subscribers and virtlet.subscribers))
     subscriber.stop()
-    wait_for(lambda: not containerd.subscribers and not virtlet.subscribers)
+    until(lambda: not containerd.subscribers and not virtlet.subscribers)
 
 
 def test_events_go_on_after_a_runtime_was_away_and_the_missed_ones_are_told(
@@ -107,7 +108,7 @@ def test_events_go_on_after_a_runtime_was_away_and_the_missed_ones_are_told(
         virtlet.event(container, CREATED, pod)
         virtlet.event(container, STARTED, pod)
         subscriber.until(container, STARTED)
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     virtlet.stop()
     proxy.wait_until(VM, answering=False)
     virtlet.containers[exits].state = cri.CONTAINER_EXITED
@@ -121,7 +122,7 @@ def test_events_go_on_after_a_runtime_was_away_and_the_missed_ones_are_told(
         told.setdefault(event.container_id, []).append(event.container_event_type)
         assert event.pod_sandbox_status.id == pod
     assert told == {exits: [STOPPED], goes: [STOPPED, DELETED]}
-    wait_for(lambda: bool(virtlet.subscribers))
+    until(lambda: bool(virtlet.subscribers))
     virtlet.event(exits, DELETED, pod)
     assert subscriber.next().container_event_type == DELETED
 
@@ -131,7 +132,7 @@ def test_a_runtime_without_events_is_told_from_its_lists(
 ) -> None:
     virtlet.missing.add("GetContainerEvents")
     subscriber = Subscriber(client)
-    wait_for(lambda: bool(containerd.subscribers))
+    until(lambda: bool(containerd.subscribers))
     pod = client.run_pod(target=VM)
     container = client.create(pod, image=f"{VM}/cirros")
     client.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
@@ -204,7 +205,7 @@ def test_a_primary_without_events_makes_clients_list(
 ) -> None:
     containerd.missing.add("GetContainerEvents")
     subscriber = Subscriber(client)
-    wait_for(lambda: subscriber.end is not None)
+    until(lambda: subscriber.end is not None)
     assert subscriber.end is not None
     assert subscriber.end.code() == grpc.StatusCode.UNIMPLEMENTED
 
@@ -214,7 +215,7 @@ def test_what_was_there_before_is_not_told(
 ) -> None:
     client.create(client.run_pod(target=VM))
     subscriber = Subscriber(client)
-    wait_for(lambda: bool(containerd.subscribers and virtlet.subscribers))
+    until(lambda: bool(containerd.subscribers and virtlet.subscribers))
     virtlet.event("new", STARTED)
     assert subscriber.next().container_id == "new"
     subscriber.stop()
@@ -225,7 +226,7 @@ def test_back_pressure_holds_every_runtime_back_and_loses_none(
 ) -> None:
     stream = client.runtime.GetContainerEvents(cri.GetEventsRequest())
     runtimes = {"c": containerd, "v": virtlet}
-    wait_for(lambda: bool(containerd.subscribers and virtlet.subscribers))
+    until(lambda: bool(containerd.subscribers and virtlet.subscribers))
     for number in range(60):
         for letter, runtime in runtimes.items():
             # Together far more than may wait unread for a client.

@@ -13,8 +13,9 @@ import grpc
 import pytest
 
 from criproxy.config.schema import Limits
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 
@@ -176,7 +177,7 @@ def test_a_status_that_comes_late_holds_up_one_status_and_makes_that_runtime_not
     assert client.run_pod(target=VM) in client.pods()
     virtlet.instead.clear()
     release.set()
-    wait_for(lambda: all(c.status for c in status(client).status.conditions), 30)
+    until(lambda: all(c.status for c in status(client).status.conditions), timeout=30)
 
 
 def test_with_one_runtime_the_answer_is_its_own(
@@ -223,7 +224,7 @@ def test_a_runtime_that_was_away_is_told_when_it_comes(
     proxy.wait_until(VM, answering=False)
     client.runtime.UpdateRuntimeConfig(UPDATE)
     virtlet.start()
-    wait_for(lambda: virtlet.called("UpdateRuntimeConfig") == [UPDATE])
+    until(lambda: virtlet.called("UpdateRuntimeConfig") == [UPDATE])
 
 
 def test_a_runtime_without_the_call_is_left_out(client: Client, virtlet: FakeRuntime) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from criproxy.rpc.status import Code, PeerError, RpcError
 from criproxy.runtimes.availability import NotAnswered, judged
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 
@@ -65,9 +66,9 @@ def test_a_circle_over_other_runtimes_than_the_primary_is_found_and_left_out(
     first = start_proxy({"containerd": containerd.path, "two": run_dir / "2.sock"}, name="1.sock")
     second = start_proxy({VM: virtlet.path, "one": run_dir / "1.sock"}, name="2.sock")
     ends = first.runtime("two"), second.runtime("one")
-    wait_for(lambda: any("loop" in end.reason for end in ends))
+    until(lambda: any("loop" in end.reason for end in ends))
     # One of the two ways may stay: the other's pods are reached by it.
-    wait_for(lambda: [end.answering for end in ends].count(True) <= 1)
+    until(lambda: [end.answering for end in ends].count(True) <= 1)
     for proxy, runtime in ((first, containerd), (second, virtlet)):
         client = connect(proxy.config.listen)
         pod = client.run_pod()
@@ -110,7 +111,5 @@ def test_a_socket_that_comes_to_lead_back_takes_its_former_items_with_it(
     other.stop()
     first.wait_until("two", answering=False)
     second = start_proxy({VM: virtlet.path, "one": run_dir / "1.sock"}, name="2.sock")
-    wait_for(
-        lambda: "loop" in first.runtime("two").reason or "loop" in second.runtime("one").reason
-    )
-    wait_for(lambda: client.pods() == set())
+    until(lambda: "loop" in first.runtime("two").reason or "loop" in second.runtime("one").reason)
+    until(lambda: client.pods() == set())

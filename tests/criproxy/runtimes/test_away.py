@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 Start = Callable[..., RunningProxy]
@@ -21,7 +22,7 @@ Connect = Callable[[Path | str], Client]
 
 def gone(proxy: RunningProxy, runtime: FakeRuntime, name: str = VM) -> None:
     """Let a runtime go once the proxy has updated its inventory."""
-    wait_for(lambda: not proxy.runtime(name).last.outdated(10.0))
+    until(lambda: not proxy.runtime(name).last.outdated(10.0))
     runtime.stop()
     proxy.wait_until(name, answering=False)
 
@@ -43,7 +44,7 @@ def test_an_answer_that_no_client_could_decode_is_not_kept(
     client: Client, proxy: RunningProxy, virtlet: FakeRuntime
 ) -> None:
     ordinary, vm = client.run_pod("a"), client.run_pod("b", target=VM)
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     # A whole message, with an item in it that is none.
     virtlet.raw["ListPodSandbox"] = b"\x0a\x02\x0a\xff"
     raw = client.raw("/runtime.v1.RuntimeService/ListPodSandbox")
@@ -92,7 +93,7 @@ def test_states_just_reached_before_it_went_are_listed(
     inside = client.create(stopped)
     for name in ("ends", "goes"):
         client.runtime.StartContainer(cri.StartContainerRequest(container_id=ids[name]))
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     client.runtime.StartContainer(cri.StartContainerRequest(container_id=ids["runs"]))
     client.runtime.StopContainer(cri.StopContainerRequest(container_id=ids["ends"]))
     client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=ids["goes"]))
@@ -125,7 +126,7 @@ def test_images_pulled_just_before_it_went_fail_the_list_of_images_only(
         lists.wait(20)
         return virtlet._ListImages(request, context)
 
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     virtlet.instead["ListImages"] = list_images
     client.image.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=f"{VM}/cirros")))
     gone_at_once(proxy, virtlet)
@@ -240,7 +241,7 @@ def test_after_the_grace_period_lists_fail_and_name_it(
     ordinary, vm = client.run_pod("a"), client.run_pod("b", target=VM)
     gone(proxy, virtlet)
     assert client.pods() == {ordinary, vm}
-    wait_for(lambda: not proxy.runtime(VM).within_grace())
+    until(lambda: not proxy.runtime(VM).within_grace())
     for call in (
         client.pods,
         client.containers,

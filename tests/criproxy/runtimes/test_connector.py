@@ -14,8 +14,9 @@ import grpc
 import pytest
 
 from criproxy.config.schema import Dial, Limits
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 Start = Callable[..., RunningProxy]
@@ -94,7 +95,7 @@ def test_a_regular_file_in_the_sockets_place_is_told(
     path = run_dir / "later.sock"
     proxy = start_proxy({"containerd": containerd.path, VM: path})
     path.write_text("not a socket")
-    wait_for(lambda: "is not a socket" in proxy.runtime(VM).reason)
+    until(lambda: "is not a socket" in proxy.runtime(VM).reason)
 
 
 def test_a_proxy_in_front_of_itself_over_a_link_finds_out(
@@ -103,7 +104,7 @@ def test_a_proxy_in_front_of_itself_over_a_link_finds_out(
     link = run_dir / "link.sock"
     proxy = start_proxy({"containerd": link})
     os.symlink(run_dir / "p.sock", link)
-    wait_for(lambda: "loop" in proxy.runtime("containerd").reason)
+    until(lambda: "loop" in proxy.runtime("containerd").reason)
     assert not proxy.runtime("containerd").answering
 
 
@@ -112,7 +113,7 @@ def test_two_proxies_in_front_of_each_other_never_count_as_there(
 ) -> None:
     first = start_proxy({"second": run_dir / "2.sock"}, name="1.sock")
     second = start_proxy({"first": run_dir / "1.sock"}, name="2.sock")
-    wait_for(lambda: "runtime first" in first.runtime("second").reason)
+    until(lambda: "runtime first" in first.runtime("second").reason)
     time.sleep(0.5)
     assert not first.runtime("second").answering
     assert not second.runtime("first").answering
@@ -134,7 +135,7 @@ def test_more_calls_than_the_limit_are_refused(
 
     containerd.instead["Version"] = hang
     futures = [client.runtime.Version.future(cri.VersionRequest()) for _ in range(2)]
-    wait_for(lambda: len(containerd.called("Version")) >= 3)
+    until(lambda: len(containerd.called("Version")) >= 3)
     with pytest.raises(grpc.RpcError) as caught:
         client.runtime.Version(cri.VersionRequest())
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

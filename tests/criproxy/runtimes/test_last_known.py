@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +9,7 @@ import uvloop
 from google.protobuf.message import DecodeError
 
 from criproxy.runtimes.last_known import LastKnown
+from tests.polling import until_async
 from virtlet.cri import api_pb2 as cri
 
 NAME = "ListPodSandbox"
@@ -53,9 +53,7 @@ def test_what_waits_is_learnt_a_moment_later() -> None:
         last = LastKnown()
         soon(last, listed("a"), 1.0)
         soon(last, listed("a", "b"), 2.0)
-        async with asyncio.timeout(5):
-            while last.sandboxes != {"a", "b"}:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: last.sandboxes == {"a", "b"})
         assert not last.had("a")
 
     uvloop.run(scenario())

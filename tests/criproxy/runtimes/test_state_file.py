@@ -11,8 +11,9 @@ import pytest
 
 from criproxy.runtimes.last_known import LastKnown
 from criproxy.runtimes.state_file import StateFile
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 Start = Callable[..., RunningProxy]
@@ -59,7 +60,7 @@ def test_pods_of_a_runtime_that_is_away_stay_listed_and_keep_their_owner(
 ) -> None:
     proxy, client = restart()
     ordinary, vm = client.run_pod("a"), client.run_pod("b", target=VM)
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     virtlet.stop()
     proxy, client = restart()
     assert client.pods() == {ordinary, vm}
@@ -95,10 +96,10 @@ def test_a_proxy_that_is_killed_has_saved_what_a_runtime_had_when_it_came_and_wh
     virtlet.sandboxes[old.id] = old
     # Sooner than what it has would be asked for again.
     _, client = restart()
-    wait_for(lambda: saved() == {old.id})
+    until(lambda: saved() == {old.id})
     new = client.run_pod(target=VM)
     virtlet.stop()
-    wait_for(lambda: saved() == {old.id, new})
+    until(lambda: saved() == {old.id, new})
 
 
 def test_an_unknown_id_may_be_one_of_a_runtime_that_only_an_earlier_proxy_heard(
@@ -179,7 +180,7 @@ def test_a_verbose_status_is_not_what_is_kept(
     client.runtime.Status(cri.StatusRequest(verbose=True))
     pods = {client.run_pod("a"), client.run_pod("b", target=VM)}
     for name in ("containerd", VM):
-        wait_for(lambda name=name: not proxy.runtime(name).last.outdated(10.0))  # type: ignore[misc]
+        until(lambda name=name: not proxy.runtime(name).last.outdated(10.0))  # type: ignore[misc]
     for runtime in (containerd, virtlet):
         runtime.stop()
     for name in ("containerd", VM):
@@ -199,7 +200,7 @@ def test_a_state_that_cannot_be_summed_up_ends_no_connector(
     # What no code of ours stores, for the connector's sake alone.
     proxy.runtime(VM).last.answers["Status"] = b"\xff"
     pod = client.run_pod("b", target=VM)
-    wait_for(lambda: proxy.runtime(VM).connects > 1)
+    until(lambda: proxy.runtime(VM).connects > 1)
     proxy.wait_until(VM, answering=True)
     assert client.pods() == {pod}
 
@@ -233,7 +234,7 @@ def test_statistics_of_pods_whose_numbers_nobody_heard_fail_and_name_the_runtime
     client.create(client.run_pod("b", target=VM))
     request = cri.ListContainerStatsRequest()
     assert len(client.runtime.ListContainerStats(request).stats) == 2
-    wait_for(lambda: not proxy.runtime(VM).last.outdated(10.0))
+    until(lambda: not proxy.runtime(VM).last.outdated(10.0))
     virtlet.stop()
     _, client = restart()
     assert len(client.pods()) == 2

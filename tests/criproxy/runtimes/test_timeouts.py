@@ -13,8 +13,9 @@ import pytest
 
 from criproxy.config.schema import Dial, Limits
 from criproxy.methods import BY_NAME
-from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said, wait_for
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 Start = Callable[..., RunningProxy]
@@ -74,7 +75,7 @@ def test_one_late_list_is_filled_in_and_holds_nothing_else_up(
     hang("ListContainerStats")
     versions = len(virtlet.called("Version"))
     assert len(client.runtime.ListContainerStats(request).stats) == 1
-    wait_for(lambda: len(virtlet.called("Version")) > versions)
+    until(lambda: len(virtlet.called("Version")) > versions)
     start = time.monotonic()
     for _ in range(10):
         assert len(client.runtime.ListContainerStats(request).stats) == 1
@@ -88,7 +89,7 @@ def test_one_late_list_is_filled_in_and_holds_nothing_else_up(
     new = client.create(other)
     virtlet.instead.clear()
     # It is asked for again beside its callers.
-    wait_for(lambda: impatient.runtime(VM).reads(BY_NAME["ListContainerStats"]), 30)
+    until(lambda: impatient.runtime(VM).reads(BY_NAME["ListContainerStats"]), timeout=30)
     answer = client.runtime.ListContainerStats(request)
     assert {s.attributes.id for s in answer.stats} == {container, new}
 
@@ -110,7 +111,7 @@ def test_a_list_that_is_late_for_longer_than_the_grace_period_fails(
     assert client.pods() == {pod}
     hang("ListPodSandbox")
     assert client.pods() == {pod}
-    wait_for(lambda: not proxy.runtime(VM).may_fill_in(BY_NAME["ListPodSandbox"]), 20)
+    until(lambda: not proxy.runtime(VM).may_fill_in(BY_NAME["ListPodSandbox"]))
     with pytest.raises(grpc.RpcError) as caught:
         client.pods()
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -166,8 +167,8 @@ def test_a_runtime_that_was_too_slow_for_what_all_are_told_is_told_again(
     client.runtime.UpdateRuntimeConfig(request, timeout=10)
     told = len(virtlet.called("UpdateRuntimeConfig"))
     virtlet.instead.clear()
-    wait_for(lambda: request in virtlet.called("UpdateRuntimeConfig")[told:], 30)
-    wait_for(lambda: impatient.runtime(VM).last.pending_update is None)
+    until(lambda: request in virtlet.called("UpdateRuntimeConfig")[told:], timeout=30)
+    until(lambda: impatient.runtime(VM).last.pending_update is None)
     assert impatient.runtime(VM).connects == 1
 
 
@@ -188,7 +189,7 @@ def test_an_error_that_the_runtime_itself_answers_with_is_told_and_makes_it_not_
     # The proxy's own look at what was changed meets the error too.
     before = len(virtlet.called("ListPodSandbox"))
     client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=vm))
-    wait_for(lambda: len(virtlet.called("ListPodSandbox")) > before)
+    until(lambda: len(virtlet.called("ListPodSandbox")) > before)
     for call in (
         client.pods,
         lambda: list(client.runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest())),

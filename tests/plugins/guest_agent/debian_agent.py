@@ -3,9 +3,10 @@ its own, so that the programs are Debian's and nothing is left behind."""
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tests.polling import until
 
 _START = """
 mount -t tmpfs none /run
@@ -34,11 +35,8 @@ def running_agent(
     arguments = ["sh", "-c", _START, "sh", str(qemu_ga), str(socket), hidden]
     with subprocess.Popen([*namespaces, *arguments], cwd="/") as process:
         try:
-            end = time.monotonic() + 10
-            while not socket.exists():
-                assert process.poll() is None, "qemu-ga ended"
-                assert time.monotonic() < end, "qemu-ga makes no socket"
-                time.sleep(0.02)
+            until(lambda: socket.exists() or process.poll() is not None, "qemu-ga's socket")
+            assert process.poll() is None, "qemu-ga ended"
             yield socket
         finally:
             process.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.guest_agent.fake_agent import Conversation, FakeAgent, Script, listening
+from tests.polling import until
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from virtlet.plugins.guest_agent.channel import ReplyBudget
 from virtlet.plugins.guest_agent.link import AgentError, Link
@@ -229,8 +230,7 @@ def test_closing_ends_the_wait_of_everybody(link: Link, agent_socket: Path) -> N
         threads = [threading.Thread(target=wait) for _ in range(3)]
         for thread in threads:
             thread.start()
-        while "guest-ping" not in agent.requests:
-            time.sleep(0.01)
+        until(lambda: "guest-ping" in agent.requests)
         link.close()
         for thread in threads:
             thread.join(5)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.plugins.libvirt_qemu.rig import wait_until
+from tests.polling import until
 
 _DAEMON_CONF = """
 auth_unix_rw = "none"
@@ -58,7 +58,7 @@ class Daemon:
                 stderr=stderr,
             )
         socket = self.root / "run/libvirt-sock"
-        wait_until(socket.is_socket, f"libvirtd's socket; see {self.root}/stderr")
+        until(socket.is_socket, f"libvirtd's socket; see {self.root}/stderr")
 
     def send(self, number: int) -> None:
         assert self.process is not None

@@ -14,7 +14,8 @@ import threading
 import time
 from pathlib import Path
 
-from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, wait_until
+from tests.plugins.libvirt_qemu.rig import Rig, make_open_node
+from tests.polling import until
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.plugins.libvirt_qemu.libvirt_process import tell_of_slow_look_ups
 
@@ -55,7 +56,7 @@ def succeed(rig: Rig, vm_id: str) -> None:
     rig.hypervisor.subscribe(heard.append)
 
     def wait_for_ends(number: int) -> None:
-        wait_until(
+        until(
             lambda: number <= sum(seen.state is DomainState.STOPPED for seen in heard),
             f"{number} ends",
         )
@@ -98,8 +99,7 @@ def probes(directory: Path) -> list[int]:
 def die(rig: Rig) -> None:
     """Die in the middle of libvirt's first look at the emulator."""
     rig.open()
-    while not probes(rig.node.data_dir):
-        time.sleep(0.001)
+    until(lambda: probes(rig.node.data_dir))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

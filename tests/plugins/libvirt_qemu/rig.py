@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -17,6 +17,7 @@ from attrs import evolve
 
 from tests.fakes.boot_sector import write_boot_disk
 from tests.fakes.model import make_config, make_image, make_pod, make_vm
+from tests.polling import until
 from virtlet.launch.server import LaunchServer
 from virtlet.launch.wrapper import install_wrapper
 from virtlet.model.disk import Disk
@@ -170,7 +171,7 @@ class Rig:
         return machine.console.output.read_bytes()
 
     def wait_for_console(self, machine: Machine, text: bytes) -> None:
-        wait_until(lambda: text in self.console(machine), f"{text!r} on the console")
+        until(lambda: text in self.console(machine), f"{text!r} on the console")
 
     def wait_to_hear(self, machine: Machine, state: DomainState) -> Observation:
         """The next observation of the VM's in that state."""
@@ -196,12 +197,3 @@ class Rig:
 
     def give_away(self, path: Path) -> None:
         os.chown(path, self.node.emulator_uid, self.node.emulator_gid)
-
-
-def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Wait for something that takes a moment."""
-    deadline = time.monotonic() + timeout
-    while not true():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout} s in vain: {what}")
-        time.sleep(0.02)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.plugins.libvirt_qemu.daemon import Daemon
-from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory, wait_until
+from tests.plugins.libvirt_qemu.rig import Rig, make_open_node, open_directory
+from tests.polling import until
 from virtlet.errors import FailedPrecondition, Unavailable
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.launch import LaunchPart
@@ -70,7 +71,7 @@ def test_a_killed_daemon_is_reported_and_vms_stay(rig: Rig, daemon: Daemon) -> N
         pid = rig.pid(dies)
         killed_at = time.monotonic()
         daemon.kill()
-        wait_until(lambda: not rig.hypervisor.health().ready, "bad health", REPORTED_WITHIN)
+        until(lambda: not rig.hypervisor.health().ready, "bad health", REPORTED_WITHIN)
         assert time.monotonic() - killed_at < REPORTED_WITHIN
         assert rig.hypervisor.health().reason == "LibvirtUnavailable"
         for call in (rig.hypervisor.observe, rig.hypervisor.start, rig.hypervisor.stop):
@@ -79,7 +80,7 @@ def test_a_killed_daemon_is_reported_and_vms_stay(rig: Rig, daemon: Daemon) -> N
         os.kill(pid, signal.SIGKILL)
 
         daemon.start()
-        wait_until(lambda: rig.hypervisor.health().ready, "good health")
+        until(lambda: rig.hypervisor.health().ready, "good health")
         ended = rig.wait_to_hear(dies, DomainState.STOPPED).exit
         assert ended is not None
         assert ended.reason == "Error"
@@ -96,11 +97,11 @@ def test_a_hung_daemon_is_reported(rig: Rig, daemon: Daemon) -> None:
     try:
         call = threading.Thread(target=lambda: answers.append(rig.hypervisor.list()))
         call.start()
-        wait_until(lambda: not rig.hypervisor.health().ready, "bad health", REPORTED_WITHIN)
+        until(lambda: not rig.hypervisor.health().ready, "bad health", REPORTED_WITHIN)
         assert "hangs" in rig.hypervisor.health().message
     finally:
         daemon.send(signal.SIGCONT)
-    wait_until(lambda: rig.hypervisor.health().ready, "good health")
+    until(lambda: rig.hypervisor.health().ready, "good health")
     call.join()
     assert len(answers) == 1
 
@@ -151,13 +152,13 @@ def test_a_daemon_that_comes_and_goes_costs_no_descriptors(rig: Rig, daemon: Dae
 
     def restart() -> int:
         daemon.kill()
-        wait_until(lambda: not rig.hypervisor.health().ready, "bad health")
+        until(lambda: not rig.hypervisor.health().ready, "bad health")
         daemon.start()
-        wait_until(lambda: rig.hypervisor.health().ready, "good health")
+        until(lambda: rig.hypervisor.health().ready, "good health")
         time.sleep(1.5)  # the pulse has a connection of its own
         return count()
 
     most = max(restart(), restart())
     restart()
     restart()
-    wait_until(lambda: count() <= most, "no more descriptors than before")
+    until(lambda: count() <= most, "no more descriptors than before")

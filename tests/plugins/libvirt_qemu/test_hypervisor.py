@@ -15,7 +15,8 @@ import libvirt
 import pytest
 from attrs import evolve
 
-from tests.plugins.libvirt_qemu.rig import Rig, wait_until
+from tests.plugins.libvirt_qemu.rig import Rig
+from tests.polling import until
 from virtlet.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from virtlet.model.disk import Disk
 from virtlet.model.hypervisor import DomainState, Observation
@@ -151,7 +152,7 @@ def test_a_reset_goes_on(rig: Rig) -> None:
     with rig.running() as machine:
         pid = rig.pid(machine)
         rig.type(machine, b"r")
-        wait_until(lambda: rig.console(machine).count(b"ready") == 2, "the second greeting")
+        until(lambda: rig.console(machine).count(b"ready") == 2, "the second greeting")
         assert rig.pid(machine) == pid
 
 
@@ -249,9 +250,7 @@ def test_consumption_is_told_by_one_call(rig: Rig) -> None:
         assert first.cpu_time > 0
         assert first.vcpus == 1
         assert first.balloon == machine.flavor.memory
-        wait_until(
-            lambda: rig.hypervisor.stats()[machine.vm.id].cpu_time > first.cpu_time, "CPU time"
-        )
+        until(lambda: rig.hypervisor.stats()[machine.vm.id].cpu_time > first.cpu_time, "CPU time")
     assert machine.vm.id not in rig.hypervisor.stats()
 
 

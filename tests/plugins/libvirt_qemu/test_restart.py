@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.plugins.libvirt_qemu.other_managers import ROOT, command, probes
-from tests.plugins.libvirt_qemu.rig import open_directory, wait_until
+from tests.plugins.libvirt_qemu.rig import open_directory
+from tests.polling import until
 
 
 def test_vms_survive_the_manager_and_are_found_again() -> None:
@@ -33,7 +34,7 @@ def test_vms_survive_the_manager_and_are_found_again() -> None:
         out = Path(lines[0][1])
         Path(lines[0][2]).write_bytes(b"x")
         # What the guest prints while nobody manages it is not lost.
-        wait_until(lambda: out.read_bytes().endswith(b"x"), "an echo without a manager")
+        until(lambda: out.read_bytes().endswith(b"x"), "an echo without a manager")
 
         second = subprocess.run(
             command("succeed", directory, stays),

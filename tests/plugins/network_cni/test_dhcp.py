@@ -6,7 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from tests.plugins.network_cni.conftest import TestNode, eventually, set_up
+from tests.plugins.network_cni.conftest import TestNode, set_up
+from tests.polling import until
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig, Pod
 from virtlet.plugins.network_cni.bridging import BridgedNic
@@ -89,7 +90,7 @@ def test_killed_server_is_started_again(node: TestNode) -> None:
     plugin, pod, network = node.up()
     killed = node.server_pid(pod)
     os.kill(killed, signal.SIGKILL)
-    assert eventually(lambda: not runs(killed) and server_runs(node, pod))
+    until(lambda: not runs(killed) and server_runs(node, pod))
     with node.guest(network) as guest:
         lease = guest.dhcp()
         assert lease is not None
@@ -108,7 +109,7 @@ def test_server_outlives_its_manager_and_is_adopted(node: TestNode) -> None:
     time.sleep(0.3)
     assert node.server_pid(pod) == pid
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: not runs(pid) and server_runs(node, pod))
+    until(lambda: not runs(pid) and server_runs(node, pod))
     node.down(second, pod, network)
 
 
@@ -121,7 +122,7 @@ def test_server_that_died_without_a_manager(node: TestNode) -> None:
     pid_file = first.networks.store.directory(pod.id) / "dnsmasq.pid"
     pid_file.write_text(f"{os.getpid()}\n")
     second = node.plugin()
-    assert eventually(lambda: server_runs(node, pod))
+    until(lambda: server_runs(node, pod))
     node.down(second, pod, network)
 
 
@@ -148,12 +149,12 @@ def test_a_server_that_cannot_be_started_leaves_the_others_looked_after(node: Te
     in_the_way.unlink()
     in_the_way.mkdir()
     os.kill(first, signal.SIGKILL)
-    assert eventually(lambda: not runs(first))
+    until(lambda: not runs(first))
     time.sleep(0.3)  # it is tried
     os.kill(second, signal.SIGKILL)
-    assert eventually(lambda: not runs(second) and server_runs(node, pods[1]))
+    until(lambda: not runs(second) and server_runs(node, pods[1]))
     in_the_way.rmdir()
-    assert eventually(lambda: server_runs(node, pods[0]), 60)
+    until(lambda: server_runs(node, pods[0]), timeout=60)
     for pod, network in zip(pods, networks, strict=True):
         plugin.virtlet_teardown_network(pod, network)
     assert node.leftovers() == []
@@ -171,7 +172,7 @@ def test_a_server_that_is_long_in_starting_keeps_no_other_pod_waiting(node: Test
     os.mkfifo(config)  # opened, but by nobody to write
     killed = node.server_pid(slow)
     os.kill(killed, signal.SIGKILL)
-    assert eventually(lambda: not runs(killed) and bool(servers(config)))
+    until(lambda: not runs(killed) and bool(servers(config)))
     (starting,) = servers(config)
     plugin.virtlet_teardown_network(other, networks[1])
     assert servers(config) == [starting]

@@ -6,7 +6,6 @@ import pickle
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from attrs import evolve
 from tests.fakes import models
 from tests.fakes.links import shown
 from tests.plugins.network_cni.conftest import TestNode, set_up
+from tests.polling import until
 from virtlet.errors import FailedPrecondition, PodBroken
 from virtlet.host import netns
 from virtlet.host.links import Links
@@ -321,9 +321,8 @@ def test_a_manager_killed_during_a_check_leaves_what_the_next_one_makes_good(
     (node.root / "pod").write_bytes(pickle.dumps((pod, network)))
     argv = [sys.executable, "-c", _LAUNCH_AGAIN, str(node.root)]
     manager = subprocess.Popen(argv, cwd=Path(__file__).parents[3])
-    while node.calls()[-1]["command"] != "CHECK":
-        assert manager.poll() is None
-        time.sleep(0.05)
+    until(lambda: node.calls()[-1]["command"] == "CHECK" or manager.poll() is not None)
+    assert manager.poll() is None
     manager.kill()
     manager.wait()
     assert network.netns is not None

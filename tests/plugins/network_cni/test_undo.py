@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.plugins.network_cni.conftest import TestNode, eventually, set_up
+from tests.plugins.network_cni.conftest import TestNode, set_up
+from tests.polling import until
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
 from virtlet.host import netns
 from virtlet.host.links import KernelRoute
@@ -84,8 +84,7 @@ def test_manager_killed_while_it_sets_up(node: TestNode, when: str) -> None:
         assert manager.stdout is not None
         assert manager.stdout.readline() == "done\n"
     else:
-        while not (node.root / "calls.log").exists():
-            time.sleep(0.05)
+        until(lambda: (node.root / "calls.log").exists())
     kill(manager)
     assert node.leftovers() != []
     node.plugin().virtlet_teardown_network(pod, None)
@@ -111,12 +110,12 @@ def test_a_plugin_that_outlived_its_manager_does_nothing_after_the_next_one_has_
     pods = [node.pod(), node.pod()]
     manager = set_up_elsewhere(node, *pods)
     daemon.touch()
-    assert eventually(
+    until(
         lambda: (
             len(daemon.read_text().splitlines()) == 2
             and len(node.fakes_running()) == 2 * len(("plugin", "shell", "sleep", "daemon"))
         ),
-        60,
+        timeout=60,
     )
     kill(manager)
     environment = {"CNI_PATH": str(node.plugin_directory), "CNI_CONTAINERID": "b" * 64}
@@ -185,8 +184,8 @@ def test_namespace_is_gone(node: TestNode) -> None:
     netns.delete(network.netns)
     plugin.virtlet_teardown_network(pod, network)
     assert node.calls()[-1]["env"]["CNI_NETNS"] == ""
-    while node.links() != {"cni0"}:
-        time.sleep(0.05)  # the kernel takes the namespace's interfaces away by and by
+    # The kernel takes the namespace's interfaces away some time later.
+    until(lambda: node.links() == {"cni0"})
     assert node.leftovers() == []
 
 
@@ -208,8 +207,8 @@ def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
     if not configured:
         shutil.rmtree(node.configuration)
     plugin.virtlet_teardown_network(pod, network)
-    while node.links() != {"cni0"}:
-        time.sleep(0.05)  # the kernel takes the namespace's interfaces away by and by
+    # The kernel takes the namespace's interfaces away some time later.
+    until(lambda: node.links() == {"cni0"})
     assert [left.split()[0] for left in node.leftovers()] == ([] if configured else ["address"])
 
 
@@ -231,10 +230,8 @@ def test_orphan(node: TestNode, notes: str) -> None:
         first.networks.store.remove(pods[0].id)
     (first.networks.namespaces / ("f" * 32)).touch()  # what a reboot leaves of a namespace
     second = node.plugin()
-    while [path.name for path in second.networks.namespaces.iterdir()] != [pods[1].id]:
-        time.sleep(0.05)
-    while second.networks.store.known(pods[0].id):
-        time.sleep(0.05)
+    until(lambda: [path.name for path in second.networks.namespaces.iterdir()] == [pods[1].id])
+    until(lambda: not second.networks.store.known(pods[0].id))
     assert second.networks.store.known(pods[1].id)
     second.virtlet_teardown_network(pods[1], None)
     assert node.leftovers() == []
