@@ -67,7 +67,7 @@ class Proxy:
         urls = StreamUrls()
         self._urls = urls
         self.table = Table(self.runtimes, urls, self.identity)
-        self._endpoint = Endpoint(self.runtimes, self._metrics)
+        self.endpoint = Endpoint(self.runtimes, self._metrics)
         self._relay = StreamRelay(self.runtimes)
         self._connectors = [self._connector(r) for r in self.runtimes]
         self._connecting: list[asyncio.Task[None]] = []
@@ -89,7 +89,7 @@ class Proxy:
             OSError: when an address cannot be listened on.
         """
         if self._config.http is not None:
-            self.http_address = await self._endpoint.start(*self._config.http)
+            self.http_address = await self.endpoint.port.start(*self._config.http)
         if self._relay.needed:
             self._urls.base = await self._relay.start(*self._config.stream_listen)
         self._connecting = [asyncio.create_task(connector.run()) for connector in self._connectors]
@@ -147,7 +147,7 @@ class Proxy:
             await asyncio.sleep(0.02)
         for call in list(self._calls):
             call.cancel()
-        self._endpoint.stop()
+        await self.endpoint.port.stop()
         await self._relay.stop()
         for task in self._connecting:
             task.cancel()

@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from criproxy.http_port import HttpPort, respond
 from criproxy.rpc.status import Code
 from criproxy.runtimes.runtime import Runtime
 
@@ -124,8 +125,7 @@ class _RuntimeStates(Collector):
         )
 
 
-_SECONDS = 5.0
-_LIMIT = 8 * 1024
+_HEAD_LIMIT = 8 * 1024
 
 
 class Endpoint:
@@ -142,53 +142,26 @@ class Endpoint:
     def __init__(self, runtimes: Sequence[Runtime], metrics: Metrics) -> None:
         self._runtimes = runtimes
         self._metrics = metrics
-        self._server: asyncio.Server | None = None
+        self.port = HttpPort(self._serve, _HEAD_LIMIT)
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; returns the address.
-
-        Raises:
-            OSError: when it cannot be listened on.
-        """
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_LIMIT)
-        name = self._server.sockets[0].getsockname()
-        return name[0], name[1]
-
-    def stop(self) -> None:
-        """Close the listener."""
-        if self._server is not None:
-            self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                status, kind, body = self._answer(head.split(b"\r\n", 1)[0])
-                writer.write(
-                    f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n"
-                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-                    + body
-                )
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            return
-        finally:
-            writer.close()
-
-    def _answer(self, line: bytes) -> tuple[str, str, bytes]:
-        method, _, rest = line.partition(b" ")
+    async def _serve(
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        method, _, rest = head.split(b"\r\n", 1)[0].partition(b" ")
         path = rest.split(b" ")[0].split(b"?")[0]
         if method not in (b"GET", b"HEAD"):
-            return "405 Method Not Allowed", "text/plain", b"only GET is answered\n"
-        if path == b"/metrics":
-            return "200 OK", "text/plain; version=0.0.4; charset=utf-8", self._metrics.text()
-        if path == b"/healthz":
-            return "200 OK", "application/json", self._health()
-        if path == b"/readyz":
+            respond(writer, "405 Method Not Allowed", b"only GET is answered\n")
+        elif path == b"/metrics":
+            kind = "text/plain; version=0.0.4; charset=utf-8"
+            respond(writer, "200 OK", self._metrics.text(), kind)
+        elif path == b"/healthz":
+            respond(writer, "200 OK", self._health(), "application/json")
+        elif path == b"/readyz":
             ready = self._runtimes[0].answering
             status = "200 OK" if ready else "503 Service Unavailable"
-            return status, "application/json", self._health()
-        return "404 Not Found", "text/plain", b"there are /healthz, /readyz and /metrics\n"
+            respond(writer, status, self._health(), "application/json")
+        else:
+            respond(writer, "404 Not Found", b"there are /healthz, /readyz and /metrics\n")
 
     def _health(self) -> bytes:
         states = [

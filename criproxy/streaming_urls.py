@@ -7,16 +7,14 @@ runtime's path. After the request's head, bytes pass unread, so SPDY and WebSock
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from criproxy.http_port import HttpPort, respond, this_task
 from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
-
-log = logging.getLogger(__name__)
 
 
 class StreamUrls:
@@ -49,12 +47,16 @@ class StreamUrls:
 
 
 _HEAD_LIMIT = 64 * 1024
-_HEAD_SECONDS = 10.0
 _CHUNK = 64 * 1024
+#: How a server switches protocols (RFC 9110, section 15.2.2).
+_AGREED = b"HTTP/1.1 101 "
 
 
 class StreamRelay:
     """An HTTP relay in front of the runtimes' streaming servers.
+
+    A stream is kept once the runtime has agreed to it by switching protocols, which takes a token
+    from the runtime. All other connections can be cut off for another one.
 
     Args:
         runtimes: the runtimes; those with a `stream_url` can be reached.
@@ -62,8 +64,7 @@ class StreamRelay:
 
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
         self._bases = {r.name: r.config.stream_url for r in runtimes if r.config.stream_url}
-        self._server: asyncio.Server | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._port = HttpPort(self._relay, _HEAD_LIMIT)
 
     @property
     def needed(self) -> bool:
@@ -76,59 +77,48 @@ class StreamRelay:
         Raises:
             OSError: when the address cannot be listened on.
         """
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_HEAD_LIMIT)
-        name = self._server.sockets[0].getsockname()
-        shown = f"[{name[0]}]" if ":" in name[0] else name[0]
-        return f"http://{shown}:{name[1]}"
+        address, number = await self._port.start(host, port)
+        return f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
 
     async def stop(self) -> None:
         """Close the listener and cut the connections."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._port.stop()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        try:
-            await self._relay(reader, writer)
-        except (OSError, asyncio.CancelledError) as error:
-            log.debug("streaming connection ended: %s", error)
-        finally:
-            self._running.discard(task)
-            writer.close()
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(_HEAD_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            await _answer(writer, "400 Bad Request", "no HTTP request")
-            return
+    async def _relay(
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         line, _, headers = head.partition(b"\r\n")
         parts = line.split(b" ")
         path = parts[1].decode(errors="replace") if len(parts) == 3 else ""
         name, _, rest = path.removeprefix("/").partition("/")
         base = self._bases.get(name)
         if base is None:
-            await _answer(writer, "404 Not Found", "no such runtime")
+            respond(writer, "404 Not Found", b"no such runtime\n")
             return
         target = urlsplit(base)
         try:
             up_reader, up_writer = await asyncio.open_connection(target.hostname, target.port)
         except OSError as error:
-            await _answer(writer, "502 Bad Gateway", f"{name}'s streaming server: {error}")
+            text = f"{name}'s streaming server: {error}\n"
+            respond(writer, "502 Bad Gateway", text.encode())
             return
         if b"\r\nupgrade:" not in head.lower():
             # The relay does not parse a second request on this connection: allow none.
             headers = b"Connection: close\r\n" + _without_connection(headers)
         request = b" ".join((parts[0], f"{target.path}/{rest}".encode(), parts[2]))
         up_writer.write(request + b"\r\n" + headers)
+        connection = this_task()
+
+        async def copy_answer() -> None:
+            answer = await up_reader.read(_CHUNK)
+            if answer.startswith(_AGREED):
+                self._port.admit(connection)
+            writer.write(answer)
+            await _copy(up_reader, writer)
+            self._port.release(connection)
+
         try:
-            await asyncio.gather(_copy(reader, up_writer), _copy(up_reader, writer))
+            await asyncio.gather(_copy(reader, up_writer), copy_answer())
         finally:
             up_writer.close()
 
@@ -145,13 +135,3 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
     with suppress(OSError):
         writer.write_eof()
-
-
-async def _answer(writer: asyncio.StreamWriter, status: str, text: str) -> None:
-    body = text.encode() + b"\n"
-    writer.write(
-        f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n".encode()
-        + body
-    )
-    await writer.drain()

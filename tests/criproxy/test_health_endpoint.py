@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 
+from criproxy.http_port import MOST_WAITING
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 
@@ -92,3 +95,16 @@ def test_a_client_that_says_nothing_or_nonsense_harms_nobody(base: Base) -> None
     with socket.create_connection(address), socket.create_connection(address) as second:
         second.sendall(b"\x00" * 20000)
         assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_hundreds_of_idle_connections_block_no_probe(base: Base) -> None:
+    proxy, url = base
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    with ExitStack() as idle:
+        for _ in range(5 * MOST_WAITING):
+            idle.enter_context(socket.create_connection(address)).sendall(b"GET /")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert proxy.proxy is not None
+        port = proxy.proxy.endpoint.port
+        # What is left of those cut off takes the server a moment.
+        until(lambda: port.connections <= MOST_WAITING)

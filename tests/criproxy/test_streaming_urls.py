@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import grpc
 import httpx
 import pytest
 
+from criproxy.http_port import MOST_WAITING
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri
@@ -75,6 +77,19 @@ def relaying(
     return connect(proxy.config.listen)
 
 
+def upgraded(url: str, early: str = "") -> socket.socket:
+    """A connection with a request to upgrade it, and bytes that come with it."""
+    parts = urlsplit(url)
+    assert parts.hostname == "127.0.0.1"
+    connection = socket.create_connection((parts.hostname, parts.port or 0))
+    connection.settimeout(5)
+    connection.sendall(
+        f"POST {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+        f"Upgrade: SPDY/3.1\r\n\r\n{early}".encode()
+    )
+    return connection
+
+
 def exec_url(client: Client, runtime: FakeRuntime, url: str, target: str) -> str:
     runtime.instead["Exec"] = lambda request, context: cri.ExecResponse(url=url)
     container = client.create(client.run_pod(target=target))
@@ -100,14 +115,8 @@ def test_other_urls_come_as_the_runtime_gave_them(
 def test_a_relative_url_leads_through_the_proxy_whatever_is_spoken_there(
     relaying: Client, virtlet: FakeRuntime, streams: StreamServer
 ) -> None:
-    url = urlsplit(exec_url(relaying, virtlet, "/exec/token?tty=1", VM))
-    assert url.hostname == "127.0.0.1"
-    with socket.create_connection((url.hostname, url.port or 0)) as connection:
-        connection.settimeout(5)
-        connection.sendall(
-            f"POST {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
-            "Upgrade: SPDY/3.1\r\n\r\nearly ".encode()
-        )
+    url = exec_url(relaying, virtlet, "/exec/token?tty=1", VM)
+    with upgraded(url, "early ") as connection:
         connection.sendall(b"hello \xff")
         connection.shutdown(socket.SHUT_WR)
         received = b""
@@ -143,3 +152,26 @@ def test_a_streaming_server_that_is_away_is_told(
     streams.stop()
     assert httpx.get(url).status_code == 502
     assert httpx.get(url.replace(VM, "kata")).status_code == 404
+
+
+def test_idle_connections_cut_off_each_other_and_no_stream(
+    relaying: Client, virtlet: FakeRuntime, streams: StreamServer
+) -> None:
+    url = exec_url(relaying, virtlet, "/exec/token", VM)
+    with upgraded(url) as stream, ExitStack() as idle:
+        assert stream.recv(4096) == b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+        port = urlsplit(url).port or 0
+        silent = [
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(3 * MOST_WAITING)
+        ]
+        # Nor do those that ask for a stream, and get none from the runtime: it serves one alone.
+        refused = [idle.enter_context(upgraded(url)) for _ in range(3 * MOST_WAITING)]
+        for connection in (*silent, *refused[:MOST_WAITING]):
+            connection.settimeout(20)
+            with suppress(ConnectionResetError):
+                assert connection.recv(4096) == b""
+        stream.sendall(b"still here")
+        assert stream.recv(4096) == b"STILL HERE"
+        missing = url.replace(VM, "kata")
+        assert httpx.get(missing).status_code == 404
