@@ -10,7 +10,7 @@ from criproxy.image_names import is_image_id, shown_name
 from criproxy.methods import BY_NAME, BY_PATH, parse_request
 from criproxy.routes.runtime_part import outside_of
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.owners import CONTAINER, SANDBOX
 from criproxy.runtimes.runtime import Runtime
 

@@ -11,18 +11,18 @@ import time
 from contextlib import suppress
 
 from criproxy.call_log import CallLog
-from criproxy.config.schema import Config, RuntimeConfig
+from criproxy.config import Config, RuntimeConfig
 from criproxy.health_endpoint import Endpoint, Metrics
 from criproxy.http2.endpoints import ServerConnection
-from criproxy.http2.headers import Header
+from criproxy.http2.frames import Header
 from criproxy.http2.stream import Outbox, Stream
 from criproxy.methods import BY_PATH
 from criproxy.routes.table import Table
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code
+from criproxy.rpc.messages import Code
 from criproxy.runtimes.connector import Connector
+from criproxy.runtimes.last_known import StateFile
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.state_file import StateFile
 from criproxy.streaming_urls import StreamRelay, StreamUrls
 
 log = logging.getLogger(__name__)

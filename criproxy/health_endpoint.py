@@ -21,7 +21,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from criproxy.http_port import HttpPort, respond
-from criproxy.rpc.status import Code
+from criproxy.rpc.messages import Code
 from criproxy.runtimes.runtime import Runtime
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0)

@@ -8,7 +8,7 @@ from attrs import frozen
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from virtlet.cri import api_pb2
 
 _M = TypeVar("_M", bound=Message)

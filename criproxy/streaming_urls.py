@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from criproxy.http_port import HttpPort, respond, this_task
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from criproxy.main import main as criproxy
+from criproxy.__main__ import main as criproxy
 from virtlet.cli.main import group
 from virtlet.core.config.load import SECTIONS
 from virtlet.core.config.options import CORE_OPTIONS

@@ -11,13 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from hyperframe.frame import (
-    Frame,
-    GoAwayFrame,
-    PushPromiseFrame,
-    RstStreamFrame,
-    SettingsFrame,
-)
+from hyperframe.frame import Frame, GoAwayFrame, PushPromiseFrame, RstStreamFrame, SettingsFrame
 
 from criproxy.http2.frames import (
     ACK,
@@ -27,15 +21,17 @@ from criproxy.http2.frames import (
     END_STREAM,
     HEADERS,
     MAX_FRAME,
+    MAX_HEADER_LIST,
     PING,
     WINDOW_UPDATE,
     ConnectionFault,
     ErrorCode,
     FrameReader,
+    Header,
+    HeaderCodec,
     Refusal,
     frame_head,
 )
-from criproxy.http2.headers import MAX_HEADER_LIST, Header, HeaderCodec
 from criproxy.http2.stream import NOBODY, STREAM_WINDOW, Outbox, Stream
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from criproxy.http2.frames import ErrorCode, Refusal
-from criproxy.http2.headers import Header
+from criproxy.http2.frames import ErrorCode, Header, Refusal
 
 if TYPE_CHECKING:
     from criproxy.http2.connection import Connection

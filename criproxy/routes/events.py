@@ -17,10 +17,10 @@ from typing import Any
 from attrs import frozen
 
 from criproxy.methods import BY_NAME, Method, parse_request, parse_response
-from criproxy.routes.forward import forward
+from criproxy.routes.one_runtime import forward
 from criproxy.routes.runtime_part import named, outside_of, together
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
 from virtlet.cri import api_pb2

@@ -15,12 +15,11 @@ from typing import Any
 from attrs import frozen
 
 from criproxy.methods import BY_NAME, Method, parse_request, parse_response
-from criproxy.routes.forward import forward
-from criproxy.routes.merged_list import Filtered
-from criproxy.routes.merged_metrics import label_changes
+from criproxy.routes.merged_list import Filtered, label_changes
+from criproxy.routes.one_runtime import forward
 from criproxy.routes.runtime_part import Question, named, outside_of, read, together
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.runtime import Runtime
 

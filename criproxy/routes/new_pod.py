@@ -9,9 +9,9 @@ from attrs import frozen
 
 from criproxy import image_names
 from criproxy.methods import Method, parse_request
-from criproxy.routes.forward import forward
+from criproxy.routes.one_runtime import forward
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime
 

@@ -20,10 +20,10 @@ from typing import Any
 from attrs import frozen
 
 from criproxy.methods import Method, parse_request, parse_response
-from criproxy.routes.forward import forward
+from criproxy.routes.one_runtime import forward
 from criproxy.routes.runtime_part import NOTHING, Part, named, together
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.owners import Owners
 from criproxy.runtimes.runtime import Runtime

@@ -10,10 +10,10 @@ from attrs import frozen
 
 from criproxy import image_names
 from criproxy.methods import BY_NAME, Method, parse_request, parse_response
-from criproxy.routes.forward import forward
 from criproxy.routes.new_pod import Chooser
+from criproxy.routes.one_runtime import forward
 from criproxy.rpc.incoming import ServerCall
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.owners import KNOWS_NONE, Owners
 from criproxy.runtimes.runtime import Runtime
 

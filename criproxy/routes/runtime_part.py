@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from criproxy import image_names
-from criproxy.http2.headers import Header
+from criproxy.http2.frames import Header
 from criproxy.methods import BY_NAME, Method, check_response, parse_response
 from criproxy.rpc.incoming import ServerCall
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.rpc.outgoing import Reply, awaited
-from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
 from criproxy.runtimes.last_known import INVENTORY
 from criproxy.runtimes.list_edits import filtered

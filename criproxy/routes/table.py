@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from criproxy.methods import BY_NAME, BY_PATH, Method
-from criproxy.routes.by_id import ID_FIELDS, ById
 from criproxy.routes.events import Events
-from criproxy.routes.merged_list import Filtered, MergedList, filesystems, united
-from criproxy.routes.merged_metrics import MergedMetrics
+from criproxy.routes.merged_list import Filtered, MergedList, MergedMetrics, filesystems, united
 from criproxy.routes.merged_stream import UNARY, MergedStream
 from criproxy.routes.new_pod import Chooser, NewPod
 from criproxy.routes.node import MergedStatus, ToEveryone, ToPrimary
 from criproxy.routes.one_image import ImageRouter, OneImage
-from criproxy.routes.unknown import Unknown
+from criproxy.routes.one_runtime import ID_FIELDS, ById, Unknown
 from criproxy.rpc.incoming import ServerCall
 from criproxy.runtimes.availability import refuse_own
 from criproxy.runtimes.owners import Owners

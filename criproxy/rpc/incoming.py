@@ -8,10 +8,19 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from criproxy.http2.headers import Header, first
+from criproxy.http2.frames import Header, first
 from criproxy.http2.stream import Sink, Stream
-from criproxy.rpc.messages import Message, MessageReader, frame, metadata_of, parse_timeout
-from criproxy.rpc.status import Code, RpcError, error_of, trailers_of
+from criproxy.rpc.messages import (
+    Code,
+    Message,
+    MessageReader,
+    RpcError,
+    error_of,
+    frame,
+    metadata_of,
+    parse_timeout,
+    trailers_of,
+)
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,20 @@ from typing import Protocol, TypeVar
 
 from attrs import frozen
 
-from criproxy.http2.frames import ErrorCode
-from criproxy.http2.headers import Header, first
+from criproxy.http2.frames import ErrorCode, Header, first
 from criproxy.http2.stream import Sink, Stream
-from criproxy.rpc.messages import Message, MessageReader, format_timeout, frame, metadata_of
-from criproxy.rpc.status import Code, RpcError, error_of, of_http, of_reset
+from criproxy.rpc.messages import (
+    Code,
+    Message,
+    MessageReader,
+    RpcError,
+    error_of,
+    format_timeout,
+    frame,
+    metadata_of,
+    of_http,
+    of_reset,
+)
 
 
 class Opener(Protocol):

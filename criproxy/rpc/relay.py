@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from criproxy.http2.frames import ErrorCode
-from criproxy.http2.headers import Header, first
+from criproxy.http2.frames import ErrorCode, Header, first
 from criproxy.http2.stream import Sink, Stream
 from criproxy.rpc.incoming import Follower, ServerCall
-from criproxy.rpc.messages import MessageReader, frame
+from criproxy.rpc.messages import Code, MessageReader, RpcError, code_of, frame, of_http, of_reset
 from criproxy.rpc.outgoing import Opener
-from criproxy.rpc.status import Code, RpcError, code_of, of_http, of_reset
 
 #: Takes a message of the answer and returns it, or another one instead.
 Rewrite = Callable[[bytes], bytes]

@@ -11,11 +11,10 @@ import time
 from criproxy.http2.endpoints import ClientConnection
 from criproxy.http2.stream import Outbox
 from criproxy.methods import BY_NAME
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
-from criproxy.runtimes.last_known import INVENTORY
+from criproxy.runtimes.last_known import INVENTORY, StateFile, to_save
 from criproxy.runtimes.runtime import Runtime
-from criproxy.runtimes.state_file import StateFile, to_save
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from criproxy.methods import BY_NAME
-from criproxy.rpc.status import Code, RpcError
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
 
 SEPARATOR = "__"

@@ -8,21 +8,21 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from criproxy.config.schema import RuntimeConfig
-from criproxy.http2.headers import Header
+from criproxy.config import RuntimeConfig
+from criproxy.http2.frames import Header
 from criproxy.http2.stream import Sink, Stream
 from criproxy.methods import BY_NAME, Method, parse_response
+from criproxy.rpc.messages import Code, RpcError
 from criproxy.rpc.outgoing import Done, Opener, Reply, UnaryCall, awaited, streaming
-from criproxy.rpc.status import Code, RpcError
 from criproxy.runtimes.availability import (
     LOOP_HEADER,
     Availability,
     NotAnswered,
+    TimedOutMethods,
     judged,
     leads_back,
 )
 from criproxy.runtimes.last_known import INVENTORY
-from criproxy.runtimes.timeouts import TimedOutMethods
 
 #: Called with runtime, method, code and seconds of every call to a runtime.
 Record = Callable[[str, str, Code, float], None]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from criproxy.config import sources as file
-from criproxy.config.schema import DEFAULT_STATE_DIR
-from criproxy.config.sources import build, read_file
+from criproxy import config_file as file
+from criproxy.__main__ import main
+from criproxy.config import DEFAULT_STATE_DIR
+from criproxy.config_file import build, read_file
 from criproxy.health_endpoint import Metrics
-from criproxy.main import main
 from criproxy.methods import BY_NAME
 from criproxy.routes.new_pod import TARGET_RUNTIME
-from criproxy.rpc.status import Code
+from criproxy.rpc.messages import Code
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "criproxy"

@@ -11,7 +11,7 @@ import grpc
 import pytest
 import uvloop
 
-from criproxy.config.schema import Config, Dial, Limits, RuntimeConfig
+from criproxy.config import Config, Dial, Limits, RuntimeConfig
 from criproxy.daemon import Proxy
 from criproxy.runtimes.runtime import Runtime
 from tests.polling import until

@@ -24,7 +24,7 @@ from hyperframe.frame import (
 
 from criproxy.http2.connection import PREFACE
 from criproxy.http2.endpoints import ClientConnection
-from criproxy.http2.headers import Header
+from criproxy.http2.frames import Header
 from criproxy.http2.stream import Outbox
 
 EMPTY = b"\x00\x00\x00\x00\x00"

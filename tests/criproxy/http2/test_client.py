@@ -21,8 +21,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from criproxy.http2.frames import MAX_FRAME
-from criproxy.http2.headers import Header
+from criproxy.http2.frames import MAX_FRAME, Header
 from criproxy.http2.stream import Sink
 from criproxy.methods import BY_NAME
 from criproxy.rpc.outgoing import request_headers

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from criproxy.config.schema import Limits
+from criproxy.config import Limits
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.polling import until

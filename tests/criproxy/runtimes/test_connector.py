@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from criproxy.config.schema import Dial, Limits
+from criproxy.config import Dial, Limits
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.polling import until

@@ -9,8 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from criproxy.runtimes.last_known import LastKnown
-from criproxy.runtimes.state_file import StateFile
+from criproxy.runtimes.last_known import LastKnown, StateFile
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.polling import until

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from criproxy.config.schema import (
+from criproxy.config import (
     PRIMARY_NAME,
     Config,
     ConfigError,

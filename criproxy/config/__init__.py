@@ -1,1 +1,0 @@
-"""The configuration: its keys, its sources, and whether it can work."""
