@@ -181,8 +181,7 @@ class ImageStore:
         digest = staging.digest
         if reference.digest and reference.digest != digest:
             raise FailedPrecondition(
-                f"image {reference.shown}: its content is {digest}, not {reference.digest} as "
-                "asked for"
+                f"image {reference.shown}: its content is not {reference.digest} as asked for"
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:

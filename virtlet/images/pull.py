@@ -189,8 +189,9 @@ class Images:
             fetched = self._fetch(work, route, staging, wanted)
             if work.source.digest not in ("", staging.digest):
                 raise FailedPrecondition(
-                    f"image {work.source.name}: its content is {staging.digest}, not "
-                    f"{work.source.digest} as asked for"
+                    # The other digest would tell the content of what the caller may not read.
+                    f"image {work.source.name}: its content is not {work.source.digest} as asked "
+                    "for; check the digest, and that the server has this version"
                 )
             image = self.store.publish(
                 staging,

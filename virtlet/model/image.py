@@ -51,6 +51,9 @@ class ImageSource:
     digest: str = ""
     """`sha256:<64 hex>` that the content must have, or ""."""
     transport: Transport = Transport()
+    trusted: bool = False
+    """True where the node's administrator chose the server, not the author of the pod: it may be
+    in networks that other images may not come from, and is shown the pod's credentials."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import trustme
 
 from tests.fakes.image_server import ImageServer, Resource, image_server, trickling_server
 from virtlet.errors import (
@@ -19,7 +20,7 @@ from virtlet.images.staging import StagingFile
 from virtlet.model.image import Credentials, ImageSource, Transport
 from virtlet.plugins.image_http.plugin import Plugin
 
-from .conftest import CONTENT, Stagings, fetch, written
+from .conftest import CONTENT, Stagings, Start, fetch, written
 
 BASIC = "Basic dXNlcjpodW50ZXIy"  # user:hunter2
 LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
@@ -366,38 +367,52 @@ class TestCredentials:
         ],
     )
     def test_those_of_the_pod_are_sent(
-        self, server: ImageServer, staging: StagingFile, credentials: Credentials, header: str
+        self,
+        secure: ImageServer,
+        staging: StagingFile,
+        trusting: Transport,
+        credentials: Credentials,
+        header: str,
     ) -> None:
-        server.resources["/x"] = Resource(CONTENT, authorization=header)
+        secure.resources["/x"] = Resource(CONTENT, authorization=header)
         with pytest.raises(PermissionDenied):
-            fetch(f"{server.url}/x", staging)
-        fetch(f"{server.url}/x", staging, credentials)
+            fetch(f"{secure.url}/x", staging, transport=trusting)
+        fetch(f"{secure.url}/x", staging, credentials, trusting)
         assert written(staging) == CONTENT
 
-    def test_those_of_the_address_go_first(self, server: ImageServer, staging: StagingFile) -> None:
-        server.resources["/x"] = Resource(CONTENT, authorization=BASIC)
-        host = server.url.removeprefix("http://")
-        fetch(f"http://user:hunter2@{host}/x", staging, Credentials(username="other", password="x"))
+    def test_those_of_the_address_go_first(
+        self, secure: ImageServer, staging: StagingFile, trusting: Transport
+    ) -> None:
+        secure.resources["/x"] = Resource(CONTENT, authorization=BASIC)
+        host = secure.url.removeprefix("https://")
+        fetch(
+            f"https://user:hunter2@{host}/x",
+            staging,
+            Credentials(username="other", password="x"),
+            trusting,
+        )
         assert written(staging) == CONTENT
 
     def test_those_meant_for_another_server_are_kept_back(
-        self, server: ImageServer, staging: StagingFile
+        self, secure: ImageServer, staging: StagingFile, trusting: Transport
     ) -> None:
-        server.resources["/x"] = Resource(CONTENT)
+        secure.resources["/x"] = Resource(CONTENT)
         fetch(
-            f"{server.url}/x",
+            f"{secure.url}/x",
             staging,
             Credentials(username="u", password="p", server_address="example.com"),
+            trusting,
         )
-        assert "authorization" not in server.requests[-1].headers
-        host = server.url.removeprefix("http://")
-        for address in (server.url, host, f"{host}/v1/"):
+        assert "authorization" not in secure.requests[-1].headers
+        host = secure.url.removeprefix("https://")
+        for address in (secure.url, host, f"{host}/v1/"):
             fetch(
-                f"{server.url}/x",
+                f"{secure.url}/x",
                 staging,
                 Credentials(username="u", password="p", server_address=address),
+                trusting,
             )
-            assert "authorization" in server.requests[-1].headers
+            assert "authorization" in secure.requests[-1].headers
 
     @pytest.mark.parametrize(
         "credentials",
@@ -408,36 +423,82 @@ class TestCredentials:
         ],
     )
     def test_malformed_ones_are_refused_before_anything_is_sent(
-        self, server: ImageServer, staging: StagingFile, credentials: Credentials
+        self,
+        secure: ImageServer,
+        staging: StagingFile,
+        trusting: Transport,
+        credentials: Credentials,
     ) -> None:
         with pytest.raises(InvalidArgument, match="credentials") as caught:
-            fetch(f"{server.url}/x", staging, credentials)
-        assert server.requests == []
+            fetch(f"{secure.url}/x", staging, credentials, trusting)
+        assert secure.requests == []
         assert "X-Evil" not in str(caught.value)
 
     def test_a_redirect_to_the_same_server_takes_them_along(
-        self, server: ImageServer, staging: StagingFile
+        self, secure: ImageServer, staging: StagingFile, trusting: Transport
     ) -> None:
-        server.resources["/y"] = Resource(status=302, location="/x", authorization=BASIC)
-        server.resources["/x"] = Resource(CONTENT, authorization=BASIC)
-        fetch(f"{server.url}/y", staging, Credentials(username="user", password="hunter2"))
+        secure.resources["/y"] = Resource(status=302, location="/x", authorization=BASIC)
+        secure.resources["/x"] = Resource(CONTENT, authorization=BASIC)
+        fetch(
+            f"{secure.url}/y", staging, Credentials(username="user", password="hunter2"), trusting
+        )
 
     def test_a_redirect_to_another_server_does_not(
+        self,
+        secure: ImageServer,
+        staging: StagingFile,
+        trusting: Transport,
+        authority: trustme.CA,
+        start: Start,
+    ) -> None:
+        other = start(authority.issue_cert("127.0.0.1"))
+        host = other.url.removeprefix("https://")
+        secure.resources["/x"] = Resource(status=302, location=f"{other.url}/x")
+        secure.resources["/y"] = Resource(status=302, location=f"https://a:b@{host}/x")
+        credentials = Credentials(username="user", password="hunter2")
+        for path in ("/x", "/y"):
+            fetch(f"{secure.url}{path}", staging, credentials, trusting)
+            assert "authorization" in secure.requests[-1].headers
+            assert "authorization" not in other.requests[-1].headers
+
+    @pytest.mark.parametrize(
+        ("name", "sent"),
+        [
+            ("{host}/x", True),
+            # A kubelet takes this for a name of Docker's registry, and sends the secret for that.
+            ("docker/x", False),
+            ("example.com/x", False),
+        ],
+    )
+    def test_those_that_name_no_server_are_for_the_registry_of_the_name(
+        self,
+        secure: ImageServer,
+        staging: StagingFile,
+        trusting: Transport,
+        name: str,
+        *,
+        sent: bool,
+    ) -> None:
+        secure.resources["/x"] = Resource(CONTENT)
+        name = name.format(host=secure.url.removeprefix("https://"))
+        credentials = Credentials(username="user", password="hunter2")
+        fetch(f"{secure.url}/x", staging, credentials, trusting, name=name, trusted=False)
+        assert ("authorization" in secure.requests[-1].headers) == sent
+        secure.resources["/x"] = Resource(CONTENT, authorization="another")
+        with pytest.raises(PermissionDenied, match="check the" if sent else "another registry's"):
+            fetch(f"{secure.url}/x", staging, credentials, trusting, name=name, trusted=False)
+
+    def test_those_of_the_pod_are_not_sent_over_plain_http(
         self, server: ImageServer, staging: StagingFile
     ) -> None:
-        with image_server() as other:
-            other.resources["/x"] = Resource(CONTENT)
-            back = f"{server.url}/back"
-            host = other.url.removeprefix("http://")
-            other.resources["/via"] = Resource(status=302, location=back)
-            server.resources["/x"] = Resource(status=302, location=f"{other.url}/x")
-            server.resources["/y"] = Resource(status=302, location=f"http://a:b@{host}/x")
-            for path in ("/x", "/y"):
-                fetch(
-                    f"{server.url}{path}", staging, Credentials(username="user", password="hunter2")
-                )
-                assert "authorization" in server.requests[-1].headers
-                assert "authorization" not in other.requests[-1].headers
+        server.resources["/x"] = Resource(CONTENT, authorization=BASIC)
+        with pytest.raises(PermissionDenied, match="pull secrets are not sent over plain http"):
+            fetch(f"{server.url}/x", staging, Credentials(username="user", password="hunter2"))
+        assert "authorization" not in server.requests[-1].headers
+        # The address of a translation file is the operator's, with all that is in it.
+        host = server.url.removeprefix("http://")
+        fetch(f"http://user:hunter2@{host}/x", staging)
+        assert written(staging) == CONTENT
 
 
 class TestProxy:

@@ -117,6 +117,7 @@ class TestFiles:
             url="https://example.com/cirros.img",
             digest="",
             transport=Transport(timeout=2.5),
+            trusted=True,
         )
         assert resolved(plugin, "cloud/slow").transport == Transport(
             timeout=60,
@@ -129,6 +130,26 @@ class TestFiles:
         source = resolved(plugin, "cloud/centos/7-11")
         assert source.url == "https://example.com/centos/7/11$.qcow2"
         assert source.transport.timeout == 2.5
+
+    @pytest.mark.parametrize(
+        ("url", "trusted"),
+        [
+            ("https://example.com/$1", True),
+            ("example.com:8443/a?b=$1", True),
+            ("https://$1", False),
+            ("https://$1.example.com/a", False),
+            ("https://example.com$1/a", False),
+            ("https://example.com:$1/a", False),
+            ("$1", False),
+            ("$1/a", False),
+            ("$1://example.com/a", False),
+        ],
+    )
+    def test_a_server_that_comes_from_the_name_is_not_the_administrators(
+        self, plugin: Plugin, write: Write, url: str, *, trusted: bool
+    ) -> None:
+        write("a.yaml", f"translations: [{{regexp: '^own/(.*)$', url: '{url}'}}]")
+        assert resolved(plugin, "own/80").trusted == trusted
 
     def test_a_prefix_is_needed_where_a_file_has_one(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", FULL)
@@ -156,7 +177,9 @@ class TestFiles:
 
     def test_a_url_may_lead_to_another_plugins_scheme(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", "translations: [{name: x, url: 'docker://example.com/x:v1'}]")
-        assert resolved(plugin, "x") == ImageSource(name="x", url="docker://example.com/x:v1")
+        assert resolved(plugin, "x") == ImageSource(
+            name="x", url="docker://example.com/x:v1", trusted=True
+        )
 
     def test_an_empty_file_says_nothing(self, plugin: Plugin, write: Write) -> None:
         write("a.yaml", "")

@@ -4,6 +4,8 @@ import base64
 import binascii
 from urllib.parse import unquote, urlsplit
 
+from attrs import field, frozen
+
 from virtlet.errors import InvalidArgument
 from virtlet.model.image import Credentials, ImageSource
 
@@ -31,20 +33,52 @@ def may_follow(source: str, target: str) -> bool:
     return before == after or upgraded
 
 
-def authorization(source: ImageSource, credentials: Credentials) -> str:
-    """The Authorization header's value for the source's own server, or "".
+@frozen
+class Authorization:
+    """What the source's own server is shown."""
+
+    header: str = field(default="", repr=False)
+    """The Authorization header's value, or ""."""
+    of_pod: bool = False
+    """Whether it is an image pull secret's."""
+    _refusal: str = ""
+
+    def kept_back(self, scheme: str, *, own: bool) -> str:
+        """Why it is not shown, or "" where it is or there is none.
+
+        Args:
+            scheme: of the address that is asked.
+            own: whether that is the source's own server.
+        """
+        if self._refusal or not self.header:
+            return self._refusal
+        if not own:
+            return "it was redirected to another server"
+        if self.of_pod and scheme != "https":
+            return "pull secrets are not sent over plain http"
+        return ""
+
+
+def authorization(source: ImageSource, credentials: Credentials) -> Authorization:
+    """What to show to the source's own server.
 
     What the address itself holds goes first: it is the operator's. The pod's credentials count
-    when they name no server, or this one.
+    when they name this server. A kubelet names none: it picks them by the registry in the image's
+    name, so they count for that host, and for the address that a translation file gives the name.
 
     Raises:
         InvalidArgument: the credentials are malformed.
     """
     address = urlsplit(source.url)
     if address.username is not None:
-        return _basic(unquote(address.username), unquote(address.password or ""))
-    if not _meant_for(credentials.server_address, source.url):
-        return ""
+        return Authorization(_basic(unquote(address.username), unquote(address.password or "")))
+    header = _header(source, credentials)
+    if header and not _meant_for(credentials.server_address, source):
+        return Authorization(refusal="the pull secret is another registry's")
+    return Authorization(header, of_pod=True)
+
+
+def _header(source: ImageSource, credentials: Credentials) -> str:
     token = credentials.registry_token
     if token:
         if not (token.isascii() and token.isprintable()):
@@ -59,15 +93,26 @@ def authorization(source: ImageSource, credentials: Credentials) -> str:
     return ""
 
 
-def _meant_for(server_address: str, url: str) -> bool:
-    if not server_address:
+def _meant_for(server_address: str, source: ImageSource) -> bool:
+    if not server_address and source.trusted:
         return True
-    scheme, host, port = origin(url)
-    named = server_address if "://" in server_address else f"{scheme}://{server_address}"
+    named = server_address or _registry(source.name)
+    scheme, host, port = origin(source.url)
     try:
-        return origin(named)[1:] == (host, port)
+        return origin(named if "://" in named else f"{scheme}://{named}")[1:] == (host, port)
     except ValueError:
         return False
+
+
+def _registry(name: str) -> str:
+    """The registry of an image name; "" is Docker's, for which a kubelet sends its secret.
+
+    Source: splitDockerDomain of the distribution project's reference package.
+    """
+    scheme, found, rest = name.rpartition("://")
+    host = rest.partition("/")[0]
+    named = found or "." in host or ":" in host or host == "localhost"
+    return f"{scheme}{found}{host}" if named else ""
 
 
 def _basic(username: str, password: str) -> str:

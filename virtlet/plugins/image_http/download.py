@@ -5,9 +5,11 @@ Source: RFC 9110 for validators (8.8), If-Range and If-None-Match (13.1) and ran
 
 import email.utils
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import httpx
+from attrs import frozen
 
 from virtlet.errors import (
     FailedPrecondition,
@@ -17,11 +19,14 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.plugins.image_http.reach import Reach
 from virtlet.plugins.image_http.session import Session
 
 _PASSING = (407, 408, 425, 429, 500, 502, 503, 504)
 _NO_MORE = re.compile(r"bytes \*/(\d{1,18})")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+WINDOW = 60.0
+"""Seconds over which a server's rate is measured."""
 _SETTLED = 60.0
 """Seconds after which a modification date is taken as a strong validator."""
 
@@ -30,7 +35,54 @@ class _StartOver(Exception):
     """What is in the staging file cannot be continued."""
 
 
-def download(source: ImageSource, credentials: Credentials, staging: Staging) -> FetchedImage:
+@frozen
+class Bounds:
+    """What the node's settings allow a download."""
+
+    reach: Reach = Reach()
+    least_rate: int = 0
+    """Bytes a second, over each minute of waiting for the server; 0 is any."""
+
+
+class Pace:
+    """Notices that a server sends less than it has to.
+
+    Only time spent waiting for the server counts, not what it takes to store what came.
+
+    Args:
+        least_rate: bytes a second; 0 is any.
+        clock: seconds that go on steadily.
+    """
+
+    def __init__(self, least_rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least = least_rate * WINDOW
+        self._clock = clock
+        self._waited = 0.0
+        self._bytes = 0
+
+    def chunks(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass chunks on.
+
+        Raises:
+            TimeoutError: less came within a window.
+        """
+        while True:
+            before = self._clock()
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            self._waited += self._clock() - before
+            self._bytes += len(chunk)
+            if self._waited >= WINDOW:
+                if self._bytes < self._least:
+                    raise TimeoutError
+                self._waited, self._bytes = 0.0, 0
+            yield chunk
+
+
+def download(
+    source: ImageSource, credentials: Credentials, staging: Staging, bounds: Bounds
+) -> FetchedImage:
     """Bring an image into the staging file, going on from what is there when it is unchanged.
 
     Raises:
@@ -39,16 +91,18 @@ def download(source: ImageSource, credentials: Credentials, staging: Staging) ->
         FailedPrecondition: trying again as it is cannot help.
         Unavailable: the server cannot be reached, or the connection broke.
     """
-    session = Session(source, credentials)
+    session = Session(source, credentials, bounds.reach)
     # A silent server would keep the thread and the connection of a pull that nobody waits for.
     staging.at_end(session.close)
     try:
-        return _attempt(session, staging, _conditions(staging))
+        return _attempt(session, staging, _conditions(staging), bounds.least_rate)
     except _StartOver:
-        return _attempt(session, staging, {})
+        return _attempt(session, staging, {}, bounds.least_rate)
 
 
-def _attempt(session: Session, staging: Staging, asked: Mapping[str, str]) -> FetchedImage:
+def _attempt(
+    session: Session, staging: Staging, asked: Mapping[str, str], least_rate: int
+) -> FetchedImage:
     with session.get(asked) as response:
         if response.status_code == 304 and "If-None-Match" in asked:
             return FetchedImage(size=staging.size)
@@ -62,8 +116,15 @@ def _attempt(session: Session, staging: Staging, asked: Mapping[str, str]) -> Fe
                 "that sends Content-Length"
             )
         staging.begin(_validator(response) if offset == 0 else staging.validator, offset, total)
-        for chunk in response.iter_raw():
-            staging.write(chunk)
+        try:
+            for chunk in Pace(least_rate).chunks(response.iter_raw()):
+                staging.write(chunk)
+        except TimeoutError:
+            raise FailedPrecondition(
+                f"image {session.name}: {session.server} sends less than {least_rate} bytes a "
+                "second, so that it would hold up other pulls; use a faster server, or set "
+                "imageLeastRate lower"
+            ) from None
         return FetchedImage(
             size=staging.size if total is None else total, annotations=_told(response)
         )
@@ -113,7 +174,8 @@ def _refusal(session: Session, status: int) -> VirtletError:
     if status in (404, 410):
         return NotFound(f"{about} does not have it (HTTP {status})")
     if status in (401, 403):
-        return PermissionDenied(f"{about} refuses it (HTTP {status}); check the image pull secret")
+        why = session.kept_back or "check the image pull secret"
+        return PermissionDenied(f"{about} refuses it (HTTP {status}); {why}")
     if status in _PASSING:
         return Unavailable(f"{about} cannot serve it now (HTTP {status})")
     return FailedPrecondition(f"{about} answers with HTTP {status}")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -18,6 +19,7 @@ from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import Credentials, ImageSource
 from virtlet.plugins.image_http.authorization import authorization, may_follow, origin
 from virtlet.plugins.image_http.connection import Connection, tls_context
+from virtlet.plugins.image_http.reach import EVERYWHERE, DirectTransport, Reach
 
 _CONNECT_TIMEOUT = 15.0
 _TIMEOUT = 60.0
@@ -44,26 +46,31 @@ class Session:
     Args:
         source: where it is.
         credentials: for its server, and for no other.
+        reach: where servers may be that no translation file names.
 
     Attributes:
         name: the image's.
         host: its server's.
         pinned: whether a digest says what has to arrive.
+        kept_back: why the server that was asked last was not shown the pod's credentials, or "".
 
     Raises:
         InvalidArgument: the address or the credentials are malformed.
         FailedPrecondition: the proxy is malformed.
     """
 
-    def __init__(self, source: ImageSource, credentials: Credentials) -> None:
+    def __init__(self, source: ImageSource, credentials: Credentials, reach: Reach) -> None:
         for library in ("httpx", "httpcore"):
             # Their records hold whole addresses and headers.
             logging.getLogger(library).setLevel(logging.WARNING)
         self.name = source.name
         self._transport = source.transport
+        self._trusted = source.trusted
+        self._reach = reach
         self._timeout = source.transport.timeout or _TIMEOUT
         self._connection = Connection()
         self.pinned = bool(source.digest)
+        self.kept_back = ""
         try:
             self.host = origin(source.url)[1]
             self._start = httpx.URL(source.url).copy_with(userinfo=b"", fragment=None)
@@ -111,13 +118,14 @@ class Session:
     def _request(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         own = may_follow(str(self._start), str(url))
         sent = {**_HEADERS, **headers}
-        if own and self._authorization:
-            sent["Authorization"] = self._authorization
+        self.kept_back = self._authorization.kept_back(url.scheme, own=own)
+        if self._authorization.header and not self.kept_back:
+            sent["Authorization"] = self._authorization.header
         traced = {"trace": self._connection.trace}
         with (
             # Last: only then is the connection's last descriptor closed.
             closing(self._connection),
-            self._client(own, url.scheme) as client,
+            self._client(own, url) as client,
             client.stream("GET", url, headers=sent, extensions=traced) as response,
         ):
             yield response
@@ -147,19 +155,27 @@ class Session:
         finally:
             timer.cancel()
 
-    def _client(self, own: bool, scheme: str) -> httpx.Client:
+    def _client(self, own: bool, url: httpx.URL) -> httpx.Client:
         timeout = self._timeout
-        tls = scheme == "https"
-        context = tls_context(self.name, self._transport, own=own) if tls else None
+        context = None
+        if url.scheme == "https":
+            context = tls_context(self.name, self._transport, own=own)
+        reach = EVERYWHERE if own and self._trusted else self._reach
+        proxy = self._transport.proxy or _environment_proxy(url)
+        transport: httpx.BaseTransport
         try:
-            return httpx.Client(
+            if proxy:
+                reach.check_behind_proxy(self.name, url.host)
                 # Without TLS there is nothing to verify, and no authorities need to be read.
-                verify=context or False,
-                proxy=self._transport.proxy or None,
-                timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
-            )
+                transport = httpx.HTTPTransport(verify=context or False, proxy=proxy)
+            else:
+                transport = DirectTransport(self.name, reach, context)
         except (ValueError, ImportError, httpx.InvalidURL):
             raise self._bad_proxy() from None
+        return httpx.Client(
+            transport=transport,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
+        )
 
     def _bad_proxy(self) -> FailedPrecondition:
         return FailedPrecondition(
@@ -179,10 +195,10 @@ class Session:
             raise FailedPrecondition(
                 f"image {self.name}: {self.host} redirects to something else than http or https"
             )
-        if url.scheme == "https" and target.scheme == "http" and not self.pinned:
+        if url.scheme == "https" and target.scheme == "http":
             raise FailedPrecondition(
-                f"image {self.name}: {self.host} redirects to plain http, where anybody may "
-                "change it; pin it with @sha256:… or use another address"
+                f"image {self.name}: {self.host} redirects from https to plain http, where "
+                "anybody may read and change it; use another address"
             )
         return target
 
@@ -249,6 +265,15 @@ class Session:
 def _host_port(url: str) -> str:
     _, host, port = origin(url)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _environment_proxy(url: httpx.URL) -> str:
+    """The proxy that the manager's environment names for an address, or ""."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+    if not proxy or proxy_bypass(url.host):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _is_server(url: str) -> bool:

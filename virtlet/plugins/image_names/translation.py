@@ -124,6 +124,13 @@ class Rule:
     _compiled: Any
     _url: str
 
+    @property
+    def names_server(self) -> bool:
+        """Whether the address has the same server for every name."""
+        scheme, found, rest = self._url.partition("://")
+        server = re.split("[/?#]", rest if found else scheme, maxsplit=1)[0]
+        return "$" not in server and not (found and "$" in scheme)
+
     def apply(self, name: str) -> str | None:
         """The address of a name; None when the expression is not found in it."""
         match = self._compiled.search(name)
@@ -180,6 +187,8 @@ class Target:
 
     url: str
     transport: Transport
+    trusted: bool = True
+    """Whether the file names the server, rather than the name of the image."""
 
 
 @frozen

@@ -103,7 +103,11 @@ class Translator:
             return ImageSource(name=image.name, url=url, digest=image.digest)
         url = target.url if scheme_of(target.url) else f"{self._protocol}://{target.url}"
         return ImageSource(
-            name=image.name, url=url, digest=image.digest, transport=target.transport
+            name=image.name,
+            url=url,
+            digest=image.digest,
+            transport=target.transport,
+            trusted=target.trusted,
         )
 
     def explain(self, name: str) -> str:
@@ -131,7 +135,7 @@ class Translator:
             for rule, transport in translations.rules:
                 url = rule.apply(relative)
                 if url is not None:
-                    return Target(url, transport)
+                    return Target(url, transport, trusted=rule.names_server)
         return None
 
     def _plain(self, name: str, files: Mapping[Path, _File]) -> str:
