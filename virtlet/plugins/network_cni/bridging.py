@@ -19,53 +19,14 @@ from ipaddress import ip_network
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host.commands import find_program, run
 from virtlet.host.links import KernelRoute, Link, LinkError, Links, set_sysctl
 from virtlet.model.network import Nic, Route
+from virtlet.plugins.network_cni.frame_filter import filter_frames
 from virtlet.plugins.network_cni.guest_view import Sandbox
 
 # From <linux/sockios.h> and <linux/ethtool.h>.
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
-
-_FIREWALL = """\
-table bridge virtlet {{
-    chain prerouting {{
-        type filter hook prerouting priority 0
-        {echoes}
-    }}
-    chain input {{
-        type filter hook input priority 0
-        iifname "vtap*" accept
-        {neighbours_in}
-        drop
-    }}
-    chain output {{
-        type filter hook output priority 0
-        oifname "vtap*" accept
-        {neighbours_out}
-        drop
-    }}
-    chain forward {{
-        type filter hook forward priority 0
-        udp sport 68 udp dport 67 drop
-        udp sport 67 udp dport 68 drop
-        udp sport 546 udp dport 547 drop
-        udp sport 547 udp dport 546 drop
-        icmpv6 type nd-router-solicit drop
-        icmpv6 type nd-router-advert drop
-    }}
-}}
-"""
-"""The bridge's own stack talks to taps only, and it alone answers DHCP and router discovery: the
-guest's requests never leave the pod, and no answer or advertisement from outside (or from the
-guest) passes. DHCP relays (port 67 to 67) may. With IPv6 the bridge also forwards what the guest
-sends by the default route that it was advertised, and resolves the neighbours for it.
-
-A node's bridge in hairpin mode sends the guest's broadcasts back. They are dropped here: else the
-pod's bridge would look for the guest outside, and the guest would find its own address taken. A
-frame from the guest to itself passes: it is a call of a Service whose endpoint the guest is, which
-a node with bridge-nf-call-iptables sends back in its bridge, with the source address unchanged."""
 
 
 @frozen
@@ -192,8 +153,12 @@ def prepare() -> None:
         set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
 
 
-def connect(nics: Sequence[BridgedNic]) -> None:
+def connect(nics: Sequence[BridgedNic], *, spoofing: bool = False) -> None:
     """Make bridges and taps, and hand the veths over.
+
+    Args:
+        nics: what to connect.
+        spoofing: whether guests may send from any address.
 
     Raises:
         LinkError, CommandError: the kernel refuses; `restore` undoes what was done.
@@ -205,7 +170,7 @@ def connect(nics: Sequence[BridgedNic]) -> None:
         set_sysctl(f"bridge/bridge-nf-call-{family}", "0")
     set_sysctl("ipv6/conf/default/disable_ipv6", "1")
     # Before there is a port, so that no frame passes unfiltered.
-    _filter_frames(nics)
+    filter_frames(nics, spoofing=spoofing)
     with Links() as net:
         net.set("lo", up=True)
         for nic in nics:
@@ -296,28 +261,6 @@ def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[KernelRo
     for route in sorted(routes, key=lambda route: bool(route.gateway)):
         if route.device == device and not route.automatic:
             yield route
-
-
-def _filter_frames(nics: Sequence[BridgedNic]) -> None:
-    echoes = (
-        f'iifname "{nic.veth}" ether saddr {nic.guest_mac} ether daddr != {nic.guest_mac} drop'
-        for nic in nics
-    )
-    neighbours_in = neighbours_out = ""
-    guests = [nic.guest_address6 for nic in nics if nic.guest_address6]
-    if guests:
-        neighbours_in = "icmpv6 type nd-neighbor-advert accept"
-        neighbours_out = (
-            "icmpv6 type nd-neighbor-solicit accept\n"
-            f"        ip6 saddr {{ {', '.join(guests)} }} accept"
-        )
-    rules = _FIREWALL.format(
-        echoes="\n        ".join(echoes),
-        neighbours_in=neighbours_in,
-        neighbours_out=neighbours_out,
-    )
-    nft = find_program("nft", "nftables")
-    run((nft, "-f", "-"), stdin=rules.encode(), timeout=10)
 
 
 def _server_addresses(taken: set[str]) -> Iterator[str]:

@@ -65,6 +65,8 @@ class NetworkList:
     version: str
     plugins: tuple[PluginConfig, ...]
     disable_check: bool = False
+    allow_spoofing: bool = False
+    """Ours: whether guests may send from addresses that are not theirs."""
 
     def execution_config(self, plugin: PluginConfig) -> dict[str, Any]:
         """What a plugin reads of its own and the network's configuration."""
@@ -144,6 +146,7 @@ def parse(document: Any, directory: Path | None = None) -> NetworkList:
         version=_version(document),
         plugins=tuple(_plugin(entry, number) for number, entry in enumerate(entries)),
         disable_check=_flag(document, "disableCheck"),
+        allow_spoofing=_flag(document, "virtletAllowSpoofing"),
     )
 
 

@@ -18,6 +18,7 @@ from virtlet.model.network import Network
 from virtlet.model.pod import Pod
 from virtlet.plugins.network_cni import bridging, cni_config, cni_plugins, dhcp, guest_view
 from virtlet.plugins.network_cni.bridging import BridgedNic
+from virtlet.plugins.network_cni.cni_config import NetworkList
 from virtlet.plugins.network_cni.cni_plugins import TRY_AGAIN, CniAttachment, CniError
 from virtlet.plugins.network_cni.cni_result import CniResult
 from virtlet.plugins.network_cni.dhcp import DhcpServer
@@ -252,7 +253,7 @@ class PodNetworks:
         """Inside the namespace: hand what CNI made over to the guest."""
         bridged = bridging.plan(bridging.read_sandbox(), network.nics, _reached(network))
         self.store.save(pod.id, evolve(state, nics=bridged))
-        bridging.connect(bridged)
+        bridging.connect(bridged, spoofing=_may_spoof(pod, state.attachment.network))
         return bridged
 
     def _restore(self, pod_id: str, state: PodState) -> None:
@@ -266,6 +267,13 @@ class PodNetworks:
 
     def _server(self, pod_id: str) -> DhcpServer:
         return DhcpServer(self.namespace(pod_id), self.store.directory(pod_id))
+
+
+def _may_spoof(pod: Pod, network: NetworkList) -> bool:
+    """Whether a guest may send from any address: a word of the node's, never of the pod."""
+    extras = pod.profile.flavor.get("extras")
+    by_flavor = isinstance(extras, Mapping) and extras.get("spoofing") == "allow"
+    return network.allow_spoofing or by_flavor
 
 
 def _reached(network: Network) -> set[str]:
