@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def room(disk: Path) -> DiskReserve:
+def reserve(disk: Path) -> DiskReserve:
     return DiskReserve(disk / FILE, disk / "virtlet.db", RESERVE)
 
 
@@ -37,41 +37,41 @@ def _fill(disk: Path, name: str = "filler") -> None:
 
 
 def test_a_full_disk_gives_back_so_much_at_each_end_until_nothing_is_left(
-    room: DiskReserve, disk: Path
+    reserve: DiskReserve, disk: Path
 ) -> None:
-    room.keep()
+    reserve.fill()
     for number in range(RESERVE // STEP):
         _fill(disk, str(number))
-        room.make()
+        reserve.release()
         assert shutil.disk_usage(disk).free == STEP
-        room.make()
+        reserve.release()
         assert shutil.disk_usage(disk).free == STEP
     _fill(disk, "last")
-    room.make()
+    reserve.release()
     assert shutil.disk_usage(disk).free == 0
 
 
 def test_nothing_new_is_made_until_the_space_can_be_set_aside_again(
-    room: DiskReserve, disk: Path
+    reserve: DiskReserve, disk: Path
 ) -> None:
-    room.keep()
+    reserve.fill()
     _fill(disk)
-    room.make()
+    reserve.release()
     with pytest.raises(ResourceExhausted, match="no room for another VM.*free some of its space"):
-        room.keep()
+        reserve.fill()
     (disk / "filler").unlink()
-    room.keep()
+    reserve.fill()
     assert (disk / FILE).stat().st_size == RESERVE
 
 
-def test_a_disk_with_space_gives_nothing_back(room: DiskReserve, disk: Path) -> None:
-    room.keep()
-    room.make()
+def test_a_disk_with_space_gives_nothing_back(reserve: DiskReserve, disk: Path) -> None:
+    reserve.fill()
+    reserve.release()
     assert (disk / FILE).stat().st_size == RESERVE
 
 
 def test_a_database_on_a_disk_of_its_own_has_its_own_space(tmp_path: Path, disk: Path) -> None:
-    room = DiskReserve(tmp_path / FILE, disk / "virtlet.db", STEP)
-    room.keep()
+    reserve = DiskReserve(tmp_path / FILE, disk / "virtlet.db", STEP)
+    reserve.fill()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", FILE]
     assert [path.name for path in disk.iterdir()] == [f"virtlet.db-{FILE}"]

@@ -231,7 +231,7 @@ class Manager:
             launches=NoLaunches(),
             consoles=VmConsoles(self.console_logs, Paths(node.root), -1, -1, disabled=False),
             events=self.told,
-            room=DiskReserve(Paths(node.root).reserve, node.root / "db", size=0),
+            reserve=DiskReserve(Paths(node.root).reserve, node.root / "db", size=0),
             locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(

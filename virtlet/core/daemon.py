@@ -100,8 +100,8 @@ def _assemble(
     places.make()
     undo.enter_context(paths.lock(places.data_dir, "--data-dir"))
     database = config[core_options.DATABASE]
-    room = DiskReserve(places.reserve, database)
-    room.make()
+    reserve = DiskReserve(places.reserve, database)
+    reserve.release()
     uid, gid = _emulator_user(config)
     store = open_store(database, places)
     undo.callback(store.close)
@@ -166,7 +166,7 @@ def _assemble(
         launches=launches,
         consoles=consoles,
         events=events,
-        room=room,
+        reserve=reserve,
         locks=KeyedLocks(hooks.watch.hanging),
     )
     undo.callback(context.images.close)
@@ -174,7 +174,7 @@ def _assemble(
         store,
         lambda row: effects.restore(context, row),
         points_from_environment(os.environ),
-        room.make,
+        reserve.release,
     )
     watchers = ThreadPoolExecutor(4, "domain-events")
     undo.callback(watchers.shutdown, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Room on the disk for taking pods away, whatever fills it.
+"""Disk space reserved for removing pods.
 
-What stops or removes a pod writes too: the database, the driver's notes, plugins' state. So some
-space is set aside before a pod is made, and given back bit by bit when one has to go and the disk
-is full. The next pod that is made sets it aside again.
+Stopping and removing a pod writes too: the database, the driver's notes, plugins' state. So space
+is reserved before a pod is made, and released step by step when a pod has to go and the disk is
+full. The next pod that is made fills the reserve again.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from virtlet.errors import ResourceExhausted
 log = logging.getLogger(__name__)
 
 SIZE = 32 << 20
-"""Bytes set aside on each file system."""
+"""Bytes reserved on each file system."""
 STEP = 4 << 20
-"""Bytes that a pod's end may take; where less is free, so much is given back."""
+"""Bytes that the end of a pod may take. Where less is free, as much is released."""
 
 
 class DiskReserve:
-    """What is set aside.
+    """The reserved space: a file on each file system.
 
     Args:
         file: in the data directory.
-        database: the database; where it lies on another file system, space is set aside there too.
+        database: the database. If it is on another file system, space is reserved there too.
         size: bytes.
     """
 
@@ -34,11 +34,11 @@ class DiskReserve:
         self._database = database
         self._size = size
 
-    def keep(self) -> None:
-        """Set the space aside, before something is made; nothing to do while it is.
+    def fill(self) -> None:
+        """Reserve the space before something is made; nothing to do while it is reserved.
 
         Raises:
-            ResourceExhausted: there is not so much of it.
+            ResourceExhausted: there is too little space.
         """
         for file in self._files():
             try:
@@ -54,18 +54,20 @@ class DiskReserve:
                 )
 
     def refill(self) -> None:
-        """Set aside what there is room for, after something was taken away; never raises."""
+        """Reserve as much as there is room for, after something was removed; never raises."""
         with contextlib.suppress(ResourceExhausted):
-            self.keep()
+            self.fill()
 
-    def make(self) -> None:
-        """See to it that something can be taken away; never raises."""
+    def release(self) -> None:
+        """Release a step of the space if the disk is full, before something ends; never raises."""
         for file in self._files():
             try:
                 if _free(file) < STEP:
                     _shrink(file)
             except OSError as error:
-                log.warning("no room made", extra={"file": str(file), "problem": str(error)})
+                log.warning(
+                    "reserve not released", extra={"file": str(file), "problem": str(error)}
+                )
 
     def _files(self) -> list[Path]:
         files, beside = [self._file], self._database.parent
@@ -95,4 +97,4 @@ def _shrink(file: Path) -> None:
     left = max(0, size - STEP)
     os.truncate(file, left)
     extra = {"file": str(file), "left": left}
-    log.warning("the disk is full: space that was set aside is given back", extra=extra)
+    log.warning("the disk is full: reserved space is released", extra=extra)

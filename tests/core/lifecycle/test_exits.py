@@ -16,15 +16,15 @@ from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import VmExit
 
 
-class CountingRoom(DiskReserve):
-    """Counts how often space was given back."""
+class CountingReserve(DiskReserve):
+    """Counts how often space was released."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, directory / "db", size=0)
-        self.made = 0
+        self.released = 0
 
-    def make(self) -> None:
-        self.made += 1
+    def release(self) -> None:
+        self.released += 1
 
 
 @pytest.fixture
@@ -78,17 +78,15 @@ def test_a_paused_guest_is_running_and_paused_until_it_goes_on(manager: Manager,
     assert manager.vm(vm).phase is VmPhase.RUNNING
 
 
-def test_the_space_for_taking_pods_away_is_given_back_for_ends_and_not_for_pauses(
-    manager: Manager, vm: str
-) -> None:
+def test_reserved_space_is_released_for_ends_and_not_for_pauses(manager: Manager, vm: str) -> None:
     """A full disk pauses one VM after the other, and what one frees the next one writes."""
-    room = CountingRoom(manager.node.root)
-    manager.context.room = room
+    reserve = CountingReserve(manager.node.root)
+    manager.context.reserve = reserve
     for state in (DomainState.PAUSED, DomainState.RUNNING, DomainState.PAUSED):
         exits.on_change(manager.context, Observation(vm_id=vm, state=state))
-    assert room.made == 0
+    assert reserve.released == 0
     exits.on_change(manager.context, Observation(vm_id=vm, state=DomainState.STOPPED))
-    assert room.made == 1
+    assert reserve.released == 1
 
 
 def test_a_report_of_a_vm_that_nobody_knows_changes_nothing(manager: Manager) -> None:

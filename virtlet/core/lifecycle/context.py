@@ -120,7 +120,7 @@ class Context:
     launches: Launches
     consoles: VmConsoles
     events: Events
-    room: DiskReserve
+    reserve: DiskReserve
     journal: Journal = field(init=False)
     locks: KeyedLocks = field(factory=KeyedLocks)
     order: threading.RLock = field(factory=threading.RLock)

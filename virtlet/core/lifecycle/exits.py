@@ -40,7 +40,7 @@ def lost_exit() -> VmExit:
 def on_change(context: Context, seen: Observation) -> None:
     """Take note of a change that the hypervisor reports."""
     if seen.state is DomainState.STOPPED:
-        context.room.make()
+        context.reserve.release()
         mark_exited(context, seen.vm_id, seen.exit or lost_exit())
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
         _note_pause(context, seen.vm_id, seen.state is DomainState.PAUSED)

@@ -45,7 +45,7 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
         if existing:
             _abandon(context, existing)
 
-        context.room.keep()
+        context.reserve.fill()
         pod_id = uuid.uuid4().hex
         directory = context.paths.pod(pod_id)
         pod = Pod(
@@ -85,7 +85,7 @@ def stop_pod(context: Context, pod_id: str) -> None:
     Raises:
         UndoIncomplete: something could not be undone yet; call again.
     """
-    context.room.make()
+    context.reserve.release()
     with context.locks(pod_id):
         record = context.store.pods.get(pod_id)
         if record is None:

@@ -69,7 +69,7 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
                     return _same_vm(other, config)
                 context.journal.undo(other.vm.id)
                 context.store.delete_vm(other.vm.id)
-        context.room.keep()
+        context.reserve.fill()
         _make_way(context, pod_id)
         with _image(context, config) as image:
             vm = _make_vm(context, pod, config, image)
@@ -140,7 +140,7 @@ def start_vm(context: Context, vm_id: str) -> None:
         pod = _ready_pod(context, vm.pod.id)
         context.hypervisors.require(record.hypervisor)
         put_back(context, vm_id)
-        context.room.keep()
+        context.reserve.fill()
         _make_way(context, vm.pod.id, vm_id)
 
         starting = evolve(record, phase=VmPhase.STARTING, resizing=None)
@@ -184,7 +184,7 @@ def stop_vm(context: Context, vm_id: str, grace: float) -> None:
         vm_id: which VM; an unknown one is stopped already.
         grace: seconds the guest gets.
     """
-    context.room.make()
+    context.reserve.release()
     known = context.store.vms.get(vm_id)
     if known is not None and known.phase is VmPhase.STARTING:
         # A start under way comes to its end first, so that the guest gets its grace.
@@ -229,7 +229,7 @@ def remove_vm(context: Context, vm_id: str) -> None:
     if known is None:
         return
     vm = known.vm
-    context.room.make()
+    context.reserve.release()
     with context.locks(vm.pod.id):
         halt_vm(context, vm_id)
         removing = context.store.change_vm(vm_id, lambda r: evolve(r, phase=VmPhase.REMOVING))
@@ -240,7 +240,7 @@ def remove_vm(context: Context, vm_id: str) -> None:
             context, "vm-removed", lambda: context.store.delete_vm(vm_id), EventKind.VM_REMOVED, vm
         )
     context.images.store.sweep()
-    context.room.refill()
+    context.reserve.refill()
 
 
 def _ready_pod(context: Context, pod_id: str) -> PodRecord:
