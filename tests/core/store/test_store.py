@@ -1,5 +1,6 @@
 """What is stored survives, and what cannot be read is refused."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -124,14 +125,38 @@ def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert os.stat(tmp_path / "virtlet.db").st_mode & 0o077 == 0
 
 
-def test_a_database_of_a_newer_release_is_refused_with_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["PRAGMA user_version = 99", "UPDATE pods SET version = 99"])
+def test_a_database_of_a_newer_release_is_refused_with_the_remedy(
+    tmp_path: Path, change: str
+) -> None:
+    """Also where only a row is: one that was copied out of such a database."""
     path = tmp_path / "virtlet.db"
-    Store(path).close()
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(FailedPrecondition, match="schema version 99.*newer Virtlet"):
+    store = Store(path)
+    store.put_pod(_pod_record(tmp_path))
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(change)
+    with pytest.raises(
+        FailedPrecondition,
+        match="schema version 99.*newer Virtlet.*install the newer release again, or, if the VMs",
+    ):
         Store(path)
+
+
+def test_a_vm_is_stored_with_its_pod_and_goes_before_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "virtlet.db")
+    pod, vm = _pod_record(tmp_path), VmRecord(models.vm(tmp_path), VmPhase.CREATED)
+    with pytest.raises(Unavailable, match="FOREIGN KEY"):
+        store.put_vm(vm)
+    assert not store.vms
+    store.put_pod(pod)
+    store.put_vm(vm)
+    with pytest.raises(Unavailable, match="FOREIGN KEY"):
+        store.delete_pod(pod.pod.id)
+    assert list(store.pods) == [pod.pod.id]
+    store.delete_vm(vm.vm.id)
+    store.delete_pod(pod.pod.id)
+    assert not store.pods
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
