@@ -235,7 +235,7 @@ class Manager:
             locks=KeyedLocks(hooks.watch.hanging),
         )
         self.context.journal = Journal(
-            self.store, lambda row: effects.restore(self.context, row), self._reach
+            self.store, lambda row: effects.revert(self.context, row), self._reach
         )
         self.context.hypervisors.open(lambda seen: exits.on_change(self.context, seen))
 

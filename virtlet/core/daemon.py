@@ -172,7 +172,7 @@ def _assemble(
     undo.callback(context.images.close)
     context.journal = Journal(
         store,
-        lambda row: effects.restore(context, row),
+        lambda row: effects.revert(context, row),
         points_from_environment(os.environ),
         reserve.release,
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from attrs import define
 from cattrs import Converter
 from cattrs.strategies import configure_tagged_union
 
@@ -24,8 +23,7 @@ from virtlet.core.cri.containers import ContainerCalls
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
 from virtlet.core.lifecycle import recovery
-from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import restore
+from virtlet.core.lifecycle.effects import UNDO
 from virtlet.core.store.migrations import VERSION
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
 from virtlet.core.store.store import Store
@@ -36,13 +34,6 @@ from virtlet.model.hypervisor import DomainState
 from virtlet.model.vm import Mount
 
 WRITTEN = sorted((Path(__file__).parent / "written").glob("*.sql"))
-
-
-@define
-class _StoreOnly:
-    """What restoring an effect needs of a context."""
-
-    store: Store
 
 
 TRICKS = {"netns": "a", "interfaces": "b", "nics": "c", "tap": "d"}
@@ -147,11 +138,9 @@ def test_pods_can_have_images_recognised(store: Store) -> None:
 
 
 def test_every_effect_is_known_so_that_it_can_be_undone(store: Store) -> None:
-    context = cast(Context, cast(Any, _StoreOnly(store)))
     rows = [row for owner in (*store.pods, *store.vms) for row in store.effects(owner)]
     assert len(rows) == 50
-    effects = [restore(context, row) for row in rows]
-    assert {effect.kind for effect in effects} == {row.kind for row in rows}
+    assert {row.kind for row in rows} <= set(UNDO)
     seeds = [json.loads(row.record or "") for row in rows if row.role == "seed"]
     assert {seed["kind"] for seed in seeds} == {"cdrom"}
 

@@ -1,157 +1,190 @@
 """Every effect of a pod and a VM on the node, each with its undo beside it.
 
-The order in which they are performed is that of `pods.py` and `vms.py`; the order of undoing is
-the reverse of what the journal holds.
+The functions for `pods.py` and `vms.py` perform one effect each, in the order in which they are
+called there. The table `UNDO` has what undoes each kind of effect; the journal calls it in the
+reverse order of its rows.
 """
 
 import logging
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
-from attrs import frozen
-
+from virtlet.core.cloud_init import merge
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.journal import Effect
-from virtlet.core.store.records import EffectRow
+from virtlet.core.lifecycle.journal import CORE
+from virtlet.core.store.records import EffectRow, VmRecord, decode
+from virtlet.errors import FailedPrecondition
 from virtlet.host import cgroups
 from virtlet.host.files import make_private_directory, remove_tree
 from virtlet.launch.merge import close_all
-from virtlet.model.cloudinit import CloudInit
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.flavor import Flavor
-from virtlet.model.launch import LaunchPart
+from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Device, Machine, Mount, Vm, VolumeRequest
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-CORE = "core"
-"""What the journal names as the plugin of effects that are our own."""
-
-DONE = True
-"""Record of an effect that has nothing to remember."""
-
-
-@frozen
-class _PodEffect:
-    """What all effects of a pod have."""
-
-    context: Context
-    pod: Pod
-    plugin: str = CORE
-    role: str = ""
-
-    @property
-    def owner(self) -> str:
-        return self.pod.id
+POD_DIRECTORY = "pod-directory"
+NETWORK = "network"
+VM_DIRECTORIES = "vm-directories"
+DISK = "disk"
+DOMAIN = "domain"
+CONSOLE = "console"
+CGROUP = "cgroup"
+RUNNING = "running"
+START = frozenset({CONSOLE, CGROUP, RUNNING})
+"""The effects of a start."""
+ROOT, SEED = "root", "seed"
+"""Roles of disks; that of a volume is the one of its request."""
 
 
-@frozen
-class _VmEffect:
-    """What all effects of a VM have."""
-
-    context: Context
-    vm: Vm
-    plugin: str = CORE
-    role: str = ""
-
-    @property
-    def owner(self) -> str:
-        return self.vm.id
+def _pod(context: Context, row: EffectRow) -> Pod:
+    return context.store.pods[row.owner].pod
 
 
-@frozen
-class PodDirectory(_PodEffect):
-    """The pod's private directory."""
-
-    kind: ClassVar[str] = "pod-directory"
-    record_type: ClassVar[Any] = bool
-
-    def apply(self) -> bool:
-        make_private_directory(self.pod.directory)
-        return DONE
-
-    def revert(self, record: bool | None) -> None:
-        remove_tree(self.pod.directory)
+def _vm(context: Context, row: EffectRow) -> Vm:
+    return context.store.vms[row.owner].vm
 
 
-@frozen
-class PodNetwork(_PodEffect):
-    """The pod's network, set up by a plugin, which serves it afterwards and undoes both."""
-
-    kind: ClassVar[str] = "network"
-    record_type: ClassVar[Any] = Network
-
-    def apply(self) -> Network | None:
-        return self.context.hooks.setup_network(self.plugin, self.pod)
-
-    def revert(self, record: Network | None) -> None:
-        self.context.hooks.teardown_network(self.plugin, self.pod, record)
+def _record(row: EffectRow, kind: Any) -> Any:
+    """What the effect returned; None when a crash or an error came before that was written."""
+    return decode(row.record, kind) if row.record else None
 
 
-@frozen
-class VmDirectories(_VmEffect):
-    """The VM's directory for disks, its emulator's own, and ours for its sockets and console."""
+# The pod's private directory.
 
-    kind: ClassVar[str] = "vm-directories"
-    record_type: ClassVar[Any] = bool
 
-    def apply(self) -> bool:
-        node = self.context.node
-        make_private_directory(self.vm.directory, uid=node.emulator_uid, gid=node.emulator_gid)
+def make_pod_directory(context: Context, pod: Pod) -> None:
+    """Make it."""
+    context.journal.perform(pod.id, POD_DIRECTORY, lambda: make_private_directory(pod.directory))
+
+
+def _remove_pod_directory(context: Context, row: EffectRow) -> None:
+    remove_tree(_pod(context, row).directory)
+
+
+# The pod's network: one plugin sets it up, serves it afterwards and undoes both.
+
+
+def set_up_network(context: Context, pod: Pod) -> Network:
+    """The network as the pod's VMs get it. The record is what its plugin made of it alone, and
+    undoes all of it.
+
+    Raises:
+        FailedPrecondition: no plugin sets one up.
+    """
+    hooks, journal = context.hooks, context.journal
+    found = hooks.first(
+        "virtlet_setup_network",
+        pod.profile,
+        lambda plugin: journal.perform(
+            pod.id,
+            NETWORK,
+            lambda: hooks.setup_network(plugin, pod),
+            plugin=plugin,
+            record=Network,
+        ),
+    )
+    if found is None:
+        raise FailedPrecondition(
+            f"no plugin of handler {pod.profile.handler!r} sets up a network for pod {pod.name}: "
+            "name one under the handler's `plugins`"
+        )
+    plugin, made = found
+    network = hooks.adjust_network(pod, made)
+    journal.reached("network:adjusted")
+    hooks.serve_network(plugin, pod, network)
+    journal.reached("network:served")
+    return network
+
+
+def _tear_down_network(context: Context, row: EffectRow) -> None:
+    context.hooks.teardown_network(row.plugin, _pod(context, row), _record(row, Network))
+
+
+# The VM's directory for disks, its emulator's own, and ours for its sockets and console.
+
+
+def make_vm_directories(context: Context, vm: Vm) -> None:
+    """Make them."""
+    node = context.node
+
+    def make() -> None:
+        make_private_directory(vm.directory, uid=node.emulator_uid, gid=node.emulator_gid)
         # The emulator opens what we made for it there, and cannot put anything else in its place.
-        make_private_directory(self.context.paths.vm_runtime(self.vm.id), mode=0o711)
-        return DONE
+        make_private_directory(context.paths.vm_runtime(vm.id), mode=0o711)
 
-    def revert(self, record: bool | None) -> None:
-        remove_tree(self.context.paths.vm_runtime(self.vm.id))
-        remove_tree(self.vm.directory)
+    context.journal.perform(vm.id, VM_DIRECTORIES, make)
 
 
-@frozen
-class _VmDisk(_VmEffect):
-    """A disk, share or set of files that a plugin made for a VM."""
-
-    kind: ClassVar[str] = "disk"
-    record_type: ClassVar[Any] = Volume
-
-    def apply(self) -> Volume | None:
-        """Disks are made by the subclasses; this one stands for a disk that is there already."""
-        raise TypeError(f"{type(self).__name__} cannot be applied")
-
-    def revert(self, record: Volume | None) -> None:
-        hooks, vm = self.context.hooks, self.vm
-        if self.role in (RootDisk.ROLE, SeedDisk.ROLE):
-            release = hooks.release_root_disk if self.role == RootDisk.ROLE else hooks.release_seed
-            release(self.plugin, vm, record if isinstance(record, Disk) else None)
-        else:
-            (request,) = (r for r in volume_requests(vm) if r.role == self.role)
-            hooks.release_volume(self.plugin, vm, request, record)
+def _remove_vm_directories(context: Context, row: EffectRow) -> None:
+    remove_tree(context.paths.vm_runtime(row.owner))
+    remove_tree(_vm(context, row).directory)
 
 
-@frozen(kw_only=True)
-class RootDisk(_VmDisk):
-    """The disk the VM boots from."""
-
-    ROLE: ClassVar[str] = "root"
-    flavor: Flavor
-
-    def apply(self) -> Disk | None:
-        return self.context.hooks.root_disk(self.plugin, self.vm, self.flavor)
+# Disks, shares and files that plugins make for a VM.
 
 
-@frozen(kw_only=True)
-class VolumeDisk(_VmDisk):
-    """What serves one mount or device."""
+def _disk(
+    context: Context, vm: Vm, hook: str, role: str, make: Callable[[str], T | None]
+) -> T | None:
+    """Ask the plugins of a hook in turn for a disk; None when none makes one."""
+    found: tuple[str, T] | None = context.hooks.first(
+        hook,
+        vm.pod.profile,
+        lambda plugin: context.journal.perform(
+            vm.id, DISK, lambda: make(plugin), plugin=plugin, role=role, record=Volume
+        ),
+    )
+    return found[1] if found else None
 
-    request: VolumeRequest
 
-    def apply(self) -> Volume | None:
-        return self.context.hooks.volume(self.plugin, self.vm, self.request)
+def make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
+    """The disk the VM boots from.
+
+    Raises:
+        FailedPrecondition: no plugin makes one.
+    """
+    disk = _disk(
+        context, vm, "virtlet_root_disk", ROOT, lambda p: context.hooks.root_disk(p, vm, flavor)
+    )
+    if disk is None:
+        raise FailedPrecondition(
+            f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} "
+            f"of an image of format {vm.image.format!r} (virtlet_root_disk): name one that does "
+            "under the handler's `plugins`, or take another image"
+        )
+    return disk
 
 
-def volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
+def serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
+    """What serves the VM's mounts and devices, one after the other.
+
+    Raises:
+        FailedPrecondition: no plugin serves one of them.
+    """
+    return tuple(_serve_volume(context, vm, request) for request in _volume_requests(vm))
+
+
+def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Any:
+    def serve(plugin: str) -> Volume | None:
+        return context.hooks.volume(plugin, vm, request)
+
+    volume: Any = _disk(context, vm, "virtlet_volume", request.role, serve)
+    if volume is None:
+        raise FailedPrecondition(
+            f"no plugin of handler {vm.pod.profile.handler!r} serves the mount "
+            f"{request.source.guest_path} (from {request.source.host_path}) of VM {vm.name}: take "
+            "it out of the pod, or name a plugin that serves it"
+        )
+    return volume
+
+
+def _volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
     """What some plugin has to serve: the VM's mounts, then its devices."""
     sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
     return tuple(
@@ -160,126 +193,123 @@ def volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
     )
 
 
-@frozen(kw_only=True)
-class SeedDisk(_VmDisk):
-    """The disk with the cloud-init data."""
-
-    ROLE: ClassVar[str] = "seed"
-    cloud_init: CloudInit
-
-    def apply(self) -> Disk | None:
-        return self.context.hooks.seed(self.plugin, self.vm, self.cloud_init)
+def make_seed(context: Context, vm: Vm, flavor: Flavor, volumes: tuple[Volume, ...]) -> Disk | None:
+    """The disk with the cloud-init data; None when no plugin makes one."""
+    documents = merge(context.hooks.cloud_init(vm, flavor, volumes))
+    return _disk(context, vm, "virtlet_seed", SEED, lambda p: context.hooks.seed(p, vm, documents))
 
 
-@frozen(kw_only=True)
-class Domain(_VmEffect):
-    """The VM, known to the hypervisor."""
-
-    machine: Machine | None = None
-    document: Element | None = None
-    kind: ClassVar[str] = "domain"
-    record_type: ClassVar[Any] = bool
-
-    def apply(self) -> bool:
-        assert self.machine is not None
-        self.context.hypervisors.named(self.plugin).define(self.machine, self.document)
-        return DONE
-
-    def revert(self, record: bool | None) -> None:
-        if not self.context.hypervisors.forgets(self.plugin):
-            self.context.hypervisors.named(self.plugin).remove(self.vm.id)
+def _release_disk(context: Context, row: EffectRow) -> None:
+    hooks, vm = context.hooks, _vm(context, row)
+    volume: Volume | None = _record(row, Volume)
+    if row.role in (ROOT, SEED):
+        release = hooks.release_root_disk if row.role == ROOT else hooks.release_seed
+        release(row.plugin, vm, volume if isinstance(volume, Disk) else None)
+    else:
+        (request,) = (r for r in _volume_requests(vm) if r.role == row.role)
+        hooks.release_volume(row.plugin, vm, request, volume)
 
 
-@frozen
-class ConsoleLog(_VmEffect):
-    """The VM's console, followed into the pod's log."""
-
-    kind: ClassVar[str] = "console"
-    record_type: ClassVar[Any] = bool
-
-    def apply(self) -> bool:
-        self.context.consoles.prepare(self.vm)
-        return DONE
-
-    def revert(self, record: bool | None) -> None:
-        self.context.consoles.remove(self.vm)
+# The VM, known to the hypervisor.
 
 
-@frozen
-class VmCgroup(_VmEffect):
-    """The VM's control group below the pod's, where the pod has one and we may."""
+def define_domain(
+    context: Context, plugin: str, machine: Machine, document: Element | None
+) -> None:
+    """Define it with the hypervisor of a plugin."""
+    hypervisor = context.hypervisors.named(plugin)
+    context.journal.perform(
+        machine.vm.id, DOMAIN, lambda: hypervisor.define(machine, document), plugin=plugin
+    )
 
-    kind: ClassVar[str] = "cgroup"
-    record_type: ClassVar[Any] = bool
 
-    def apply(self) -> bool:
+def _remove_domain(context: Context, row: EffectRow) -> None:
+    if not context.hypervisors.forgets(row.plugin):
+        context.hypervisors.named(row.plugin).remove(row.owner)
+
+
+# The VM's console, followed into the pod's log.
+
+
+def follow_console(context: Context, vm: Vm) -> None:
+    """Make its files, and follow it."""
+    context.journal.perform(vm.id, CONSOLE, lambda: context.consoles.prepare(vm))
+
+
+def _remove_console(context: Context, row: EffectRow) -> None:
+    context.consoles.remove(_vm(context, row))
+
+
+# The VM's control group below the pod's, where the pod has one and we may.
+
+
+def make_cgroup(context: Context, record: VmRecord) -> None:
+    """Make it with the VM's limits."""
+    vm = record.vm
+
+    def make() -> None:
         try:
-            groups = cgroups.create(self.vm.pod.config.cgroup_parent, self.vm.id)
+            groups = cgroups.create(vm.pod.config.cgroup_parent, vm.id)
         except OSError as error:
-            log.warning("VM without a cgroup", extra={"vm": self.vm.id, "problem": str(error)})
-            return DONE
-        failed = cgroups.limit(groups, self.context.store.vms[self.vm.id].resources)
+            log.warning("VM without a cgroup", extra={"vm": vm.id, "problem": str(error)})
+            return
+        failed = cgroups.limit(groups, record.resources)
         if failed:
-            log.warning("cgroup limits not set", extra={"vm": self.vm.id, "problem": failed})
-        return DONE
+            log.warning("cgroup limits not set", extra={"vm": vm.id, "problem": failed})
 
-    def revert(self, record: bool | None) -> None:
-        cgroups.remove(self.vm.pod.config.cgroup_parent, self.vm.id)
+    context.journal.perform(vm.id, CGROUP, make)
 
 
-@frozen(kw_only=True)
-class Running(_VmEffect):
-    """The emulator process: started through vmwrapper, ended by force."""
+def _remove_cgroup(context: Context, row: EffectRow) -> None:
+    cgroups.remove(_vm(context, row).pod.config.cgroup_parent, row.owner)
 
-    machine: Machine | None = None
-    token: str = ""
-    kind: ClassVar[str] = "running"
-    record_type: ClassVar[Any] = bool
 
-    def apply(self) -> bool:
-        assert self.machine is not None
-        launches = self.context.launches
-        hypervisor = self.context.hypervisors.named(self.plugin)
-        groups = cgroups.find(self.vm.pod.config.cgroup_parent, self.vm.id)
-        resources = self.context.store.vms[self.vm.id].resources
-        part = LaunchPart(cgroups=groups, oom_score_adj=resources.oom_score_adj or None)
-        parts = [(CORE, part), *self.context.hooks.launch(self.machine)]
+# The emulator process: started through vmwrapper, ended by force.
+
+
+def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None:
+    """Start it."""
+    vm, plugin = record.vm, record.hypervisor
+
+    def start() -> None:
+        hypervisor = context.hypervisors.named(plugin)
+        groups = cgroups.find(vm.pod.config.cgroup_parent, vm.id)
+        part = LaunchPart(cgroups=groups, oom_score_adj=record.resources.oom_score_adj or None)
+        parts = [(CORE, part), *context.hooks.launch(machine)]
         try:
-            parts.insert(1, (self.plugin, hypervisor.launch(self.machine)))
+            parts.insert(1, (plugin, hypervisor.launch(machine)))
         except BaseException:
             close_all(item for _, other in parts for item in other.fds)
             raise
-        launches.arm(self.vm.id, self.token, parts)
+        context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts)
         try:
-            hypervisor.start(self.vm.id)
+            hypervisor.start(vm.id)
         finally:
-            launches.disarm(self.vm.id)
-        return DONE
+            context.launches.disarm(vm.id)
 
-    def revert(self, record: bool | None) -> None:
-        if not self.context.hypervisors.forgets(self.plugin):
-            self.context.hypervisors.named(self.plugin).stop(self.vm.id)
+    context.journal.perform(vm.id, RUNNING, start, plugin=plugin)
 
 
-def restore(context: Context, row: EffectRow) -> Effect:
-    """The effect that a row of the journal stands for, fit to be reverted."""
-    if row.kind in (PodDirectory.kind, PodNetwork.kind):
-        pod = context.store.pods[row.owner].pod
-        if row.kind == PodDirectory.kind:
-            return PodDirectory(context, pod)
-        return PodNetwork(context, pod, row.plugin)
-    vm = context.store.vms[row.owner].vm
-    match row.kind:
-        case VmDirectories.kind:
-            return VmDirectories(context, vm)
-        case _VmDisk.kind:
-            return _VmDisk(context, vm, row.plugin, row.role)
-        case Domain.kind:
-            return Domain(context, vm, row.plugin)
-        case ConsoleLog.kind:
-            return ConsoleLog(context, vm)
-        case VmCgroup.kind:
-            return VmCgroup(context, vm)
-        case Running.kind:
-            return Running(context, vm, row.plugin)
-    raise ValueError(f"the journal holds an effect of the unknown kind {row.kind!r}")
+def _stop_emulator(context: Context, row: EffectRow) -> None:
+    if not context.hypervisors.forgets(row.plugin):
+        context.hypervisors.named(row.plugin).stop(row.owner)
+
+
+UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
+    POD_DIRECTORY: _remove_pod_directory,
+    NETWORK: _tear_down_network,
+    VM_DIRECTORIES: _remove_vm_directories,
+    DISK: _release_disk,
+    DOMAIN: _remove_domain,
+    CONSOLE: _remove_console,
+    CGROUP: _remove_cgroup,
+    RUNNING: _stop_emulator,
+}
+"""What undoes each kind of effect; idempotent, whether the row has a record or not."""
+
+
+def revert(context: Context, row: EffectRow) -> None:
+    """Undo the effect that a row of the journal stands for."""
+    if row.kind not in UNDO:
+        raise ValueError(f"the journal holds an effect of the unknown kind {row.kind!r}")
+    UNDO[row.kind](context, row)

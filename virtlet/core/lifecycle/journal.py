@@ -1,9 +1,11 @@
 """The journal: no effect without an intent before it and a record after it.
 
-An effect is an object that can be applied and reverted. `perform` writes down who is about to do
-what, applies it, and writes down what came of it. `undo` reverts what is written down, the last
-effect first, with the record or, when a crash or an error came in between, with None; it carries
-on past errors, and what could not be reverted stays written down for the next try.
+An effect is a row: whose it is, its kind, who does it, and its record once it is done. `perform`
+writes the row, does it, and writes down what came of it. `undo` undoes what is written down, the
+last effect first, by the function that the table `effects.UNDO` has for its kind: with the record
+or, when a crash or an error came in between, without one. It carries on past errors, and what could
+not be undone stays written down for the next try. A failed step, a stop, a removal and recovery all
+undo in this way.
 
 The journal passes a named point before and after everything it does, where a crash may fall. In
 service nothing happens there. Two environment variables are for the crash tests alone:
@@ -19,9 +21,9 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from virtlet.core.store.records import EffectRow, decode
+from virtlet.core.store.records import EffectRow
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
 
@@ -31,36 +33,12 @@ T = TypeVar("T")
 Points = Callable[[str], None]
 """Called with the name of every place where a crash may fall."""
 
+CORE = "core"
+"""What the journal names as the plugin of effects that are our own."""
+
 
 def _nothing() -> None:
     """What is done when nothing is asked for."""
-
-
-class Effect(Protocol):
-    """A change of the node and its inverse."""
-
-    kind: ClassVar[str]
-    """What the journal calls it."""
-    record_type: ClassVar[Any]
-    """Type of what `apply` returns."""
-
-    @property
-    def owner(self) -> str:
-        """Id of the pod or VM it belongs to."""
-
-    @property
-    def plugin(self) -> str:
-        """Who does and undoes it."""
-
-    @property
-    def role(self) -> str:
-        """Tells effects of one kind and owner apart; "" where there is one."""
-
-    def apply(self) -> Any:
-        """Do it; None means that the plugin declined and nothing was done."""
-
-    def revert(self, record: Any) -> None:
-        """Undo it, whether `record` (what apply returned) is known or None; idempotent."""
 
 
 class Journal:
@@ -68,7 +46,8 @@ class Journal:
 
     Args:
         store: where intents and records are written.
-        restore: makes the effect that a stored row stands for.
+        revert: undoes the effect that a row stands for, whether its record is known or None;
+            idempotent. See the table `effects.UNDO`.
         points: what is done at every place where a crash may fall.
         make_room: called before something is undone, which writes: on a full disk, too.
     """
@@ -76,55 +55,75 @@ class Journal:
     def __init__(
         self,
         store: Store,
-        restore: Callable[[EffectRow], Effect],
+        revert: Callable[[EffectRow], None],
         points: Points,
         make_room: Callable[[], None] = _nothing,
     ) -> None:
         self._make_room = make_room
         self._store = store
-        self._restore = restore
+        self._revert = revert
         self._points = points
 
-    def perform(self, effect: Effect) -> Any:
-        """Apply an effect between its intent and its record.
+    def perform(
+        self,
+        owner: str,
+        kind: str,
+        apply: Callable[[], T],
+        *,
+        plugin: str = CORE,
+        role: str = "",
+        record: Any = None,
+    ) -> T:
+        """Do something between its intent and its record.
+
+        Args:
+            owner: id of the pod or VM it belongs to.
+            kind: says what undoes it: a key of the table `effects.UNDO`.
+            apply: does it.
+            plugin: who does and undoes it.
+            role: tells effects of one kind and owner apart; "" where there is one.
+            record: type of what `apply` returns, where that is needed to undo it. None from `apply`
+                means then that the plugin declined, and nothing was done.
 
         Returns:
-            What `apply` returned; None when the plugin declined.
+            What `apply` returned.
         """
-        name = f"{effect.kind}[{effect.role}]" if effect.role else effect.kind
+        name = f"{kind}[{role}]" if role else kind
         self._points(f"{name}:before-intent")
-        seq = self._store.intend(effect.owner, effect.kind, effect.plugin, effect.role)
+        seq = self._store.intend(owner, kind, plugin, role)
         self._points(f"{name}:intended")
-        result = effect.apply()
-        if result is None:
+        result = apply()
+        if record is not None and result is None:
             self._store.forget(seq)
-            return None
+            return result
         self._points(f"{name}:applied")
-        self._store.record(seq, result, effect.record_type)
+        if record is not None:
+            self._store.record(seq, result, record)
+        else:
+            self._store.record(seq, True, bool)
         self._points(f"{name}:recorded")
         return result
 
-    def undo(self, owner: str, kinds: Collection[str] | None = None) -> None:
-        """Revert the effects of a pod or VM, the last first.
+    def undo(self, owner: str, kinds: Collection[str] | None = None, after: int = 0) -> None:
+        """Undo the effects of a pod or VM, the last first.
 
         Args:
             owner: id of the pod or VM.
             kinds: only effects of these kinds; None means all.
+            after: only effects whose rows came after the one of this number.
 
         Raises:
-            UndoIncomplete: some could not be reverted; they stay written down.
+            UndoIncomplete: some could not be undone; they stay written down.
         """
         self._make_room()
         problems = []
         for row in reversed(self._store.effects(owner)):
-            if kinds is not None and row.kind not in kinds:
+            if row.seq <= after or (kinds is not None and row.kind not in kinds):
                 continue
             name = f"{row.kind}[{row.role}]" if row.role else row.kind
             try:
-                effect = self._restore(row)
-                record = decode(row.record, effect.record_type) if row.record else None
                 self._points(f"{name}:before-revert")
-                effect.revert(record)
+                self._revert(row)
                 self._points(f"{name}:reverted")
                 self._store.forget(row.seq)
             except Exception as error:
@@ -160,33 +159,30 @@ class Journal:
         owner: str,
         then: Callable[[], None] = _nothing,
         otherwise: Callable[[], None] = _nothing,
-        kinds: Collection[str] | None = None,
     ) -> Iterator[None]:
-        """Undo what `owner` has when the block raises.
+        """Undo what the block did to `owner` when it raises.
 
         The block's own error is raised in the end, with what could not be undone appended to it.
 
         Args:
             owner: id of the pod or VM.
-            then: called once nothing is left.
+            then: called once nothing of it is left.
             otherwise: called instead when something is left.
-            kinds: only effects of these kinds; None means all.
         """
+        before = max((row.seq for row in self._store.effects(owner)), default=0)
         try:
             yield
         except Exception as error:
             try:
-                self._undo_or(otherwise, owner, kinds)
+                self._undo_or(otherwise, owner, before)
                 then()
             except VirtletError as left:
                 error.add_note(str(left))
             raise
 
-    def _undo_or(
-        self, otherwise: Callable[[], None], owner: str, kinds: Collection[str] | None
-    ) -> None:
+    def _undo_or(self, otherwise: Callable[[], None], owner: str, before: int) -> None:
         try:
-            self.undo(owner, kinds)
+            self.undo(owner, after=before)
         except UndoIncomplete:
             otherwise()
             raise

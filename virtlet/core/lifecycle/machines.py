@@ -5,6 +5,7 @@ its RuntimeClass declares. Guest and emulator both live there. Where the overhea
 emulator needs, the guest gets the rest, so that the kernel does not kill the VM for it later.
 """
 
+import secrets
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.parsers import expat
@@ -16,13 +17,46 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.errors import InvalidArgument
+from virtlet.model.disk import Disk, Volume
+from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
+from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.resources import Resources
-from virtlet.model.vm import Machine
+from virtlet.model.vm import Console, Machine, Vm
 
 _MIB = 1 << 20
 LEAST = 128 * _MIB
 """Bytes of RAM below which hardly any Linux boots: a VM that would get less is refused."""
+
+
+def machine_of(
+    context: Context,
+    vm: Vm,
+    hypervisor: str,
+    flavor: Flavor,
+    root: Disk,
+    volumes: tuple[Volume, ...],
+    seed: Disk | None,
+) -> Machine:
+    """The machine of a VM that runs on the hypervisor of a plugin."""
+    node = context.node
+    console = context.consoles.files(vm)
+    return Machine(
+        vm=vm,
+        flavor=flavor,
+        root=root,
+        volumes=volumes,
+        seed=seed,
+        console=Console(output=console.raw, input=console.keyboard),
+        accelerator=context.hypervisors.named(hypervisor).info().accelerator,
+        vmwrapper=node.vmwrapper,
+        environment={
+            ENV_SOCKET: str(context.launches.path),
+            ENV_VM: vm.id,
+            ENV_TOKEN: secrets.token_urlsafe(32),
+        },
+        agent_socket=context.paths.agent_socket(vm.id) if flavor.guest_agent else None,
+    )
 
 
 def fitted(machine: Machine, resources: Resources, hypervisor: Hypervisor) -> Machine:

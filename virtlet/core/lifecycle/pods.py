@@ -9,18 +9,16 @@ from attrs import evolve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.lifecycle import exits, vms
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import PodDirectory, PodNetwork
+from virtlet.core.lifecycle.effects import NETWORK, make_pod_directory, set_up_network
 from virtlet.core.lifecycle.notices import commit_pod, commit_pod_removed, commit_pod_stopped
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.errors import (
     AlreadyExists,
-    FailedPrecondition,
     InvalidArgument,
     Unavailable,
     UndoIncomplete,
 )
 from virtlet.model.event import EventKind
-from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig
 
 
@@ -66,8 +64,8 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
             then=lambda: context.store.delete_pod(pod_id),
             otherwise=lambda: show_leftover(context, record),
         ):
-            context.journal.perform(PodDirectory(context, pod))
-            network = _set_up_network(context, pod)
+            make_pod_directory(context, pod)
+            network = set_up_network(context, pod)
             ready = evolve(record, phase=PodPhase.READY, network=network)
             commit_pod(
                 context,
@@ -97,7 +95,7 @@ def stop_pod(context: Context, pod_id: str) -> None:
             vms.halt_vm(context, vm.vm.id)
             # Also of one that never ran: no VM is started in a stopped pod.
             exits.let_go(vm.vm)
-        context.journal.undo(pod_id, {PodNetwork.kind})
+        context.journal.undo(pod_id, {NETWORK})
 
 
 def remove_pod(context: Context, pod_id: str) -> None:
@@ -117,28 +115,6 @@ def remove_pod(context: Context, pod_id: str) -> None:
             vms.remove_vm(context, vm.vm.id)
         context.journal.undo(pod_id)
         commit_pod_removed(context, removing)
-
-
-def _set_up_network(context: Context, pod: Pod) -> Network:
-    """The network as the pod's VMs get it. The effect's record is what its plugin made of it alone,
-    and undoes all of it."""
-
-    def set_up(plugin: str) -> Network | None:
-        made: Network | None = context.journal.perform(PodNetwork(context, pod, plugin))
-        return made
-
-    found = context.hooks.first("virtlet_setup_network", pod.profile, set_up)
-    if found is not None:
-        plugin, made = found
-        network = context.hooks.adjust_network(pod, made)
-        context.journal.reached("network:adjusted")
-        context.hooks.serve_network(plugin, pod, network)
-        context.journal.reached("network:served")
-        return network
-    raise FailedPrecondition(
-        f"no plugin of handler {pod.profile.handler!r} sets up a network for pod {pod.name}: "
-        "name one under the handler's `plugins`"
-    )
 
 
 def _same_pod(existing: PodRecord, config: PodConfig, handler: str) -> str:

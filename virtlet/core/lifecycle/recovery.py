@@ -15,7 +15,7 @@ from attrs import evolve
 
 from virtlet.core.lifecycle import exits, guest_mounts, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import Running
+from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
@@ -119,7 +119,7 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
             context.journal.undo(vm_id)
             context.store.delete_vm(vm_id)
         case VmPhase.STARTING:
-            context.journal.undo(vm_id, vms.START)
+            context.journal.undo(vm_id, START)
             context.store.put_vm(evolve(record, phase=VmPhase.CREATED))
         case VmPhase.RUNNING:
             context.consoles.follow(record.vm)
@@ -127,7 +127,7 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
             guest_mounts.watch(context, vm_id)
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
-            context.journal.undo(vm_id, {Running.kind})
+            context.journal.undo(vm_id, {RUNNING})
             exits.let_go(record.vm)
         case VmPhase.REMOVING:
             vms.remove_vm(context, vm_id)

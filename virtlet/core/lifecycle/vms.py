@@ -1,28 +1,16 @@
 """VMs: up and down."""
 
 import logging
-import secrets
 import time
 import uuid
 from contextlib import AbstractContextManager
 
 from attrs import evolve
 
-from virtlet.core.cloud_init import merge
-from virtlet.core.lifecycle import exits, guest_mounts
+from virtlet.core.lifecycle import effects, exits, guest_mounts
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import (
-    ConsoleLog,
-    Domain,
-    RootDisk,
-    Running,
-    SeedDisk,
-    VmCgroup,
-    VmDirectories,
-    VolumeDisk,
-    volume_requests,
-)
-from virtlet.core.lifecycle.machines import domain_document, fitted, tell_of_shortage
+from virtlet.core.lifecycle.effects import RUNNING, START
+from virtlet.core.lifecycle.machines import domain_document, fitted, machine_of, tell_of_shortage
 from virtlet.core.lifecycle.notices import (
     commit_pod_stopped,
     commit_vm,
@@ -32,19 +20,13 @@ from virtlet.core.lifecycle.notices import (
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.errors import AlreadyExists, FailedPrecondition, PodBroken
-from virtlet.model.disk import Disk, Volume
 from virtlet.model.event import EventKind
-from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image, shown_name
-from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.reference import parse_reference
-from virtlet.model.vm import Console, Machine, Vm, VmConfig, VolumeRequest
+from virtlet.model.vm import Vm, VmConfig
 
 log = logging.getLogger(__name__)
-
-START = frozenset({ConsoleLog.kind, VmCgroup.kind, Running.kind})
-"""The effects of a start."""
 
 POWER_BUTTON_INTERVAL = 5.0
 """Seconds between presses: a guest that still boots does not hear the first one."""
@@ -98,15 +80,15 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     record = VmRecord(vm, VmPhase.CREATING, hypervisor)
     context.journal.commit("vm-creating", lambda: context.store.put_vm(record))
     with context.journal.undone_on_error(vm_id, then=lambda: context.store.delete_vm(vm_id)):
-        context.journal.perform(VmDirectories(context, vm))
-        volumes = _serve_volumes(context, vm)
-        root = _make_root_disk(context, vm, flavor)
-        seed = _make_seed(context, vm, flavor, volumes)
-        machine = _machine(context, vm, hypervisor, flavor, root, volumes, seed)
+        effects.make_vm_directories(context, vm)
+        volumes = effects.serve_volumes(context, vm)
+        root = effects.make_root_disk(context, vm, flavor)
+        seed = effects.make_seed(context, vm, flavor, volumes)
+        machine = machine_of(context, vm, hypervisor, flavor, root, volumes, seed)
         runs_it = context.hypervisors.named(hypervisor)
         machine = fitted(machine, config.resources, runs_it)
         document = domain_document(context.hooks, runs_it, machine)
-        context.journal.perform(Domain(context, vm, hypervisor, machine=machine, document=document))
+        effects.define_domain(context, hypervisor, machine, document)
         created = evolve(record, phase=VmPhase.CREATED, machine=machine)
         commit_vm(
             context, "vm-created", lambda: context.store.put_vm(created), EventKind.VM_CREATED, vm
@@ -145,14 +127,11 @@ def start_vm(context: Context, vm_id: str) -> None:
 
         starting = evolve(record, phase=VmPhase.STARTING, resizing=None)
         context.journal.commit("vm-starting", lambda: context.store.put_vm(starting))
-        token = record.machine.environment[ENV_TOKEN]
-        with context.journal.undone_on_error(vm_id, kinds=START):
+        with context.journal.undone_on_error(vm_id):
             try:
-                context.journal.perform(ConsoleLog(context, vm))
-                context.journal.perform(VmCgroup(context, vm))
-                context.journal.perform(
-                    Running(context, vm, record.hypervisor, machine=record.machine, token=token)
-                )
+                effects.follow_console(context, vm)
+                effects.make_cgroup(context, starting)
+                effects.start_emulator(context, starting, record.machine)
                 now = time.time_ns()
                 running = evolve(starting, phase=VmPhase.RUNNING, started_at=now)
                 commit_vm(
@@ -210,7 +189,7 @@ def halt_vm(context: Context, vm_id: str) -> None:
     known = context.store.vms.get(vm_id)
     if known is None:
         return
-    context.journal.undo(vm_id, {Running.kind})
+    context.journal.undo(vm_id, {RUNNING})
     if record is not None:
         exits.mark_exited(context, vm_id, exits.forced_exit())
     elif known.phase is VmPhase.STARTING:
@@ -304,84 +283,4 @@ def _check_format(context: Context, vm: Vm) -> None:
         f"{image.format!r}, and handler {handler!r} does not have that plugin: use a "
         "runtimeClassName whose handler does, or remove the image from the node and pull it for "
         "this handler"
-    )
-
-
-def _serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
-    return tuple(_serve_volume(context, vm, request) for request in volume_requests(vm))
-
-
-def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Volume:
-    def serve(plugin: str) -> Volume | None:
-        effect = VolumeDisk(context, vm, plugin, request.role, request=request)
-        volume: Volume | None = context.journal.perform(effect)
-        return volume
-
-    found: tuple[str, Volume] | None
-    found = context.hooks.first("virtlet_volume", vm.pod.profile, serve)
-    if found is not None:
-        return found[1]
-    raise FailedPrecondition(
-        f"no plugin of handler {vm.pod.profile.handler!r} serves the mount "
-        f"{request.source.guest_path} (from {request.source.host_path}) of VM {vm.name}: take it "
-        "out of the pod, or name a plugin that serves it"
-    )
-
-
-def _make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
-    def make(plugin: str) -> Disk | None:
-        effect = RootDisk(context, vm, plugin, RootDisk.ROLE, flavor=flavor)
-        disk: Disk | None = context.journal.perform(effect)
-        return disk
-
-    found = context.hooks.first("virtlet_root_disk", vm.pod.profile, make)
-    if found is not None:
-        return found[1]
-    raise FailedPrecondition(
-        f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} of an "
-        f"image of format {vm.image.format!r} (virtlet_root_disk): name one that does under the "
-        "handler's `plugins`, or take another image"
-    )
-
-
-def _make_seed(
-    context: Context, vm: Vm, flavor: Flavor, volumes: tuple[Volume, ...]
-) -> Disk | None:
-    documents = merge(context.hooks.cloud_init(vm, flavor, volumes))
-
-    def make(plugin: str) -> Disk | None:
-        effect = SeedDisk(context, vm, plugin, SeedDisk.ROLE, cloud_init=documents)
-        disk: Disk | None = context.journal.perform(effect)
-        return disk
-
-    found = context.hooks.first("virtlet_seed", vm.pod.profile, make)
-    return found[1] if found is not None else None
-
-
-def _machine(
-    context: Context,
-    vm: Vm,
-    hypervisor: str,
-    flavor: Flavor,
-    root: Disk,
-    volumes: tuple[Volume, ...],
-    seed: Disk | None,
-) -> Machine:
-    node = context.node
-    console = context.consoles.files(vm)
-    return Machine(
-        vm=vm,
-        flavor=flavor,
-        root=root,
-        volumes=volumes,
-        seed=seed,
-        console=Console(output=console.raw, input=console.keyboard),
-        accelerator=context.hypervisors.named(hypervisor).info().accelerator,
-        vmwrapper=node.vmwrapper,
-        environment={
-            ENV_SOCKET: str(context.launches.path),
-            ENV_VM: vm.id,
-            ENV_TOKEN: secrets.token_urlsafe(32),
-        },
-        agent_socket=context.paths.agent_socket(vm.id) if flavor.guest_agent else None,
     )
