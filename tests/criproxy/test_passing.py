@@ -310,7 +310,7 @@ def test_a_reader_that_stops_reading_does_not_stop_the_others(
 
 def test_something_that_is_not_grpc_is_told_so(client: Client, proxy: RunningProxy) -> None:
     with socket.socket(socket.AF_UNIX) as plain:
-        plain.settimeout(2)
+        plain.settimeout(10)
         plain.connect(proxy.config.listen)
         plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         received = b""

@@ -168,8 +168,7 @@ def test_a_manager_that_stops_kills_what_it_ran_and_serves_again_after_it(guest:
 
     thread = threading.Thread(target=probe)
     thread.start()
-    while not runs(guest, "5713"):
-        time.sleep(0.1)
+    until(lambda: runs(guest, "5713"), "the command in the guest")
     started = time.monotonic()
     guest.node.stop()
     assert time.monotonic() - started < 15

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from tests.polling import until
 from virtlet.host.processes import (
     end_process,
     ended,
@@ -21,8 +22,8 @@ def test_only_the_one_that_is_meant() -> None:
     """A process is found by its id and an argument; another with that id is not."""
     process = subprocess.Popen(["sleep", "60.125"])
     try:
-        time.sleep(0.1)  # until it has become `sleep`
-        pidfd = open_process(process.pid, "60.125")
+        # A moment passes until it has become `sleep`.
+        pidfd = until(lambda: open_process(process.pid, "60.125"))
         assert pidfd is not None
         assert not ended(pidfd)
         assert open_process(process.pid, "60.126") is None
@@ -65,9 +66,7 @@ def test_all_of_a_session_and_of_an_environment() -> None:
     )
     assert process.stdout is not None
     left = os.pidfd_open(int(process.stdout.readline()))
-    end = time.monotonic() + 30
-    while len(sessions()[process.pid]) < 2:
-        assert time.monotonic() < end
+    until(lambda: len(sessions()[process.pid]) >= 2)
     members = sessions()[process.pid]
     assert process.pid in members
     assert [pid for pid in members if not marked(environment(pid))] == []

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from tests.core.sessions.world import Received, Sent, running, session_streams
+from tests.polling import until_async
 from virtlet.core.sessions.executions import ExecLimits
 from virtlet.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.execution import GuestCommand, GuestStreams
@@ -95,21 +96,23 @@ def test_a_client_that_vanishes_ends_the_command_and_frees_its_slot(tmp_path: Pa
     async def session() -> None:
         streams = session_streams(Sent(silent=True), Received())
         task = asyncio.create_task(world.executions.run(wanted("top"), streams))
-        await asyncio.sleep(0.2)
+        await until_async(begun.is_set)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(10):
                 await task
 
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def told(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        begun.set()
         code = until_gone(command, streams, timeout)
         ended.set()
         return code
 
     with running(tmp_path, told, ExecLimits(total=1, each=1)) as world:
         for _ in range(3):
+            begun.clear()
             ended.clear()
             uvloop.run(session())
             assert ended.wait(10)
@@ -151,8 +154,10 @@ def test_errors_reach_the_client(tmp_path: Path) -> None:
 
 def test_sessions_have_a_limit_and_the_loop_stays_free(tmp_path: Path) -> None:
     release = threading.Event()
+    begun: list[GuestCommand] = []
 
     def wait(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        begun.append(command)
         release.wait(10)
         return 0
 
@@ -161,7 +166,7 @@ def test_sessions_have_a_limit_and_the_loop_stays_free(tmp_path: Path) -> None:
             asyncio.create_task(world.executions.run(wanted("x"), session_streams()))
             for _ in range(4)
         ]
-        await asyncio.sleep(0.1)
+        await until_async(lambda: len(begun) == 4)
         with pytest.raises(ResourceExhausted):
             await world.executions.run(wanted("x"), session_streams())
         release.set()

@@ -53,9 +53,7 @@ def _ids(*pods: Pod) -> dict[str, str]:
 
 def wait_until_away(pod: Pod) -> None:
     """Call until it fails, which it does with the first call after the connection broke."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        pod.status()
+    until(lambda: not pod.status(), "an error", 10)
 
 
 def answers(pod: Pod) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.criproxy.fakes.proxy import VM, Client, said
+from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 TARGET = "kubernetes.io/target-runtime"
@@ -197,7 +197,7 @@ def test_image_volumes_lose_their_prefix_too(client: Client, virtlet: FakeRuntim
 
 
 def test_a_list_asked_for_before_the_pod_was_made_does_not_hide_whose_the_pod_is(
-    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime, virtlet: FakeRuntime
 ) -> None:
     asked, release = threading.Event(), threading.Event()
 
@@ -211,10 +211,12 @@ def test_a_list_asked_for_before_the_pod_was_made_does_not_hide_whose_the_pod_is
     listing = client.runtime.ListPodSandbox.future(cri.ListPodSandboxRequest())
     assert asked.wait(5)
     client.run_pod("x", handler="virtlet")
+    answers = proxy.runtime(VM).last.answers
+    before = answers["ListPodSandbox"]
     release.set()
     listing.result(timeout=5)
     # Ids in clients' lists are learnt a little later.
-    time.sleep(0.2)
+    until(lambda: answers["ListPodSandbox"] is not before)
     pod = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="x", uid="uid-x"))
     pull(client, cri.ImageSpec(image="cirros"), sandbox_config=pod)
     assert virtlet.called("PullImage")
@@ -222,14 +224,14 @@ def test_a_list_asked_for_before_the_pod_was_made_does_not_hide_whose_the_pod_is
 
 
 def test_a_digest_that_only_one_runtime_has_leads_there(
-    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime, virtlet: FakeRuntime
 ) -> None:
     digest = "sha256:" + "a" * 64
     theirs = virtlet.add_image("cirros")
     theirs.repo_digests.append(f"example.com/cirros@{digest}")
     client.image.ListImages(cri.ListImagesRequest())
     # Ids and digests in clients' lists are learnt a little later.
-    time.sleep(0.2)
+    until(lambda: proxy.runtime(VM).last.digests)
     name = f"cirros@{digest}"
     status(client, name)
     wanted = cri.ImageFilter(image=cri.ImageSpec(image=name))
@@ -240,13 +242,13 @@ def test_a_digest_that_only_one_runtime_has_leads_there(
 
 
 def test_a_digest_that_both_have_or_nobody_has_is_the_primarys(
-    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime, virtlet: FakeRuntime
 ) -> None:
     digests = ["sha256:" + letter * 64 for letter in "ab"]
     for runtime in (containerd, virtlet):
         runtime.add_image("cirros").repo_digests.append(f"cirros@{digests[0]}")
     client.image.ListImages(cri.ListImagesRequest())
-    time.sleep(0.2)
+    until(lambda: all(proxy.runtime(name).last.digests for name in ("containerd", VM)))
     for digest in digests:
         status(client, f"cirros@{digest}")
     assert len(containerd.called("ImageStatus")) == 2
