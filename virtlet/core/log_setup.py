@@ -1,9 +1,9 @@
 """Log lines: one on standard error for each thing that happens, as JSON or as text.
 
 What is logged is an event's name and plain facts (ids, names, durations). Requests, annotations,
-environments and documents are never passed to a logger, because they can hold secrets. The texts
-of exceptions that nobody expected can quote them too, so tracebacks are written without. The
-setting showPluginErrors has them written where a plugin raised them.
+environments and documents are never passed to a logger, because they can hold secrets. The text of
+an unexpected exception can quote them, so tracebacks leave it out. With the setting
+showPluginErrors it is written for exceptions that a plugin raised.
 
 The CRI proxy's log has the same form (criproxy/log_lines.py), so that one query serves both.
 """
@@ -27,9 +27,9 @@ LEVELS: Mapping[str, int] = {
 FORMS = ("json", "text")
 
 TEXT_LIMIT = 300
-"""Characters of an exception's text that are shown where it is."""
+"""Characters shown of an exception's text."""
 FRAME_LIMIT = 40
-"""The innermost frames of each exception that are shown."""
+"""Innermost frames shown of each exception."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 
 
 class Lines(logging.Formatter):
-    """Makes a line of a record.
+    """Formats records as lines.
 
     Args:
         form: 'json' or 'text'.
-        named: knows names.
+        named: gives names for ids.
         quoting: whether a line about a plugin has the texts of the exceptions.
     """
 
@@ -66,7 +66,7 @@ class Lines(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         message = record.getMessage()
         if error is not None:
-            # What asyncio adds to its message in more lines has the exception's text in it.
+            # asyncio appends lines with the exception's text to its message.
             message = message.partition("\n")[0]
         facts = self._facts(record)
         quoting = self._quoting and "plugin" in vars(record)
@@ -94,7 +94,7 @@ class Lines(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """A value in a text line: quoted where it would not end at the next blank."""
+    """A value for a text line, quoted if it has blanks, quotes or control characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if text and text.isprintable() and not set(text) & set(' "='):
         return text
@@ -102,7 +102,7 @@ def _plain(value: object) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's text in one line, cut where it is long."""
+    """An exception's text as one line of at most `TEXT_LIMIT` characters."""
     try:
         return " ".join(str(error).split())[:TEXT_LIMIT]
     except Exception:
@@ -110,7 +110,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _frames(error: BaseException, how: str, seen: set[int], quoting: bool) -> Iterator[str]:
-    """Types and places of an exception and of those behind it; their texts if they are wanted."""
+    """Types and places of an exception and its causes, with their texts if `quoting`."""
     seen.add(id(error))
     text = text_of(error) if quoting else ""
     yield f"{how}{type(error).__qualname__}" + (f": {text}" if text else "")
@@ -137,17 +137,17 @@ def set_up(
     *,
     quoting: bool = False,
 ) -> Lines:
-    """Send all logs to a stream, and what would end a thread or the process with a traceback.
+    """Send all logs to a stream, and uncaught exceptions of threads and the process with them.
 
     Args:
         level: one of `LEVELS`; of libraries only warnings and errors are logged.
         form: one of `FORMS`.
-        packages: Python packages of third-party plugins, which are heard like our own.
+        packages: Python packages of third-party plugins, logged at the same level as ours.
         stream: where to.
         quoting: see `Lines`.
 
     Returns:
-        What makes the lines, to give it names later.
+        The formatter; its `named` can be set later.
     """
     lines = Lines(form, quoting=quoting)
     handler = logging.StreamHandler(stream)

@@ -1,4 +1,4 @@
-"""Memory: a manager lives for months and needs little of what its start took."""
+"""The process's memory: one heap, and release of what only the start needed."""
 
 import contextlib
 import ctypes
@@ -11,30 +11,30 @@ from pathlib import Path
 _M_ARENA_MAX = -8
 """mallopt's name for the number of heaps; source: malloc.h of glibc."""
 _ARENAS = 1
-"""glibc gives each thread a heap of its own by default. Few of ours allocate much, and hardly ever
-at one time, as most need the interpreter's lock for it."""
+"""By default glibc gives each thread its own heap. Few of our threads allocate much, and rarely at
+the same time, because most need the interpreter's lock for it."""
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ +(/.*)")
-"""Head of a mapping of a file; see proc_pid_smaps(5)."""
+"""First line of a file's mapping; see proc_pid_smaps(5)."""
 _CHANGED = ("Anonymous:", "Swap:")
-"""Fields of a mapping's pages that are not as in the file, in kB."""
+"""Fields with the size of pages that differ from the file, in kB."""
 _LOADING = 1.0
-"""Seconds; the dynamic linker first maps a library whole, and its data over that soon after."""
+"""Seconds. The dynamic linker maps a whole library first, and its data over it soon after."""
 
 
 def share_heap() -> None:
-    """Have one heap for all threads; must come before they are started."""
+    """Use one heap for all threads; call it before they are started."""
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def settle() -> None:
-    """Give back what only the start needed; takes about a second, and little of it the processor.
+    """Release memory that only the start needed; takes about a second, and little CPU time.
 
-    What is garbage is freed, what is not is never looked at again by the collector, and the C
-    library's free memory goes back to the node. So do pages of libraries' code and constants: the
-    kernel maps sixteen for each that is touched, and most of those were the start's. Whatever is
-    touched again comes back from the page cache, in a microsecond.
+    Free garbage, exempt other objects from later collections, and return the C library's free
+    memory to the node. Drop pages of libraries' code and constants, too: the kernel maps sixteen
+    for each that is touched, and most were touched at the start. A page that is touched again
+    comes from the page cache within a microsecond.
     """
     gc.collect()
     gc.freeze()
@@ -48,7 +48,7 @@ def settle() -> None:
 
 
 def _libraries() -> set[tuple[int, int]]:
-    """(start, end) of libraries' code and constants, where nobody changed what the file has."""
+    """(start, end) of libraries' code and constants whose pages are all as in the file."""
     found: set[tuple[int, int]] = set()
     here = (0, 0)
     for line in Path("/proc/self/smaps").read_text().splitlines():

@@ -33,14 +33,14 @@ from virtlet.streaming.sessions import Handlers
 log = logging.getLogger(__name__)
 
 SETTLE_AFTER = 3.0
-"""Seconds from ready until the start's memory is given back; hypervisors warm up meanwhile."""
+"""Seconds from ready until the start's memory is released; hypervisors warm up meanwhile."""
 STOP_GRACE = 10.0
 """Seconds that calls under way get when the manager is asked to stop."""
 
 
 @frozen
 class Parts:
-    """What serves, put together but not started."""
+    """The servers, assembled but not started."""
 
     calls: tuple[Call, ...]
     """Every CRI call that is served."""
@@ -55,11 +55,11 @@ def assemble(
     hub: ConsoleHub,
     loop: asyncio.AbstractEventLoop,
 ) -> Parts:
-    """Put together what serves on an event loop.
+    """Assemble the servers for an event loop.
 
     Raises:
         FailedPrecondition: the streaming server's certificate cannot be used.
-        InvalidArgument: the streaming server's address is none.
+        InvalidArgument: the streaming server's address is invalid.
     """
     attacher, dialer = ConsoleAttacher(context, hub), GuestDialer(context)
     executions = Executions(context.store, context.hooks)
@@ -154,10 +154,10 @@ def _tls(config: Settings) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         for file in (certificate, key or certificate):
-            open(file).close()  # whose error names the file, unlike those of what follows
-        # An encrypted key would be asked for at the terminal.
+            open(file).close()  # Its error names the file; that of load_cert_chain does not.
+        # Without a password OpenSSL asks for that of an encrypted key at the terminal.
         context.load_cert_chain(certificate, key or None, password="")
-    except OSError as error:  # of which SSLError is one
+    except OSError as error:  # SSLError, too
         raise FailedPrecondition(
             f"--stream-tls-cert {certificate} with --stream-tls-key {key or certificate}: {error}; "
             "name PEM files of a certificate chain and of its key, without a password"

@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 class VmConsoles:
-    """Knows where each VM's console and pod log are.
+    """The consoles and pod logs of VMs.
 
     Args:
         logs: writes them.
         paths: where consoles are.
         uid: the emulator's user.
         gid: the emulator's group.
-        disabled: drop what guests print instead of writing it to pod logs.
+        disabled: do not write what guests print to pod logs.
     """
 
     def __init__(
@@ -35,19 +35,19 @@ class VmConsoles:
         self._logs.prepare(self.files(vm), uid=self._uid, gid=self._gid)
 
     def follow(self, vm: Vm) -> None:
-        """Go on following the console of a VM that was started in an earlier life of ours."""
+        """Follow the console of a VM that an earlier manager started."""
         self._logs.add(self.files(vm))
 
     def reopen(self, vm: Vm) -> None:
-        """Open the pod log again, because somebody has moved it away."""
+        """Open the pod log again, after a rotation."""
         self._logs.reopen(vm.id)
 
     def tell(self, vm: Vm, text: str) -> None:
-        """Write a line of the manager's own to the pod log; see ConsoleLogs.tell."""
+        """Write a notice to the pod log; see ConsoleLogs.tell."""
         self._logs.tell(vm.id, text)
 
     def finish(self, vm: Vm) -> None:
-        """Write the rest, now that the VM prints no more; idempotent."""
+        """Write the rest after the VM has ended; idempotent."""
         status = self._logs.finish(self.files(vm))
         if not status.complete:
             log.error("console not complete", extra={"vm": vm.id, "problem": status.problem})

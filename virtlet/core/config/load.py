@@ -1,4 +1,4 @@
-"""Merging the layers: default < file < environment < command line."""
+"""Merge the layers of settings: default < file < environment < command line."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -34,13 +34,13 @@ def load(
         file: YAML configuration file, or None.
         environment: environment variables.
         flags: option field to the text given on the command line.
-        refused: plugins that are installed and were refused. An unknown setting of the file may be
-            one of theirs: then it is told of and passed over.
-        departed: setting to its plugin, of plugins that ran with a data directory and are not
-            installed any more; these settings are told of and passed over too.
+        refused: plugins that are installed and were refused. If there are any, an unknown setting
+            of the file may be theirs: it is logged and ignored.
+        departed: takes the data directory and returns settings, by name, with the plugin that
+            declared them and is not installed any more; these are logged and ignored.
 
     Raises:
-        InvalidArgument: the file, or one value, is wrong; says which and where it came from.
+        InvalidArgument: the file or a value is wrong; the message says which, and its source.
     """
     declared = {option.field: option for option in options}
     content = _read(file) if file else {}
@@ -73,7 +73,7 @@ def load(
 
 
 def fill(default: str, places: Mapping[str, str]) -> str:
-    """A default with paths in the place of `{data_dir}` and `{socket_dir}`."""
+    """A default with `{data_dir}` and `{socket_dir}` replaced by paths."""
     for name, path in places.items():
         default = default.replace(f"{{{name}}}", path)
     return default
@@ -86,7 +86,7 @@ def _look_at_unknown(
     refused: Collection[str],
     departed: Mapping[str, str],
 ) -> None:
-    """Pass over settings that are, or can be, of plugins that are not there; refuse the others."""
+    """Log and ignore settings that are or may be of absent plugins; refuse others."""
     for key in unknown:
         near = get_close_matches(str(key), {*declared, *SECTIONS}, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -24,10 +24,10 @@ class Database:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Pods carry user-data: nobody but us reads the file.
+            # Pods carry user-data: only root reads the file.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            # Closed by `close`, or at the latest when nobody has this object any more.
+            # Closes the file, too, if the object is collected without `close`.
             weakref.finalize(self, self._connection.close)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -57,7 +57,7 @@ class Database:
                     yield self._connection
                     self._connection.execute("COMMIT")
                 finally:
-                    # Some errors, and a commit that fails, leave it open; others have ended it.
+                    # A failed commit and some errors leave the transaction open.
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
             except sqlite3.Error as error:
@@ -69,7 +69,7 @@ class Database:
         return Unavailable(f"the database {self._path} cannot be used now: {error}")
 
     def flush(self) -> None:
-        """Have what is committed so far survive a power cut too.
+        """Sync what is committed to the disk, so that it survives a power cut.
 
         Raises:
             ResourceExhausted: the disk is full.

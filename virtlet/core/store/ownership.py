@@ -1,8 +1,8 @@
 """Which database a data directory belongs to.
 
-Start-up removes what lies in the data directory and is unknown to the database, so it must be the
-right one. A file of the data directory names the database's instance; when another, or none, is
-opened on it, the manager refuses to start and changes nothing.
+Start-up removes what is in the data directory and unknown to the database, so it must be the right
+one. A file in the data directory names the database's instance. With another database, or none, the
+manager refuses to start and changes nothing.
 """
 
 import os
@@ -16,11 +16,11 @@ from virtlet.host.files import write_atomically
 
 
 def open_store(database: Path, paths: Paths) -> Store:
-    """Open the database of a data directory; both are made one's on their first use.
+    """Open the database of a data directory; the first use ties them to each other.
 
     A directory without the file (a new one, one of an earlier release, or one whose first start
-    was cut short) becomes the database's if nothing lies in it, or something that the database
-    knows. One in which nothing lies becomes the database's in any case: nothing can be lost.
+    was interrupted) is tied to the database if it is empty, or has something that the database
+    knows. An empty directory is tied to it in any case: nothing can be lost.
 
     Raises:
         FailedPrecondition: the database cannot be used, or is not that of the data directory.
@@ -43,7 +43,7 @@ def open_store(database: Path, paths: Paths) -> Store:
 
 
 def _names(paths: Paths) -> Iterator[str]:
-    """Names of all that start-up would remove if the database did not know it."""
+    """Names of everything that start-up removes if the database does not know it."""
     for directory in (paths.pods, paths.vms, paths.vm_runtimes):
         if directory.is_dir():
             yield from (path.name for path in directory.iterdir())
@@ -56,7 +56,7 @@ def _may_adopt(store: Store, paths: Paths, owner: str) -> bool:
 
 
 def _refuse_pods_of_others(store: Store, database: Path, paths: Paths) -> None:
-    """The records name directories: with another data directory, VMs that run would seem lost."""
+    """Records hold paths: in another data directory, VMs that run would seem lost."""
     for record in store.pods.values():
         theirs = record.pod.directory.parent
         if theirs.resolve() != paths.pods.resolve():
@@ -88,7 +88,7 @@ def _read(file: Path) -> str:
 
 
 def _write(file: Path, store: Store) -> None:
-    # Neither of the two may outlive a power cut without the other.
+    # A power cut must not leave one of the two without the other.
     store.flush()
     try:
         write_atomically(file, f"{store.instance}\n".encode())

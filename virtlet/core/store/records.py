@@ -87,7 +87,7 @@ class VmRecord:
     """Nanoseconds since the epoch."""
     exit: VmExit | None = None
     stopping: bool = False
-    """True once somebody asked for its end."""
+    """True once its end was requested."""
     paused: bool = False
 
     @property
@@ -135,11 +135,11 @@ def _make() -> cattrs.Converter:
         Machine, make_dict_unstructure_fn(Machine, converter, vm=omit)
     )
     for kind in (Pod, Network, Vm):
-        _take_made(converter, kind)
+        _pass_instances(converter, kind)
     return converter
 
 
-def _take_made(converter: cattrs.Converter, kind: type[T]) -> None:
+def _pass_instances(converter: cattrs.Converter, kind: type[T]) -> None:
     make = make_dict_structure_fn(kind, converter)
     converter.register_structure_hook(
         kind, lambda value, _: value if isinstance(value, kind) else make(value, kind)

@@ -44,7 +44,7 @@ class Store:
             row = tx.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
         self.instance: str = row[0]
         """Tells this manager's domains from those of others."""
-        # Replaced as a whole on every write, so that a reader can walk one without a lock.
+        # Replaced as a whole on every write, so that readers iterate without a lock.
         self._pods = {r.pod.id: r for r in sorted(pods, key=lambda r: r.pod.created_at)}
         self._vms = {r.vm.id: r for r in sorted(vms, key=lambda r: r.vm.created_at)}
         self.version = 0
@@ -122,7 +122,7 @@ class Store:
     def change_vm(
         self, vm_id: str, change: Callable[[VmRecord], VmRecord | None]
     ) -> VmRecord | None:
-        """Change a VM in one step; nothing happens when it is gone or `change` returns None.
+        """Change a VM in one step; do nothing if it is gone or `change` returns None.
 
         Returns:
             The new record, or None when nothing changed.
@@ -153,7 +153,7 @@ class Store:
     # Effects
 
     def intend(self, owner: str, kind: str, plugin: str, role: str) -> int:
-        """Write down an effect before it is tried.
+        """Store the intent of an effect.
 
         Returns:
             Its sequence number.
@@ -167,12 +167,12 @@ class Store:
         return cursor.lastrowid
 
     def record(self, seq: int, value: Any, kind: Any) -> None:
-        """Write down what an effect returned."""
+        """Store what an effect returned."""
         with self._database.transaction() as tx:
             tx.execute("UPDATE effects SET record = ? WHERE seq = ?", (encode(value, kind), seq))
 
     def forget(self, seq: int) -> None:
-        """Strike out an effect that is undone, or that never was."""
+        """Delete an effect that was undone or declined."""
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM effects WHERE seq = ?", (seq,))
 
@@ -187,7 +187,7 @@ class Store:
         return [EffectRow(*row) for row in rows]
 
     def flush(self) -> None:
-        """Have all that was written survive a power cut."""
+        """Sync what was written to the disk, so that it survives a power cut."""
         self._database.flush()
 
     def close(self) -> None:
