@@ -14,7 +14,7 @@ from tests.polling import until
 from tests.tiny.conftest import tiny_image  # noqa: F401  a fixture
 from tests.tiny.tiny_guest import BOOT_SECONDS, ROOT, Guest, JsonSocket
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 
 
 @pytest.fixture(scope="session")

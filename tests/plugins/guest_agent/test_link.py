@@ -10,7 +10,7 @@ import pytest
 from tests.plugins.guest_agent.fake_agent import Conversation, FakeAgent, Script, listening
 from tests.polling import until
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 from virtlet.plugins.guest_agent.link import AgentError, Link
 from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp
 
@@ -174,19 +174,23 @@ def test_an_answer_without_an_end_is_cut_off_and_the_next_call_works(
 
 def test_large_answers_of_all_guests_share_a_budget_that_is_given_back(agent_socket: Path) -> None:
     def large(conversation: Conversation, request: dict[str, object]) -> None:
-        conversation.answer(request, "x" * (3 << 20))
+        conversation.answer(request, "x" * (4 << 20))
 
-    budget = ReplyBudget(4 << 20)
+    budget = ReplyBudget(3 << 20)
     link = Link(agent_socket, "default/web/guest", budget)
     with listening(agent_socket, polite(large)):
-        budget.take(3 << 20)
+        budget.take(2 << 20)
         with pytest.raises(ResourceExhausted, match="try again"):
             link.call("guest-ping", {}, soon(), limit=8 << 20)
-        budget.give_back(3 << 20)
+        budget.give_back(2 << 20)
         for _ in range(3):
-            assert len(link.call("guest-ping", {}, soon(), limit=8 << 20)) == 3 << 20
+            assert len(link.call("guest-ping", {}, soon(), limit=8 << 20).whole()) == 3 << 20
+        unread = link.call("guest-ping", {}, soon(), limit=8 << 20)
+        with pytest.raises(ResourceExhausted):
+            budget.take(2 << 20)
+        del unread
         link.close()
-    budget.take(4 << 20)
+    budget.take(3 << 20)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.plugins.guest_agent.test_captured import gone, running
 from virtlet.errors import DeadlineExceeded, FailedPrecondition
 from virtlet.model.execution import GuestCommand
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 from virtlet.plugins.guest_agent.live import BASE, LiveSession
 
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.plugins.guest_agent.caller import capture
 from tests.tiny.tiny_guest import JsonSocket
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 
 ROUNDS = 15
 TRIES = 6

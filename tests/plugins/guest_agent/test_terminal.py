@@ -10,7 +10,7 @@ from tests.plugins.guest_agent.debian_agent import running_agent
 from tests.plugins.guest_agent.test_captured import gone
 from virtlet.errors import FailedPrecondition
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 from virtlet.plugins.guest_agent.live import BASE
 
 SCRIPT, PYTHON = "/usr/bin/script", "/usr/bin/python3"

@@ -12,7 +12,7 @@ from tests.plugins.guest_agent.caller import Caller, capture, stream
 from tests.plugins.guest_agent.fake_agent import Conversation, listening
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 from virtlet.plugins.guest_agent.command import CapturedSession
 from virtlet.plugins.guest_agent.waiting import Boot
 

@@ -5,7 +5,6 @@ qemu-guest-agent 10.
 """
 
 import base64
-import binascii
 import contextlib
 import logging
 import secrets
@@ -17,8 +16,8 @@ from attrs import field, frozen
 
 from virtlet.errors import FailedPrecondition, Unavailable, VirtletError
 from virtlet.plugins.guest_agent import scripts
-from virtlet.plugins.guest_agent.channel import SMALL_REPLY, ReplyBudget
-from virtlet.plugins.guest_agent.link import LARGEST_REPLY, AgentError, Link
+from virtlet.plugins.guest_agent.answers import Data, ReplyBudget, data_of
+from virtlet.plugins.guest_agent.link import LARGEST_REPLY, SMALL_REPLY, AgentError, Link
 from virtlet.plugins.guest_agent.scripts import SCRIPT_ENVIRONMENT
 from virtlet.plugins.guest_agent.waiting import Boot, Deadline, Pace, TimeUp
 
@@ -43,8 +42,8 @@ class Ended:
 
     exit_code: int
     """128 + N after signal N."""
-    output: bytes = field(default=b"", repr=False)
-    errors: bytes = field(default=b"", repr=False)
+    output: Data = field(repr=False)
+    errors: Data = field(repr=False)
 
 
 class Forgotten(Unavailable):
@@ -181,8 +180,8 @@ class Agent:
         code = 128 + signal if isinstance(signal, int) else answer.get("exitcode")
         return Ended(
             code if isinstance(code, int) and 0 <= code <= 255 else 255,
-            _bytes(answer, "out-data"),
-            _bytes(answer, "err-data"),
+            data_of(answer.get("out-data"), "out-data"),
+            data_of(answer.get("err-data"), "err-data"),
         )
 
     def run_script(
@@ -280,7 +279,8 @@ class Agent:
         arguments = {"handle": handle, "count": count}
         limit = SMALL_REPLY + 2 * count
         answer = self._link.call("guest-file-read", arguments, deadline, limit=limit)
-        return _bytes(answer, "buf-b64")
+        data = answer.get("buf-b64") if isinstance(answer, dict) else None
+        return data_of(data, "buf-b64").whole()
 
     def write_file(self, handle: int, data: bytes, deadline: Deadline) -> None:
         """Write a little at once."""
@@ -298,11 +298,3 @@ def _number(answer: Any, name: str) -> int:
     if not isinstance(value, int):
         raise Unavailable(f"the guest agent answers without a {name}")
     return value
-
-
-def _bytes(answer: Any, name: str) -> bytes:
-    text = answer.get(name, "") if isinstance(answer, dict) else ""
-    try:
-        return base64.b64decode(text)
-    except (binascii.Error, ValueError, TypeError):
-        raise Unavailable(f"the guest agent answers with a {name} that is no base64") from None

@@ -6,69 +6,37 @@ Agent Protocol Reference".
 """
 
 import contextlib
-import json
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
-from virtlet.errors import ResourceExhausted
-from virtlet.plugins.guest_agent.waiting import Deadline
+from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget
+from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp
 
-SMALL_REPLY = 1 << 20
-"""Bytes of an answer up to which nobody counts."""
 _RECEIVE = 1 << 18
 
 
 class ChannelClosed(Exception):
-    """The connection is gone, or what came over it makes no sense; the text says why."""
-
-
-class ReplyBudget:
-    """Memory for large answers of all guests together, so that no guest can use it up.
-
-    Args:
-        size: bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> None:
-        """Reserve bytes.
-
-        Raises:
-            ResourceExhausted: there are no more.
-        """
-        with self._lock:
-            if size > self._left:
-                raise ResourceExhausted(
-                    "the outputs of the commands that run in guests now are too large together: "
-                    "try again"
-                )
-            self._left -= size
-
-    def give_back(self, size: int) -> None:
-        """Return what was reserved."""
-        with self._lock:
-            self._left += size
+    """The connection is gone; the text says why."""
 
 
 class Channel:
     """One connection to an agent's socket; used by one thread at a time, but for `close`."""
 
-    def __init__(self, path: Path, budget: ReplyBudget, deadline: Deadline) -> None:
+    def __init__(self, path: Path, deadline: Deadline) -> None:
         """Connect.
 
         Raises:
             ChannelClosed: nobody listens there.
             TimeUp, CallerGone: as for `Deadline.slice`.
         """
-        self._budget = budget
-        self._taken = 0
-        self._buffer = bytearray()
-        self._searched = 0
+        self._received = b""
+        self._at = 0
+        """Where in it begins what was not looked at yet."""
+        self._answer: Answer | None = None
+        """What has come of a line without its end."""
+        self._skipping = False
+        """Whether the rest of a line is to be skipped."""
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._connect(path, deadline)
@@ -99,22 +67,54 @@ class Channel:
             except OSError as error:
                 raise ChannelClosed(f"cannot write: {error.strerror}") from None
 
-    def receive(self, limit: int, deadline: Deadline) -> bytes:
-        """The next line, without its end; a part of one stays for the next call on errors.
+    def receive(
+        self, limit: int, deadline: Deadline, budget: ReplyBudget | None = None
+    ) -> dict[str, Any]:
+        """The next answer; a part of one stays for the next call on errors of the deadline.
 
         Args:
             limit: bytes; an honest agent's answer is not longer.
             deadline: how long to wait for the end of the line.
+            budget: for long texts in it; None drops them.
 
         Raises:
-            ChannelClosed: the other side closed it, or the line is too long.
-            ResourceExhausted: all guests' large answers together are too large.
+            Nonsense: the line is no answer; the next call skips what is left of it.
+            ChannelClosed: the other side closed it.
+            ResourceExhausted: see `ReplyBudget`; the connection is useless after it.
             TimeUp, CallerGone: as for `Deadline.slice`.
         """
-        while (end := self._buffer.find(b"\n", self._searched)) < 0:
-            self._searched = len(self._buffer)
-            if len(self._buffer) > limit:
-                raise ChannelClosed(f"the guest sent an answer of more than {limit} bytes")
+        try:
+            while (answer := self._take_line(limit, budget)) is None:
+                self._received, self._at = self._next_part(deadline), 0
+        except (TimeUp, CallerGone):
+            if self._answer is not None and self._answer.holds_data:
+                # Nobody wants it any more, and it would hold memory until its end comes.
+                self._answer, self._skipping = None, True
+            raise
+        return answer.document()
+
+    def _take_line(self, limit: int, budget: ReplyBudget | None) -> Answer | None:
+        """Take what was received up to the end of a line; None when the end is not there."""
+        while self._at < len(self._received):
+            end = self._received.find(b"\n", self._at)
+            part = self._received[self._at : end if end >= 0 else None]
+            self._at = end + 1 if end >= 0 else len(self._received)
+            if self._skipping:
+                self._skipping = end < 0
+                continue
+            answer, self._answer = self._answer or Answer(limit, budget), None
+            try:
+                answer.feed(part)
+            except Nonsense:
+                self._skipping = end < 0
+                raise
+            if end >= 0:
+                return answer
+            self._answer = answer
+        return None
+
+    def _next_part(self, deadline: Deadline) -> bytes:
+        while True:
             self._socket.settimeout(deadline.slice())
             try:
                 data = self._socket.recv(_RECEIVE)
@@ -124,21 +124,7 @@ class Channel:
                 raise ChannelClosed(f"cannot read: {error.strerror}") from None
             if not data:
                 raise ChannelClosed("the machine has ended or closed the connection")
-            self._account(len(self._buffer) + len(data))
-            self._buffer += data
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        self._searched = 0
-        self._account(len(self._buffer))
-        return line
-
-    def _account(self, size: int) -> None:
-        needed = max(0, size - SMALL_REPLY)
-        if needed > self._taken:
-            self._budget.take(needed - self._taken)
-        else:
-            self._budget.give_back(self._taken - needed)
-        self._taken = needed
+            return data
 
     def wake(self) -> None:
         """Make whoever waits on the connection see it closed; from any thread."""
@@ -147,20 +133,5 @@ class Channel:
 
     def close(self) -> None:
         """Close it."""
-        self._account(0)
+        self._answer = None
         self._socket.close()
-
-
-def document(data: bytes) -> dict[str, Any]:
-    """A line as the JSON object it has to be.
-
-    Raises:
-        ChannelClosed: it is none.
-    """
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ChannelClosed("the guest sent something that is no answer of an agent")
-    return parsed

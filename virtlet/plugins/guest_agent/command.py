@@ -195,12 +195,15 @@ class CapturedSession(ExecSession):
             raise attempt.refused(str(error)) from None
         ended = self._wait(attempt, pid)
         attempt.processes.clear()
-        if own_session and (why := _setsid_failed(ended)):
+        errors = ended.errors.pieces()
+        first = next(errors, b"")
+        if own_session and (why := _setsid_failed(ended.exit_code, first)):
             raise attempt.refused(why)
-        if ended.output:
-            streams.write_output(ended.output)
-        if ended.errors:
-            streams.write_error(ended.errors)
+        for piece in ended.output.pieces():
+            streams.write_output(piece)
+        while first:
+            streams.write_error(first)
+            first = next(errors, b"")
         return ended.exit_code
 
     def _wait(self, attempt: Attempt, pid: int) -> Ended:
@@ -210,9 +213,9 @@ class CapturedSession(ExecSession):
         return ended
 
 
-def _setsid_failed(ended: Ended) -> str:
+def _setsid_failed(code: int, errors: bytes) -> str:
     """Why `setsid` could not start the program, or ""."""
-    line = ended.errors.decode(errors="replace").strip()
-    if ended.exit_code in (126, 127) and line.startswith("setsid: ") and "\n" not in line:
+    line = errors.decode(errors="replace").strip()
+    if code in (126, 127) and line.startswith("setsid: ") and "\n" not in line:
         return line.removeprefix("setsid: ")
     return ""

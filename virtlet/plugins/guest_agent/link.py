@@ -19,13 +19,8 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from virtlet.plugins.guest_agent.channel import (
-    SMALL_REPLY,
-    Channel,
-    ChannelClosed,
-    ReplyBudget,
-    document,
-)
+from virtlet.plugins.guest_agent.answers import Nonsense, ReplyBudget
+from virtlet.plugins.guest_agent.channel import Channel, ChannelClosed
 from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp
 
 AGENT_WAIT = 60.0
@@ -35,8 +30,14 @@ ANSWER_WAIT = 120.0
 SYNC_INTERVAL = 5.0
 """Seconds after which an unanswered synchronisation is sent again: the agent may have started,
 or started again, in between."""
+SMALL_REPLY = 1 << 20
+"""Bytes of an answer where no more is expected."""
 LARGEST_REPLY = 44 << 20
 """Bytes: two outputs of 16 MiB in base64, and a little JSON."""
+ONE_GUEST = 40 << 20
+"""Bytes of long texts that one guest's answers may hold at one time."""
+MOST_SKIPPED = 1000
+"""Lines that are skipped while an answer is looked for."""
 
 
 class AgentError(Exception):
@@ -65,7 +66,7 @@ class Link:
     def __init__(self, path: Path, vm_name: str, budget: ReplyBudget) -> None:
         self._path = path
         self._vm_name = vm_name
-        self._budget = budget
+        self._budget = ReplyBudget(ONE_GUEST, budget)
         self._turn = threading.Lock()
         self._channel: Channel | None = None
         self._synced = False
@@ -157,7 +158,7 @@ class Link:
         except TimeUp:
             deadline.slice()  # raises when it was the caller's own time
             raise Unavailable(self.silence()) from None
-        except ChannelClosed as error:
+        except (ChannelClosed, Nonsense) as error:
             raise Unavailable(f"lost the guest agent of VM {self._vm_name}: {error}") from None
 
     @contextlib.contextmanager
@@ -166,7 +167,7 @@ class Link:
             pass
         try:
             yield
-        except (ChannelClosed, ResourceExhausted):
+        except (ChannelClosed, Nonsense, ResourceExhausted):
             self._drop()
             raise
         finally:
@@ -177,7 +178,7 @@ class Link:
             if self._closed:
                 raise Unavailable(f"VM {self._vm_name} or the manager is stopping")
             if self._channel is None:
-                self._channel = Channel(self._path, self._budget, patience)
+                self._channel = Channel(self._path, patience)
             if self._synced:
                 return self._channel
             self._synchronise(self._channel, patience)
@@ -193,20 +194,24 @@ class Link:
                 return
         attempt = patience.within(self._sync.sent_at + SYNC_INTERVAL - now)
         try:
-            while True:
-                line = channel.receive(LARGEST_REPLY, attempt)
-                try:
-                    found = document(line.rpartition(b"\xff")[2])
-                except ChannelClosed:
-                    continue  # the rest of an answer to somebody before us
-                self._note_late(found)
-                if found.get("return") == self._sync.ident:
-                    break
+            self._skip_to(channel, self._sync.ident, attempt)
         except TimeUp:
             patience.slice()
             return
         self._sync = None
         self._synced = self.answered = True
+
+    def _skip_to(self, channel: Channel, ident: int, attempt: Deadline) -> None:
+        """Read up to the answer of a synchronisation."""
+        for _ in range(MOST_SKIPPED):
+            try:
+                found = channel.receive(LARGEST_REPLY, attempt)
+            except Nonsense:
+                continue  # the rest of an answer to somebody before us
+            self._note_late(found)
+            if found.get("return") == ident:
+                return
+        raise ChannelClosed("it sends what nobody asked for")
 
     def _note_late(self, found: Mapping[str, Any]) -> None:
         ident, returned = found.get("id"), found.get("return")
@@ -230,14 +235,14 @@ class Link:
         if not self._sent(channel, _line(request), patience):
             raise TimeUp
         try:
-            answer = document(channel.receive(limit, patience))
+            answer = channel.receive(limit, patience, self._budget)
         except (TimeUp, CallerGone):
             if command == "guest-exec":
                 self._unanswered.add(ident)
             raise
         # Agents before QEMU 4.0 do not repeat the id.
         if answer.get("id", ident) != ident:
-            raise ChannelClosed("its answers do not belong to the questions")
+            raise Nonsense("its answers do not belong to the questions")
         self._synced = True
         return answer
 

@@ -78,7 +78,7 @@ class LiveSession(ExecSession):
         match ended.exit_code:
             case 0:
                 self.agent.left_files.difference_update(left)
-                return ended.output.decode(errors="replace").strip()
+                return ended.output.whole().decode(errors="replace").strip()
             case scripts.NOT_FOUND:
                 raise attempt.refused("there is no such program")
             case scripts.NOT_EXECUTABLE:
@@ -89,7 +89,7 @@ class LiveSession(ExecSession):
                     "command without -t, or install `script` (package bsdutils or util-linux) or "
                     "python3 in the image"
                 )
-        text = ended.errors.decode(errors="replace").strip()[-300:]
+        text = ended.errors.whole().decode(errors="replace").strip()[-300:]
         raise attempt.refused(f"no place for its streams in {BASE} of the guest ({text})")
 
     def _keep(self, attempt: Attempt, directory: str) -> int:

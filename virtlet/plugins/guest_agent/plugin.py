@@ -13,7 +13,7 @@ from virtlet.model.node import Node
 from virtlet.model.option import Option, Settings, integer
 from virtlet.model.vm import Machine
 from virtlet.plugins.guest_agent.agent import Agent
-from virtlet.plugins.guest_agent.channel import ReplyBudget
+from virtlet.plugins.guest_agent.answers import ReplyBudget
 from virtlet.plugins.guest_agent.command import CapturedSession
 from virtlet.plugins.guest_agent.live import LiveSession
 from virtlet.plugins.guest_agent.scripts import as_list, environment_of
@@ -31,9 +31,9 @@ GUEST_AGENT_TIMEOUT: Option[int] = Option(
 )
 
 
-LARGE_REPLIES = 256 << 20
-"""Bytes of large answers that may be under way at one time, of all guests together: six outputs
-as large as they get."""
+LARGE_REPLIES = 128 << 20
+"""Bytes that long texts in the answers of all guests may take together, beside half a MiB of each:
+as much as four commands can print."""
 
 
 class Agents:
