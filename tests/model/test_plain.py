@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.model.plain import MAX_DEPTH, UnquotedError, load_yaml, plain
+from virtlet.model.bounded_yaml import load_yaml
+from virtlet.model.plain import MAX_DEPTH, UnquotedError, plain
 
 SECRET = "hunter2hunter2"
 JSON_VALUES = st.recursive(

@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from attrs import frozen
 
 from virtlet.cli import kubelet
 from virtlet.cli.errors import CommandFailed
 from virtlet.cri import api_pb2 as cri
-from virtlet.model.plain import yaml_problem
+from virtlet.model.bounded_yaml import load_documents
+from virtlet.model.plain import UnquotedError
 from virtlet.model.quantity import parse_quantity
 
 _PROPAGATION = {
@@ -74,12 +74,9 @@ def read_manifest(path: Path, log_root: Path) -> PodManifest:
         seen = path.stat().st_mtime_ns
     except OSError as error:
         raise BadManifest(f"{path}: {error.strerror}") from None
-    except RecursionError:
-        raise BadManifest(f"{path}: nested too deeply for a pod manifest") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = yaml_problem(error) if isinstance(error, yaml.YAMLError) else "is no UTF-8 text"
-        raise BadManifest(f"{path}: {problem}") from None
-    except BadManifest as error:
+    except UnicodeDecodeError:
+        raise BadManifest(f"{path}: is no UTF-8 text") from None
+    except (BadManifest, UnquotedError) as error:
         raise BadManifest(f"{path}: {error}") from None
     try:
         return pod_manifest(document, log_root, seen)
@@ -92,7 +89,7 @@ def read_manifest(path: Path, log_root: Path) -> PodManifest:
 
 def _one_document(text: str) -> Any:
     """The one document of a file, which may have empty ones beside it."""
-    found = [document for document in yaml.safe_load_all(text) if document is not None]
+    found = [document for document in load_documents(text) if document is not None]
     if len(found) > 1:
         kinds = [str(d.get("kind")) if isinstance(d, dict) else "no object" for d in found]
         raise BadManifest(

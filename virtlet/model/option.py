@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 from attrs import field, frozen
 
 from virtlet.errors import InvalidArgument
-from virtlet.model.plain import UnquotedError, kind_of, load_yaml, quote
+from virtlet.model.bounded_yaml import load_yaml
+from virtlet.model.plain import UnquotedError, kind_of, quote
 from virtlet.model.pod import Pod
 from virtlet.model.quantity import parse_bytes
 from virtlet.model.typed import typed

@@ -1,15 +1,14 @@
 """Plain data: what JSON can hold, and nothing that grows, loops or surprises.
 
 YAML can write more than that: dates, sets, byte strings, and anchors by which a few hundred
-bytes stand for gigabytes or for themselves. Whatever comes from a pod goes through here.
+bytes stand for gigabytes or for themselves. What a pod says goes through here, after
+`bounded_yaml`.
 """
 
 import datetime
 import math
 from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 MAX_DEPTH = 40
 """Levels of nesting."""
@@ -39,16 +38,18 @@ def with_article(name: str) -> str:
 
 
 class _Budget:
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, values: int) -> None:
         self._left = size
+        self._values = values
 
-    def spend(self, size: int) -> None:
+    def spend(self, size: int, values: int = 0) -> None:
         self._left -= size
-        if self._left < 0:
+        self._values -= values
+        if self._left < 0 or self._values < 0:
             raise UnquotedError("it is too large once its aliases are followed")
 
 
-def plain(value: Any, max_size: int = MAX_SIZE) -> Any:
+def plain(value: Any, max_size: int = MAX_SIZE, max_values: int = MAX_SIZE) -> Any:
     """A copy made of dict (with text keys), list, str, int, float, bool and None alone.
 
     Dates and times become their ISO 8601 text, keys the text JSON would make of them.
@@ -56,17 +57,18 @@ def plain(value: Any, max_size: int = MAX_SIZE) -> Any:
     Args:
         value: anything a YAML loader or a plugin may give.
         max_size: characters of text plus eight for every value; aliases count each time.
+        max_values: values, keys too; aliases count each time.
 
     Raises:
         UnquotedError: some of it cannot be written as JSON, or it is too large or too deep.
     """
-    return _plain(value, MAX_DEPTH, _Budget(max_size))
+    return _plain(value, MAX_DEPTH, _Budget(max_size, max_values))
 
 
 def _plain(value: Any, depth: int, budget: _Budget) -> Any:
     if depth == 0:
         raise UnquotedError(f"it is nested more than {MAX_DEPTH} levels deep")
-    budget.spend(_PER_VALUE)
+    budget.spend(_PER_VALUE, 1)
     if isinstance(value, str):
         budget.spend(len(value))
         return _text(value)
@@ -81,7 +83,7 @@ def _mapping(value: Mapping[Any, Any], depth: int, budget: _Budget) -> dict[str,
     result: dict[str, Any] = {}
     for key, item in value.items():
         name = _key(key)
-        budget.spend(len(name))
+        budget.spend(len(name), 1)
         if name in result:
             raise UnquotedError("two keys of one mapping are the same text")
         result[name] = _plain(item, depth, budget)
@@ -126,32 +128,3 @@ def _text(value: str) -> str:
         except UnicodeDecodeError:
             raise UnquotedError("a text holds half of a surrogate pair") from None
     return str(value)
-
-
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong with a text that PyYAML refused, without quoting any of it."""
-    mark = getattr(error, "problem_mark", None)
-    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    # PyYAML knows no other way to tell it.
-    if getattr(error, "context", None) == "expected a single document in the stream":
-        return f"it holds a second document{where}: leave one alone in it"
-    return f"no valid YAML{where}"
-
-
-def load_yaml(text: str) -> Any:
-    """The plain data of one YAML or JSON document.
-
-    Raises:
-        UnquotedError: it is no YAML, or not plain.
-    """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UnquotedError(yaml_problem(error)) from None
-    except RecursionError:
-        raise UnquotedError("no valid YAML: it is nested too deep") from None
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        # What the loader's constructors raise for values that their tag does not fit,
-        # "!!int ''" or a month 13, say. Their own texts quote the document.
-        raise UnquotedError("no valid YAML: a value does not fit its type") from None
-    return plain(value)

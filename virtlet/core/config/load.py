@@ -9,8 +9,9 @@ from typing import Any
 
 from virtlet.core.config.options import DATA_DIR
 from virtlet.errors import InvalidArgument
+from virtlet.model.bounded_yaml import load_yaml
 from virtlet.model.option import Option, Settings
-from virtlet.model.plain import UnquotedError, load_yaml
+from virtlet.model.plain import UnquotedError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from attrs import frozen
 
-from virtlet.model.plain import load_yaml
+from virtlet.model.bounded_yaml import load_yaml
 
 _NUMBER = "number"
 _TEXT = "text"

@@ -13,11 +13,14 @@ import yaml
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
+from virtlet.model.bounded_yaml import compose_yaml
 from virtlet.model.image import TlsCertificate, Transport
-from virtlet.model.plain import yaml_problem
+from virtlet.model.plain import UnquotedError
 
 LARGEST = 1 << 20
 """Bytes of the largest translation file."""
+MOST_VALUES = 1 << 17
+"""Values of one: it is the administrator's, so it may take a second."""
 
 _REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 _MEMORY = 8 << 20
@@ -48,12 +51,11 @@ class Document:
         if len(content) > LARGEST:
             raise Malformed(self.path, f"larger than {LARGEST} bytes")
         try:
-            root: yaml.Node | None = yaml.compose(content, Loader=yaml.SafeLoader)
-        except yaml.YAMLError as error:
-            raise Malformed(self.path, yaml_problem(error)) from None
-        except (RecursionError, UnicodeDecodeError, ValueError):
-            raise Malformed(self.path, "no valid YAML") from None
-        return root
+            return compose_yaml(content.decode(), MOST_VALUES)
+        except UnicodeDecodeError:
+            raise Malformed(self.path, "no valid YAML: it is no UTF-8 text") from None
+        except UnquotedError as error:
+            raise Malformed(self.path, str(error)) from None
 
     def fail(self, node: yaml.Node, problem: str) -> Malformed:
         """The error for a node."""
