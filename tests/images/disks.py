@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from virtlet.model.image import RecognizedImage
-from virtlet.plugins.image_formats.recognise import recognise
+from virtlet.plugins.image_formats.plugin import recognise
 
 SECTOR = 512
 

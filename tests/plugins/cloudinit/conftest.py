@@ -6,6 +6,7 @@ from tests.fakes.model import make_config, make_node
 from virtlet.plugins.cloudinit.plugin import Plugin
 
 EMULATOR = 64055
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.model import make_pod, make_vm, make_vm_config
+from tests.plugins.cloudinit.conftest import KEY
 from tests.plugins.cloudinit.test_plugin import write
 from tests.tiny.conftest import tiny_image as tiny_image
 from tests.tiny.tiny_guest import Guest
@@ -32,7 +33,6 @@ NETWORK = Network(
         servers=("10.96.0.10",), searches=("svc.cluster.local",), options=("ndots:5", "edns0")
     ),
 )
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 ENVS = (("GREETING", "hello-world"), ("LINES", "a\n'$b\""))
 
 

@@ -88,7 +88,7 @@ def test_a_file_of_a_mebibyte_is_the_largest(tmp_path: Path) -> None:
 
 
 def test_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="mount /zero: /dev/zero on the node is no regular"):
+    with pytest.raises(InvalidArgument, match="/zero: /dev/zero on the node is not a regular"):
         read_all([GuestFiles(host_path=Path("/dev/zero"), guest_path="/zero")])
 
 
@@ -128,7 +128,7 @@ def test_a_link_is_not_followed_out_of_the_volume(tmp_path: Path) -> None:
 def test_a_pipe_in_a_volume_neither_hangs_nor_passes(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     os.mkfifo(tmp_path / "v" / "pipe")
-    with pytest.raises(InvalidArgument, match="is no regular file"):
+    with pytest.raises(InvalidArgument, match="is not a regular file"):
         read_all([GuestFiles(host_path=tmp_path / "v", guest_path="/v")])
 
 

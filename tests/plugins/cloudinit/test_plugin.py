@@ -1,3 +1,5 @@
+"""The annotations of the seed, and the seed that the plugin writes."""
+
 import email
 import json
 import stat
@@ -7,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fakes.model import NO_NETWORK, make_pod, make_vm, make_vm_config
-from tests.plugins.cloudinit.conftest import EMULATOR
+from tests.plugins.cloudinit.conftest import EMULATOR, KEY
 from virtlet.errors import InvalidArgument
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, GuestFiles, Volume
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.vm import Vm
 from virtlet.plugins.cloudinit.plugin import Plugin
+from virtlet.plugins.cloudinit.seed_annotations import ALL, IMAGE_TYPE, SSH_KEYS
 
 NETWORK = Network(
     netns=None,
@@ -29,7 +34,6 @@ NETWORK = Network(
         ),
     ),
 )
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGexample me@host"
 
 
 def make(
@@ -216,3 +220,92 @@ def test_release_without_a_record_removes_what_a_crash_left(plugin: Plugin, tmp_
     (tmp_path / "seed.iso").write_bytes(b"half")
     plugin.virtlet_release_seed(make(tmp_path), None)
     assert list(tmp_path.iterdir()) == []
+
+
+SECRET = "hunter2"
+
+
+def test_keys_are_one_a_line() -> None:
+    text = f'\n{KEY}\r\n# old\n\n  no-pty,from="10.0.0.0/8" ssh-rsa AAAAB3Nza==\n'
+    assert SSH_KEYS.of(make_pod({"VirtletSSHKeys": text})) == (
+        KEY,
+        'no-pty,from="10.0.0.0/8" ssh-rsa AAAAB3Nza==',
+    )
+
+
+@pytest.mark.parametrize("text", [SECRET, "ssh-rsa", "-----BEGIN OPENSSH PRIVATE KEY-----", "a b"])
+def test_what_is_no_public_key_is_refused_by_its_number_alone(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        SSH_KEYS.of(make_pod({"VirtletSSHKeys": f"{KEY}\n{text}"}))
+    assert str(caught.value).startswith("annotation VirtletSSHKeys: key 2 is not a public key")
+    assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("", "nocloud"), ("nocloud", "nocloud"), ("configdrive", "configdrive")]
+)
+def test_the_image_type_is_one_of_two(text: str, value: str) -> None:
+    assert IMAGE_TYPE.of(make_pod({"VirtletCloudInitImageType": text})) == value
+
+
+def test_another_image_type_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="'floppy' is neither 'nocloud' nor 'configdrive'"):
+        IMAGE_TYPE.of(make_pod({"VirtletCloudInitImageType": "floppy"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("VirtletSSHKeySource", "VirtletSSHKeys"),
+        ("VirtletCloudInitUserDataSource", "VirtletCloudInitUserData"),
+        ("VirtletCloudInitUserDataSourceKey", "VirtletCloudInitUserData"),
+        ("VirtletCloudInitUserDataSourceEncoding", "VirtletCloudInitUserData"),
+    ],
+)
+def test_objects_of_kubernetes_are_refused_with_what_to_write(name: str, instead: str) -> None:
+    declared = {a.name: a for a in ALL}[name]
+    assert declared.of(make_pod({name: ""})) == ""
+    with pytest.raises(InvalidArgument) as caught:
+        declared.of(make_pod({name: "secret/keys"}))
+    assert str(caught.value) == (
+        f"annotation {name}: reading objects of Kubernetes is not served yet: "
+        f"write the content itself into {instead}"
+    )
+
+
+@pytest.mark.parametrize("name", ["VirtletCloudInitUserData", "VirtletCloudInitMetaData"])
+@pytest.mark.parametrize("text", [f"- {SECRET}", SECRET, f"a: {SECRET}: b", f"!{SECRET} x"])
+def test_a_wrong_document_is_refused_without_quoting_it(name: str, text: str) -> None:
+    declared = {a.name: a for a in ALL}[name]
+    with pytest.raises(InvalidArgument, match=f"^annotation {name}: ") as caught:
+        declared.of(make_pod({name: text}))
+    assert SECRET not in str(caught.value)
+
+
+def test_everything_that_may_hold_a_secret_is_marked() -> None:
+    assert {a.name for a in ALL if a.secret} == {
+        "VirtletSSHKeys",
+        "VirtletCloudInitMetaData",
+        "VirtletCloudInitUserData",
+        "VirtletCloudInitUserDataScript",
+    }
+
+
+def test_a_document_beside_a_script_is_refused_before_anything_is_made() -> None:
+    marks = {"VirtletCloudInitUserDataScript": "#!/bin/sh", "VirtletCloudInitUserData": "a: 1"}
+    with pytest.raises(InvalidArgument, match="the script is the whole user-data, so choose one"):
+        Plugin().virtlet_admit_pod(make_pod(marks))
+    for name, text in marks.items():
+        Plugin().virtlet_admit_pod(make_pod({name: text}))
+
+
+@given(st.fixed_dictionaries({}, optional={a.name: st.text(max_size=60) for a in ALL}))
+def test_any_annotations_are_read_or_refused_by_name(marks: dict[str, str]) -> None:
+    for declared in ALL:
+        try:
+            declared.of(make_pod(marks))
+        except InvalidArgument as error:
+            message = str(error)
+        else:
+            message = f"annotation {declared.name}: "
+        assert message.startswith(f"annotation {declared.name}: ")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes.model import make_pod, make_vm, make_vm_config
 from virtlet.errors import InvalidArgument
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
-from virtlet.plugins.cloudinit import scripts
+from virtlet.plugins.cloudinit import guest_scripts
 from virtlet.plugins.cloudinit.userdata import UserData, environment, merge_over, user_data
 
 CACHE = Share(host_path=Path("/srv/cache"), guest_path="/var/cache", tag="volume-0")
@@ -139,13 +139,13 @@ def test_resolver_options_take_the_place_of_a_link_and_are_written_once(tmp_path
     managed, resolver = tmp_path / "stub-resolv.conf", tmp_path / "resolv.conf"
     managed.write_text("nameserver 127.0.0.53\n")
     resolver.symlink_to(managed)
-    body = scripts.resolver_body(("ndots:5", "timeout:2"), str(resolver))
+    body = guest_scripts.resolver_body(("ndots:5", "timeout:2"), str(resolver))
     for _ in range(2):
         subprocess.run(["sh", "-e"], input=body.encode(), check=True)
         assert resolver.read_text() == "nameserver 127.0.0.53\noptions ndots:5 timeout:2\n"
     assert not resolver.is_symlink()
     assert managed.read_text() == "nameserver 127.0.0.53\n"
-    assert scripts.resolver_body(()) == ""
+    assert guest_scripts.resolver_body(()) == ""
 
 
 def test_disks_are_found_by_serial_number_at_every_boot() -> None:
@@ -218,7 +218,7 @@ def test_files_of_the_pod_s_own_stand_beside_those_that_it_mounts(tmp_path: Path
 def test_files_of_the_pod_s_own_that_are_no_list_are_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("mounted")
     marks = {"VirtletCloudInitUserData": "write_files: {}", OVERWRITE: "true"}
-    with pytest.raises(InvalidArgument, match="VirtletCloudInitUserData: write_files is no list"):
+    with pytest.raises(InvalidArgument, match="UserData: write_files is not a list"):
         told([GuestFiles(host_path=tmp_path, guest_path="/etc/app")], marks)
 
 

@@ -1,3 +1,5 @@
+"""Root disks by qemu-img: overlays of images."""
+
 import json
 import os
 import stat
@@ -15,6 +17,17 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.image import Image
 from virtlet.model.vm import Vm
 from virtlet.plugins.disk_qcow2.plugin import FILES_FROM, Plugin
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """A qcow2 image of 3 MiB whose first bytes are known."""
+    raw, path = tmp_path / "image.raw", tmp_path / "image.qcow2"
+    raw.write_bytes(b"boot" + bytes((3 << 20) - 4))
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)])
+    path.chmod(0o444)
+    return make_image(path, 3 << 20)
+
 
 EMULATOR = 64055
 """Some user that is not root."""

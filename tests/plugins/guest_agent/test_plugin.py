@@ -17,7 +17,7 @@ from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import Console, Machine
-from virtlet.plugins.cloudinit.scripts import MARK_CONFIGURED
+from virtlet.plugins.cloudinit.guest_scripts import MARK_CONFIGURED
 from virtlet.plugins.guest_agent.plugin import GUEST_AGENT_TIMEOUT, Plugin
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tests.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import RecognizedImage
-from virtlet.plugins.image_formats.plugin import Plugin
-from virtlet.plugins.image_formats.qcow2 import parse_header
+from virtlet.plugins.image_formats.plugin import Plugin, parse_header
 
 
 def look(path: Path) -> RecognizedImage:
@@ -130,7 +129,7 @@ def test_a_fixed_vhd_is_told_by_its_end(tmp_path: Path) -> None:
         (bytes(0x8001) + b"CD001" + bytes(506), "a CD image"),
         (b"words\n" * 1024, "neither qcow2 nor a raw disk"),
         (bytes(4096), "neither qcow2 nor a raw disk"),
-        (raw_disk()[:-1], "no whole number"),
+        (raw_disk()[:-1], "not a whole number"),
         (b"QFI\xfb", "ends within"),
         (b"QFI\xfb\0\0\0\x09" + bytes(100), "version 9"),
     ],
@@ -171,7 +170,7 @@ def test_the_header_is_read_as_qemu_img_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bit", "what"), [(1, "corrupt"), (2, "external file"), (5, "not known"), (63, "not known")]
+    ("bit", "what"), [(1, "corrupt"), (2, "external file"), (5, "unknown"), (63, "unknown")]
 )
 def test_features_that_are_not_allowed_are_seen_before_qemu_img_is(
     tmp_path: Path, bit: int, what: str

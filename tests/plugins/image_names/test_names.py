@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from virtlet.errors import InvalidArgument
 from virtlet.model.reference import Reference, is_id, parse_reference
-from virtlet.plugins.image_names.translator import check_name
+from virtlet.plugins.image_names.plugin import check_name
 
 DIGEST = "sha256:" + "a1" * 32
 

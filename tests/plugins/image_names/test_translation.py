@@ -19,7 +19,11 @@ from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.image import Credentials, ImageSource, TlsCertificate, Transport
 from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_names.plugin import Plugin
-from virtlet.plugins.image_names.translation import Malformed, compile_rule, parse_translations
+from virtlet.plugins.image_names.translation_files import (
+    Malformed,
+    compile_rule,
+    parse_translations,
+)
 
 from .conftest import Write, configured, resolved
 

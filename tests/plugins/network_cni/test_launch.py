@@ -19,12 +19,11 @@ from tests.polling import until
 from virtlet.errors import FailedPrecondition, PodBroken
 from virtlet.host import netns
 from virtlet.host.links import Links
-from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod, PortMapping
-from virtlet.model.vm import Console, Machine, Vm
+from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import nics
 from virtlet.plugins.network_cni.plugin import Plugin
 
@@ -32,29 +31,9 @@ from virtlet.plugins.network_cni.plugin import Plugin
 def machine(
     directory: Path, network: Network, kind: str = "q35", pod: Pod | None = None
 ) -> Machine:
-    made = models.vm(directory)
-    vm = Vm(
-        id=made.id,
-        pod=pod or made.pod,
-        config=made.config,
-        image=made.image,
-        network=network,
-        directory=made.directory,
-        created_at=1,
-    )
-    root = Disk(path=directory / "root", format="qcow2")
-    console = Console(output=directory / "console.out", input=directory / "console.in")
-    flavor = Flavor(machine=kind)
-    return Machine(
-        vm=vm,
-        flavor=flavor,
-        root=root,
-        volumes=(),
-        seed=None,
-        console=console,
-        accelerator="qemu",
-        vmwrapper=Path("/bin/false"),
-    )
+    made = models.machine(directory)
+    vm = evolve(made.vm, network=network, pod=pod or made.vm.pod)
+    return evolve(made, vm=vm, flavor=Flavor(machine=kind))
 
 
 def close(part: LaunchPart) -> None:

@@ -7,8 +7,7 @@ import pytest
 
 from tests.fakes.model import POD_UID, make_config, make_node
 from virtlet.host.files import remove_tree
-from virtlet.plugins.volumes.options import KUBELET_ROOT_DIR, RAW_DEVICES
-from virtlet.plugins.volumes.plugin import Plugin
+from virtlet.plugins.volumes.plugin import KUBELET_ROOT_DIR, RAW_DEVICES, Plugin
 
 EMULATOR = 64055
 

@@ -330,7 +330,7 @@ def test_a_directory_that_cannot_hold_devices_is_refused(
 
 
 def test_a_device_that_is_no_block_device_is_refused(plugin: Plugin) -> None:
-    with pytest.raises(InvalidArgument, match=r"device /dev/x: /dev/null is no block device"):
+    with pytest.raises(InvalidArgument, match=r"device /dev/x: /dev/null is not a block device"):
         serve(plugin, Device(guest_path="/dev/x", host_path="/dev/null"))
 
 

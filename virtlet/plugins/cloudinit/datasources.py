@@ -1,21 +1,23 @@
-"""The documents of cloud-init's data sources: meta-data, and what a config drive has.
+"""The documents of cloud-init's data sources: meta-data and network, for NoCloud and config drives.
 
-All are JSON and YAML at once. JSON is YAML but for a few corners: characters YAML forbids or takes
-for line ends, characters outside the basic plane in escapes, and exponents without a point. Here
-they are written so that both readers see the same.
+All are JSON and YAML at once. JSON is YAML with a few exceptions: characters that YAML forbids or
+takes for line ends, escapes of characters outside the basic plane, and exponents without a point.
+They are written so that both readers see the same.
 
-Source of the config drive: OpenStack's "Metadata service" formats, version `latest`.
+Sources: "Networking config version 2" of cloud-init for NoCloud (version 1 cannot have a gateway
+outside the interface's subnet, as Calico's is, or a route without one), and OpenStack's "Metadata
+service" formats, version `latest`, for config drives.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from virtlet.model.network import Network, Nic
+from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig, Pod
-from virtlet.plugins.cloudinit.annotations import META_DATA, SSH_KEYS
+from virtlet.plugins.cloudinit.seed_annotations import META_DATA, SSH_KEYS
 
 _RISKY = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
@@ -44,8 +46,8 @@ def _text(value: str) -> str:
 def meta_data(pod: Pod) -> dict[str, Any]:
     """The meta-data of a pod's VM.
 
-    The instance is the pod by name, not the attempt: a restarted container has a fresh disk and
-    so runs everything anyway, while a disk that outlives its pod must not be set up again.
+    The instance id has the pod's name, not the attempt: a restarted container has a fresh disk and
+    is set up in any case, while a disk that outlives its pod must not be set up again.
     """
     meta = pod.config.metadata
     generated: dict[str, Any] = {
@@ -64,7 +66,7 @@ def _hostname(pod: Pod) -> str:
 
 
 def meta_data_json(meta_data: Mapping[str, Any]) -> dict[str, Any]:
-    """meta_data.json: the meta-data under OpenStack's names too."""
+    """meta_data.json: the meta-data, with OpenStack's names too."""
     document = dict(meta_data)
     document.setdefault("uuid", meta_data.get("instance-id", ""))
     document.setdefault("hostname", meta_data.get("local-hostname", ""))
@@ -76,10 +78,84 @@ def meta_data_json(meta_data: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
+def network_config(network: Network) -> dict[str, Any] | None:
+    """The version 2 document of a pod's network; None if it has no interface."""
+    if not network.nics:
+        return None
+    ethernets = {nic.name: _ethernet(nic) for nic in network.nics}
+    nameservers = {
+        key: list(values)
+        for key, values in (
+            ("addresses", network.dns.servers),
+            ("search", network.dns.searches),
+        )
+        if values
+    }
+    if nameservers:
+        ethernets[network.nics[0].name]["nameservers"] = nameservers
+    return {"version": 2, "ethernets": ethernets}
+
+
+def _ethernet(nic: Nic) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "match": {"macaddress": nic.mac},
+        "set-name": nic.name,
+        "dhcp4": False,
+        "dhcp6": False,
+        "accept-ra": False,
+    }
+    if nic.mtu:
+        config["mtu"] = nic.mtu
+    if nic.addresses:
+        config["addresses"] = list(nic.addresses)
+    routes = [_route(route, nic) for route in nic.routes if _needed(route, nic)]
+    if routes:
+        config["routes"] = routes
+    return config
+
+
+def _needed(route: Route, nic: Nic) -> bool:
+    """Whether a route does not follow from the addresses and the other routes.
+
+    cloud-init's renderer for /etc/network/interfaces fails on routes without a gateway, so that
+    those are left out that the guest has in any case.
+    """
+    if route.gateway:
+        return True
+    destination = ip_network(route.destination, strict=False)
+    if any(destination == ip_network(f"{r.gateway}") for r in nic.routes if r.gateway):
+        return False  # the way to a gateway, which `on-link` says
+    return not any(
+        destination.version == own.version and destination.subnet_of(own.network)  # type: ignore[arg-type]
+        for own in map(ip_interface, nic.addresses)
+    )
+
+
+def _route(route: Route, nic: Nic) -> dict[str, Any]:
+    config: dict[str, Any] = {"to": route.destination}
+    if route.gateway:
+        config["via"] = route.gateway
+        if not _reachable(route.gateway, nic):
+            config["on-link"] = True
+    else:
+        config["scope"] = "link"
+    if route.metric:
+        config["metric"] = route.metric
+    return config
+
+
+def _reachable(gateway: str, nic: Nic) -> bool:
+    address = ip_address(gateway)
+    # IPv4 has no scopes: a link-local gateway (Calico's) needs `on-link` like any other.
+    return (address.version == 6 and address.is_link_local) or any(
+        address in ip_interface(own).network for own in nic.addresses
+    )
+
+
 def network_data_json(network: Network) -> dict[str, Any]:
     """network_data.json of a pod's network.
 
-    cloud-init gives an interface the `name` of its link; the `id` alone renames nothing.
+    cloud-init gives an interface the `name` of its link; the `id` does not rename it.
     """
     return {
         "links": [
@@ -100,8 +176,8 @@ def network_data_json(network: Network) -> dict[str, Any]:
 def _services(dns: DnsConfig) -> list[dict[str, Any]]:
     """The resolver's servers; the search list stands with the first.
 
-    OpenStack knows no search list. cloud-init makes a `nameserver` of its version 1 configuration
-    of each service, which takes `search`, and a list of addresses, empty where there are none.
+    OpenStack has no search list. cloud-init makes a `nameserver` of its version 1 configuration of
+    each service, which takes `search`, and a list of addresses, which may be empty.
     """
     services: list[dict[str, Any]] = [{"type": "dns", "address": s} for s in dns.servers]
     if dns.searches:

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from virtlet.model.disk import GuestFiles
 from virtlet.model.pod import Pod
-from virtlet.plugins.cloudinit.annotations import USER_DATA_SCRIPT
+from virtlet.plugins.cloudinit.seed_annotations import USER_DATA_SCRIPT
 
 MAX_FILE = 1 << 20
 """Bytes of one file; a ConfigMap or Secret cannot hold more."""
@@ -44,8 +44,8 @@ def read_all(volumes: Iterable[GuestFiles]) -> list[GuestFile]:
     """Every file of the volumes, in order.
 
     Raises:
-        FailedPrecondition: there is nothing at a volume's path.
-        InvalidArgument: something there is no regular file, or its name is no UTF-8.
+        FailedPrecondition: the path of a volume does not exist.
+        InvalidArgument: a file is not a regular file, or its name is not UTF-8.
         ResourceExhausted: too many or too large files.
         Unavailable: the files changed while they were read.
     """
@@ -72,8 +72,8 @@ def _sources(volume: GuestFiles) -> Iterator[tuple[str, Path]]:
         # A hostPath volume may be a link itself, as /etc/localtime is.
         yield volume.guest_path, Path(os.path.realpath(volume.host_path))
         return
-    # The kubelet replaces what `..data` points to in one step; going in there once gives one
-    # version of all files.
+    # The kubelet replaces the target of `..data` in one step; it is resolved once, so that all
+    # files are of one version.
     current = volume.host_path / "..data"
     top = Path(os.path.realpath(current if current.is_dir() else volume.host_path))
     for directory, directories, names in os.walk(top, onerror=_vanished):
@@ -104,14 +104,14 @@ def _read(source: Path, guest_path: str) -> GuestFile:
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidArgument(f"mount {guest_path}: {source} on the node is no regular file")
+            raise InvalidArgument(f"mount {guest_path}: {source} on the node is not a regular file")
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise ResourceExhausted(
             f"mount {guest_path}: {source} has more than {MAX_FILE >> 20} MiB, the most that "
             "cloud-init is given as a file: use a volume"
         )
-    # A set-user-id bit means nothing good in a copy.
+    # A copy gets no set-user-id bit.
     return GuestFile(guest_path, content, status.st_mode & 0o777, status.st_uid, status.st_gid)
 
 
@@ -119,11 +119,11 @@ def check_sysctls(pod: Pod) -> None:
     """Refuse sysctls that would not reach the guest.
 
     Raises:
-        InvalidArgument: a name or value is none, or the user-data is a script.
+        InvalidArgument: a name or value is malformed, or the user-data is a script.
     """
     for name, value in pod.config.sysctls.items():
         if not _SYSCTL.fullmatch(name):
-            raise InvalidArgument(f"sysctl {name!r} is no name of a sysctl")
+            raise InvalidArgument(f"sysctl {name!r} is not the name of a sysctl")
         if not value.isprintable():
             raise InvalidArgument(f"sysctl {name}: the value has control characters")
     if pod.config.sysctls and USER_DATA_SCRIPT.of(pod):
@@ -135,5 +135,5 @@ def check_sysctls(pod: Pod) -> None:
 
 
 def sysctl_conf(pod: Pod) -> str:
-    """The pod's sysctls in sysctl.conf(5)'s form; "" when it has none."""
+    """The pod's sysctls in the form of sysctl.conf(5); "" if it has none."""
     return "".join(f"{name} = {value}\n" for name, value in sorted(pod.config.sysctls.items()))

@@ -1,4 +1,4 @@
-"""Hook implementations of cloud-init."""
+"""The hooks of cloud-init."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,15 @@ from virtlet.model.node import Node
 from virtlet.model.option import Annotation, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit import annotations
-from virtlet.plugins.cloudinit.datasources import meta_data
+from virtlet.plugins.cloudinit.datasources import meta_data, network_config
 from virtlet.plugins.cloudinit.guest_files import check_sysctls
-from virtlet.plugins.cloudinit.network_config import network_config
 from virtlet.plugins.cloudinit.seed import FILE_NAME, write_seed
+from virtlet.plugins.cloudinit.seed_annotations import (
+    ALL,
+    FORCE_DHCP,
+    USER_DATA,
+    USER_DATA_SCRIPT,
+)
 from virtlet.plugins.cloudinit.userdata import user_data
 
 
@@ -30,28 +34,28 @@ class Plugin:
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
         """Declare the annotations about cloud-init."""
-        return annotations.ALL
+        return ALL
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
-        """Learn the emulator's user."""
+        """Keep the emulator's user."""
         self._node = node
 
     @hookimpl
     def virtlet_admit_pod(self, pod: Pod) -> None:
         """Refuse user-data that is both a document and a script, and sysctls it cannot carry."""
         check_sysctls(pod)
-        if annotations.USER_DATA_SCRIPT.of(pod) and annotations.USER_DATA.of(pod):
+        if USER_DATA_SCRIPT.of(pod) and USER_DATA.of(pod):
             raise InvalidArgument(
-                f"annotations {annotations.USER_DATA_SCRIPT.name} and "
-                f"{annotations.USER_DATA.name}: the script is the whole user-data, so choose one"
+                f"annotations {USER_DATA_SCRIPT.name} and "
+                f"{USER_DATA.name}: the script is the whole user-data, so choose one"
             )
 
     @hookimpl
     def virtlet_cloud_init(self, vm: Vm, volumes: Sequence[Volume]) -> CloudInitPart | None:
-        """Contribute what the pod, its network and its volumes say."""
+        """Contribute what follows from the pod, its network and its volumes."""
         told = user_data(vm, volumes)
-        force_dhcp = annotations.FORCE_DHCP.of(vm.pod)
+        force_dhcp = FORCE_DHCP.of(vm.pod)
         return CloudInitPart(
             meta_data=meta_data(vm.pod),
             user_data=told.document,

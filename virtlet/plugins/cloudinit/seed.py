@@ -11,9 +11,13 @@ from virtlet.host.files import new_disk_file
 from virtlet.model.cloudinit import CloudInit
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit.annotations import IMAGE_TYPE
-from virtlet.plugins.cloudinit.datasources import dump, meta_data_json, network_data_json
-from virtlet.plugins.cloudinit.network_config import network_config
+from virtlet.plugins.cloudinit.datasources import (
+    dump,
+    meta_data_json,
+    network_config,
+    network_data_json,
+)
+from virtlet.plugins.cloudinit.seed_annotations import IMAGE_TYPE
 
 FILE_NAME = "seed.iso"
 
@@ -26,7 +30,7 @@ def write_iso(descriptor: int, label: str, files: Mapping[str, bytes]) -> None:
         label: the volume's name.
         files: path without leading slash to content.
     """
-    import pycdlib  # takes 30 ms, which start-up can do without
+    import pycdlib  # takes 30 ms, so not at start-up
 
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=label)
@@ -98,7 +102,7 @@ def user_data_file(document: Mapping[str, Any], script: str | None) -> bytes:
         return cloud_config.encode()
     if not document:
         return script.encode()
-    # Few pods have both, and these take half a megabyte.
+    # Imported late, as few pods have both and the modules take half a megabyte.
     from email.mime.multipart import MIMEMultipart
     from email.mime.text import MIMEText
 

@@ -11,8 +11,6 @@ from attrs import frozen
 from virtlet.errors import InvalidArgument
 from virtlet.model.disk import GuestFiles, Share, Volume
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit import scripts
-from virtlet.plugins.cloudinit.annotations import USER_DATA, USER_DATA_OVERWRITE, USER_DATA_SCRIPT
 from virtlet.plugins.cloudinit.guest_files import (
     SYSCTL_COMMAND,
     SYSCTL_FILE,
@@ -20,11 +18,33 @@ from virtlet.plugins.cloudinit.guest_files import (
     read_all,
     sysctl_conf,
 )
+from virtlet.plugins.cloudinit.guest_scripts import (
+    MARK_CONFIGURED,
+    MOUNT_SCRIPT,
+    OWNER_SCRIPT,
+    PER_BOOT,
+    RESOLVER_SCRIPT,
+    SYMLINK_SCRIPT,
+    mount_body,
+    outer_first,
+    owner_body,
+    parent_directories,
+    resolver_body,
+    script_file,
+    share_options,
+    symlink_body,
+    whole_body,
+)
+from virtlet.plugins.cloudinit.seed_annotations import (
+    USER_DATA,
+    USER_DATA_OVERWRITE,
+    USER_DATA_SCRIPT,
+)
 
 ENVIRONMENT = "/etc/cloud/environment"
 PLACEHOLDER = "@virtlet-mount-script@"
 UNASKED = frozenset({"/etc/hosts", "/var/run/secrets/kubernetes.io/serviceaccount"})
-"""Where the kubelet mounts files though no pod names them."""
+"""Where the kubelet mounts files that the pod did not ask for."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -46,7 +66,7 @@ def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
     script = USER_DATA_SCRIPT.of(vm.pod)
     if script:
         if PLACEHOLDER in script:
-            body = scripts.whole_body(volumes, _files(vm, volumes), vm.network.dns.options)
+            body = whole_body(volumes, _files(vm, volumes), vm.network.dns.options)
             script = script.replace(PLACEHOLDER, body)
         else:
             _check_complete(vm, volumes)
@@ -61,7 +81,7 @@ def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
 def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
     """Refuse files that a script without the placeholder leaves out.
 
-    Shared directories and disks are there in any case: a script may mount them by itself.
+    Shared directories and disks are attached in any case, so that the script can mount them.
     """
     paths = [v.guest_path.rstrip("/") for v in volumes if isinstance(v, GuestFiles)]
     lost = [path for path in paths if path not in UNASKED]
@@ -76,14 +96,16 @@ def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
 def _over(generated: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """The generated document with the pod's keys in place of its own.
 
-    Of `write_files` only entries of the same path make way, however it is written: the others are
-    what the pod mounts, and what the other generated keys need.
+    Of `write_files` only entries of the same path are replaced, however it is written: the others
+    are what the pod mounts, and what the other generated keys need.
     """
     document = {**generated, **added}
     mine, theirs = generated.get("write_files"), added.get("write_files")
     if mine and "write_files" in added:
         if not isinstance(theirs, list):
-            raise InvalidArgument(f"annotation {USER_DATA.name}: write_files is no list of files")
+            raise InvalidArgument(
+                f"annotation {USER_DATA.name}: write_files is not a list of files"
+            )
         taken = {_file_path(entry, number) for number, entry in enumerate(theirs, 1)}
         kept = [entry for entry in mine if _normal(entry["path"]) not in taken]
         document["write_files"] = kept + theirs
@@ -101,7 +123,7 @@ def _file_path(entry: Any, number: int) -> str:
 
 
 def _normal(path: str) -> str:
-    """As cloud-init takes a path: from the root, without needless parts."""
+    """As cloud-init takes a path: absolute and without needless parts."""
     return posixpath.normpath(f"///{path}")
 
 
@@ -142,31 +164,26 @@ def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
 def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, Any]:
     files = _files(vm, volumes)
     commands: list[str] = []
-    owners = scripts.owner_body(files)
-    if owners:
-        files.append(GuestFile(scripts.OWNER_SCRIPT, scripts.script(owners).encode(), 0o755))
-        commands.append(scripts.OWNER_SCRIPT)
-    mounts, links = scripts.mount_body(volumes), scripts.symlink_body(volumes)
-    if mounts:
-        files.append(GuestFile(scripts.MOUNT_SCRIPT, scripts.script(mounts).encode(), 0o755))
-        commands.append(scripts.MOUNT_SCRIPT)
-    if links:
-        files.append(GuestFile(scripts.SYMLINK_SCRIPT, scripts.script(links).encode(), 0o755))
-        # Links below /dev are gone after a reboot.
-        commands.append(_at_every_boot(scripts.SYMLINK_SCRIPT))
-    resolver = scripts.resolver_body(vm.network.dns.options)
-    if resolver:
-        files.append(GuestFile(scripts.RESOLVER_SCRIPT, scripts.script(resolver).encode(), 0o755))
-        # DHCP clients write the resolver's file again.
-        commands.append(_at_every_boot(scripts.RESOLVER_SCRIPT))
+
+    def add(path: str, body: str, command: str) -> None:
+        if body:
+            files.append(GuestFile(path, script_file(body), 0o755))
+            commands.append(command)
+
+    add(OWNER_SCRIPT, owner_body(files), OWNER_SCRIPT)
+    add(MOUNT_SCRIPT, mount_body(volumes), MOUNT_SCRIPT)
+    # Links below /dev are gone after a reboot.
+    add(SYMLINK_SCRIPT, symlink_body(volumes), _at_every_boot(SYMLINK_SCRIPT))
+    # DHCP clients write the resolver's file again.
+    add(RESOLVER_SCRIPT, resolver_body(vm.network.dns.options), _at_every_boot(RESOLVER_SCRIPT))
     settings = sysctl_conf(vm.pod)
     if settings:
         files.append(GuestFile(SYSCTL_FILE, settings.encode(), 0o644))
         commands.append(SYSCTL_COMMAND)
     if marked:
         # The owner's commands come next, and may take long.
-        commands.append(scripts.MARK_CONFIGURED)
-    mounted = {v.guest_path.rstrip("/") for v in scripts.outer_first(volumes)}
+        commands.append(MARK_CONFIGURED)
+    mounted = {v.guest_path.rstrip("/") for v in outer_first(volumes)}
     document = {
         "write_files": [_write_file(file, mounted) for file in files],
         "mounts": _mounts(volumes),
@@ -177,7 +194,7 @@ def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, 
 
 def _at_every_boot(script: str) -> str:
     """A command that runs a script now, and has cloud-init run it at every boot."""
-    return f"mkdir -p {scripts.PER_BOOT} && ln -sf {script} {scripts.PER_BOOT}/ && {script}"
+    return f"mkdir -p {PER_BOOT} && ln -sf {script} {PER_BOOT}/ && {script}"
 
 
 def _write_file(file: GuestFile, mounted: set[str]) -> dict[str, Any]:
@@ -187,14 +204,14 @@ def _write_file(file: GuestFile, mounted: set[str]) -> dict[str, Any]:
         entry |= {"encoding": "b64", "content": base64.b64encode(file.content).decode()}
     else:
         entry["content"] = text
-    if mounted.intersection(scripts.parent_directories(file.path)):
-        # Written early it would be hidden by what is mounted over it.
+    if mounted.intersection(parent_directories(file.path)):
+        # Else it would be hidden by what is mounted over it later.
         entry["defer"] = True
     return entry
 
 
 def _text(content: bytes) -> str | None:
-    """The content as text; None when it is none, or has control characters."""
+    """The content as text; None if it is not UTF-8, or has control characters."""
     if _CONTROL.search(content):
         return None
     try:
@@ -206,7 +223,7 @@ def _text(content: bytes) -> str | None:
 def _mounts(volumes: Sequence[Volume]) -> list[list[str]]:
     """fstab lines of the shared directories; disks are left to the script, which finds them."""
     return [
-        [v.tag, v.guest_path, v.driver, f"{scripts.share_options(v)},nofail", "0", "0"]
-        for v in scripts.outer_first(volumes)
+        [v.tag, v.guest_path, v.driver, f"{share_options(v)},nofail", "0", "0"]
+        for v in outer_first(volumes)
         if isinstance(v, Share)
     ]

@@ -1,4 +1,4 @@
-"""The hooks of root disks: overlays of images, qcow2 files that have what the VM has written."""
+"""The hooks of root disks: qcow2 overlays of images, with what the VM has written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from virtlet.model.vm import Vm
 _SECTOR = 512
 FILE_NAME = "root.qcow2"
 FORMATS = ("qcow2", "raw")
-"""Of the images that an overlay stands on."""
+"""Of images that can back an overlay."""
 
 
 def _refuse(text: str) -> str:
@@ -40,12 +40,11 @@ FILES_FROM = Annotation(
 def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
     """Make the root disk of a VM in its directory, owned by the emulator's user.
 
-    qemu-img is told everything it would otherwise look up in the image (`-u`), so that it
-    neither trusts nor reads it, and writes to our descriptor instead of a path in a directory
-    that is the emulator user's.
+    qemu-img is told all that it would otherwise read from the image (`-u`), which is not trusted.
+    It writes to our descriptor instead of a path in a directory of the emulator's user.
 
     Args:
-        vm: whose disk; it stands on `vm.image`.
+        vm: whose disk; it is backed by `vm.image`.
         size: bytes the guest should see; never less than the image's.
         uid: user of the emulator.
         gid: group of the emulator.
@@ -80,12 +79,12 @@ class Plugin:
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
-        """Learn the emulator's user."""
+        """Keep the emulator's user."""
         self._node = node
 
     @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk | None:
-        """Make `root.qcow2` in the VM's directory; images that are no disks are not ours."""
+        """Make `root.qcow2` in the VM's directory; only for images that are disks."""
         if vm.image.format not in FORMATS:
             return None
         return create_overlay(

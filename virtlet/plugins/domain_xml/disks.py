@@ -15,7 +15,7 @@ _PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 
 
 @frozen
-class Target:
+class DiskTarget:
     """One disk and where it is attached."""
 
     disk: Disk
@@ -23,7 +23,7 @@ class Target:
     number: int
     """Counts the devices of its bus."""
     name: str
-    """Target name."""
+    """DiskTarget name."""
     boot: bool = False
 
     @property
@@ -46,7 +46,7 @@ class Target:
         return "dev" if self.disk.block else "file"
 
 
-def targets(machine: Machine, cdrom_bus: str) -> tuple[Target, ...]:
+def targets(machine: Machine, cdrom_bus: str) -> tuple[DiskTarget, ...]:
     """All disks of a machine: the root, the volumes in their order, the seed.
 
     Args:
@@ -71,11 +71,11 @@ def targets(machine: Machine, cdrom_bus: str) -> tuple[Target, ...]:
     first = len(disks) if bus == "scsi" and cdrom_bus == "sata" else 0
     return (
         *(
-            Target(disk, bus, number, _name(_PREFIX[bus], number), boot=disk is machine.root)
+            DiskTarget(disk, bus, number, _name(_PREFIX[bus], number), boot=disk is machine.root)
             for number, disk in enumerate(disks)
         ),
         *(
-            Target(disk, cdrom_bus, number, _name(_PREFIX[cdrom_bus], first + number))
+            DiskTarget(disk, cdrom_bus, number, _name(_PREFIX[cdrom_bus], first + number))
             for number, disk in enumerate(cdroms)
         ),
     )

@@ -1,4 +1,4 @@
-"""domain_xml: writes the domain document with Jinja2."""
+"""The hooks of the renderer of domain documents, and its setting."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +21,6 @@ CPU_MODEL: Option[str] = Option(
 )
 
 OPTIONS = (CPU_MODEL,)
-
-
-# domain_xml: writes the domain document with Jinja2.
 
 
 class Plugin:

@@ -1,7 +1,8 @@
 """From a machine to its domain document: CPU, firmware, room to grow, and the template.
 
 Source: "CPU Allocation", "Memory Allocation" and "Memory devices" of libvirt's domain XML
-format."""
+format.
+"""
 
 import re
 import uuid
@@ -25,14 +26,11 @@ EXTRA = "domain_cpu"
 """Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
 _HOST = ("host-model", "host-passthrough")
 
-
-# The `<cpu>` element.
-
 _MIB = 1 << 20
 BLOCK = 2 * _MIB
 """Granularity of a virtio-mem device: a huge page."""
 _GUEST_BLOCK = 128 * _MIB
-"""Linux on x86 adds memory in blocks of at least this size; a part of one is of no use to it."""
+"""Linux on x86 adds memory in blocks of at least this size, and cannot use a part of one."""
 _LONGEST_NAME = 40
 """Characters of a pod's name in a domain's name: the driver makes file names of it."""
 
@@ -42,22 +40,22 @@ def cpu_element(machine: Machine, default_model: str) -> Element | None:
 
     Args:
         machine: whose CPU.
-        default_model: the node's, for flavors that name none.
+        default_model: of the node, for flavors without one.
 
     Raises:
-        InvalidArgument: the flavor's own element is no `<cpu>` element.
+        InvalidArgument: the flavor's own element is not a `<cpu>` element.
     """
     if machine.flavor.extras.get(EXTRA):
         return _checked(machine)
     kvm = machine.accelerator == "kvm"
-    # Without KVM the smallest model is the fastest: an emulated guest that finds more features
-    # uses them, at a price.
+    # Without KVM the smallest model is the fastest: guests use the features that they find, and
+    # emulated ones are slow.
     model = machine.flavor.cpu_model or default_model or ("host-model" if kvm else "")
     if not model:
         return None
     cpu = Element("cpu")
     if model in _HOST:
-        # Emulation has no host CPU to pass on; its own best one serves those who ask for features.
+        # Without KVM there is no host CPU to pass on; `maximum` has all that QEMU can emulate.
         cpu.set("mode", model if kvm else "maximum")
     else:
         cpu.set("mode", "custom")
@@ -72,7 +70,7 @@ def _checked(machine: Machine) -> Element:
         cpu = ElementTree.fromstring(machine.flavor.extras[EXTRA])
     except ElementTree.ParseError as error:
         raise InvalidArgument(
-            f"the CPU setting of VM {machine.vm.name} is no XML ({error}): "
+            f"the CPU setting of VM {machine.vm.name} is not XML ({error}): "
             "see the annotation VirtletLibvirtCPUSetting"
         ) from None
     if cpu.tag != "cpu":
@@ -80,9 +78,6 @@ def _checked(machine: Machine) -> Element:
             f"the CPU setting of VM {machine.vm.name} is a <{cpu.tag}> element, not <cpu>"
         )
     return cpu
-
-
-# UEFI firmware images of the node.
 
 
 @frozen
@@ -110,7 +105,7 @@ def find_uefi(candidates: tuple[Firmware, ...] = CANDIDATES) -> Firmware:
     """The first UEFI firmware that is installed.
 
     Raises:
-        FailedPrecondition: there is none.
+        FailedPrecondition: none is installed.
     """
     for firmware in candidates:
         if firmware.code.is_file() and firmware.variables.is_file():
@@ -121,14 +116,9 @@ def find_uefi(candidates: tuple[Firmware, ...] = CANDIDATES) -> Firmware:
     )
 
 
-# What of a machine can change while it runs: room for vCPUs and memory.
-#
-# Source: "CPU Allocation", "Memory Allocation" and "Memory devices" of libvirt's domain XML format.
-
-
 @frozen
 class Growth:
-    """Room to grow; renders nothing for a machine that has none."""
+    """Room for vCPUs and memory that a machine can get while it runs."""
 
     vcpus: int
     """vCPUs at the start."""
@@ -155,7 +145,7 @@ def growth_of(machine: Machine) -> Growth:
     """Find a machine's room to grow.
 
     Raises:
-        InvalidArgument: its cpuset is none, or names absent CPUs.
+        InvalidArgument: its cpuset is malformed, or names absent CPUs.
     """
     flavor = machine.flavor
     more = max(flavor.max_memory - flavor.memory, 0)
@@ -174,7 +164,7 @@ def with_node(cpu: Element | None, growth: Growth) -> Element | None:
 
     Args:
         cpu: the element, which is changed.
-        growth: the machine's; without a device the element stays as it is.
+        growth: of the machine; without a device the element stays as it is.
     """
     if not growth.device:
         return cpu
@@ -186,9 +176,6 @@ def with_node(cpu: Element | None, growth: Growth) -> Element | None:
         node = {"id": "0", "cpus": f"0-{last}" if last else "0"}
         SubElement(numa, "cell", node | {"memory": str(growth.memory), "unit": "b"})
     return cpu
-
-
-# A machine becomes a libvirt document.
 
 
 class Renderer:
@@ -258,7 +245,7 @@ def is_plain_pci(machine_type: str) -> bool:
 
 
 def domain_name(machine: Machine) -> str:
-    """A name that is unique, tells people which pod it is and is fit for file names."""
+    """A unique name that shows the pod and can be a file name."""
     pod = machine.vm.pod.config.metadata.name
     safe = re.sub(r"[^A-Za-z0-9-]+", "-", pod)[:_LONGEST_NAME].strip("-")
     return f"virtlet-{machine.vm.id[:12]}-{safe}".rstrip("-")

@@ -1,4 +1,4 @@
-"""Hook implementations of the built-in volumes."""
+"""The hooks of the built-in volumes, and their settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,34 @@ from virtlet.host.files import remove_file, remove_tree
 from virtlet.host.mounts import unmount_below
 from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Option, Settings
+from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings
 from virtlet.model.vm import Device, Vm, VolumeRequest
-from virtlet.plugins.volumes.devices import make_node, serve_device
-from virtlet.plugins.volumes.mounts import Origin, origin_of, serve_mount
-from virtlet.plugins.volumes.options import CHOWN_MOUNTS, KUBELET_ROOT_DIR, RAW_DEVICES
-from virtlet.plugins.volumes.shares import bring_near, give_away
+from virtlet.plugins.volumes.pod_volumes import (
+    MountOrigin,
+    make_node,
+    origin_of,
+    serve_device,
+    serve_mount,
+)
+from virtlet.plugins.volumes.shares import CHOWN_MOUNTS, bring_near, give_away
+
+KUBELET_ROOT_DIR = Option(
+    field="kubeletRootDir",
+    flag="--kubelet-root-dir",
+    env="KUBELET_ROOT_DIR",
+    kind=PATH,
+    default="/var/lib/kubelet/pods",
+    help="Where the kubelet keeps its pods' volumes",
+)
+RAW_DEVICES = Option(
+    field="rawDevices",
+    flag="--raw-devices",
+    env="VIRTLET_RAW_DEVICES",
+    kind=WORDS,
+    default="loop*",
+    help="Comma-separated globs, relative to /dev, of the block devices of the node that pods may "
+    "have by their path; block volumes of Kubernetes need no entry",
+)
 
 
 class Plugin:
@@ -44,7 +66,7 @@ class Plugin:
 
     @hookimpl
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
-        """Serve every mount and device, or say why it cannot be had."""
+        """Serve every mount and device, or say why a VM cannot have it."""
         source = request.source
         if isinstance(source, Device):
             return self._opened(vm, serve_device(source, request.role))
@@ -56,15 +78,15 @@ class Plugin:
             return self._opened(vm, volume)
         if not isinstance(volume, Share):
             return volume
-        if not volume.readonly and origin is Origin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
+        if not volume.readonly and origin is MountOrigin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
             give_away(Path(source.host_path), self._node.emulator_uid, self._node.emulator_gid)
         return bring_near(volume, source, vm.directory, self._node)
 
     @hookimpl
     def virtlet_release_volume(self, vm: Vm, request: VolumeRequest) -> None:
-        """Remove what the VM has of its own for a directory or block device, and nothing else."""
+        """Remove the VM's own mount or node of a directory or block device, and nothing else."""
         path = vm.directory / request.role
-        # Before anything looks at it: the file server of a share may be away.
+        # Before anything accesses it: the file server of a share may not answer.
         unmount_below(path)
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

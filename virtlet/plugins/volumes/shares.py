@@ -1,8 +1,7 @@
-"""Shared directories, where the emulator's user reaches them.
+"""Shared directories, mounted where the emulator's user reaches them.
 
-A kubelet keeps its pods' volumes in directories that root alone can pass, and so may anybody else.
-Each VM gets the directory at a place of its own, below its private directory, where the owner and
-mode of the directory itself decide who may do what in it.
+A kubelet keeps its pods' volumes in directories that only root can pass. So a shared directory is
+mounted below the private directory of the VM, where its own owner and mode decide about access.
 """
 
 import contextlib
@@ -19,8 +18,16 @@ from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host import mounts
 from virtlet.model.disk import Share
 from virtlet.model.node import Node
+from virtlet.model.option import TRUE_ONLY, Annotation
 from virtlet.model.vm import Mount
-from virtlet.plugins.volumes.options import CHOWN_MOUNTS
+
+CHOWN_MOUNTS = Annotation(
+    name="VirtletChown9pfsMounts",
+    kind=TRUE_ONLY,
+    default=False,
+    help="Give shared volumes, and all in them, to the emulator's user so that the guest can write "
+    "there; never done to a hostPath volume",
+)
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -28,7 +35,7 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 def give_away(directory: Path, uid: int, gid: int) -> None:
     """Make a directory and all in it belong to a user; links are not followed.
 
-    Files that vanish meanwhile are none of our business.
+    Files that vanish meanwhile are passed over.
 
     Raises:
         FailedPrecondition: an owner cannot be changed.
@@ -47,18 +54,18 @@ def give_away(directory: Path, uid: int, gid: int) -> None:
 
 
 def bring_near(share: Share, mount: Mount, directory: Path, node: Node) -> Share:
-    """Have a shared directory appear below a VM's directory, under the share's tag.
+    """Mount a shared directory below a VM's directory, under the share's tag.
 
     Args:
-        share: the directory where it is.
+        share: the directory where the pod has it.
         mount: what the pod mounts.
-        directory: the VM's.
-        node: the manager's places. A share that holds the data directory comes without what is
-            mounted inside, now or later, as that would hold the shares of every other VM.
+        directory: of the VM.
+        node: has the data directory. A share that holds it comes without what is mounted inside,
+            now or later, as that would include the shares of all other VMs.
 
     Raises:
         InvalidArgument: it is the data directory, or lies in it.
-        FailedPrecondition: it cannot be had there, or the emulator's user cannot read it.
+        FailedPrecondition: it cannot be mounted, or the emulator's user cannot read it.
     """
     near = directory / share.tag
     opened: list[int] = []
@@ -98,7 +105,7 @@ def _open(path: Path, share: Share) -> int:
 
 
 def _holds_ours(source: int, share: Share, data_dir: Path) -> bool:
-    """Whether a directory holds the data directory, under whatever name it is given.
+    """Whether a directory holds the data directory, also under another name.
 
     Raises:
         InvalidArgument: it is the data directory, or lies in it.
@@ -140,7 +147,7 @@ def _check_open(source: int, share: Share, node: Node) -> None:
 
 
 def _groups(uid: int, gid: int) -> set[int]:
-    """Those that libvirt gives an emulator: also the user's further ones."""
+    """Groups that libvirt gives an emulator: also the supplementary ones of its user."""
     try:
         return {gid, *os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)}
     except KeyError:

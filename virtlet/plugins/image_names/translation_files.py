@@ -1,7 +1,7 @@
-"""One translation file: its schema and what it says, with the line of whatever is wrong in it.
+"""One translation file: its schema and its content; errors name the line.
 
 The original's expressions are Go's, whose library is RE2; RE2 itself runs them here. It never
-backtracks, so that no expression, however written, makes a name take long.
+backtracks, so that every expression takes linear time.
 """
 
 import re
@@ -33,7 +33,7 @@ _LONGEST_TIMEOUT = 24 * 3600 * 1000
 
 
 class Malformed(FailedPrecondition):
-    """A translation file is not as it should be; the message names file and line."""
+    """A translation file is malformed; the message names file and line."""
 
     def __init__(self, path: Path, problem: str, node: yaml.Node | None = None) -> None:
         line = f":{node.start_mark.line + 1}" if node is not None else ""
@@ -47,7 +47,7 @@ class Document:
         self.path = path
 
     def compose(self, content: bytes) -> yaml.Node | None:
-        """The root node; None when the file is empty."""
+        """The root node; None if the file is empty."""
         if len(content) > LARGEST:
             raise Malformed(self.path, f"larger than {LARGEST} bytes")
         try:
@@ -134,7 +134,7 @@ class Rule:
         return "$" not in server and not (found and "$" in scheme)
 
     def apply(self, name: str) -> str | None:
-        """The address of a name; None when the expression is not found in it."""
+        """The address of a name; None if the expression is not found in it."""
         match = self._compiled.search(name)
         if match is None:
             return None
@@ -158,7 +158,7 @@ def compile_rule(regexp: str, url: str) -> Rule:
     Raises:
         ValueError: what is wrong with either.
     """
-    # Not at the top: most nodes have no expressions, and start and stay smaller without it.
+    # Imported late: most nodes have no expressions, and save its memory.
     import re2  # type: ignore[import-untyped]
 
     options = re2.Options()
@@ -184,8 +184,8 @@ def compile_rule(regexp: str, url: str) -> Rule:
 
 
 @frozen
-class Target:
-    """Where a name leads."""
+class ImageAddress:
+    """The address of an image, and how it is fetched."""
 
     url: str
     transport: Transport
@@ -195,14 +195,14 @@ class Target:
 
 @frozen
 class Translations:
-    """What one file says."""
+    """The content of one file."""
 
     prefix: str
-    fixed: Mapping[str, Target]
+    fixed: Mapping[str, ImageAddress]
     rules: tuple[tuple[Rule, Transport], ...]
 
     def relative(self, name: str) -> str | None:
-        """The name without this file's prefix; None when it has another."""
+        """The name without this file's prefix; None if it has another."""
         if not self.prefix:
             return name
         head = f"{self.prefix}/"
@@ -213,12 +213,12 @@ def parse_translations(path: Path, content: bytes) -> Translations:
     """Read a translation file.
 
     Raises:
-        Malformed: it is not as it should be.
+        Malformed: something is wrong with it.
     """
     document = Document(path)
     root = document.mapping(document.compose(content), "the file", _FIELDS)
     transports = _transports(document, root.get("transports"))
-    fixed: dict[str, Target] = {}
+    fixed: dict[str, ImageAddress] = {}
     rules: list[tuple[Rule, Transport]] = []
     for item in document.items(root.get("translations"), "translations"):
         fields = document.mapping(item, "a translation", _TRANSLATION)
@@ -241,7 +241,7 @@ def parse_translations(path: Path, content: bytes) -> Translations:
         elif name in fixed:
             raise document.fail(item, f"{name!r} is translated twice")
         else:
-            fixed[name] = Target(url, transport)
+            fixed[name] = ImageAddress(url, transport)
     prefix = document.text(root.get("prefix"), "prefix").rstrip("/")
     return Translations(prefix, fixed, tuple(rules))
 

@@ -1,7 +1,7 @@
-"""Shell scripts that bring volumes into place in the guest.
+"""Shell scripts that mount volumes, link disks and set resolver options in the guest.
 
-They need nothing but a POSIX shell and mount: device nodes are looked up in sysfs, so that
-guests without udev are served, and running them again changes nothing.
+They need a POSIX shell and mount only: device nodes are looked up in sysfs, so that guests without
+udev are served. Running them again changes nothing.
 """
 
 import base64
@@ -17,7 +17,7 @@ SYMLINK_SCRIPT = "/etc/cloud/symlink-devs.sh"
 OWNER_SCRIPT = "/etc/cloud/own-files.sh"
 RESOLVER_SCRIPT = "/etc/cloud/resolver-options.sh"
 MARK_CONFIGURED = "mkdir -p /run/virtlet && : >/run/virtlet/configured"
-"""Tells whoever runs commands in the guest that all of the pod's seed is applied."""
+"""Records in the guest, for commands that are run there, that the pod's seed is applied."""
 PER_BOOT = "/var/lib/cloud/scripts/per-boot"
 
 _FIND_DISK = """\
@@ -53,11 +53,11 @@ mount_at() {
 }
 """
 _LINK = """\
-# link_disk SERIAL PATH; what is no link at PATH stays.
+# link_disk SERIAL PATH; anything but a link at PATH stays.
 link_disk() {
 	device=$(find_disk "$1") || return
 	if [ -e "$2" ] && [ ! -L "$2" ]; then
-		echo "$2 exists and is no link" >&2
+		echo "$2 exists and is not a link" >&2
 		return 1
 	fi
 	mkdir -p "$(dirname "$2")"
@@ -94,7 +94,7 @@ def share_options(share: Share) -> str:
 
 
 def mount_body(volumes: Iterable[Volume]) -> str:
-    """Shell code that mounts shared directories and file systems; "" when there are none."""
+    """Shell code that mounts shared directories and file systems; "" if there are none."""
     shares, disks = [], []
     for volume in outer_first(volumes):
         point = quote(volume.guest_path)
@@ -113,7 +113,7 @@ def mount_body(volumes: Iterable[Volume]) -> str:
 
 
 def symlink_body(volumes: Iterable[Volume]) -> str:
-    """Shell code that makes device paths of raw disks; "" when there are none."""
+    """Shell code that makes device paths of raw disks; "" if there are none."""
     links = [
         f"link_disk {quote(v.serial)} {quote(v.guest_path)}\n"
         for v in volumes
@@ -123,7 +123,7 @@ def symlink_body(volumes: Iterable[Volume]) -> str:
 
 
 def resolver_body(options: Sequence[str], file: str = "/etc/resolv.conf") -> str:
-    """Shell code that gives the guest the pod's resolver options; "" when it has none."""
+    """Shell code that gives the guest the pod's resolver options; "" if it has none."""
     if not options:
         return ""
     words = " ".join(map(quote, (file, *options)))
@@ -131,7 +131,7 @@ def resolver_body(options: Sequence[str], file: str = "/etc/resolv.conf") -> str
 
 
 def owner_body(files: Iterable[GuestFile]) -> str:
-    """Shell code that gives files to their users and groups; "" when all are root's.
+    """Shell code that gives files to their users and groups; "" if all are root's.
 
     cloud-init knows owners by names only, and a pod's (fsGroup) have none.
     """
@@ -159,13 +159,13 @@ def whole_body(
     return f"(\n{body}:\n)"
 
 
-def script(body: str) -> str:
-    """A whole script file."""
-    return _HEAD + body
+def script_file(body: str) -> bytes:
+    """The content of a script's file."""
+    return (_HEAD + body).encode()
 
 
 def outer_first(volumes: Iterable[Volume]) -> list[Share | Disk]:
-    """What is mounted, parents before what is mounted inside them."""
+    """What is mounted, outer mounts before those inside them."""
     mounted = [v for v in volumes if isinstance(v, Share) or (isinstance(v, Disk) and v.guest_path)]
     return sorted(mounted, key=lambda v: len([p for p in v.guest_path.split("/") if p]))
 

@@ -1,3 +1,6 @@
+"""Documents of the data sources: how they are written, meta-data, and the network."""
+
+import json
 from ipaddress import ip_interface
 
 import pytest
@@ -5,10 +8,95 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.model import make_pod
+from tests.plugins.cloudinit.conftest import KEY
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.cloudinit.datasources import dump, meta_data_json, network_data_json
-from virtlet.plugins.cloudinit.network_config import network_config
+from virtlet.plugins.cloudinit.datasources import (
+    dump,
+    meta_data,
+    meta_data_json,
+    network_config,
+    network_data_json,
+)
+
+# YAML's readers allow 1024 characters for a key.
+MAPPING_KEYS = st.text(max_size=30)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(MAPPING_KEYS, children),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_json_and_yaml_readers_see_the_same_document(value: object) -> None:
+    text = dump(value)
+    assert json.loads(text) == value
+    assert yaml.safe_load(text) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("\x7f", "\x85", "a\u2028b", "\ufeff", "\uffff", "😀", "\0", "\r\n", "\t"),
+        *("52:54:00:12:34:56", "yes", "0755", "~", "- a", "# a", "{", "'", '"', "\\"),
+        *(1e22, 1e-7, -0.0),
+    ],
+)
+def test_what_the_two_formats_read_differently_is_written_safely(value: object) -> None:
+    text = dump({"key": [value]})
+    assert yaml.safe_load(text) == json.loads(text) == {"key": [value]}
+
+
+def test_a_document_is_one_line() -> None:
+    assert dump({"a": "x\ny", "b": [1, None, True]}) == '{"a": "x\\ny", "b": [1, null, true]}'
+
+
+def test_meta_data_says_who_the_guest_is() -> None:
+    assert meta_data(make_pod({"VirtletSSHKeys": KEY})) == {
+        "instance-id": "web-1.shop",
+        "local-hostname": "web-1",
+        "public-keys": [KEY],
+    }
+
+
+def test_without_keys_none_are_named() -> None:
+    assert "public-keys" not in meta_data(make_pod())
+
+
+def test_the_pod_s_hostname_wins_over_its_name() -> None:
+    assert meta_data(make_pod(hostname="www"))["local-hostname"] == "www"
+
+
+@pytest.mark.parametrize(
+    ("name", "hostname"),
+    [("a" * 63, "a" * 63), ("a" * 64, "a" * 63), ("a" * 61 + "-.b" + "c" * 9, "a" * 61)],
+)
+def test_a_long_name_is_cut_as_the_kubelet_cuts_it(name: str, hostname: str) -> None:
+    assert meta_data(make_pod(name=name))["local-hostname"] == hostname
+
+
+def test_keys_of_the_annotation_replace_the_generated_ones() -> None:
+    marks = {"VirtletCloudInitMetaData": "local-hostname: db\nregion: {zone: a}"}
+    assert meta_data(make_pod(marks)) == {
+        "instance-id": "web-1.shop",
+        "local-hostname": "db",
+        "region": {"zone": "a"},
+    }
+
+
+@given(st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True))
+def test_any_pod_name_gives_a_host_name(name: str) -> None:
+    hostname = meta_data(make_pod(name=name))["local-hostname"]
+    assert 1 <= len(hostname) <= 63
+    assert name.startswith(hostname)
+    assert hostname[-1] not in "-."
+
 
 MAC = "52:54:00:12:34:56"
 DUAL = Network(

@@ -1,9 +1,9 @@
-"""Mounts: files for cloud-init, shared directories, disks of the node, or nothing.
+"""What the mounts and devices of a pod become: files for cloud-init, shares, disks, or nothing.
 
-Where a path comes from is told by the kubelet's layout, below its root for pods:
+The layout of the kubelet, below its root for pods, says where a path comes from:
 `UID/volumes/PLUGIN/NAME…`, `UID/volume-subpaths/NAME/…` for a part of such a volume,
-`UID/etc-hosts`, and `UID/containers/CONTAINER/…` for the file a container may leave its last words
-in. PLUGIN has `~` for `/`.
+`UID/etc-hosts`, and `UID/containers/CONTAINER/…` for the termination message of a container. PLUGIN
+has `~` for `/`.
 """
 
 import enum
@@ -14,17 +14,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.host.files import remove_file
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
-from virtlet.model.vm import Mount
+from virtlet.model.vm import Device, Mount
 
 FLEXVOLUME_PLUGIN = "virtlet~flexvolume_driver"
 
 
-class Origin(enum.Enum):
+class MountOrigin(enum.Enum):
     """Where a mounted path comes from."""
 
     CONFIG = "configuration"
-    """A ConfigMap or the downward API: files that are no secrets."""
+    """A ConfigMap or the downward API: files without secrets."""
     SECRET = "secret"
     """A Secret, or a projected volume, which may hold secrets."""
     VOLUME = "volume"
@@ -34,82 +35,82 @@ class Origin(enum.Enum):
     HOSTS = "hosts file"
     TERMINATION_LOG = "termination log"
     NODE = "node"
-    """Nothing of the kubelet's for this pod: a hostPath volume."""
+    """Not the kubelet's for this pod: a hostPath volume."""
 
 
 _PLUGINS = {
-    "kubernetes.io~configmap": Origin.CONFIG,
-    "kubernetes.io~downward-api": Origin.CONFIG,
-    "kubernetes.io~secret": Origin.SECRET,
-    "kubernetes.io~projected": Origin.SECRET,
-    FLEXVOLUME_PLUGIN: Origin.FLEXVOLUME,
+    "kubernetes.io~configmap": MountOrigin.CONFIG,
+    "kubernetes.io~downward-api": MountOrigin.CONFIG,
+    "kubernetes.io~secret": MountOrigin.SECRET,
+    "kubernetes.io~projected": MountOrigin.SECRET,
+    FLEXVOLUME_PLUGIN: MountOrigin.FLEXVOLUME,
 }
 
 
-def origin_of(path: str, root: Path, pod_uid: str) -> Origin:
+def origin_of(path: str, root: Path, pod_uid: str) -> MountOrigin:
     """Where a mounted path of a pod comes from.
 
     Args:
         path: the host path of the mount.
         root: the kubelet's directory of pods.
-        pod_uid: whose mount it is; directories of other pods are the node's.
+        pod_uid: of the pod; directories of other pods count as the node's.
     """
     if pod_uid in ("", ".", "..") or "/" in pod_uid:
-        return Origin.NODE
+        return MountOrigin.NODE
     try:
         inside = PurePosixPath(path).relative_to(root / pod_uid).parts
     except ValueError:
-        return Origin.NODE
+        return MountOrigin.NODE
     if ".." in inside:
-        return Origin.NODE
+        return MountOrigin.NODE
     match inside:
         case ("volumes", plugin, _, *_):
-            return _PLUGINS.get(plugin, Origin.VOLUME)
+            return _PLUGINS.get(plugin, MountOrigin.VOLUME)
         case ("volume-subpaths", name, *_):
             return _of_volume(root / pod_uid / "volumes", name)
         case ("etc-hosts",):
-            return Origin.HOSTS
+            return MountOrigin.HOSTS
         case ("containers", _, _):
-            return Origin.TERMINATION_LOG
+            return MountOrigin.TERMINATION_LOG
         case _:
-            return Origin.NODE
+            return MountOrigin.NODE
 
 
-def _of_volume(volumes: Path, name: str) -> Origin:
+def _of_volume(volumes: Path, name: str) -> MountOrigin:
     for plugin, origin in _PLUGINS.items():
         if (volumes / plugin / name).is_dir():
             return origin
-    return Origin.VOLUME
+    return MountOrigin.VOLUME
 
 
-def serve_mount(mount: Mount, origin: Origin, role: str, raw_devices: Sequence[str]) -> Volume:
+def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Sequence[str]) -> Volume:
     """What a mount becomes in the VM.
 
     Args:
         mount: what the pod mounts.
-        origin: where the kubelet says it comes from.
-        role: name of the request; becomes the tag or serial number the guest finds it by.
-        raw_devices: globs of block devices that may be had by their path.
+        origin: where it comes from.
+        role: name of the request; becomes the tag or serial number that the guest sees.
+        raw_devices: globs of block devices that pods may have by their path.
 
     Raises:
-        InvalidArgument: such a mount cannot be had in a VM.
-        FailedPrecondition: there is nothing at the host path.
+        InvalidArgument: a VM cannot have such a mount.
+        FailedPrecondition: the host path does not exist.
         Unimplemented: FlexVolumes are not served.
     """
     for path in (mount.guest_path, mount.host_path):
         if not path.startswith("/"):
             raise InvalidArgument(f"mount: path {path!r} is not absolute")
-    if origin is Origin.TERMINATION_LOG:
+    if origin is MountOrigin.TERMINATION_LOG:
         return Unneeded(
             guest_path=mount.guest_path,
             reason="a VM leaves no termination message; its last words are in the pod's log",
         )
-    if origin is Origin.FLEXVOLUME:
+    if origin is MountOrigin.FLEXVOLUME:
         raise Unimplemented(
             f"mount {mount.guest_path}: FlexVolumes (virtlet/flexvolume_driver) are not served "
             "yet: use a PersistentVolumeClaim with volumeMode Block or Filesystem"
         )
-    if origin in (Origin.CONFIG, Origin.SECRET, Origin.HOSTS):
+    if origin in (MountOrigin.CONFIG, MountOrigin.SECRET, MountOrigin.HOSTS):
         # The kubelet gives them what the pod says: defaultMode, the items' modes, fsGroup.
         return GuestFiles(host_path=Path(mount.host_path), guest_path=mount.guest_path, mode=None)
     return _by_content(mount, role, raw_devices)
@@ -179,3 +180,74 @@ def _kind(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "named pipe"
     return "character device"
+
+
+def make_node(device: Path, path: Path, uid: int, gid: int, *, readonly: bool) -> None:
+    """Make a node of a block device; replaces one that is there.
+
+    A device of the node belongs to root and its group `disk`, and stays theirs. Each VM gets a node
+    of its own of the same device, in its own directory: the kernel checks the owner and mode of
+    the node that is opened, not those of the device's other nodes.
+
+    Args:
+        device: the device.
+        path: of the new node.
+        uid: the only user that can open it.
+        gid: group of the user.
+        readonly: whether it can be opened for reading only.
+
+    Raises:
+        FailedPrecondition: the file system of `path` has no devices.
+    """
+    if os.statvfs(path.parent).f_flag & os.ST_NODEV:
+        raise FailedPrecondition(
+            f"{path.parent} is on a file system that is mounted with nodev, so the emulator cannot "
+            f"open {device}: mount it without, or choose another --data-dir"
+        )
+    remove_file(path)
+    mode = 0o400 if readonly else 0o600
+    os.mknod(path, stat.S_IFBLK | mode, device.stat().st_rdev)
+    # Its directory belongs to the emulator's user, who may put a link in its place.
+    os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def serve_device(device: Device, role: str) -> Disk:
+    """The disk a device of the node becomes in the VM.
+
+    Args:
+        device: of the pod; links of the kubelet are followed.
+        role: name of the request; becomes the disk's serial number.
+
+    Raises:
+        InvalidArgument: it is not a block device.
+        FailedPrecondition: the host path does not exist.
+        Unimplemented: the device path asks for a persistent root disk.
+    """
+    if device.guest_path == "/":
+        raise Unimplemented(
+            "device path /: root disks that outlive their pod are not served yet: give the "
+            "volume another devicePath"
+        )
+    for given in (device.guest_path, device.host_path):
+        if not given.startswith("/"):
+            raise InvalidArgument(f"device: path {given!r} is not absolute")
+    path = os.path.realpath(device.host_path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise FailedPrecondition(
+            f"device {device.guest_path}: {device.host_path} on the node: {error.strerror}"
+        ) from None
+    if not stat.S_ISBLK(mode):
+        raise InvalidArgument(
+            f"device {device.guest_path}: {device.host_path} is not a block device, the only kind "
+            "that a VM can have: use a PersistentVolumeClaim with volumeMode Block"
+        )
+    return Disk(
+        path=Path(path),
+        format="raw",
+        readonly="w" not in (device.permissions or "rwm"),
+        block=True,
+        serial=role,
+        guest_path=device.guest_path,
+    )

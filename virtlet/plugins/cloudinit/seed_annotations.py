@@ -1,4 +1,4 @@
-"""What a pod may say to cloud-init in its guest."""
+"""The annotations of the seed: what a pod may say to cloud-init in its guest."""
 
 import re
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ def _keys(text: str) -> tuple[str, ...]:
     for number, key in enumerate(keys, 1):
         if not _KEY.search(key):
             raise UnquotedError(
-                f"key {number} is no public key of OpenSSH: write one key a line, such as "
+                f"key {number} is not a public key of OpenSSH: write one key a line, such as "
                 "`ssh-ed25519 AAAA… comment`"
             )
     return tuple(keys)
