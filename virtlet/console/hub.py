@@ -12,7 +12,7 @@ from attrs import define
 from virtlet.console.file_watch import Watch
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.live import KEYS_LIMIT, Attachment, EndReason, LiveConsole, Reader
-from virtlet.console.worker import Worker
+from virtlet.threads import Worker
 
 DETACH_KEY = b"\x1d"
 """Ctrl-], as in telnet and virsh."""
@@ -58,7 +58,9 @@ class ConsoleHub:
 
     def __init__(self) -> None:
         self._sessions: dict[str, _Session] = {}
-        self._worker = Worker("the console hub", self._loop)
+        self._worker = Worker("the console hub", self._turn)
+        self._keyboards: dict[int, _Session] = {}
+        self._sockets: dict[int, tuple[_Session, Reader]] = {}
         self._watch: Watch | None = None
 
     def start(self) -> None:
@@ -69,6 +71,11 @@ class ConsoleHub:
     def stop(self) -> None:
         """End all attachments. Idempotent."""
         self._worker.stop()
+        for session in list(self._sessions.values()):
+            self._close(session, EndReason.STOPPED)
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def attach(self, files: ConsoleFiles, *, detach_key: bytes = DETACH_KEY) -> Attachment:
         """Attach to a console.
@@ -94,20 +101,24 @@ class ConsoleHub:
         session.leave_at = math.inf
         return session.console.attach(detach_key)
 
-    def _loop(self) -> None:
+    def _turn(self) -> float:
+        """Pass on what has come in from readers and guests; returns when to look again."""
         assert self._watch is not None
-        while self._worker.serve_calls():
-            now = time.monotonic()
-            for vm_id in self._watch.fired():
-                session = self._sessions.get(vm_id)
-                if session is not None and not session.gone:
-                    session.wake_at = now
-            for session in list(self._sessions.values()):
-                self._guarded(session, partial(self._attend, session, now))
-            self._wait()
+        for descriptor, events in self._worker.ready:
+            if descriptor in self._keyboards:
+                session = self._keyboards[descriptor]
+                self._guarded(session, partial(self._on_keyboard, session, events))
+            elif descriptor in self._sockets:
+                session, reader = self._sockets[descriptor]
+                self._guarded(session, partial(self._on_reader, session, reader, events))
+        now = time.monotonic()
+        for vm_id in self._watch.fired():
+            fired = self._sessions.get(vm_id)
+            if fired is not None and not fired.gone:
+                fired.wake_at = now
         for session in list(self._sessions.values()):
-            self._close(session, EndReason.STOPPED)
-        self._watch.close()
+            self._guarded(session, partial(self._attend, session, now))
+        return self._wait_for()
 
     def _guarded(self, session: _Session, action: Callable[[], None]) -> None:
         """Do something with one console, if it is still open; an error ends that one alone."""
@@ -130,36 +141,25 @@ class ConsoleHub:
         if session.over or session.leave_at <= now:
             self._close(session)
 
-    def _wait(self) -> None:
-        """Wait for anything to happen, and pass on what has come in from readers and guests."""
-        poll = select.poll()
-        poll.register(self._worker, select.POLLIN)
+    def _wait_for(self) -> float:
+        """Say which files to wait for; returns the seconds to wait."""
         assert self._watch is not None
-        poll.register(self._watch, select.POLLIN)
-        keyboards: dict[int, _Session] = {}
-        sockets: dict[int, tuple[_Session, Reader]] = {}
+        files = {self._watch.fileno(): select.POLLIN}
+        self._keyboards, self._sockets = {}, {}
         wake_at = math.inf
         for session in self._sessions.values():
             console = session.console
             wake_at = min(wake_at, session.wake_at, session.leave_at)
             if not session.gone:
-                keyboards[console.keyboard] = session
-                poll.register(console.keyboard, select.POLLOUT if console.typed else 0)
+                self._keyboards[console.keyboard] = session
+                files[console.keyboard] = select.POLLOUT if console.typed else 0
             for reader in console.readers:
                 wanted = self._wanted(session, reader)
                 if wanted:
-                    sockets[reader.socket.fileno()] = session, reader
-                    poll.register(reader.socket, wanted)
-        delay = None
-        if wake_at != math.inf:
-            delay = max(0.0, math.ceil((wake_at - time.monotonic()) * 1000))
-        for descriptor, events in poll.poll(delay):
-            if descriptor in keyboards:
-                session = keyboards[descriptor]
-                self._guarded(session, partial(self._on_keyboard, session, events))
-            elif descriptor in sockets:
-                session, reader = sockets[descriptor]
-                self._guarded(session, partial(self._on_reader, session, reader, events))
+                    self._sockets[reader.socket.fileno()] = session, reader
+                    files[reader.socket.fileno()] = wanted
+        self._worker.files = files
+        return wake_at - time.monotonic()
 
     @staticmethod
     def _wanted(session: _Session, reader: Reader) -> int:

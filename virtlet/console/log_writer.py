@@ -10,8 +10,8 @@ from virtlet.console.file_watch import Watch
 from virtlet.console.files import ConsoleFiles, LogStatus, make_console
 from virtlet.console.followed import RETRY, Finish, Followed
 from virtlet.console.follower import Follower
-from virtlet.console.worker import ANSWER_LIMIT, Worker
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
+from virtlet.threads import ANSWER_LIMIT, Worker
 
 TICK = 0.05
 """Seconds between two looks at a file that is being written; all VMs share the beat."""
@@ -41,7 +41,7 @@ class ConsoleLogs:
     def __init__(self, keep: int = KEEP) -> None:
         self._keep = keep
         self._entries: dict[str, Followed] = {}
-        self._worker = Worker("the console log writer", self._loop)
+        self._worker = Worker("the console log writer", self._turn)
         self._watch: Watch | None = None
 
     def start(self) -> None:
@@ -52,6 +52,13 @@ class ConsoleLogs:
     def stop(self) -> None:
         """Stop where we are; the guests print on, and `add` goes on from here after a restart."""
         self._worker.stop()
+        for entry in self._entries.values():
+            entry.follower.close()
+            entry.answer()
+        self._entries.clear()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def prepare(self, files: ConsoleFiles, *, uid: int = -1, gid: int = -1) -> None:
         """Make the console of an emulator that is about to start, and follow it.
@@ -208,31 +215,19 @@ class ConsoleLogs:
         self._watch.forget(vm_id)
         return self._entries.pop(vm_id, None)
 
-    def _loop(self) -> None:
+    def _turn(self) -> float:
+        """Write what it is time to write; returns when to look again."""
         assert self._watch is not None
-        poll = select.poll()
-        poll.register(self._watch, select.POLLIN)
-        poll.register(self._worker, select.POLLIN)
-        while self._worker.serve_calls():
-            for vm_id in self._watch.fired():
-                if vm_id in self._entries:
-                    self._entries[vm_id].wake_at = 0.0
-            now = time.monotonic()
-            for entry in list(self._entries.values()):
-                if entry.wake_at <= now:
-                    self._advance(entry)
-            poll.poll(self._milliseconds_to_wait())
-        for entry in self._entries.values():
-            entry.follower.close()
-            entry.answer()
-        self._entries.clear()
-        self._watch.close()
-
-    def _milliseconds_to_wait(self) -> float | None:
+        self._worker.files = {self._watch.fileno(): select.POLLIN}
+        for vm_id in self._watch.fired():
+            if vm_id in self._entries:
+                self._entries[vm_id].wake_at = 0.0
+        now = time.monotonic()
+        for entry in list(self._entries.values()):
+            if entry.wake_at <= now:
+                self._advance(entry)
         wake_at = min((entry.wake_at for entry in self._entries.values()), default=math.inf)
-        if wake_at == math.inf:
-            return None
-        return max(0.0, math.ceil((wake_at - time.monotonic()) * 1000))
+        return wake_at - time.monotonic()
 
     def _advance(self, entry: Followed) -> None:
         """Write a batch of one VM, and say when to look at it again. Never raises."""

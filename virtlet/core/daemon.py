@@ -1,7 +1,6 @@
 """The manager: its parts put together, started in order and stopped in reverse."""
 
 import functools
-import itertools
 import logging
 import os
 import pwd
@@ -45,11 +44,12 @@ from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.plain import quote
+from virtlet.threads import BackOff
 
 log = logging.getLogger(__name__)
 
-RETRIES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds until what a hypervisor reported is written again; the last counts from then on."""
+RETRIES = (0.1, 5.0)
+"""Seconds until what a hypervisor reported is written again: at first, and at most."""
 
 
 def settings(
@@ -217,7 +217,8 @@ def _watch(
     in_order = OrderedExecutor(watchers)
 
     def note(seen: Observation) -> None:
-        for pause in itertools.chain(RETRIES, itertools.repeat(RETRIES[-1])):
+        back_off = BackOff(*RETRIES)
+        while True:
             try:
                 exits.on_change(context, seen)
                 return
@@ -228,7 +229,7 @@ def _watch(
                 )
             except Exception:
                 log.exception("change of a VM not written yet", extra={"vm": seen.vm_id})
-            if closing.wait(pause):
+            if closing.wait(back_off.pause()):
                 return
 
     def report(seen: Observation) -> None:

@@ -1,10 +1,8 @@
 """Telling observers what was committed, on a thread of its own, in order."""
 
-import contextlib
 import logging
-import queue
-import threading
-import time
+import math
+from collections import deque
 
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
@@ -12,6 +10,7 @@ from virtlet.core.lifecycle.context import Listener
 from virtlet.core.store.records import PodRecord
 from virtlet.errors import VirtletError
 from virtlet.model.event import Event
+from virtlet.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +24,17 @@ class EventTeller:
     def __init__(self, hooks: Hooks, profiles: Profiles) -> None:
         self._hooks = hooks
         self._profiles = profiles
-        self._queue: queue.Queue[tuple[Event, str] | None] = queue.Queue(QUEUE_LIMIT)
+        self._queue: deque[tuple[Event, str]] = deque()
         self._listeners: list[Listener] = []
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._worker = Worker("events", self._tell_queued, drain=True)
 
     def start(self) -> None:
         """Begin to tell."""
-        self._thread.start()
+        self._worker.start()
 
     def stop(self, patience: float = 5.0) -> None:
         """Tell what waits, then end; waits at most `patience` seconds for a slow observer."""
-        deadline = time.monotonic() + patience
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=patience)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._worker.stop(patience)
 
     def listen(self, listener: Listener) -> None:
         """Have a part of the core called at every event, on the thread that made the change."""
@@ -58,16 +54,18 @@ class EventTeller:
             except Exception:
                 # The change is committed: whoever made it must not take it for failed.
                 log.exception("listener failed", extra={"event": event.kind.value})
-        try:
-            self._queue.put_nowait((event, handler))
-        except queue.Full:
+        if len(self._queue) >= QUEUE_LIMIT:
             log.error("event dropped: an observer is too slow", extra={"event": event.kind.value})
+            return
+        self._queue.append((event, handler))
+        self._worker.wake()
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            event, handler = item
+    def _tell_queued(self) -> float:
+        while self._queue:
+            event, handler = self._queue.popleft()
             try:
                 profile = self._profiles.get(handler)
             except VirtletError:
                 continue  # The handler was taken out of the configuration: nobody observes it.
             self._hooks.event(profile, event)
+        return math.inf

@@ -14,14 +14,14 @@ says what they are, in this order, and closes; all descriptors come with the fir
     ! TEXT          refused, and why; nothing else comes
 """
 
-import contextlib
 import hmac
 import logging
+import math
 import os
+import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from virtlet.host.files import remove_file
 from virtlet.host.processes import set_oom_score_adj
 from virtlet.launch.merge import Launch, merge_launch
 from virtlet.model.launch import LaunchPart
+from virtlet.threads import BackOff, Worker
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ _TIMEOUT = 10.0
 """Seconds a peer may take to ask, and to take the answer."""
 _MOST_PEERS = 64
 """Peers served at a time. Any emulator may connect: none may tie up the manager."""
-_PAUSE = 0.1
-"""Seconds until the next try, where the node has no descriptor or thread left."""
+_PAUSES = (0.1, 1.0)
+"""Seconds until the next try, where the node has no descriptor left: at first, and at most."""
 
 
 def join_cgroups(pid: int, cgroups: Iterable[Path], vm_id: str) -> tuple[Path, ...]:
@@ -126,7 +127,8 @@ class LaunchServer:
         self._armed: dict[str, _Armed] = {}
         self._peers = threading.BoundedSemaphore(_MOST_PEERS)
         self._socket: socket.socket | None = None
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("launch-server", self._accept)
+        self._back_off = BackOff(*_PAUSES)
 
     def start(self) -> None:
         """Listen.
@@ -141,24 +143,21 @@ class LaunchServer:
             self.path.chmod(0o600)
             os.chown(self.path, self._uid, self._gid)
             listener.listen(128)
+            listener.setblocking(False)
         except OSError as error:
             listener.close()
             raise FailedPrecondition(
                 f"cannot make the launch socket {self.path}: {error}; see fdServerSocketPath"
             ) from None
         self._socket = listener
-        self._thread = threading.Thread(target=self._accept, name="launch-server", daemon=True)
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """Listen no more, and drop every launch nobody fetched; idempotent."""
         listener, self._socket = self._socket, None
         if listener is None:
             return
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        if self._thread is not None:
-            self._thread.join()
+        self._worker.stop()
         listener.close()
         remove_file(self.path)
         with self._lock:
@@ -192,15 +191,21 @@ class LaunchServer:
         if armed is not None:
             armed.launch.close()
 
-    def _accept(self) -> None:
-        while (listener := self._socket) is not None:
+    def _accept(self) -> float:
+        """Take the connections that wait, each on a thread of its own."""
+        if (listener := self._socket) is None:
+            return math.inf
+        self._worker.files = {listener.fileno(): select.POLLIN}
+        while not self._worker.stopping:
             try:
                 peer, _ = listener.accept()
+            except BlockingIOError:
+                self._back_off.reset()
+                break
             except OSError as error:
-                if self._socket is not None:
-                    log.error("launches wait", extra={"problem": error.strerror})
-                    time.sleep(_PAUSE)
-                continue
+                log.error("launches wait", extra={"problem": error.strerror})
+                self._worker.files = {}
+                return self._back_off.pause()
             if not self._peers.acquire(blocking=False):
                 peer.close()
                 continue
@@ -213,6 +218,7 @@ class LaunchServer:
                 peer.close()
                 self._peers.release()
                 log.error("launch not handed over", extra={"problem": str(error)})
+        return math.inf
 
     def _serve(self, peer: socket.socket) -> None:
         try:

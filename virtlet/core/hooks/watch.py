@@ -11,6 +11,7 @@ from attrs import define
 
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Vm
+from virtlet.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,7 @@ class HookWatch:
         self.limits: Mapping[tuple[str, str], float] = {}
         self._calls: dict[int, _Call] = {}
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("hook-watch", self._look)
 
     @contextmanager
     def calling(self, plugin: str, what: str, *about: object, vm: str = "") -> Iterator[None]:
@@ -96,34 +96,30 @@ class HookWatch:
 
     def start(self) -> None:
         """Name what hangs in the log from now on."""
-        self._ended.clear()
-        self._thread = threading.Thread(target=self._look, name="hook-watch", daemon=True)
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """End the thread."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._worker.stop()
 
-    def _look(self) -> None:
-        while not self._ended.wait(min(self.patience, *self.limits.values(), AGAIN) / 4):
-            now = time.monotonic()
-            for call in self._under_way():
-                patience = self._patience(call)
-                if now - max(call.since, call.named + AGAIN - patience) < patience:
-                    continue
-                call.named = now
-                log.warning(
-                    "a plugin has not returned",
-                    extra={
-                        "plugin": call.plugin,
-                        "hook": call.what,
-                        "seconds": round(now - call.since),
-                        **call.subject,
-                        "remedy": _REMEDY,
-                    },
-                )
+    def _look(self) -> float:
+        now = time.monotonic()
+        for call in self._under_way():
+            patience = self._patience(call)
+            if now - max(call.since, call.named + AGAIN - patience) < patience:
+                continue
+            call.named = now
+            log.warning(
+                "a plugin has not returned",
+                extra={
+                    "plugin": call.plugin,
+                    "hook": call.what,
+                    "seconds": round(now - call.since),
+                    **call.subject,
+                    "remedy": _REMEDY,
+                },
+            )
+        return min(self.patience, *self.limits.values(), AGAIN) / 4
 
     def _patience(self, call: _Call) -> float:
         return self.limit(call.plugin, call.what)

@@ -7,7 +7,6 @@ A resize is written down before its first step, and struck out when it is commit
 a crash, or an undo that fails, leaves of one is put back as soon as that goes.
 """
 
-import itertools
 import logging
 import threading
 from typing import Any
@@ -26,11 +25,12 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor, Resize
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Machine
+from virtlet.threads import BackOff
 
 log = logging.getLogger(__name__)
 
-RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Seconds until what a resize left is put back again; the last counts from then on."""
+RETRIES = (0.5, 15.0)
+"""Seconds until what a resize left is put back again: at first, and at most."""
 
 
 def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
@@ -106,9 +106,9 @@ def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
     """
 
     def run() -> None:
-        for pause in itertools.chain((0.0, *RETRIES), itertools.repeat(RETRIES[-1])):
-            if context.closing.wait(pause):
-                return
+        back_off = BackOff(*RETRIES)
+        pause = 0.0
+        while not context.closing.wait(pause):
             try:
                 put_back(context, vm_id)
                 return
@@ -117,6 +117,7 @@ def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
                 log.warning("VM not yet as its record says", extra=problem)
             except Exception:
                 log.exception("VM not yet as its record says", extra={"vm": vm_id})
+            pause = back_off.pause()
 
     thread = threading.Thread(target=run, name=f"put-back-{vm_id[:12]}", daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ What the kernel tells of emulators is read again for each question, and takes no
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from virtlet.core.metrics.sample import (
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
 from virtlet.errors import VirtletError
 from virtlet.model.stats import DomainStats
+from virtlet.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -197,26 +199,19 @@ class Sampler:
         """CPU time of VMs, the most that anybody was told."""
         self._asked = _NEVER
         self._wanted = False
-        self._stopping = False
-        lock = threading.Lock()
-        self._turn = threading.Condition(lock)
-        """Told when the thread has to do something before its time."""
-        self._looked = threading.Condition(lock)
-        """Told after every look."""
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._looked = threading.Condition()
+        """Notified after every look."""
+        self._worker = Worker("sampler", self._turn)
 
     def start(self) -> None:
         """Begin to serve."""
         # Samples of the VMs that run already, before the first question: it will come.
         self._wanted = any(vm.phase is VmPhase.RUNNING for vm in self._context.store.vms.values())
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """End; waits for a look under way."""
-        with self._turn:
-            self._stopping = True
-            self._turn.notify()
-        self._thread.join(5.0)
+        self._worker.stop(5.0)
 
     def samples(self) -> Samples:
         """The samples of now.
@@ -232,7 +227,7 @@ class Sampler:
         """A sample with no less CPU time than anybody was told."""
         if sample.cpu_time is None:
             return sample
-        with self._turn:
+        with self._looked:
             told = self._told.get(sample.vm_id, 0)
             self._told[sample.vm_id] = max(told, sample.cpu_time)
         return sample if sample.cpu_time >= told else evolve(sample, cpu_time=told)
@@ -244,7 +239,7 @@ class Sampler:
             self._asked = asked
             while not self._enough(asked) and (left := deadline - time.monotonic()) > 0:
                 self._wanted = True
-                self._turn.notify()
+                self._worker.wake()
                 self._looked.wait(left)
             return self._latest
 
@@ -258,34 +253,28 @@ class Sampler:
             if record.phase is VmPhase.RUNNING
         )
 
-    def _run(self) -> None:
-        while self._wait_for_turn():
-            began = time.monotonic()
-            try:
-                latest = self._look(began)
-            except Exception:
-                log.exception("nothing measured")
-                latest = evolve(self._latest, taken=began)
-            with self._looked:
-                self._latest = latest
-                # Whoever needs more than this look has found asks again.
-                self._wanted = False
-                self._looked.notify_all()
-
-    def _wait_for_turn(self) -> bool:
-        """Wait until it is time to look; False when it is time to end."""
-        with self._turn:
-            while not self._stopping:
-                now = time.monotonic()
-                due = self._latest.taken + INTERVAL
-                interest = now - self._asked < INTEREST
-                if self._wanted or (interest and now >= due):
-                    return True
-                self._turn.wait(due - now if interest else None)
-            return False
+    def _turn(self) -> float:
+        """Look if it is time to; returns the seconds until the next look."""
+        began = time.monotonic()
+        with self._looked:
+            due = self._latest.taken + INTERVAL
+            interest = began - self._asked < INTEREST
+            if not (self._wanted or (interest and began >= due)):
+                return due - began if interest else math.inf
+        try:
+            latest = self._look(began)
+        except Exception:
+            log.exception("nothing measured")
+            latest = evolve(self._latest, taken=began)
+        with self._looked:
+            self._latest = latest
+            # A caller who needs more than this look has found asks again.
+            self._wanted = False
+            self._looked.notify_all()
+        return 0.0
 
     def _look(self, began: float) -> Samples:
-        with self._turn:
+        with self._looked:
             known = self._context.store.vms
             self._told = {vm_id: told for vm_id, told in self._told.items() if vm_id in known}
         domains: dict[str, DomainStats] = {}

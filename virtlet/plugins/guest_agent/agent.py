@@ -19,7 +19,7 @@ from virtlet.plugins.guest_agent import scripts
 from virtlet.plugins.guest_agent.answers import Data, ReplyBudget, data_of
 from virtlet.plugins.guest_agent.link import LARGEST_REPLY, SMALL_REPLY, AgentError, Link
 from virtlet.plugins.guest_agent.scripts import SCRIPT_ENVIRONMENT
-from virtlet.plugins.guest_agent.waiting import Boot, Deadline, Pace, TimeUp
+from virtlet.plugins.guest_agent.waiting import Boot, Deadline, TimeUp, polling
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Agent:
             TimeUp, CallerGone, Unavailable: as for `Link.call`; with TimeUp either may be missing.
         """
         self._link.settle(deadline)
-        pace = Pace(1.0)
+        pace = polling(1.0)
         while not self.boot.configured:
             try:
                 found = self.run_script(scripts.CONFIGURED, (), deadline).exit_code
@@ -195,7 +195,7 @@ class Agent:
             raise FailedPrecondition(
                 f"VM {self.vm_name} has no {SHELL}, which commands need there: {error}"
             ) from None
-        pace = Pace(LONGEST_PAUSE)
+        pace = polling(LONGEST_PAUSE)
         while (ended := self.ended(pid, deadline)) is None:
             deadline.pause(pace.pause())
         return ended
@@ -247,7 +247,7 @@ class Agent:
 
     def _reap(self, pid: int, deadline: Deadline) -> None:
         """Let the agent forget a process that is killed, and what it printed."""
-        pace = Pace(LONGEST_PAUSE)
+        pace = polling(LONGEST_PAUSE)
         # It may take its time: a process that waits for a dead disk ends when the disk answers.
         with contextlib.suppress(TimeUp, VirtletError):
             while self._runs(pid, deadline):

@@ -19,7 +19,7 @@ from virtlet.errors import (
 from virtlet.model.execution import ExecSession, GuestStreams
 from virtlet.plugins.guest_agent.agent import KILL_WAIT, LONGEST_PAUSE, Agent, Ended, NotStarted
 from virtlet.plugins.guest_agent.link import LARGEST_REPLY, AgentError
-from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, Pace, TimeUp
+from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp, polling
 
 KILLED = 128 + 9
 """Exit code of a command whose caller went away; nobody sees it."""
@@ -207,7 +207,7 @@ class CapturedSession(ExecSession):
         return ended.exit_code
 
     def _wait(self, attempt: Attempt, pid: int) -> Ended:
-        pace, deadline = Pace(LONGEST_PAUSE), attempt.deadline
+        pace, deadline = polling(LONGEST_PAUSE), attempt.deadline
         while (ended := self.agent.ended(pid, deadline, limit=LARGEST_REPLY)) is None:
             deadline.pause(pace.pause())
         return ended

@@ -12,7 +12,7 @@ from virtlet.plugins.guest_agent.command import Attempt
 from virtlet.plugins.guest_agent.link import AgentError
 from virtlet.plugins.guest_agent.scripts import READS, SCRIPT_ENVIRONMENT
 from virtlet.plugins.guest_agent.terminal import END_OF_INPUT, Codec
-from virtlet.plugins.guest_agent.waiting import Deadline, Pace, TimeUp
+from virtlet.plugins.guest_agent.waiting import Deadline, TimeUp, polling
 
 LARGEST = 512 << 10
 """Bytes of one write."""
@@ -195,15 +195,15 @@ class Relay:
         Returns:
             The command's exit code.
         """
-        agent, deadline, pace = self.attempt.agent, self.attempt.deadline, Pace(LONGEST_PAUSE)
+        agent, deadline, pace = self.attempt.agent, self.attempt.deadline, polling(LONGEST_PAUSE)
         awaited, codes = [pid, keeper], list[int]()
         while awaited:
             if self._move_output() | self._move_input() | self._resize():
-                pace.changed()
+                pace.reset()
             elif (ended := agent.ended(awaited[0], deadline)) is not None:
                 self.attempt.processes.discard(awaited.pop(0))
                 codes.append(ended.exit_code)
-                pace.changed()
+                pace.reset()
                 continue
             self._listen(pace.pause())
         while self._move_output():

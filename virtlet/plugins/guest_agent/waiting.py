@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from attrs import define
 
+from virtlet.threads import BackOff
+
 SLICE = 0.25
 """Seconds of the longest single wait, so that a caller who goes away is noticed."""
 
@@ -63,29 +65,12 @@ class Deadline:
         time.sleep(min(seconds, self.slice()))
 
 
-class Pace:
-    """Pauses between looks: an eighth of the time since the last change, within bounds.
+def polling(longest: float) -> BackOff:
+    """Pauses between looks, up to `longest` seconds: each about an eighth of the time waited.
 
     What ends soon is seen soon, and what lasts costs few looks.
-
-    Args:
-        longest: seconds of the longest pause.
     """
-
-    SHORTEST = 0.001
-
-    def __init__(self, longest: float) -> None:
-        self._longest = longest
-        self.changed()
-
-    def changed(self) -> None:
-        """Something happened: look often again."""
-        self._since = time.monotonic()
-
-    def pause(self) -> float:
-        """Seconds until the next look."""
-        waited = time.monotonic() - self._since
-        return min(self._longest, max(self.SHORTEST, waited / 8))
+    return BackOff(0.001, longest, growth=1.125, jitter=0.0)
 
 
 @define

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from attrs import define
 from virtlet.errors import Unavailable
 from virtlet.model.hypervisor import HypervisorHealth
 from virtlet.plugins.libvirt_qemu import failures
+from virtlet.threads import BackOff, Worker
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,11 @@ MOST_CONNECTIONS = 20
 _KEEPALIVE = (5, 3)
 """Seconds between probes and how many may go unanswered: calls to a hung daemon fail after 20 s."""
 _BACK_OFF = (0.1, 3.0)
-"""Seconds to wait after the first failed attempt, and at most."""
+"""Seconds to wait after the first failed attempt to connect, and at most."""
 
 
 class Pulse:
-    """Feels the pulse of one daemon.
+    """Feels the pulse of one daemon, from `start` to `stop`.
 
     Args:
         connect: opens a connection.
@@ -48,8 +50,8 @@ class Pulse:
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._asked_at: float | None = None
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._connection: Any = None
+        self._worker = Worker("libvirt-pulse", self._ask, drain=True)
 
     @property
     def hangs(self) -> bool:
@@ -59,30 +61,30 @@ class Pulse:
 
     def start(self) -> None:
         """Ask from now on."""
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="libvirt-pulse", daemon=True)
-        self._thread.start()
+        self._worker.start(_INTERVAL)
 
     def stop(self) -> None:
         """Ask no more; idempotent. A question that is open is left to itself."""
-        self._stopping.set()
+        self._worker.stop(0.0)
 
-    def _run(self) -> None:
-        connection: Any = None
-        while not self._stopping.wait(_INTERVAL):
-            self._asked_at = time.monotonic()
-            try:
-                if connection is None:
-                    connection = self._connect()
-                # One of the calls that a daemon serves also while all its workers are busy.
-                connection.getLibVersion()
-            except libvirt.libvirtError:
-                connection = None  # who is gone does not hang: others notice
-            finally:
-                self._asked_at = None
-        if connection is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                connection.close()
+    def _ask(self) -> float:
+        if self._worker.stopping:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.close()
+            return math.inf
+        self._asked_at = time.monotonic()
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            # One of the calls that a daemon serves also while all its workers are busy.
+            self._connection.getLibVersion()
+        except libvirt.libvirtError:
+            self._connection = None  # a daemon that is gone does not hang: others notice
+        finally:
+            self._asked_at = None
+        return _INTERVAL
 
 
 @define(eq=False)
@@ -131,9 +133,8 @@ class Connections:
         self._lost: list[_Slot] = []
         """Connections whose other end is gone, to be closed by the keeper."""
         self._problem = "not connected yet"
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._back_off = BackOff(*_BACK_OFF)
+        self._keeper = Worker("libvirt-keeper", self._keep)
         self._pulse = Pulse(self._open_connection)
 
     def open(self) -> None:
@@ -142,7 +143,7 @@ class Connections:
         Raises:
             Unavailable: libvirt does not answer.
         """
-        if self._keeper is not None:
+        if self._keeper.running:
             return
         try:
             self._connect()
@@ -150,21 +151,18 @@ class Connections:
             raise Unavailable(
                 f"cannot connect to libvirt at {self._uri}: {failures.short(error)}"
             ) from None
-        self._closing.clear()
-        self._keeper = threading.Thread(target=self._keep, name="libvirt-keeper", daemon=True)
         self._keeper.start()
         if not self._shared:
+            # The thread of the one before may still hang in its question.
+            self._pulse = Pulse(self._open_connection)
             self._pulse.start()
 
     def close(self) -> None:
         """Disconnect; idempotent."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
+        if not self._keeper.running:
             return
         self._pulse.stop()
-        self._closing.set()
-        self._wake.set()
-        keeper.join()
+        self._keeper.stop()
         self._drop("closed")
 
     @contextlib.contextmanager
@@ -185,7 +183,7 @@ class Connections:
             with self._lock:
                 slot.calls -= 1
                 if slot in self._lost:
-                    self._wake.set()
+                    self._keeper.wake()
 
     def health(self) -> HypervisorHealth:
         """Whether libvirt answers, as far as is known now; does not block."""
@@ -264,7 +262,7 @@ class Connections:
             self._lost += gone
             if main:
                 self._problem = problem
-        self._wake.set()
+        self._keeper.wake()
         if main:
             log.warning("libvirt lost", extra={"problem": problem})
 
@@ -283,21 +281,17 @@ class Connections:
         for slot in idle:
             slot.close()
 
-    def _keep(self) -> None:
-        pause, most = _BACK_OFF
-        while not self._closing.is_set():
-            self._wake.wait()
-            self._wake.clear()
-            self._bury()
-            while not self._closing.is_set() and not self._connected:
-                try:
-                    self._connect()
-                except libvirt.libvirtError as error:
-                    with self._lock:
-                        self._problem = failures.short(error)
-                    self._closing.wait(pause)
-                    pause = min(pause * 2, most)
-                    continue
-                pause = _BACK_OFF[0]
-                log.warning("libvirt is back")
-                self._on_back()
+    def _keep(self) -> float:
+        self._bury()
+        if self._connected:
+            return math.inf
+        try:
+            self._connect()
+        except libvirt.libvirtError as error:
+            with self._lock:
+                self._problem = failures.short(error)
+            return self._back_off.pause()
+        self._back_off.reset()
+        log.warning("libvirt is back")
+        self._on_back()
+        return 0.0

@@ -6,12 +6,11 @@ the watch also looks by itself: often after a connection was made, and then now 
 """
 
 import contextlib
-import itertools
 import logging
+import math
 import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -22,12 +21,12 @@ from virtlet.model.hypervisor import DomainCallback, DomainState, Observation
 from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu.domain_endings import OomWatch, RunRecords, exit_by_event
 from virtlet.plugins.libvirt_qemu.domains import DomainStates, canonical
+from virtlet.threads import BackOff, Worker
 
 log = logging.getLogger(__name__)
 
-_LOOKS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Seconds between the looks after a connection was made."""
-_LATER_LOOKS = 60.0
+_LOOKS = (0.5, 60.0)
+"""Seconds between the first two looks after a connection was made, and at most."""
 
 _LIVE = (DomainState.RUNNING, DomainState.PAUSED)
 
@@ -56,13 +55,11 @@ class Watch:
     def __init__(self, handle: Handler, look: Callable[[DomainCallback | None], None]) -> None:
         self._handle = handle
         self._look = look
-        self._pauses: Iterator[float] = itertools.repeat(_LATER_LOOKS)
-        self._next_look = float("inf")
+        self._pauses = BackOff(*_LOOKS, jitter=0.0)
+        self._next_look = math.inf
         self._subscriber: DomainCallback | None = None
-        self._events: queue.SimpleQueue[DomainEvent | Callable[[], None] | None] = (
-            queue.SimpleQueue()
-        )
-        self._thread: threading.Thread | None = None
+        self._events: queue.SimpleQueue[DomainEvent | Callable[[], None]] = queue.SimpleQueue()
+        self._worker = Worker("domain-watch", self._handle_queued, drain=True)
 
     def subscribe(self, callback: DomainCallback) -> None:
         """Set who is told; before `start`."""
@@ -70,16 +67,11 @@ class Watch:
 
     def start(self) -> None:
         """Start handling; idempotent."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="domain-watch", daemon=True)
-            self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """Handle what is queued and end; idempotent."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._events.put(None)
-            thread.join()
+        self._worker.stop()
 
     def register(self, connection: Any) -> Callable[[], None]:
         """Have a connection's events come here, until the returned function is called."""
@@ -90,44 +82,44 @@ class Watch:
 
     def connected(self) -> None:
         """A connection was made: look now, and again soon."""
-        self._events.put(self._look_soon)
+        self._put(self._look_soon)
 
     def _take(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         vm_id = canonical(domain.UUIDString())
-        self._events.put(DomainEvent(vm_id, domain.name(), event, detail))
+        self._put(DomainEvent(vm_id, domain.name(), event, detail))
+
+    def _put(self, item: DomainEvent | Callable[[], None]) -> None:
+        self._events.put(item)
+        self._worker.wake()
 
     def _look_soon(self) -> None:
-        self._pauses = itertools.chain(_LOOKS, itertools.repeat(_LATER_LOOKS))
+        self._pauses.reset()
         self._look_once()
 
     def _look_once(self) -> None:
-        self._next_look = time.monotonic() + next(self._pauses)
+        self._next_look = time.monotonic() + self._pauses.pause()
         with contextlib.suppress(Unavailable):  # there will be another connection, and a look
             self._look(self._subscriber)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                left = self._next_look - time.monotonic()
-                item = self._events.get(timeout=max(0.0, min(left, _LATER_LOOKS)))
-            except queue.Empty:
-                item = self._look_once if time.monotonic() >= self._next_look else _nothing
-            if item is None:
-                return
-            try:
-                if callable(item):
-                    item()
-                elif self._subscriber is not None:
-                    self._handle(item, self._subscriber)
-            except VirtletError as error:
-                # The next look compares all domains, so nothing is lost for good.
-                log.warning("domain event not told", extra={"problem": str(error)})
-            except Exception:
-                log.exception("domain event not told")
+    def _handle_queued(self) -> float:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._handle_one(self._events.get_nowait())
+        if time.monotonic() >= self._next_look and not self._worker.stopping:
+            self._handle_one(self._look_once)
+        return self._next_look - time.monotonic()
 
-
-def _nothing() -> None:
-    """Nothing to do yet."""
+    def _handle_one(self, item: DomainEvent | Callable[[], None]) -> None:
+        try:
+            if callable(item):
+                item()
+            elif self._subscriber is not None:
+                self._handle(item, self._subscriber)
+        except VirtletError as error:
+            # The next look compares all domains, so nothing is lost for good.
+            log.warning("domain event not told", extra={"problem": str(error)})
+        except Exception:
+            log.exception("domain event not told")
 
 
 # What happens to our domains, told to the subscriber; all of it on the watch's thread.

@@ -1,7 +1,7 @@
 """Keeps the pods' DHCP servers running."""
 
-import contextlib
 import logging
+import math
 import os
 import select
 import threading
@@ -13,11 +13,12 @@ from virtlet.errors import VirtletError
 from virtlet.host import netns
 from virtlet.host.processes import ended, reap
 from virtlet.plugins.network_cni.dhcp import DhcpServer
+from virtlet.threads import BackOff, Worker
 
 _log = logging.getLogger(__name__)
 
-_FIRST_DELAY = 0.1
-_LONGEST_DELAY = 30.0
+_DELAYS = (0.1, 30.0)
+"""Seconds until a server is started again: at first, and at most."""
 _STEADY = 10.0
 """Seconds a server has to run until its next end counts as the first one."""
 
@@ -27,7 +28,7 @@ class _Watched:
     server: DhcpServer
     pidfd: int | None
     started: float
-    delay: float = _FIRST_DELAY
+    delays: BackOff = field(factory=lambda: BackOff(*_DELAYS))
     due: float = 0.0
     """When to start it again, on the monotonic clock; for one that does not run."""
     starting: threading.Lock = field(factory=threading.Lock)
@@ -43,10 +44,8 @@ class Supervisor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[str, _Watched] = {}
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._closing = False
-        self._thread = threading.Thread(target=self._watch, name="dhcp-supervisor", daemon=True)
-        self._thread.start()
+        self._worker = Worker("dhcp-supervisor", self._watch)
+        self._worker.start()
 
     def start(self, pod_id: str, server: DhcpServer) -> None:
         """Start a pod's server and keep it running.
@@ -68,7 +67,7 @@ class Supervisor:
         """End a pod's server for good. Idempotent."""
         with self._lock:
             watched = self._watched.pop(pod_id, None)
-        self._wake()
+        self._worker.wake()
         running = None
         if watched is not None:
             with watched.starting:
@@ -80,58 +79,38 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop watching; the servers go on."""
-        self._closing = True
-        self._wake()
-        self._thread.join()
+        self._worker.stop()
         for watched in self._watched.values():
             if watched.pidfd is not None:
                 os.close(watched.pidfd)
         self._watched.clear()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _keep(self, pod_id: str, watched: _Watched) -> None:
         with self._lock:
             self._watched[pod_id] = watched
-        self._wake()
+        self._worker.wake()
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"\0")
-
-    def _watch(self) -> None:
-        while not self._closing:
-            self._wait()
-            now = time.monotonic()
-            with self._lock:
-                for pod_id, watched in self._watched.items():
-                    _notice_end(pod_id, watched, now)
-                stopped = [(i, w) for i, w in self._watched.items() if w.pidfd is None]
-            for pod_id, watched in stopped:
-                if watched.due <= now:
-                    self._start_again(pod_id, watched)
-
-    def _wait(self) -> None:
-        """Return when there may be something to do."""
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
+    def _watch(self) -> float:
+        """Start again what has ended and is due; returns the seconds until the next is."""
+        now = time.monotonic()
         with self._lock:
-            dues = []
-            for watched in self._watched.values():
-                if watched.pidfd is None:
-                    dues.append(watched.due)
-                else:
-                    poll.register(watched.pidfd, select.POLLIN)
-        timeout = max(0.0, min(dues) - time.monotonic()) * 1000 if dues else None
-        poll.poll(timeout)
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+            for pod_id, watched in self._watched.items():
+                _notice_end(pod_id, watched, now)
+            stopped = [(i, w) for i, w in self._watched.items() if w.pidfd is None]
+        for pod_id, watched in stopped:
+            if watched.due <= now:
+                self._start_again(pod_id, watched)
+        with self._lock:
+            known = list(self._watched.values())
+        self._worker.files = {each.pidfd: select.POLLIN for each in known if each.pidfd is not None}
+        dues = [each.due for each in known if each.pidfd is None]
+        return min(dues, default=math.inf) - time.monotonic()
 
     def _start_again(self, pod_id: str, watched: _Watched) -> None:
         """Start a server, unless it was stopped; it may take long, and no other pod waits."""
         with watched.starting:
             with self._lock:
-                if self._closing or self._watched.get(pod_id) is not watched:
+                if self._worker.stopping or self._watched.get(pod_id) is not watched:
                     return
             try:
                 watched.pidfd = watched.server.start()
@@ -149,11 +128,10 @@ def _notice_end(pod_id: str, watched: _Watched, now: float) -> None:
     os.close(watched.pidfd)
     watched.pidfd = None
     if now - watched.started >= _STEADY:
-        watched.delay = _FIRST_DELAY
+        watched.delays.reset()
     _postpone(watched)
     _log.warning("the DHCP server of pod %s ended; it is started again", pod_id)
 
 
 def _postpone(watched: _Watched) -> None:
-    watched.due = time.monotonic() + watched.delay
-    watched.delay = min(watched.delay * 2, _LONGEST_DELAY)
+    watched.due = time.monotonic() + watched.delays.pause()
