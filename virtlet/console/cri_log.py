@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +34,8 @@ _LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stdout ([FP]) ")
 _NOTICE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stderr F \[virtlet: (.*)\]")
 _LOSS = re.compile(rb"(\d+) bytes of console output were lost: the log could not be written")
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOG = (
     errno.EISDIR,
@@ -159,48 +161,69 @@ def _has_long_line(lines: bytes) -> bool:
 
 
 class CriLog:
-    """A log file, open at its end. Its writer is the only one; others rename or remove it."""
+    """A log file, open at its end. Its writer is the only one; others rename or remove it.
 
-    def __init__(self, path: Path, *, create: bool) -> None:
-        """Open a log; OSError when that fails or it is no ordinary file."""
-        self._descriptor = os.open(path, _FLAGS | (os.O_CREAT if create else 0), 0o640)
+    Below the pod's log directory no link is followed, as somebody may have planted it: root would
+    write what a guest prints to where it points.
+    """
+
+    def __init__(self, name: str, directory: int, *, create: bool) -> None:
+        """Open a log.
+
+        Args:
+            name: of the file.
+            directory: descriptor of its directory.
+            create: make it if it is missing.
+
+        Raises:
+            OSError: that fails, or it is not an ordinary file with one name.
+        """
+        flags = _FLAGS | (os.O_CREAT if create else 0)
+        self._descriptor = os.open(name, flags, 0o640, dir_fd=directory)
         status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             self.close()
-            raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+            raise OSError(errno.EINVAL, "not an ordinary file with one name", name)
         self.inode = status.st_ino
         self.size = status.st_size
 
     @classmethod
-    def at(cls, path: Path) -> Self:
+    def at(cls, path: Path, below: Path | None = None) -> Self:
         """Open the log at its path to go on at its end; it and its directory are made if missing.
 
         A torn last line, which is none that we know of, is ended rather than cut.
+
+        Args:
+            path: of the log.
+            below: from here on no link is followed; by default from the log's directory.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = cls(path, create=True)
+        with _directory_of(path, below, create=True) as directory:
+            log = cls(path.name, directory, create=True)
         if log.size and os.pread(log._descriptor, 1, log.size - 1) != b"\n":
             log.append(b"\n")
         return log
 
     @classmethod
-    def probe(cls, path: Path) -> None:
+    def probe(cls, path: Path, below: Path | None = None) -> None:
         """Make the log's directory, and see whether what is at its path may be a log. OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            cls(path, create=False).close()
+        with (
+            _directory_of(path, below, create=True) as directory,
+            contextlib.suppress(FileNotFoundError),
+        ):
+            cls(path.name, directory, create=False).close()
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, path: Path) -> Self | None:
+    def of(cls, checkpoint: Checkpoint, path: Path, below: Path | None = None) -> Self | None:
         """Find the log that a checkpoint names: at its path, or renamed beside it by rotation."""
-        for candidate in (path, *_with_inode(path.parent, checkpoint.log_inode)):
-            try:
-                log = cls(candidate, create=False)
-            except OSError:
-                continue
-            if log.inode == checkpoint.log_inode and log.size >= checkpoint.log_size:
-                return log
-            log.close()
+        with contextlib.suppress(OSError), _directory_of(path, below, create=False) as directory:
+            for name in (path.name, *_with_inode(directory, checkpoint.log_inode)):
+                try:
+                    log = cls(name, directory, create=False)
+                except OSError:
+                    continue
+                if log.inode == checkpoint.log_inode and log.size >= checkpoint.log_size:
+                    return log
+                log.close()
         return None
 
     def tail(self, start: int) -> bytes:
@@ -253,13 +276,30 @@ class NoLog:
         """Nothing is open."""
 
 
-def _with_inode(directory: Path, inode: int) -> list[Path]:
-    """Files of a directory by inode number; as listed, without opening any."""
+@contextlib.contextmanager
+def _directory_of(path: Path, below: Path | None, *, create: bool) -> Iterator[int]:
+    """A descriptor of the directory that a file is in, reached without a link; see `CriLog.at`."""
+    top = below or path.parent
+    if create:
+        top.mkdir(parents=True, exist_ok=True)
+    directory = os.open(top, _DIRECTORY)
     try:
-        with os.scandir(directory) as entries:
-            return [Path(entry.path) for entry in entries if entry.inode() == inode]
-    except FileNotFoundError:
-        return []
+        for part in path.parent.relative_to(top).parts:
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=directory)
+            inner = os.open(part, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _with_inode(directory: int, inode: int) -> list[str]:
+    """Names of a directory by inode number; as listed, without opening any."""
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.inode() == inode]
 
 
 def refuse_what_is_no_log(files: ConsoleFiles) -> None:
@@ -271,12 +311,13 @@ def refuse_what_is_no_log(files: ConsoleFiles) -> None:
     if files.log is None:
         return
     try:
-        CriLog.probe(files.log)
+        CriLog.probe(files.log, files.log_directory)
     except OSError as error:
         if error.errno in _NO_LOG:
             raise FailedPrecondition(
                 f"the console of VM {files.vm_id} cannot be logged to {files.log}: {error}; a log "
-                "is an ordinary file in a directory: clear the path, or ask for another log_path"
+                "is an ordinary file in a directory, reached without links: clear the path, or "
+                "ask for another log_path"
             ) from error
 
 

@@ -39,6 +39,9 @@ class ConsoleFiles:
     """The three files below are named after it."""
     log: Path | None
     """The CRI log that the kubelet reads; None drops what the guest prints."""
+    log_directory: Path | None = None
+    """The pod's log directory, which the log is below. From there on no link is followed. By
+    default the directory that the log is in."""
 
     @property
     def raw(self) -> Path:

@@ -86,6 +86,8 @@ class Follower:
         if self._checkpoint.gap and not self._checkpoint.before_gap:
             self._tell_gap()
             return self._checkpoint.raw_offset < size
+        if self._passes_hole(offset, size):
+            return True
         end = offset + self._checkpoint.before_gap if self._checkpoint.gap else size
         flush = flush or end < size or (self.due is not None and now >= self.due)
         if size == offset or (size == self._examined and not flush):
@@ -98,6 +100,20 @@ class Follower:
             self._pass(self._checkpoint.written(batch.taken))
             self._waiting_since = now
         return self._examined < size
+
+    def _passes_hole(self, offset: int, size: int) -> bool:
+        """Take what was never written for lost; no emulator leaves that, unless it is hostile.
+
+        Otherwise a file that is large in name alone would fill the disk with lines of zeros.
+        """
+        assert self.raw is not None
+        if self._checkpoint.gap or size - offset <= BATCH:
+            return False
+        hole = self.raw.first_data(offset) - offset
+        if hole > BATCH:
+            self._checkpoint = evolve(self._checkpoint, before_gap=0, gap=hole)
+            self._save()
+        return hole > BATCH
 
     def tell(self, text: str) -> None:
         """Write a line of the manager's own to the log; a kill may lose or repeat it."""
@@ -136,7 +152,7 @@ class Follower:
         if self.files.log is None:
             return
         assert self._log is not None
-        fresh = CriLog.at(self.files.log)
+        fresh = CriLog.at(self.files.log, self.files.log_directory)
         if fresh.inode == self._log.inode:
             fresh.close()
             return
@@ -150,8 +166,12 @@ class Follower:
         self._log = fresh
 
     def finish(self) -> None:
-        """Write everything, give all blocks back and close. The guest prints no more."""
-        while self.step(flush=True):
+        """Write everything, give all blocks back and close. The guest prints no more.
+
+        What somebody writes there all the same, meanwhile, is left.
+        """
+        end = self.raw.size() if self.raw is not None else 0
+        while self.step(flush=True) and self._checkpoint.raw_offset < end:
             pass
         if self.raw is not None:
             self.raw.release(self._checkpoint.raw_offset, everything=True)
@@ -289,11 +309,12 @@ class Follower:
         """Open the log, first counting what reached the one that was written last."""
         if self.files.log is None:
             return NoLog()
-        last = CriLog.of(saved, self.files.log) if saved is not None else None
+        path, below = self.files.log, self.files.log_directory
+        last = CriLog.of(saved, path, below) if saved is not None else None
         if saved is not None and last is not None:
             with contextlib.closing(last):
                 self._count_in(last, saved)
-        return CriLog.at(self.files.log)
+        return CriLog.at(path, below)
 
     def _count_in(self, log: CriLog, saved: Checkpoint) -> None:
         """Count the raw bytes behind the checkpoint in a log, and cut a torn line off its end."""

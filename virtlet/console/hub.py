@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 from attrs import define
 
@@ -20,6 +21,8 @@ TICK = 0.005
 """Seconds between two looks at a console that prints; short, as someone waits for an echo."""
 RETRY = 1.0
 """Seconds between two looks where the system has no watch left."""
+BACKLOGS_LIMIT = 64 * 1024 * 1024
+"""Bytes of output that all readers of all consoles together may be behind."""
 LINGER = 5.0
 """Seconds for a guest to take the last keys, and for readers to take the last output."""
 
@@ -35,6 +38,8 @@ class _Session:
     """When to look at the output next (monotonic seconds) if no watch fires before."""
     gone: bool = False
     """Whether the emulator has exited."""
+    end: int = 0
+    """Size of the output when it did; what comes later is not the guest's."""
     leave_at: float = math.inf
     """When to close it, whatever is still to be passed on."""
 
@@ -54,9 +59,13 @@ class ConsoleHub:
     Every reader gets all output from the moment it attaches; one that is too slow is dropped,
     the others and the guest do not notice. Keys of all readers reach the guest in the order
     they came in. Logs are written independently of this.
+
+    Args:
+        behind: bytes of output that all readers of all consoles together may be behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, behind: int = BACKLOGS_LIMIT) -> None:
+        self._behind = behind
         self._sessions: dict[str, _Session] = {}
         self._worker = Worker("the console hub", self._turn)
         self._keyboards: dict[int, _Session] = {}
@@ -87,6 +96,7 @@ class ConsoleHub:
 
         Raises:
             FailedPrecondition: the VM does not run.
+            ResourceExhausted: too many clients are attached to it.
             Unavailable: the console's files cannot be opened, or the hub is not running.
         """
         return self._worker.call(lambda: self._attach(files, detach_key))
@@ -132,9 +142,9 @@ class ConsoleHub:
 
     def _attend(self, session: _Session, now: float) -> None:
         """Pass output on when it is time, and close what nobody needs any more."""
-        if session.wake_at <= now and not session.gone:
+        if session.wake_at <= now:
             self._pump(session, now)
-        if session.gone:
+        if session.gone and session.wake_at == math.inf:
             session.console.release()
         if not session.console.readers:
             session.leave_at = min(session.leave_at, now + LINGER)
@@ -176,9 +186,8 @@ class ConsoleHub:
             session.console.type()
             return
         session.gone = True
-        while session.console.pump():
-            pass
-        session.wake_at = math.inf
+        session.end = session.console.raw.size()
+        session.wake_at = 0.0
         session.leave_at = time.monotonic() + LINGER
 
     def _on_reader(self, session: _Session, reader: Reader, events: int) -> None:
@@ -198,12 +207,31 @@ class ConsoleHub:
         """Pass output on, and say when to look again."""
         console = session.console
         before = console.offset
-        if console.pump():
+        more = console.pump()
+        self._shed()
+        if session.gone:
+            session.wake_at = 0.0 if more and console.offset < session.end else math.inf
+        elif more:
             session.wake_at = 0.0
         elif console.offset > before:
             session.wake_at = now + TICK
         else:
             session.wake_at = self._arm(console)
+
+    def _shed(self) -> None:
+        """Drop those who are furthest behind while all of them together are too far."""
+        kept = [
+            (len(reader.backlog), session.console, reader)
+            for session in self._sessions.values()
+            for reader in session.console.readers
+            if reader.backlog
+        ]
+        kept.sort(key=itemgetter(0))
+        left = sum(size for size, *_ in kept)
+        while left > self._behind:
+            size, console, reader = kept.pop()
+            console.drop(reader, EndReason.SLOW)
+            left -= size
 
     def _arm(self, console: LiveConsole) -> float:
         """Have the watch tell of the next output; returns when to look anyway."""

@@ -16,11 +16,13 @@ from pathlib import Path
 from attrs import define, field
 
 from virtlet.console.files import ConsoleFiles, RawFile
-from virtlet.errors import FailedPrecondition, Unavailable
+from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 READ_SIZE = 64 * 1024
 BACKLOG_LIMIT = 1024 * 1024
 """Bytes of output a reader may be behind before it is dropped."""
+READERS_LIMIT = 16
+"""Readers of one console at a time."""
 KEYS_LIMIT = 64 * 1024
 """Bytes typed that the guest has not taken, after which nobody's keys are read for a while."""
 SKIPPED = b"\r\n[console output was skipped here]\r\n"
@@ -138,7 +140,16 @@ class LiveConsole:
         self.typed = bytearray()
 
     def attach(self, detach_key: bytes) -> Attachment:
-        """Add a reader, who sees what is printed from now on."""
+        """Add a reader, who sees what is printed from now on.
+
+        Raises:
+            ResourceExhausted: there are as many as may be.
+        """
+        if len(self.readers) >= READERS_LIMIT:
+            raise ResourceExhausted(
+                f"{READERS_LIMIT} clients are attached to the console of VM {self.files.vm_id}: "
+                "end one of them first"
+            )
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         reader = Reader(Attachment(self.files.vm_id, theirs), ours, detach_key)

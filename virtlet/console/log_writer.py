@@ -21,7 +21,7 @@ for."""
 KEEP = 16 * 1024 * 1024
 """Most bytes that are kept per VM while its log cannot be written; the oldest go first."""
 
-TURN = 16
+TURN = 4
 """Batches that one finished VM may write before the others have their turn."""
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The consoles of VMs, as the lifecycle uses them: VM in, log files out."""
 
 import logging
+from pathlib import Path
 
 from virtlet.console.files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
@@ -59,4 +60,5 @@ class VmConsoles:
     def files(self, vm: Vm) -> ConsoleFiles:
         """Where a VM's console and its log are."""
         log_file = None if self._disabled else pod_log(vm)
-        return ConsoleFiles(vm.id, self._paths.console(vm.id), log_file)
+        below = Path(vm.pod.config.log_directory) if log_file else None
+        return ConsoleFiles(vm.id, self._paths.console(vm.id), log_file, below)
