@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,60 @@ async def test_connections_over_the_limit_are_told_so_and_others_go_on(
         assert await data.read_all() == b"still here"
     await until_async(lambda: not server.sessions)
     async with await SpdyClient.connect(server.port_forward_url(FORWARD)) as client:
+        assert client.gone_away is None
+
+
+async def _runs(server: StreamingServer, tls: ssl.SSLContext | None = None) -> bool:
+    """Whether a command is served."""
+    url = server.exec_url(ExecRequest(container_id="vm", command=("echo", "hello"), stdout=True))
+    async with await SpdyClient.connect(url, V4, tls=tls) as client:
+        error = await client.open("error")
+        stdout = await client.open("stdout")
+        done = json.loads(await error.read_all())["status"] == "Success"
+        return await stdout.read_all() == b"hello\n" and done
+
+
+async def _idle(server: StreamingServer, count: int, sent: bytes = b"") -> AsyncExitStack:
+    """So many connections of somebody on the node who has no token."""
+    stack = AsyncExitStack()
+    for _ in range(count):
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        client.send(sent)
+        await asyncio.sleep(0)
+    return stack
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /exec/", b"GET /exec/unknown HTTP/1.1\r\n\r\n"])
+async def test_clients_without_a_token_keep_no_place_from_those_with_one(
+    make_server: ServerMaker, sent: bytes
+) -> None:
+    """Hundreds of connections, and more come while commands are run."""
+    server = await make_server(Limits(head_seconds=300, linger_seconds=300, max_connections=4))
+    waiting = Limits().max_waiting
+    async with await _idle(server, 300, sent):
+        for _ in range(5):
+            assert await _runs(server)
+            async with await _idle(server, waiting - 1, sent):
+                assert await _runs(server)
+        await until_async(lambda: server.sessions <= waiting)
+
+
+async def test_a_client_without_a_token_is_let_go_soon(make_server: ServerMaker) -> None:
+    server = await make_server(Limits(head_seconds=0.2, linger_seconds=0.2))
+    async with await _idle(server, 20):
+        await until_async(lambda: server.sessions)
+        await until_async(lambda: not server.sessions)
+    assert Limits().head_seconds <= 5
+
+
+async def test_a_token_is_not_spent_where_no_place_is_left(make_server: ServerMaker) -> None:
+    server = await make_server(Limits(max_connections=1))
+    url = server.port_forward_url(FORWARD)
+    async with await SpdyClient.connect(server.port_forward_url(FORWARD)):
+        with pytest.raises(Refused, match="503"):
+            await SpdyClient.connect(url)
+    await until_async(lambda: not server.sessions)
+    async with await SpdyClient.connect(url) as client:
         assert client.gone_away is None
 
 
@@ -229,6 +285,17 @@ async def test_a_plain_client_of_tls_is_let_go(make_server: ServerMaker, certifi
             await asyncio.gather(reader.read(), return_exceptions=True)
         writer.transport.abort()
     await until_async(lambda: not server.sessions)
+
+
+async def test_clients_that_begin_no_tls_keep_no_place(
+    make_server: ServerMaker, certificate: Path
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    server = await make_server(Limits(head_seconds=300), tls=context)
+    trust = ssl.create_default_context(cafile=certificate / "cert.pem")
+    async with await _idle(server, 300):
+        assert await _runs(server, trust)
 
 
 async def test_attach_and_exec_share_no_tokens(server: StreamingServer) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 
 from attrs import frozen
@@ -68,15 +69,22 @@ class Dispatcher:
 
     Args:
         stopping: set when the server stops.
+        is_full: whether there are as many sessions as may be.
     """
 
     tokens: TokenStore[SessionRequest]
     handlers: Handlers
     limits: Limits
     stopping: asyncio.Event
+    is_full: Callable[[], bool]
 
-    async def serve(self, wire: TcpWire) -> None:
-        """Serve a connection to its end; the caller closes it."""
+    async def serve(self, wire: TcpWire, admit: Callable[[], None]) -> None:
+        """Serve a connection to its end; the caller closes it.
+
+        Args:
+            wire: the connection.
+            admit: called once it has shown its token.
+        """
         http = HttpConnection(wire)
         try:
             async with asyncio.timeout(self.limits.head_seconds):
@@ -84,6 +92,13 @@ class Dispatcher:
             if request is None:
                 return
             route = _route(request)
+            if self.is_full():
+                raise HttpError(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"{self.limits.max_connections} streaming connections are open on this node; "
+                    "close some or try again later",
+                    [("Retry-After", "5")],
+                )
             wanted = self.tokens.redeem(route.token, KINDS[route.kind])
             if wanted is None:
                 raise HttpError(
@@ -91,6 +106,7 @@ class Dispatcher:
                     f"this {route.kind} URL is unknown, was used before or is older than "
                     f"{self.limits.token_seconds:g} seconds; ask for a new one",
                 )
+            admit()
             await http.upgrade("websocket" if route.websocket else _SPDY, route.answer)
         except HttpError as error:
             logger.info("refused a streaming connection: %s", error)
@@ -101,15 +117,6 @@ class Dispatcher:
             await http.refuse(HttpError(HTTPStatus.REQUEST_TIMEOUT, message))
             return
         await self._session(wire, route, wanted)
-
-    async def refuse_busy(self, wire: TcpWire) -> None:
-        """Answer a connection that is one too many; the caller closes it."""
-        message = (
-            f"{self.limits.max_connections} streaming connections are open on this node; "
-            "close some or try again later"
-        )
-        error = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, message, [("Retry-After", "5")])
-        await HttpConnection(wire).refuse(error)
 
     async def _session(self, wire: TcpWire, route: _Route, wanted: SessionRequest) -> None:
         name = _name(route, wanted)

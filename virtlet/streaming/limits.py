@@ -11,7 +11,10 @@ class Limits:
     """Bounds; all times in seconds."""
 
     max_connections: int = field(default=512, validator=gt(0))
-    """Client connections at once; one more is answered 503."""
+    """Client connections with a session at once; one more is answered 503."""
+
+    max_waiting: int = field(default=64, validator=gt(0))
+    """Connections that have shown no token yet; one more ends the oldest of them."""
 
     max_streams: int = field(default=1024, validator=gt(1))
     """SPDY streams at once on one connection; a forwarded connection takes two."""
@@ -22,7 +25,7 @@ class Limits:
     token_seconds: float = field(default=60, validator=gt(0))
     """How long a URL can be used."""
 
-    head_seconds: float = field(default=10, validator=gt(0))
+    head_seconds: float = field(default=5, validator=gt(0))
     """For the TLS handshake, and again for the HTTP request."""
 
     stream_creation_seconds: float = field(default=30, validator=gt(0))

@@ -5,8 +5,6 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from virtlet.errors import InvalidArgument, Unavailable
 from virtlet.streaming.dispatch import Dispatcher, SessionRequest
@@ -23,10 +21,6 @@ from virtlet.streaming.wire import TcpWire
 
 logger = logging.getLogger(__name__)
 
-Serve = Callable[[TcpWire], Coroutine[Any, Any, None]]
-
-# Of connections over the limit, so many at once are told so; further ones are just closed.
-_REFUSALS = 32
 _BACKLOG = 128
 _ACCEPT_PAUSE_SECONDS = 0.5
 _TCP_OPTIONS = {
@@ -77,11 +71,16 @@ class StreamingServer:
             self._limits.token_seconds, self._limits.max_pending_tokens
         )
         self._stopping = asyncio.Event()
-        self._dispatcher = Dispatcher(self._tokens, handlers, self._limits, self._stopping)
+        self._dispatcher = Dispatcher(
+            self._tokens, handlers, self._limits, self._stopping, self._is_full
+        )
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        """Those that have shown no token yet, the oldest first."""
         self._sessions: set[asyncio.Task[None]] = set()
-        self._refusals: set[asyncio.Task[None]] = set()
+        """Those that have."""
 
     @property
     def port(self) -> int:
@@ -97,8 +96,11 @@ class StreamingServer:
 
     @property
     def sessions(self) -> int:
-        """How many connections are being served."""
-        return len(self._sessions)
+        """How many connections are being served, with or without a session yet."""
+        return len(self._connections)
+
+    def _is_full(self) -> bool:
+        return len(self._sessions) >= self._limits.max_connections
 
     def exec_url(self, request: ExecRequest) -> str:
         """Return the URL of a new exec session: for one connection, for a minute.
@@ -150,7 +152,7 @@ class StreamingServer:
         if self._listener:
             self._listener.close()
             self._listener = None
-        running = self._sessions | self._refusals
+        running = set(self._connections)
         for task in await _wait(running, seconds):
             task.cancel()
         if stuck := await _wait(running, seconds):
@@ -166,27 +168,48 @@ class StreamingServer:
                 logger.error("cannot accept a streaming connection: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
-            if len(self._sessions) < self._limits.max_connections:
-                self._start(client, self._dispatcher.serve, self._sessions)
-            elif len(self._refusals) < _REFUSALS:
-                self._start(client, self._dispatcher.refuse_busy, self._refusals)
-            else:
-                client.close()
+            self._make_room()
+            task = asyncio.create_task(self._serve(client))
+            self._connections.add(task)
+            self._waiting[task] = None
+            task.add_done_callback(self._forget)
 
-    def _start(self, client: socket.socket, serve: Serve, group: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(self._serve(client, serve))
-        group.add(task)
-        task.add_done_callback(group.discard)
+    def _make_room(self) -> None:
+        """Let go of the connection that has waited longest, where too many have shown no token.
 
-    async def _serve(self, client: socket.socket, serve: Serve) -> None:
+        A client shows it at once, so that those who only connect cannot keep it out.
+        """
+        while len(self._waiting) >= self._limits.max_waiting:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._sessions.discard(task)
+        self._waiting.pop(task, None)
+
+    async def _serve(self, client: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def admit() -> None:
+            self._waiting.pop(task, None)
+            self._sessions.add(task)
+
         try:
             wire = await self._open(client)
         except OSError as error:
             client.close()
             logger.info("a streaming connection did not come up: %s", error)
             return
+        except asyncio.CancelledError:
+            client.close()
+            raise
         try:
-            await first_of(serve(wire), wire.watch(self._limits.silent_seconds))
+            await first_of(
+                self._dispatcher.serve(wire, admit), wire.watch(self._limits.silent_seconds)
+            )
             await wire.hang_up(self._limits.linger_seconds)
         except OSError as error:
             logger.debug("a streaming client went away: %s", error)
