@@ -2,12 +2,19 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.core.sessions.world import running
-from virtlet.core.sessions.executions import COMMAND_LIMIT, OUTPUT_LIMIT, ExecLimits
+from virtlet.core.sessions.executions import (
+    COMMAND_LIMIT,
+    OUTPUT_LIMIT,
+    OUTPUT_OF_VM,
+    ExecLimits,
+    KeptOutput,
+)
 from virtlet.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -42,6 +49,31 @@ def test_output_over_the_limit_is_thrown_away_and_the_command_goes_on(tmp_path: 
         result = world.executions.exec_sync("vm", ("flood",), None)
     assert result.output == b"o" * OUTPUT_LIMIT
     assert result.errors == b"e" * OUTPUT_LIMIT
+
+
+def test_output_of_all_commands_of_a_guest_and_of_all_guests_is_bounded(tmp_path: Path) -> None:
+    """Commands that have ended count no more."""
+    together = threading.Barrier(17, timeout=30)
+
+    def flood(command: GuestCommand, streams: GuestStreams, timeout: float | None) -> int:
+        for _ in range(12):
+            streams.write_output(b"o" * (1 << 20))
+        together.wait()
+        return 0
+
+    with running(tmp_path, flood) as world, ThreadPoolExecutor(17) as pool:
+        for _ in range(2):
+            of_one = [
+                pool.submit(world.executions.exec_sync, "vm", ("flood",), None) for _ in range(16)
+            ]
+            other = pool.submit(world.executions.exec_sync, "other", ("flood",), None)
+            assert sum(len(each.result().output) for each in of_one) == OUTPUT_OF_VM
+            assert len(other.result().output) == 12 << 20
+    kept = KeptOutput(total=10, each=6)
+    with kept.of("one") as one, kept.of("one") as more, kept.of("two") as two:
+        assert (one(4), more(4), two(9)) == (4, 2, 4)
+    with kept.of("two") as two:
+        assert two(9) == 6
 
 
 @pytest.mark.parametrize(

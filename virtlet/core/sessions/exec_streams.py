@@ -20,11 +20,15 @@ class CollectedStreams:
     Args:
         limit: bytes of each stream; the rest is thrown away, as CRI says.
         gone: whether nobody wants the result any more.
+        room: given a number of bytes, how many of them may be kept.
     """
 
-    def __init__(self, limit: int, gone: Callable[[], bool]) -> None:
+    def __init__(
+        self, limit: int, gone: Callable[[], bool], room: Callable[[int], int] = lambda size: size
+    ) -> None:
         self._limit = limit
         self._gone = gone
+        self._room = room
         self.output = bytearray()
         self.errors = bytearray()
 
@@ -34,11 +38,16 @@ class CollectedStreams:
 
     def write_output(self, data: bytes) -> None:
         """Keep what fits."""
-        self.output += data[: self._limit - len(self.output)]
+        self._keep(self.output, data)
 
     def write_error(self, data: bytes) -> None:
         """Keep what fits."""
-        self.errors += data[: self._limit - len(self.errors)]
+        self._keep(self.errors, data)
+
+    def _keep(self, kept: bytearray, data: bytes) -> None:
+        size = min(len(data), self._limit - len(kept))
+        if size:
+            kept += data[: self._room(size)]
 
     def terminal_size(self) -> tuple[int, int] | None:
         """There is no terminal."""

@@ -37,6 +37,12 @@ OUTPUT_LIMIT = 16 << 20
 """Bytes kept of each output stream of ExecSync; source: the CRI definition."""
 
 
+OUTPUT_OF_VM = 2 * OUTPUT_LIMIT
+"""Bytes of output kept for all the commands of one VM that run at one time."""
+OUTPUT_OF_NODE = 4 * OUTPUT_OF_VM
+"""The same for all VMs."""
+
+
 def checked(command: Sequence[str]) -> tuple[str, ...]:
     """A command as it was asked for.
 
@@ -127,6 +133,43 @@ class Slots:
             return self._changed.wait_for(lambda: not self._taken.total(), timeout)
 
 
+class KeptOutput:
+    """Counts the bytes of output that are kept; safe to use from any thread.
+
+    Args:
+        total: of all VMs.
+        each: of one VM.
+    """
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total = total
+        self._each = each
+        self._kept: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, vm_id: str) -> Iterator[Callable[[int], int]]:
+        """Yield what says how many of so many bytes one more command of a VM may keep."""
+        kept = 0
+
+        def room(size: int) -> int:
+            nonlocal kept
+            with self._lock:
+                left = min(self._each - self._kept[vm_id], self._total - self._kept.total())
+                size = min(size, left)
+                self._kept[vm_id] += size
+            kept += size
+            return size
+
+        try:
+            yield room
+        finally:
+            with self._lock:
+                self._kept[vm_id] -= kept
+                if not self._kept[vm_id]:
+                    del self._kept[vm_id]
+
+
 @frozen(kw_only=True)
 class ExecLimits:
     """How many commands run at one time."""
@@ -161,6 +204,7 @@ class Executions:
         self._hooks = hooks
         limits = limits or ExecLimits()
         self._slots = Slots(limits.total, limits.each)
+        self._kept = KeptOutput(OUTPUT_OF_NODE, OUTPUT_OF_VM)
         self._threads = ThreadPoolExecutor(limits.total, "exec")
         self._stopping = Event()
 
@@ -190,16 +234,20 @@ class Executions:
         argv = checked(command)
         self._refuse_when_stopping()
         machine = running_machine(self._store, vm_id)
-        streams = CollectedStreams(OUTPUT_LIMIT, lambda: self._stopping.is_set() or not wanted())
-        with self._slots.taken(vm_id):
+        with self._slots.taken(vm_id), self._kept.of(vm_id) as room:
+            streams = CollectedStreams(
+                OUTPUT_LIMIT, lambda: self._stopping.is_set() or not wanted(), room
+            )
             session = self._hooks.guest_exec(machine, GuestCommand(argv=argv, captured=True))
             code = session.run(streams, timeout)
-        if self._stopping.is_set():
-            raise Unavailable(
-                f"the manager stops, and may have killed {argv[0]!r} in VM {machine.vm.name}: try "
-                "again"
-            )
-        return ExecResult(code & 255, bytes(streams.output), bytes(streams.errors))
+            if self._stopping.is_set():
+                raise Unavailable(
+                    f"the manager stops, and may have killed {argv[0]!r} in VM {machine.vm.name}: "
+                    "try again"
+                )
+            output = bytes(streams.output)
+            streams.output.clear()  # not both copies of each
+            return ExecResult(code & 255, output, bytes(streams.errors))
 
     async def run(self, request: ExecRequest, streams: SessionStreams) -> ExitStatus:
         """Run a command for a streaming session.
