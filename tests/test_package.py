@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import virtlet
-from virtlet.cli.scaffold import KINDS
+from virtlet.cli.plugins import KINDS
 
 ROOT = Path(__file__).parents[1]
 METADATA = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE")

@@ -10,7 +10,7 @@ import yaml
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.fakes import kubelet
 from virtlet.cli.client import Client
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed
 from virtlet.cli.main import group
 from virtlet.cli.manifest import PodManifest, pod_manifest, read_manifest
 from virtlet.cli.steps import ensure_image

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virtlet.cli.scaffold import KINDS, write_package
+from virtlet.cli.plugins import KINDS, write_package
 
 BIN = Path(sys.executable).parent
 NO_IMAGE = {**os.environ, "VIRTLET_TEST_IMAGE": ""}

@@ -11,7 +11,7 @@ import yaml
 from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
 from tests.polling import until
 from virtlet.cli.client import CallFailed
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed
 from virtlet.cli.playground import Playground
 from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 

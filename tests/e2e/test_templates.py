@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import TINY
-from virtlet.cli.scaffold import KINDS, write_package
+from virtlet.cli.plugins import KINDS, write_package
 from virtlet.testing import BootGuest, MakeNode
 
 

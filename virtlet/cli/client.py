@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import grpc
 
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed
 from virtlet.cri import api_pb2 as cri
 from virtlet.cri import api_pb2_grpc
 from virtlet.model.endpoint import socket_path

@@ -1,10 +1,18 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command, but not before it took away what it made."""
+"""How a command ends: with one line instead of a traceback, or by a signal.
+
+Ctrl-C, SIGTERM and SIGHUP end it, but not before it has taken away what it made.
+"""
 
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class CommandFailed(Exception):
+    """The command could not do what it was asked for; the text is for its user."""
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

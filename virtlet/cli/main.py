@@ -6,8 +6,7 @@ import sys
 import click
 
 import virtlet
-from virtlet.cli.ending import Ended
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed, Ended
 from virtlet.errors import VirtletError
 
 COMMANDS = {

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.cli import kubelet
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.bounded_yaml import load_documents
 from virtlet.model.plain import UnquotedError

@@ -21,8 +21,7 @@ import yaml
 from pyroute2 import IPRoute
 
 from virtlet.cli.client import CallFailed, Client, NoRuntime
-from virtlet.cli.ending import unbroken
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed, unbroken
 from virtlet.cli.steps import wait_until
 from virtlet.core.paths import Paths
 from virtlet.cri import api_pb2 as cri

@@ -9,7 +9,7 @@ from attrs import frozen
 from rich.console import Console as Terminal
 
 from virtlet.cli.client import Client
-from virtlet.cli.errors import CommandFailed
+from virtlet.cli.ending import CommandFailed
 from virtlet.cli.manifest import PodManifest
 from virtlet.cri import api_pb2 as cri
 
