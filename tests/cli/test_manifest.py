@@ -62,11 +62,11 @@ MOUNT = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
         ({"resources": {"requests": {"memory": -1}}}, {}, "requests.memory '-1' is negative"),
         ({}, {"terminationGracePeriodSeconds": -5}, "terminationGracePeriodSeconds -5 must be"),
         ({}, {"terminationGracePeriodSeconds": 1.5}, "terminationGracePeriodSeconds 1.5 must be"),
-        ({"env": [{"name": "E", "value": True}]}, {}, "env E is no string but bool"),
+        ({"env": [{"name": "E", "value": True}]}, {}, "env E is not a string but bool"),
         (
             {},
             {"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": 1024}]}},
-            "sysctl net.core.somaxconn is no string but int",
+            "sysctl net.core.somaxconn is not a string but int",
         ),
         ({"securityContext": {"privileged": "yes"}}, {}, "no usable pod manifest"),
     ],
@@ -89,7 +89,7 @@ def test_annotations_and_labels_that_are_no_strings_are_refused_unseen(
         f"kind: Pod\nmetadata: {{name: web, {field}: {{key: {text}}}}}\n"
         "spec: {containers: [{name: guest, image: virtlet.cloud/tiny}]}\n"
     )
-    with pytest.raises(BadManifest, match=f"{field}: key is no string but {kind}") as caught:
+    with pytest.raises(BadManifest, match=f"{field}: key is not a string but {kind}") as caught:
         read_manifest(path, tmp_path)
     assert "pin" not in str(caught.value)
 

@@ -43,7 +43,7 @@ class Client:
         timeout: seconds for one call.
 
     Raises:
-        NoRuntime: it is no unix socket's.
+        NoRuntime: it is not that of a unix socket.
     """
 
     def __init__(self, endpoint: str | Path, timeout: float = TIMEOUT) -> None:

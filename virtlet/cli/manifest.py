@@ -75,7 +75,7 @@ def read_manifest(path: Path, log_root: Path) -> PodManifest:
     except OSError as error:
         raise BadManifest(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise BadManifest(f"{path}: is no UTF-8 text") from None
+        raise BadManifest(f"{path}: is not UTF-8 text") from None
     except (BadManifest, UnquotedError) as error:
         raise BadManifest(f"{path}: {error}") from None
     try:
@@ -108,8 +108,8 @@ def pod_manifest(document: Any, log_root: Path, seen: int = 0) -> PodManifest:
         seen: when it was written, in nanoseconds of Unix time.
 
     Raises:
-        BadManifest: it is no pod, or one that no VM can be.
-        KeyError, TypeError, AttributeError, ValueError: it is no usable pod.
+        BadManifest: it is not a pod, or a pod that cannot be a VM.
+        KeyError, TypeError, AttributeError, ValueError: it is not a usable pod.
     """
     if not isinstance(document, dict) or document.get("kind") != "Pod":
         raise BadManifest("expected one object of kind Pod")
@@ -175,7 +175,7 @@ def _string(value: Any, what: str) -> str:
     It is not shown: it may be a secret.
     """
     if not isinstance(value, str):
-        raise BadManifest(f"{what} is no string but {type(value).__name__}: put it in quotes")
+        raise BadManifest(f"{what} is not a string but {type(value).__name__}: put it in quotes")
     return value
 
 
