@@ -18,7 +18,6 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.host.files import remove_file
-from virtlet.images.flights import Abandoned, apart, wait_for
 from virtlet.images.layout import (
     FilesystemUsage,
     ImageOrigin,
@@ -30,6 +29,7 @@ from virtlet.images.layout import (
     read_record,
     write_record,
 )
+from virtlet.images.singleflight import Abandoned, apart, wait_for
 from virtlet.images.staging import ImageLimits, KnownImage, StagingFile
 from virtlet.model.image import IMAGE_PREFIX, Image, RecognizedImage
 from virtlet.model.reference import Reference

@@ -19,8 +19,8 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from virtlet.images.flights import Abandoned, Flights, apart, wait_for
 from virtlet.images.image_store import ImageStore, Recognize
+from virtlet.images.singleflight import Abandoned, SingleFlight, apart, wait_for
 from virtlet.images.staging import Lease, StagingFile
 from virtlet.model.image import (
     Credentials,
@@ -119,7 +119,7 @@ class Images:
         self._retry = retry or Retry()
         self._most_left = most_left
         self._left: set[Future[Any]] = set()
-        self._flights: Flights[Image] = Flights()
+        self._flights: SingleFlight[Image] = SingleFlight()
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, StagingFile] = {}
         self._broken: dict[Hashable, StagingFile] = {}
@@ -158,7 +158,7 @@ class Images:
             return image
         source = route.resolve(reference)
         if source.digest and not is_digest(source.digest):
-            raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is no sha256:…")
+            raise InvalidArgument(f"image {source.name}: digest {source.digest!r} is not sha256:…")
         work = _Work(reference, route.scope, source, credentials)
         try:
             return self._flights.run(work, partial(self._bring, work, route), wanted)

@@ -25,7 +25,7 @@ from virtlet.api import (
     VmConfig,
     hookimpl,
 )
-from virtlet.core.hooks.contract import ADJUSTING, doubts, flaws
+from virtlet.core.hooks.hook_contract import ADJUSTING, doubts, flaws
 from virtlet.core.hooks.registry import discover
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from virtlet.core.hooks import networks, startup
+from virtlet.core.hooks import answers, startup
 from virtlet.core.hooks.blame import Blamed, returned
 from virtlet.core.hooks.caller import Caller, Failed
 from virtlet.core.hooks.profiles import read_policy
@@ -178,15 +178,7 @@ class Hooks:
         self, profile: Profile, name: str, file: Path
     ) -> tuple[str, RecognizedImage]:
         """(plugin, what it says that a file is)."""
-        before = _state(file)
-
-        def check(plugin: str, found: RecognizedImage | None) -> str:
-            if _state(file) != before:
-                return "changed the file, which is for reading alone"
-            if found is not None and (not found.format or found.virtual_size < 0):
-                return "returned a RecognizedImage without a format or of a negative size"
-            return ""
-
+        check = answers.recognition_check(file)
         what = f"recognises image {shown_name(name)!r}"
         return self._first("virtlet_recognize_image", profile, what, check, name=name, file=file)
 
@@ -224,14 +216,14 @@ class Hooks:
         """Ask one plugin for the pod's network."""
         hook = "virtlet_setup_network"
         answer: Network | None = self._caller.call(hook, plugin, pod=pod)
-        problem = networks.problem(answer) if answer else ""
+        problem = answers.network_problem(answer) if answer else ""
         if problem:
             raise returned(plugin, hook, problem)
         return answer
 
     def adjust_network(self, pod: Pod, network: Network) -> Network:
         """The network that `setup_network` gave, as the active plugins want it."""
-        hook, problem = "virtlet_adjust_network", networks.problem_of_adjustment
+        hook, problem = "virtlet_adjust_network", answers.adjustment_problem
         return self._adjusted(hook, pod.profile, "network", network, problem, pod=pod)
 
     def serve_network(self, plugin: str, pod: Pod, network: Network) -> None:
@@ -405,12 +397,3 @@ class Hooks:
         for _, answer in asked:
             value = answer
         return value
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """What is different of a file that somebody changed, replaced or removed."""
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns

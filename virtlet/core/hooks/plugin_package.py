@@ -17,7 +17,7 @@ from typing import Any
 from attrs import frozen
 
 from virtlet import PROJECT
-from virtlet.core.hooks import contract
+from virtlet.core.hooks import hook_contract
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import BUILTIN_PACKAGE, discover
 from virtlet.errors import InvalidArgument, VirtletError
@@ -176,7 +176,7 @@ def check(entries: Iterable[EntryPoint]) -> Mapping[str, Findings]:
 def _check(entry: EntryPoint) -> Findings:
     try:
         plugin = entry.load()
-        flaws, warnings = contract.flaws(plugin), contract.doubts(plugin)
+        flaws, warnings = hook_contract.flaws(plugin), hook_contract.doubts(plugin)
     except (Exception, SystemExit):
         flaws, warnings = [], []  # Discovery says why.
     return Findings(flaws=tuple(flaws or _refusals(entry)), warnings=tuple(warnings))

@@ -13,7 +13,7 @@ import pluggy
 from attrs import define, field, frozen
 
 from virtlet import PROJECT, hookspecs
-from virtlet.core.hooks import contract
+from virtlet.core.hooks import hook_contract
 from virtlet.core.hooks.blame import BREAKS
 from virtlet.core.log_setup import text_of
 from virtlet.core.paths import Paths
@@ -159,8 +159,8 @@ def _register(registry: Registry, entry: EntryPoint) -> str:
         what = f"{type(error).__name__}: {text_of(error)}"
         return f"importing {entry.value} raised {what}; mend or uninstall it"
     try:
-        found = contract.flaws(plugin)
-        doubts = [] if found else contract.doubts(plugin)
+        found = hook_contract.flaws(plugin)
+        doubts = [] if found else hook_contract.doubts(plugin)
     except BREAKS as error:
         if _is_ctrl_c(error):
             raise

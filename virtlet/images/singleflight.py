@@ -1,4 +1,4 @@
-"""One piece of work at a time for each key; whoever asks meanwhile gets the same outcome."""
+"""One piece of work at a time for each key; callers that come meanwhile get its outcome, too."""
 
 import contextvars
 import threading
@@ -29,7 +29,7 @@ class _Flight(Generic[T]):
         return not self.given_up
 
 
-class Flights(Generic[T]):
+class SingleFlight(Generic[T]):
     """Shares work that is under way."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Flights(Generic[T]):
         work: Callable[[Callable[[], bool]], T],
         wanted: Callable[[], bool],
     ) -> T:
-        """Do the work, or wait for whoever does it already; its error is everybody's.
+        """Do the work, or wait for the caller that does it already; they share its error.
 
         Args:
             key: what the work is.
@@ -51,7 +51,7 @@ class Flights(Generic[T]):
             wanted: whether this caller still waits; asked from any caller's thread.
 
         Raises:
-            Abandoned: somebody else works, and `wanted` became false.
+            Abandoned: another caller works, and `wanted` became false.
         """
         while True:
             with self._lock:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from virtlet.images.flights import Abandoned, Flights
+from virtlet.images.singleflight import Abandoned, SingleFlight
 
 
 def yes() -> bool:
@@ -12,7 +12,7 @@ def yes() -> bool:
 
 
 def test_everybody_gets_the_outcome_of_the_first() -> None:
-    flights: Flights[object] = Flights()
+    flights: SingleFlight[object] = SingleFlight()
     go = threading.Event()
     done = []
 
@@ -29,7 +29,7 @@ def test_everybody_gets_the_outcome_of_the_first() -> None:
 
 
 def test_everybody_gets_the_error_of_the_first() -> None:
-    flights: Flights[None] = Flights()
+    flights: SingleFlight[None] = SingleFlight()
     started, go = threading.Event(), threading.Event()
 
     def work(wanted: Callable[[], bool]) -> None:
@@ -48,13 +48,13 @@ def test_everybody_gets_the_error_of_the_first() -> None:
 
 
 def test_other_keys_and_later_calls_work_on_their_own() -> None:
-    flights: Flights[int] = Flights()
+    flights: SingleFlight[int] = SingleFlight()
     assert flights.run("a", lambda _: flights.run("b", lambda _: 1, yes) + 1, yes) == 2
     assert flights.run("a", lambda _: 3, yes) == 3
 
 
 def test_one_who_does_not_wait_any_more_leaves_the_others_alone() -> None:
-    flights: Flights[int] = Flights()
+    flights: SingleFlight[int] = SingleFlight()
     started, go = threading.Event(), threading.Event()
 
     def work(wanted: Callable[[], bool]) -> int:
@@ -72,7 +72,7 @@ def test_one_who_does_not_wait_any_more_leaves_the_others_alone() -> None:
 
 
 def test_the_work_goes_on_as_long_as_anybody_waits() -> None:
-    flights: Flights[int] = Flights()
+    flights: SingleFlight[int] = SingleFlight()
     wanted = {"first": True, "second": True}
     joined = threading.Event()
 
@@ -94,7 +94,7 @@ def test_the_work_goes_on_as_long_as_anybody_waits() -> None:
 
 
 def test_who_joins_what_was_given_up_begins_anew() -> None:
-    flights: Flights[int] = Flights()
+    flights: SingleFlight[int] = SingleFlight()
     given_up, joined = threading.Event(), threading.Event()
 
     def work(anybody: Callable[[], bool]) -> int:

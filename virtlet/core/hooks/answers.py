@@ -1,8 +1,11 @@
-"""What a plugin's network may be, and what an adjustment may make of it."""
+"""What is wrong with a plugin's answer beyond its types, as a clause for a message; or ""."""
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
+from virtlet.model.image import RecognizedImage
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
 
@@ -11,8 +14,31 @@ _WORD = re.compile(r"[^\s,\"]+")
 _BOUNDS = (("mtu", 68, 65535), ("queues", 1, 256), ("boot_order", 0, 1 << 16))
 
 
-def problem(network: Network) -> str:
-    """What its plugin did that nobody could work with, as a clause for a message; or ""."""
+def recognition_check(file: Path) -> Callable[[str, RecognizedImage | None], str]:
+    """What says what is wrong with how a plugin recognised a file, which it may only read."""
+    before = _state(file)
+
+    def check(plugin: str, found: RecognizedImage | None) -> str:
+        if _state(file) != before:
+            return "changed the file, which is for reading alone"
+        if found is not None and (not found.format or found.virtual_size < 0):
+            return "returned a RecognizedImage without a format or of a negative size"
+        return ""
+
+    return check
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """What differs if a file was changed, replaced or removed."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def network_problem(network: Network) -> str:
+    """What makes a network useless."""
     for number, nic in enumerate(network.nics):
         flaw = _flaw_of(nic)
         if flaw:
@@ -24,12 +50,12 @@ def problem(network: Network) -> str:
     return ""
 
 
-def problem_of_adjustment(before: Network, after: Network) -> str:
-    """The same of a plugin that made the second network of the first."""
+def adjustment_problem(before: Network, after: Network) -> str:
+    """What a plugin may not make of a network."""
     changed = _changed(before, after)
     if changed:
         return f"changed {changed}, which is left to the plugin that made the network"
-    return problem(after)
+    return network_problem(after)
 
 
 def _changed(before: Network, after: Network) -> str:
