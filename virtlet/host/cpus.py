@@ -1,9 +1,11 @@
 """CPUs and memory nodes of this machine, lists of them, and shares of their time.
 
-Sources: "List format" in cpuset(7); sched-bwc.rst of the Linux documentation.
+Sources: "List format" in cpuset(7); sched-bwc.rst of the Linux documentation; "Guest NUMA topology"
+and "Memory Allocation" of libvirt's domain XML format.
 """
 
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from virtlet.errors import InvalidArgument
 
@@ -97,3 +99,25 @@ def _present(text: str, field: str, what: str, online: Path) -> frozenset[int]:
             f"{field} {text[:64]!r}: this node has no {what} {min(missing)}; it has {here}"
         )
     return wanted
+
+
+_UNITS = {"b": 1, "bytes": 1, "": 1 << 10}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1 << 10 * power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {letter: _UNITS[f"{letter}ib"] for letter in "kmgt"}
+"""Bytes of libvirt's units of memory, in lower case."""
+
+
+def numa_memory(cpu: Element) -> int:
+    """Bytes of all NUMA cells of libvirt's `<cpu>` element: libvirt makes a machine of that size.
+
+    Raises:
+        ValueError: a cell has no whole number of a unit that libvirt knows.
+    """
+    total = 0
+    for cell in cpu.iterfind("numa/cell"):
+        memory, unit = cell.get("memory", ""), cell.get("unit", "").lower()
+        if not (memory.isascii() and memory.isdigit() and len(memory) <= 20) or unit not in _UNITS:
+            raise ValueError("a NUMA cell needs a memory in a unit such as MiB")
+        total += int(memory) * _UNITS[unit]
+    return total

@@ -31,6 +31,8 @@ class Flavor:
     system_uuid: str = ""
     """SMBIOS UUID; "" means the VM's own."""
     guest_agent: bool = True
+    nested: bool = False
+    """Whether the guest may run VMs of its own on the host's CPU."""
     translation_buffer: int = 64 << 20
     """Bytes for translated code, which an emulator keeps where it does without KVM; it makes room
     by translating again, so that less of it makes large guests slower."""

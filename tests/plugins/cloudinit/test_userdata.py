@@ -55,7 +55,7 @@ def test_the_environment_is_a_file() -> None:
         "write_files": [
             {
                 "path": "/etc/cloud/environment",
-                "permissions": "0644",
+                "permissions": "0600",
                 "content": "A=1\nPATHS=a b=c\n",
             }
         ]

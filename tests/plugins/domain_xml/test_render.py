@@ -200,6 +200,48 @@ def test_the_cpu_is_the_flavors_then_the_nodes_then_what_fits(
     assert (cpu.findtext("model") if cpu is not None else None) == model
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    ("accelerator", "model", "extra"),
+    [
+        ("kvm", "", ""),
+        ("kvm", "host-passthrough", ""),
+        ("kvm", "EPYC", ""),
+        ("qemu", "host-model", ""),
+        ("kvm", "", "<cpu mode='host-model'/>"),
+        ("kvm", "", "<cpu><model>EPYC</model><topology cores='1'/></cpu>"),
+        ("kvm", "", "<cpu mode='host-model'><feature name='avx' policy='disable'/></cpu>"),
+    ],
+)
+def test_nested_virtualisation_is_off_unless_the_flavor_asks_for_it(
+    accelerator: str, model: str, extra: str, nested: bool
+) -> None:
+    machine = plain()
+    extras = {EXTRA: extra} if extra else {}
+    flavor = evolve(machine.flavor, cpu_model=model, extras=extras, nested=nested)
+    cpu = render(evolve(machine, accelerator=accelerator, flavor=flavor)).find("cpu")
+    assert cpu is not None
+    off = {f.get("name") for f in cpu.iterfind("feature") if f.get("policy") == "disable"}
+    assert off - {"avx"} == (set() if nested else {"vmx", "svm"})
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        ("<cell memory='1073741825' unit='b'/>", "1073741825 bytes together"),
+        ("<cell memory='1' unit='GiB'/><cell memory='1'/>", "1073742848 bytes together"),
+        ("<cell memory='2' unit='parsec'/>", "a unit such as MiB"),
+        ("<cell memory='-2'/>", "a unit such as MiB"),
+    ],
+)
+def test_numa_cells_have_no_more_memory_than_the_machine(cells: str, problem: str) -> None:
+    """libvirt would make the machine as large as the cells together."""
+    machine = plain()
+    extras = {EXTRA: f"<cpu><numa>{cells}</numa></cpu>"}
+    with pytest.raises(InvalidArgument, match=problem):
+        render(evolve(machine, flavor=evolve(machine.flavor, extras=extras)))
+
+
 @pytest.mark.parametrize("text", ["<cpu", "<memory/>", "<cpu/><cpu/>"])
 def test_a_cpu_setting_that_is_none_is_refused(text: str) -> None:
     """It could otherwise smuggle in other elements."""

@@ -86,6 +86,7 @@ PROFILE = {
     "disk_bus": "virtio",
     "root_size": "20Gi",
     "guest_agent": False,
+    "nested": True,
     "translation_buffer": "128Mi",
     "extras": {"gpu": "a100", "slots": 2},
 }
@@ -101,6 +102,7 @@ def test_the_handler_s_profile_chooses_where_the_pod_does_not() -> None:
         disk_bus="virtio",
         root_size=20 << 30,
         guest_agent=False,
+        nested=True,
         translation_buffer=128 << 20,
         extras={"gpu": "a100", "slots": "2"},
     )
@@ -238,3 +240,23 @@ def test_a_flavor_that_another_plugin_reads_is_left_to_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("section", [None, 5, {}, {"flavor": None}, {"flavor": 5, "without": 7}])
 def test_a_section_that_has_no_flavor_is_left_to_the_core(tmp_path: Path, section: object) -> None:
     _configure(tmp_path, {"odd": section})
+
+
+CELLS = "numa: {cells: [{memory: 512, unit: MiB, cpus: 0}, {memory: 512, unit: MiB, cpus: '1'}]}"
+
+
+def test_numa_cells_are_within_the_memory_and_the_vcpus() -> None:
+    marks = {"VirtletLibvirtCPUSetting": CELLS, "VirtletVCPUCount": "2"}
+    assert choose(marks, memory_limit=1 << 30).vcpus == 2
+    with pytest.raises(InvalidArgument, match="NUMA cells have 1073741824 bytes together"):
+        choose(marks, memory_limit=1000 * MIB)
+    with pytest.raises(InvalidArgument, match="a NUMA cell has vCPU 1, but the VM gets 1"):
+        choose(marks | {"VirtletVCPUCount": "1"}, memory_limit=1 << 30)
+
+
+@pytest.mark.parametrize("feature", ["{name: vmx}", "{name: svm, policy: force}"])
+def test_a_pod_gets_nested_virtualisation_only_where_the_handler_allows_it(feature: str) -> None:
+    marks = {"VirtletLibvirtCPUSetting": f"mode: host-model\nfeature: {feature}"}
+    assert choose(marks, {"nested": True}).nested
+    with pytest.raises(InvalidArgument, match="does not allow nested virtualisation"):
+        choose(marks)

@@ -49,6 +49,9 @@ def test_good_pod() -> None:
         ),
         ({"metadata": PodMetadata(name="a", uid="u\0", namespace="n")}, "pod metadata: uid"),
         ({"dns": DnsConfig(servers=("dns",))}, "DNS server 'dns' is not an address"),
+        ({"dns": DnsConfig(servers=("fe80::1%eth0",))}, "DNS server 'fe80::1%eth0' is not an"),
+        ({"dns": DnsConfig(servers=("fe80::1%a\nport=53",))}, "is not an address"),
+        ({"dns": DnsConfig(servers=("::ffff:1.2.3.4",))}, "is not an address"),
         (
             {"dns": DnsConfig(servers=(), searches=("a,b",))},
             "DNS search domain 'a,b' is not a domain",

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ JSON = st.recursive(
     ),
     max_leaves=15,
 )
-ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
+
+
+def not_mapped(address: IPv4Address | IPv6Address) -> bool:
+    """IPv4 in IPv6's form is no address."""
+    return isinstance(address, IPv4Address) or address.ipv4_mapped is None
+
+
+FAMILIES = {version: st.ip_addresses(v=version).filter(not_mapped) for version in (4, 6)}
+ADDRESSES = st.one_of(*FAMILIES.values())
 
 
 def parse_result(document: Any) -> cni_result.CniResult:
@@ -53,13 +61,13 @@ def results(draw: st.DrawFn) -> dict[str, Any]:
         ip = {
             "address": f"{address}/{prefix}",
             "interface": draw(st.integers(0, len(links) - 1)),
-            "gateway": str(draw(st.ip_addresses(v=address.version))),
+            "gateway": str(draw(FAMILIES[address.version])),
         }
         ips.append(ip if at_least(version, "1.0.0") else {**ip, "version": str(address.version)})
     routes = []
     for address in draw(st.lists(ADDRESSES, max_size=4)):
         destination = f"{address}/{draw(st.integers(0, address.max_prefixlen))}"
-        routes.append({"dst": destination, "gw": str(draw(st.ip_addresses(v=address.version)))})
+        routes.append({"dst": destination, "gw": str(draw(FAMILIES[address.version]))})
     servers = draw(st.lists(ADDRESSES.map(str), max_size=3))
     dns = {"nameservers": servers, "search": ["a.b"], "options": ["ndots:5"]}
     return {
@@ -122,6 +130,12 @@ def test_damaged_results_are_read_or_refused(document: dict[str, Any], data: st.
         ({"interfaces": [{"name": "eth0", "mac": "1:2"}]}, "interfaces[0].mac '1:2' is not a MAC"),
         ({"ips": [{"address": "10.0.0.1"}]}, "ips[0].address '10.0.0.1' is not an address/prefix"),
         ({"ips": [{"address": "10.0.0.1/33"}]}, "ips[0].address '10.0.0.1/33'"),
+        ({"ips": [{"address": "010.0.0.1/8"}]}, "is not an address/prefix"),
+        ({"ips": [{"address": "fe80::1%a\nport=53/64"}]}, "is not an address/prefix"),
+        ({"ips": [{"address": "::ffff:10.0.0.1/128"}]}, "is not an address/prefix"),
+        ({"routes": [{"dst": "fe80::%a/64"}]}, "is not an address/prefix"),
+        ({"routes": [{"dst": "::/0", "gw": "fe80::1%eth0"}]}, "'fe80::1%eth0' is not an address"),
+        ({"dns": {"nameservers": ["fe80::1%eth0"]}}, "'fe80::1%eth0' is not an address"),
         (
             {"ips": [{"address": "10.0.0.1/8", "interface": 4}]},
             "ips[0].interface 4 is not an index",

@@ -6,8 +6,11 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from tests.polling import until
+from virtlet.errors import InvalidArgument
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig, Pod
 from virtlet.plugins.network_cni.bridging import BridgedNic
@@ -50,6 +53,15 @@ def test_no_default_route() -> None:
     )
     assert "dhcp-option=tag:nic0,option:router" in lines
     assert "dhcp-option=tag:nic0,option:classless-static-route,10.5.0.0/16,10.0.0.1" in lines
+
+
+def test_no_text_ends_a_line_of_the_configuration() -> None:
+    """What is checked where it comes in is looked at once more where it is written."""
+    with pytest.raises(InvalidArgument, match="no DHCP server can be told"):
+        told(
+            Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500, addresses=("10.0.0.2/8",)),
+            ("x\ndhcp-script=/tmp/x",),
+        )
 
 
 def test_ipv6_neighbours_off_the_link() -> None:

@@ -21,7 +21,7 @@ UID = "6c4b4fd3-6d3b-4a0f-8d5a-0d2f2f0e2c11"
         ("volumes/kubernetes.io~csi/pvc-1/mount", MountOrigin.VOLUME),
         ("volumes/kubernetes.io~nfs/share", MountOrigin.VOLUME),
         ("volumes/virtlet~flexvolume_driver/disk", MountOrigin.FLEXVOLUME),
-        ("volume-subpaths/cache/vm/0", MountOrigin.VOLUME),
+        ("volume-subpaths/host-path/vm/0", MountOrigin.NODE),
         ("etc-hosts", MountOrigin.HOSTS),
         ("containers/vm/1a2b3c4d", MountOrigin.TERMINATION_LOG),
         ("containers/vm", MountOrigin.NODE),
@@ -62,6 +62,7 @@ def test_a_uid_that_is_no_name_has_no_directory(uid: str) -> None:
         ("kubernetes.io~secret", MountOrigin.SECRET),
         ("virtlet~flexvolume_driver", MountOrigin.FLEXVOLUME),
         ("kubernetes.io~empty-dir", MountOrigin.VOLUME),
+        ("kubernetes.io~csi", MountOrigin.VOLUME),
     ],
 )
 def test_a_part_of_a_volume_is_what_the_volume_is(
@@ -70,6 +71,14 @@ def test_a_part_of_a_volume_is_what_the_volume_is(
     (tmp_path / UID / "volumes" / plugin / "settings").mkdir(parents=True)
     path = f"{tmp_path}/{UID}/volume-subpaths/settings/vm/2"
     assert origin_of(path, tmp_path, UID) is origin
+
+
+def test_a_part_of_a_host_path_is_the_node_s(tmp_path: Path) -> None:
+    """A kubelet keeps no directory for such a volume beside those of the pod's others."""
+    (tmp_path / UID / "volumes/kubernetes.io~empty-dir/cache").mkdir(parents=True)
+    path = tmp_path / UID / "volume-subpaths/host-path/vm/2"
+    path.mkdir(parents=True)
+    assert origin_of(str(path), tmp_path, UID) is MountOrigin.NODE
 
 
 @given(st.text(max_size=40))

@@ -5,11 +5,11 @@ Every message names the field, quotes the beginning of its value and says what i
 
 import re
 from collections.abc import Callable
-from ipaddress import ip_address
 
 from virtlet.errors import InvalidArgument
 from virtlet.host import cgroups
 from virtlet.model.plain import quote
+from virtlet.model.strict_ip import ip_address
 
 LONGEST_NAME = 253
 """Bytes of the longest name Kubernetes allows (RFC 1123 subdomain)."""
@@ -151,10 +151,8 @@ def address(value: str, field: str) -> str:
         InvalidArgument: it is none, or names an interface as well.
     """
     try:
-        if value and "%" not in value:
+        if value:
             ip_address(value)
-        elif value:
-            raise ValueError
     except ValueError:
         raise _wrong(field, value, "an IP address, or empty for all addresses") from None
     return value

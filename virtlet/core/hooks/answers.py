@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from virtlet.model.image import RecognizedImage
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
+from virtlet.model.strict_ip import ip_address, ip_interface, ip_network
 
 _UNICAST_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[^\s,\"]+")
@@ -92,7 +92,7 @@ def _is_cidr(address: str) -> bool:
         ip_interface(address)
     except ValueError:
         return False
-    return "/" in address and "%" not in address
+    return "/" in address
 
 
 def _can_be(route: Route) -> bool:

@@ -157,7 +157,7 @@ def environment(envs: Iterable[tuple[str, str]]) -> str:
 def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
     files = []
     if vm.config.envs:
-        files.append(GuestFile(ENVIRONMENT, environment(vm.config.envs).encode(), 0o644))
+        files.append(GuestFile(ENVIRONMENT, environment(vm.config.envs).encode(), 0o600))
     return files + read_all(v for v in volumes if isinstance(v, GuestFiles))
 
 

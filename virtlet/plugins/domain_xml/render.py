@@ -17,7 +17,7 @@ from attrs import frozen
 from markupsafe import Markup
 
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.host.cpus import cpuset
+from virtlet.host.cpus import cpuset, numa_memory
 from virtlet.model.disk import Share
 from virtlet.model.vm import Machine
 from virtlet.plugins.domain_xml.disks import targets
@@ -25,6 +25,7 @@ from virtlet.plugins.domain_xml.disks import targets
 EXTRA = "domain_cpu"
 """Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
 _HOST = ("host-model", "host-passthrough")
+_NESTED = ("vmx", "svm")
 
 _MIB = 1 << 20
 BLOCK = 2 * _MIB
@@ -45,6 +46,25 @@ def cpu_element(machine: Machine, default_model: str) -> Element | None:
     Raises:
         InvalidArgument: the flavor's own element is not a `<cpu>` element.
     """
+    cpu = _chosen(machine, default_model)
+    if cpu is not None and not machine.flavor.nested and _passes_on(cpu, machine):
+        named = {feature.get("name") for feature in cpu.iterfind("feature")}
+        for name in _NESTED:
+            if name not in named:
+                SubElement(cpu, "feature", {"policy": "disable", "name": name})
+    return cpu
+
+
+def _passes_on(cpu: Element, machine: Machine) -> bool:
+    """Whether a CPU may have features by which a guest runs VMs of its own.
+
+    QEMU's default CPU has none with KVM, and libvirt takes no features for it.
+    """
+    kvm = machine.accelerator == "kvm" and cpu.find("model") is not None
+    return kvm or cpu.get("mode") in (*_HOST, "maximum")
+
+
+def _chosen(machine: Machine, default_model: str) -> Element | None:
     if machine.flavor.extras.get(EXTRA):
         return _checked(machine)
     kvm = machine.accelerator == "kvm"
@@ -76,6 +96,16 @@ def _checked(machine: Machine) -> Element:
     if cpu.tag != "cpu":
         raise InvalidArgument(
             f"the CPU setting of VM {machine.vm.name} is a <{cpu.tag}> element, not <cpu>"
+        )
+    try:
+        cells = numa_memory(cpu)
+    except ValueError as error:
+        raise InvalidArgument(f"the CPU setting of VM {machine.vm.name}: {error}") from None
+    if cells > machine.flavor.memory:
+        # The emulator's need may have made the machine smaller than its limit.
+        raise InvalidArgument(
+            f"the NUMA cells of VM {machine.vm.name} have {cells} bytes together, and the VM has "
+            f"{machine.flavor.memory}: lower them in the annotation VirtletLibvirtCPUSetting"
         )
     return cpu
 

@@ -69,9 +69,8 @@ CPU_MODEL: Annotation[str | None] = Annotation(
     name="VirtletCPUModel",
     kind=_optional(choice("host-model")),
     default=None,
-    help="`host-model` gives the guest the host's CPU, which nested virtualisation needs; empty "
-    "takes "
-    "the handler's or the node's model",
+    help="`host-model` gives the guest the host's CPU, without nested virtualisation unless the "
+    "handler's flavor says `nested: true`; empty takes the handler's or the node's model",
 )
 DISK_DRIVER: Annotation[str | None] = Annotation(
     name="VirtletDiskDriver",

@@ -93,6 +93,7 @@ _SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "disk_bus": _one_of("scsi", "virtio"),
     "root_size": _size,
     "guest_agent": _boolean,
+    "nested": _boolean,
     "translation_buffer": _buffer,
     "extras": _extras,
 }
@@ -168,6 +169,17 @@ def machine_of(pod: Pod) -> Flavor:
             f"annotation {annotations.CPU_SETTING.name}: the topology makes {cpu.vcpus} vCPUs, "
             f'but the VM gets {most}: set {count.name} to "{cpu.vcpus}", or change the topology'
         )
+    if cpu and cpu.cells_end > most:
+        raise InvalidArgument(
+            f"annotation {annotations.CPU_SETTING.name}: a NUMA cell has vCPU {cpu.cells_end - 1}, "
+            f"but the VM gets {most}, from 0 on"
+        )
+    if cpu and cpu.nested and not flavor.nested:
+        raise InvalidArgument(
+            f"annotation {annotations.CPU_SETTING.name}: handler {pod.profile.handler!r} does not "
+            "allow nested virtualisation: take the features vmx and svm out, or have the node's "
+            "administrator write `nested: true` into the handler's flavor"
+        )
     if flavor.max_memory > MAX_MEMORY:
         raise InvalidArgument(
             f"pod {pod.name}: the VM could grow to {flavor.max_memory} bytes of memory; "
@@ -194,6 +206,12 @@ def choose(pod: Pod, vm: VmConfig) -> Flavor:
         raise InvalidArgument(
             f"pod {pod.name}: {source} gives the VM {memory} bytes of memory; it must be between "
             f"{MIN_MEMORY // _MIB}Mi and {MAX_MEMORY // _MIB}Mi"
+        )
+    cpu = annotations.CPU_SETTING.of(pod)
+    if cpu and cpu.memory > _whole(memory):
+        raise InvalidArgument(
+            f"annotation {annotations.CPU_SETTING.name}: its NUMA cells have {cpu.memory} bytes "
+            f"together, and the VM has {_whole(memory)}: lower them, or raise the memory limit"
         )
     if vm.resources.cpuset_cpus:
         cpuset(vm.resources.cpuset_cpus)

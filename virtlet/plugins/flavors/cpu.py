@@ -11,10 +11,14 @@ from xml.etree import ElementTree
 
 from attrs import frozen
 
+from virtlet.host.cpus import numa_memory, parse_list
 from virtlet.model.bounded_yaml import load_yaml
 
 _NUMBER = "number"
 _TEXT = "text"
+NESTED = ("vmx", "svm")
+"""Features by which a guest runs VMs of its own."""
+_WANTED = ("force", "require", "optional")
 _ON_OFF = ("on", "off")
 _YES_NO = ("yes", "no")
 _Check = str | tuple[str, ...]
@@ -78,6 +82,12 @@ class Cpu:
     xml: str
     vcpus: int | None
     """How many vCPUs its topology has, where it gives one."""
+    memory: int
+    """Bytes of its NUMA cells; 0 where it has none."""
+    cells_end: int
+    """One more than the highest vCPU of a NUMA cell."""
+    nested: bool
+    """Whether it asks for nested virtualisation."""
 
 
 def parse_cpu(text: str) -> Cpu | None:
@@ -96,7 +106,17 @@ def parse_cpu(text: str) -> Cpu | None:
         vcpus = 1
         for count in topology.attrib.values():
             vcpus *= int(count)
-    return Cpu(ElementTree.tostring(element, encoding="unicode"), vcpus)
+    cells = [parse_list(cell.get("cpus", "0")) for cell in element.iterfind("numa/cell")]
+    return Cpu(
+        xml=ElementTree.tostring(element, encoding="unicode"),
+        vcpus=vcpus,
+        memory=numa_memory(element),
+        cells_end=max(map(max, cells), default=-1) + 1,
+        nested=any(
+            feature.get("name") in NESTED and feature.get("policy", "require") in _WANTED
+            for feature in element.iterfind("feature")
+        ),
+    )
 
 
 def _element(tag: str, form: _Form, content: Any, where: str) -> ElementTree.Element:

@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping
 from ipaddress import (
     IPv4Interface,
     IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
 )
 from typing import Any, TypeVar
 
@@ -15,6 +12,7 @@ from attrs import field, frozen
 
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig
+from virtlet.model.strict_ip import ip_address, ip_interface, ip_network
 from virtlet.plugins.network_cni.cni_config import SUPPORTED, at_least
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from virtlet.errors import VirtletError
+from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.host import netns
 from virtlet.host.commands import find_program
 from virtlet.host.files import write_atomically
@@ -52,6 +52,8 @@ def configuration(hostname: str, network: Network, bridged_nics: Sequence[Bridge
         lines.append(f"interface={bridged.bridge}")
         lines.extend(_ipv4(hostname, nic, bridged, network.dns))
         lines.extend(_ipv6(nic, bridged, network.dns))
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise InvalidArgument("the pod's network has a text that no DHCP server can be told")
     return "\n".join((*lines, ""))
 
 

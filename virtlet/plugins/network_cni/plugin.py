@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import Any
 
 from virtlet import hookimpl
@@ -13,6 +12,7 @@ from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, Annotation, Option, Settings
 from virtlet.model.pod import Pod
+from virtlet.model.strict_ip import ip_address
 from virtlet.model.vm import Machine
 from virtlet.plugins.network_cni.cni_config import CNI_CONF_DIR
 from virtlet.plugins.network_cni.cni_plugins import CNI_BIN_DIR, EGRESS, INGRESS

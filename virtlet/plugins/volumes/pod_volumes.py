@@ -77,10 +77,11 @@ def origin_of(path: str, root: Path, pod_uid: str) -> MountOrigin:
 
 
 def _of_volume(volumes: Path, name: str) -> MountOrigin:
-    for plugin, origin in _PLUGINS.items():
-        if (volumes / plugin / name).is_dir():
-            return origin
-    return MountOrigin.VOLUME
+    for plugin in volumes.iterdir() if volumes.is_dir() else ():
+        if (plugin / name).is_dir():
+            return _PLUGINS.get(plugin.name, MountOrigin.VOLUME)
+    # A kubelet has a directory for each volume but those of hostPath.
+    return MountOrigin.NODE
 
 
 def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Sequence[str]) -> Volume:
