@@ -17,6 +17,7 @@ import pytest
 from tests.criproxy.fakes.command import ProxyProcess
 from tests.criproxy.fakes.proxy import VM, Client
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.criproxy.load import Load
 from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
@@ -203,38 +204,14 @@ def test_killed_and_started_again_under_load_it_serves_on_and_forgets_nothing(
 ) -> None:
     client = connect(process.listen)
     pods = {client.run_pod("a"), client.run_pod("b", target=VM), client.run_pod("c", target=VM)}
-    stop = threading.Event()
-    short: list[set[str]] = []
-    codes: set[grpc.StatusCode] = set()
-    counts = {"good": 0}
-
-    def load() -> None:
-        mine = connect(process.listen)
-        while not stop.is_set():
-            try:
-                listed = mine.pods()
-            except grpc.RpcError as error:
-                codes.add(error.code())
-            else:
-                counts["good"] += 1
-                if listed != pods:
-                    short.append(listed)
-
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for _ in range(2):
-        before = counts["good"]
-        until(lambda before=before: counts["good"] > before + 50, timeout=20)  # type: ignore[misc]
-        process.end(signal.SIGKILL)
-        process.start()
-    before = counts["good"]
-    until(lambda: counts["good"] > before + 50)
-    stop.set()
-    for thread in threads:
-        thread.join(10)
-    assert not short
-    assert codes <= {grpc.StatusCode.UNAVAILABLE}
+    with Load(process.listen, {pod: client.create(pod) for pod in pods}).running() as load:
+        for _ in range(2):
+            load.more(50)
+            process.end(signal.SIGKILL)
+            process.start()
+        load.more(50)
+    assert not load.wrong
+    assert load.codes <= {grpc.StatusCode.UNAVAILABLE}
 
 
 def test_each_runtime_killed_and_started_again_under_load_loses_no_pod(
@@ -242,33 +219,14 @@ def test_each_runtime_killed_and_started_again_under_load_loses_no_pod(
 ) -> None:
     client = connect(process.listen)
     pods = {client.run_pod("a"), client.run_pod("b", target=VM)}
-    assert client.pods() == pods
-    stop = threading.Event()
-    wrong: list[object] = []
-
-    def load() -> None:
-        mine = connect(process.listen)
-        while not stop.is_set():
-            try:
-                listed = mine.pods()
-            except grpc.RpcError as error:
-                wrong.append(error.details())
-            else:
-                if listed != pods:
-                    wrong.append(listed)
-
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for runtime in (virtlet, containerd):
-        runtime.stop()
-        stop.wait(0.5)
-        runtime.start()
-        stop.wait(1.0)
-    stop.set()
-    for thread in threads:
-        thread.join(10)
-    assert not wrong
+    with Load(process.listen, {pod: client.create(pod) for pod in pods}).running() as load:
+        for runtime in (virtlet, containerd):
+            runtime.stop()
+            load.more(50)
+            runtime.start()
+            load.more(50)
+    assert not load.wrong
+    assert not load.errors
 
     def ready() -> bool:
         conditions = client.runtime.Status(cri.StatusRequest()).status.conditions

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from tests.criproxy.fakes.proxy import Client
+from tests.criproxy.load import Load
 from tests.criproxy.real.conftest import World
-from tests.criproxy.real.load import Load
 from tests.criproxy.real.sides import Pod, Side
 from tests.polling import until
 from virtlet.cri import api_pb2 as cri

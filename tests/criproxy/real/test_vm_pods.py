@@ -13,13 +13,11 @@ from attrs import frozen
 
 from tests.criproxy.fakes.command import ProxyProcess
 from tests.criproxy.fakes.proxy import VM, Client
+from tests.criproxy.load import Changes, ComingAndGoing, Load
 from tests.criproxy.real import websocket
-from tests.criproxy.real.changes import Changes
-from tests.criproxy.real.coming_and_going import ComingAndGoing
 from tests.criproxy.real.containerd import Containerd
 from tests.criproxy.real.events import LIFE, listening
 from tests.criproxy.real.images import BUSYBOX
-from tests.criproxy.real.load import Load
 from tests.criproxy.real.node import Node
 from tests.criproxy.real.sides import Pod, Side
 from tests.e2e.conftest import TINY, make_manifest
