@@ -33,7 +33,7 @@ class Interrupts:
     def __init__(self, config: pytest.Config) -> None:
         self._worker = hasattr(config, "workerinput")
         self._lock: TextIO | None = None
-        self._heeded = end_at_signals(lambda number: KeyboardInterrupt(Signals(number).name))
+        self._watched = end_at_signals(lambda number: KeyboardInterrupt(Signals(number).name))
         if not self._worker:
             os.environ[ENVIRONMENT] = tempfile.mkdtemp(prefix="virtlet-workers-")
         self._directory = Path(os.environ[ENVIRONMENT])
@@ -48,7 +48,7 @@ class Interrupts:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> Generator[None]:
         """Nothing breaks the teardown off, and xdist ends its workers when they have had theirs."""
-        ignore_from_now_on(self._heeded)
+        ignore_from_now_on(self._watched)
         if not self._worker and exitstatus == pytest.ExitCode.INTERRUPTED:
             self._await_workers()
         try:

@@ -35,7 +35,7 @@ def test_name_and_labels_are_oem_strings(tmp_path: Path) -> None:
 
 
 def test_the_document_is_behind_the_descriptor(tmp_path: Path) -> None:
-    """Whole, and readable from its start by whoever opens it."""
+    """Whole, and readable from its start by all who open it."""
     part = launched(tmp_path, app="shop")
     (item,) = part.fds
     text = Path(f"/proc/self/fd/{item.fd}").read_text()

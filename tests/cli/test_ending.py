@@ -30,7 +30,7 @@ main.main()
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
-    """The usual ones, whoever started the tests; afterwards, the handlers are as before."""
+    """The usual ones, however the tests were started; afterwards, the handlers are as before."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -54,7 +54,7 @@ def test_the_first_signal_ends_the_block_and_no_other_breaks_off_what_follows(nu
         _send(further)
 
 
-def test_signals_after_a_block_that_was_not_ended_are_not_heeded() -> None:
+def test_signals_after_a_block_that_was_not_ended_are_ignored() -> None:
     with ended_by_signals():
         pass
     for number in SIGNALS:

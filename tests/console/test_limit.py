@@ -214,7 +214,7 @@ def test_without_its_state_a_raw_file_with_a_gap_is_told_as_one(
 
 @pytest.mark.parametrize("written", ["all", "no newline", "a part", "a byte", "nothing"])
 @pytest.mark.parametrize("grown", [0, 100_000])
-def test_a_marker_that_was_not_noted_is_counted_and_a_torn_one_written_anew(
+def test_a_marker_that_was_not_noted_is_counted_and_a_torn_one_written_again(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles, written: str, grown: int
 ) -> None:
     """Killed after the marker was written, or a part of it; the gap may grow before the next try,

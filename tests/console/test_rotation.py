@@ -91,7 +91,7 @@ def test_a_renamed_log_that_was_ahead_of_the_checkpoint(
     assert decode(log_of(files).read_bytes()).payload == b"three\n"
 
 
-def test_a_deleted_log_is_begun_anew(
+def test_a_deleted_log_is_begun_again(
     logs: ConsoleLogs, guest: Emulator, files: ConsoleFiles
 ) -> None:
     guest.print(b"one\n")

@@ -121,7 +121,7 @@ def test_the_streamed_lists_hold_what_the_unary_lists_hold(
         assert streamed, name
 
 
-def test_a_streamed_list_heeds_its_filter(node: Playground, new_pod: PodFactory) -> None:
+def test_a_streamed_list_follows_its_filter(node: Playground, new_pod: PodFactory) -> None:
     pods = [new_pod().up() for _ in range(2)]
     wanted = cri.StreamContainerStatsRequest(
         filter=cri.ContainerStatsFilter(pod_sandbox_id=pods[1].id)

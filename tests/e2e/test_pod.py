@@ -69,7 +69,7 @@ def test_a_guest_that_powers_off_is_completed_and_a_new_attempt_has_a_disk_of_it
     pod.down()
 
 
-def test_a_guest_that_does_not_heed_the_power_button_is_ended_after_its_grace(
+def test_a_guest_that_ignores_the_power_button_is_ended_after_its_grace(
     new_pod: PodFactory,
 ) -> None:
     pod = new_pod().up()  # the firmware does not hear the button

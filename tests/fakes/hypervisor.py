@@ -49,7 +49,7 @@ class FakeHypervisor(Hypervisor):
     faults: Faults
     domains: dict[str, DomainState] = field(factory=dict)
     exits: dict[str, VmExit] = field(factory=dict)
-    heeds_the_button: bool = True
+    obeys_the_button: bool = True
     on_start: Callable[[str], None] | None = None
     """Called when a domain has been started, before `start` returns."""
     callback: DomainCallback | None = None
@@ -114,7 +114,7 @@ class FakeHypervisor(Hypervisor):
 
     def shutdown(self, vm_id: str) -> None:
         self.faults.strike("shutdown")
-        if self.heeds_the_button and self.domains.get(vm_id) is DomainState.RUNNING:
+        if self.obeys_the_button and self.domains.get(vm_id) is DomainState.RUNNING:
             self.end(vm_id, VmExit(exit_code=0, reason="Completed"))
 
     def stop(self, vm_id: str) -> None:

@@ -175,7 +175,7 @@ def test_routes_where_the_kernel_lacks_ipv6(
 
 
 def test_a_socket_that_cannot_be_had_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that whoever undoes something goes on to the next."""
+    """So that an undo goes on with the next step."""
 
     def no_more() -> None:
         raise OSError(errno.EMFILE, "Too many open files")

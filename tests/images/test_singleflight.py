@@ -93,7 +93,7 @@ def test_the_work_goes_on_as_long_as_anybody_waits() -> None:
         assert (first.result(), other.result()) == (1, 1)
 
 
-def test_who_joins_what_was_given_up_begins_anew() -> None:
+def test_who_joins_what_was_given_up_starts_over() -> None:
     flights: SingleFlight[int] = SingleFlight()
     given_up, joined = threading.Event(), threading.Event()
 

@@ -172,7 +172,7 @@ class TestKnown:
         assert staging.digest == digest(b"abc")
         assert not staging.path.exists()
 
-    def test_changed_it_is_written_anew(self, staging: StagingFile) -> None:
+    def test_changed_it_is_written_again(self, staging: StagingFile) -> None:
         staging.begin('"v2"', 0, 2)
         assert not staging.complete
         staging.write(b"xy")

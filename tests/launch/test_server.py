@@ -148,7 +148,7 @@ def test_disarming_closes_the_descriptors_and_is_idempotent(
     refused(tmp_path / "s", request(VM, "token"))
 
 
-def test_arming_anew_drops_the_older_launch(server: LaunchServer) -> None:
+def test_arming_again_drops_the_older_launch(server: LaunchServer) -> None:
     """The last one counts."""
     part, descriptor = _part()
     server.arm(VM, "token", [("test", part)])

@@ -73,7 +73,7 @@ def test_a_reply_is_made_once_for_each_key(records: Records) -> None:
     assert records.made == ["a", "b"]
 
 
-def test_a_change_of_any_record_has_replies_made_anew(records: Records) -> None:
+def test_a_change_of_any_record_has_replies_made_again(records: Records) -> None:
     kept = ReplyCache(lambda: records.version)
     _ask(kept, records, "a")
     records.version = 2

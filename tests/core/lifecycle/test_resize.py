@@ -196,7 +196,7 @@ def test_a_guest_that_ends_meanwhile_is_not_resized(
     assert manager.vm(running).resources == Resources()
 
 
-def test_a_vm_that_was_not_started_is_defined_anew(
+def test_a_vm_that_was_not_started_is_defined_again(
     manager: Manager, hypervisor: Recorder, vm: str, parent: str
 ) -> None:
     """And starts with what was asked for last."""

@@ -92,7 +92,7 @@ def test_a_start_that_fails_is_an_exit_with_its_reason_and_the_next_attempt_star
     manager.start(manager.create(pod, attempt=1))
 
 
-def test_a_start_that_finds_the_pod_broken_stops_the_pod_so_that_it_is_run_anew(
+def test_a_start_that_finds_the_pod_broken_stops_the_pod_so_that_it_is_run_again(
     manager: Manager, node: Node, pod: str
 ) -> None:
     vm_id = manager.create(pod)

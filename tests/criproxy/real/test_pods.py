@@ -142,7 +142,7 @@ def test_resources_are_changed_where_the_container_is(
     assert pod.status().resources.linux.cpu_shares == 512
 
 
-def test_a_rotated_log_is_written_anew(side: Side, make_pod: MakePod) -> None:
+def test_a_rotated_log_is_written_again(side: Side, make_pod: MakePod) -> None:
     pod = make_pod(side, "while true; do echo tick; sleep 0.1; done").start()
     pod.wait_for_log("tick")
     path = Path(pod.config.log_directory, "main", "0.log")

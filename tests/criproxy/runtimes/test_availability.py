@@ -36,7 +36,7 @@ def test_silence_is_a_runtimes_own_word_where_the_runtime_said_it(code: Code) ->
     assert not _is_own(RpcError(code, "never said"))
 
 
-def test_any_other_error_is_passed_on_whoever_said_it() -> None:
+def test_any_other_error_is_passed_on_from_every_runtime() -> None:
     assert _is_own(RpcError(Code.INTERNAL, "two messages"))
     assert _is_own(PeerError(Code.NOT_FOUND, "no such pod"), leaving=True)
 

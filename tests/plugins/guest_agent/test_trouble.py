@@ -127,7 +127,7 @@ def test_a_wedged_guest_holds_nobody_else(debian: Agent, odd: Agent, agent_socke
         assert len(errors) == 10
 
 
-def test_an_agent_that_was_started_anew_is_told_apart(odd: Agent, agent_socket: Path) -> None:
+def test_an_agent_that_was_started_again_is_told_apart(odd: Agent, agent_socket: Path) -> None:
     def forgetful(conversation: Conversation) -> None:
         while (request := conversation.read()) is not None:
             if conversation.answer_sync(request):

@@ -103,7 +103,7 @@ class TestResume:
         assert server.requests[1].headers["range"] == "bytes=200000-"
         assert server.requests[1].headers["if-range"] == '"v1"'
 
-    def test_a_file_that_changed_in_between_is_fetched_anew(
+    def test_a_file_that_changed_in_between_is_fetched_again(
         self, server: ImageServer, staging: StagingFile
     ) -> None:
         server.resources["/x"] = Resource(CONTENT, '"v1"', breaks=[200_000])
@@ -114,7 +114,7 @@ class TestResume:
         assert written(staging) == CONTENT[::-1]
         assert staging.validator == '"v2"'
 
-    def test_a_file_that_shrank_in_between_is_fetched_anew(
+    def test_a_file_that_shrank_in_between_is_fetched_again(
         self, server: ImageServer, staging: StagingFile
     ) -> None:
         server.resources["/x"] = Resource(CONTENT, '"v1"', breaks=[200_000])

@@ -69,7 +69,7 @@ def test_it_is_asked_once(tmp_path: Path) -> None:
     assert emulator.asked == 2
 
 
-def test_another_emulator_or_user_or_boot_is_asked_anew(tmp_path: Path) -> None:
+def test_another_emulator_or_user_or_boot_is_asked_again(tmp_path: Path) -> None:
     """The answer may be another one."""
     emulator = Emulator(tmp_path, kvm=True)
     examine(emulator.node, ask_kvm=True)
@@ -85,7 +85,7 @@ def test_another_emulator_or_user_or_boot_is_asked_anew(tmp_path: Path) -> None:
     assert emulator.asked == 3 * asked
 
 
-def test_a_device_that_comes_or_is_opened_to_others_is_asked_anew(tmp_path: Path) -> None:
+def test_a_device_that_comes_or_is_opened_to_others_is_asked_again(tmp_path: Path) -> None:
     """As after modprobe, or a change of who may open it."""
     emulator = Emulator(tmp_path, kvm=True)
     emulator.device.unlink()

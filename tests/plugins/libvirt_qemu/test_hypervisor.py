@@ -100,7 +100,7 @@ def test_removing_stopping_and_shutting_down_what_is_not_there_is_fine(rig: Rig)
     rig.hypervisor.remove(machine.vm.id)
 
 
-def test_a_guest_heeds_the_power_button(rig: Rig) -> None:
+def test_a_guest_obeys_the_power_button(rig: Rig) -> None:
     """shutdown returns at once; the guest's own power-off is a completed run."""
     with rig.running() as machine:
         rig.hypervisor.shutdown(machine.vm.id)
@@ -174,7 +174,7 @@ def test_starting_a_running_vm_again_changes_nothing(rig: Rig) -> None:
         assert rig.pid(machine) == pid
 
 
-def test_a_vm_that_was_stopped_this_moment_is_started_anew(rig: Rig) -> None:
+def test_a_vm_that_was_stopped_this_moment_is_started_again(rig: Rig) -> None:
     """libvirt takes it for a running one until it has seen its emulator end."""
     with rig.running() as machine:
         for _ in range(5):

@@ -78,7 +78,7 @@ class TestNode:
     def plugin(self) -> Plugin:
         """A started plugin, as a manager would have it; ended with the test.
 
-        Pods with a directory are those that the manager's store has, whoever made them.
+        Pods with a directory are those that the manager's store has, also of another manager.
         """
         plugin = Plugin()
         options = {
