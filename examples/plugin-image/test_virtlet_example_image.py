@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from virtlet_example_image import Plugin
 
-from virtlet.api import FailedPrecondition, InvalidArgument, NotFound
+from virtlet.api import FailedPrecondition, InvalidArgument, NotFound, parse_reference
 from virtlet.testing import BootGuest, MakeNode, check_plugin, configured, pull_image
 
 DISK = bytes(510) + b"\x55\xaa" + bytes(range(256)) * 256
@@ -70,7 +70,7 @@ def test_an_unchanged_file_is_the_same_image_and_a_new_one_is_another(
     ["example.com/a", "locality/a", "local/../a", "local/a/b", "local/", "http://local/a"],
 )
 def test_other_names_are_left_to_others(plugin: Plugin, name: str) -> None:
-    assert plugin.virtlet_resolve_image(name) is None
+    assert plugin.virtlet_resolve_image(parse_reference(name)) is None
 
 
 def test_what_goes_wrong_is_said(plugin: Plugin, directory: Path, store: Path) -> None:

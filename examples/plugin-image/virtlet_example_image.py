@@ -21,6 +21,7 @@ from virtlet.api import (
     NotFound,
     Option,
     RecognizedImage,
+    Reference,
     Settings,
     Staging,
     hookimpl,
@@ -44,12 +45,8 @@ CHUNK = 1 << 20
 SUPERBLOCK = struct.Struct("<4s24xHH8xQ")
 MAGIC = b"hsqs"
 
-# [virtlet.cloud/]local/NAME[:TAG][@sha256:…]; a NAME is one word, so that it stays below the
-# directory.
-NAME = re.compile(
-    r"(?:virtlet\.cloud/)?local/(?P<name>[a-z0-9][a-z0-9._-]*)(?::[\w.-]+)?"
-    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
+# A NAME is one word, so that it stays below the directory.
+NAME = re.compile(r"local/(?P<name>[a-z0-9][a-z0-9._-]*)")
 
 
 class Plugin:
@@ -68,16 +65,13 @@ class Plugin:
         self._directory: Path = settings[IMAGE_DIR]
 
     @hookimpl
-    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+    def virtlet_resolve_image(self, reference: Reference) -> ImageSource | None:
         """Give our names an address of our own; the file need not be there yet."""
-        match = NAME.fullmatch(name)
+        match = NAME.fullmatch(reference.name)
         if match is None:
             return None
-        return ImageSource(
-            name=f"local/{match['name']}",
-            url=f"{SCHEME}{match['name']}",
-            digest=match["digest"] or "",
-        )
+        url = f"{SCHEME}{match['name']}"
+        return ImageSource(name=reference.name, url=url, digest=reference.digest)
 
     @hookimpl
     def virtlet_fetch_image(

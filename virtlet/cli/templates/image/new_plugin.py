@@ -13,6 +13,7 @@ from virtlet.api import (
     Node,
     NotFound,
     Option,
+    Reference,
     Settings,
     Staging,
     hookimpl,
@@ -26,7 +27,7 @@ DIRECTORY = Option(
     default="{data_dir}/new-plugin",
     help="where the images new-plugin/NAME are",
 )
-NAME = re.compile(r"(?:virtlet\.cloud/)?new-plugin/(?P<name>[a-z0-9][a-z0-9._-]*)(?::[\w.-]+)?")
+NAME = re.compile(r"new-plugin/(?P<name>[a-z0-9][a-z0-9._-]*)")
 SCHEME = "new-plugin:"
 
 
@@ -46,12 +47,12 @@ class Plugin:
         self._directory: Path = settings[DIRECTORY]
 
     @hookimpl
-    def virtlet_resolve_image(self, name: str) -> ImageSource | None:
+    def virtlet_resolve_image(self, reference: Reference) -> ImageSource | None:
         """Give our names an address that is ours; None leaves a name to other plugins."""
-        match = NAME.fullmatch(name)
+        match = NAME.fullmatch(reference.name)
         if match is None:
             return None
-        return ImageSource(name=f"new-plugin/{match['name']}", url=f"{SCHEME}{match['name']}")
+        return ImageSource(name=reference.name, url=f"{SCHEME}{match['name']}")
 
     @hookimpl
     def virtlet_fetch_image(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from new_plugin import Plugin
 
-from virtlet.api import NotFound
+from virtlet.api import NotFound, parse_reference
 from virtlet.testing import BootGuest, MakeNode, check_plugin, configured, pull_image
 
 DISK = bytes(510) + b"\x55\xaa" + bytes(512)
@@ -26,7 +26,8 @@ def test_an_image_is_a_file_of_the_directory(tmp_path: Path) -> None:
 
 
 def test_other_names_are_left_to_other_plugins(tmp_path: Path) -> None:
-    assert configured(Plugin(), tmp_path).virtlet_resolve_image("debian") is None
+    plugin = configured(Plugin(), tmp_path)
+    assert plugin.virtlet_resolve_image(parse_reference("debian")) is None
 
 
 def test_a_guest_boots(
