@@ -19,10 +19,10 @@ from tests.fakes import models
 from tests.fakes.links import names
 from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
+from virtlet.core.guest_sessions.exec_streams import CollectedStreams
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
 from virtlet.core.lifecycle.pods import check_annotations
-from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from virtlet.host import netns
 from virtlet.host.links import Links

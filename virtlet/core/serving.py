@@ -20,11 +20,11 @@ from virtlet.core.cri.sandboxes import SandboxCalls
 from virtlet.core.cri.session_calls import ExecCalls, StreamingCalls
 from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.cri.subjects import Subjects
+from virtlet.core.guest_sessions.attach import ConsoleAttacher
+from virtlet.core.guest_sessions.dialer import GuestDialer
+from virtlet.core.guest_sessions.executions import Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
-from virtlet.core.sessions.attach import ConsoleAttacher
-from virtlet.core.sessions.dialer import GuestDialer
-from virtlet.core.sessions.executions import Executions
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
 from virtlet.streaming.server import StreamingServer

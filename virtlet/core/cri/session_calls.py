@@ -4,11 +4,11 @@ from typing import Protocol
 
 from virtlet.core.cri import requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
+from virtlet.core.guest_sessions.attach import ConsoleAttacher
+from virtlet.core.guest_sessions.dialer import GuestDialer
+from virtlet.core.guest_sessions.executions import ExecResult, Executions, checked, running_machine
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
-from virtlet.core.sessions.attach import ConsoleAttacher
-from virtlet.core.sessions.dialer import GuestDialer
-from virtlet.core.sessions.executions import ExecResult, Executions, checked, running_machine
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import GuestNotReady, InvalidArgument
 from virtlet.streaming.server import StreamingServer

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
+from virtlet.core.guest_sessions.exec_streams import CollectedStreams
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
-from virtlet.core.sessions.exec_streams import CollectedStreams
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import VirtletError
 from virtlet.model.disk import Share

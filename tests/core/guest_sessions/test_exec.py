@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from tests.core.sessions.world import Received, Sent, running, session_streams
+from tests.core.guest_sessions.world import Received, Sent, running, session_streams
 from tests.polling import until_async
-from virtlet.core.sessions.executions import ExecLimits
+from virtlet.core.guest_sessions.executions import ExecLimits
 from virtlet.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.execution import GuestCommand, GuestStreams
 from virtlet.streaming.sessions import ExecRequest, ExitStatus

@@ -10,9 +10,9 @@ from attrs import evolve, frozen
 
 from tests.fakes import models
 from virtlet import PROJECT, hookimpl, hookspecs
+from virtlet.core.guest_sessions.executions import ExecLimits, Executions
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import Registry
-from virtlet.core.sessions.executions import ExecLimits, Executions
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.model.disk import Disk

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.core.cri.serving import Serving
-from tests.core.sessions.world import World, running
+from tests.core.guest_sessions.world import World, running
 from virtlet.cli.client import CallFailed, Client
 from virtlet.core.cri.calls import CallClient
 from virtlet.core.cri.session_calls import REPLY_LIMIT, ExecCalls

@@ -13,7 +13,7 @@ import uvloop
 from attrs import evolve, frozen
 
 from tests.console.support import Emulator
-from tests.core.sessions.world import Received, Sent, session_streams
+from tests.core.guest_sessions.world import Received, Sent, session_streams
 from tests.fakes import models
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.handlers import LoopbackDialer
@@ -22,8 +22,8 @@ from tests.streaming.fakes.runners import Waiting
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live import BACKLOG_LIMIT
 from virtlet.console.log_writer import ConsoleLogs
+from virtlet.core.guest_sessions.attach import ConsoleAttacher
 from virtlet.core.paths import Paths
-from virtlet.core.sessions.attach import ConsoleAttacher
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.sessions.world import running
-from virtlet.core.sessions.executions import (
+from tests.core.guest_sessions.world import running
+from virtlet.core.guest_sessions.executions import (
     COMMAND_LIMIT,
     OUTPUT_LIMIT,
     OUTPUT_OF_VM,

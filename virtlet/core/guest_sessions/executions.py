@@ -12,8 +12,8 @@ from threading import Event
 from attrs import field, frozen
 from attrs.validators import gt
 
+from virtlet.core.guest_sessions.exec_streams import BridgedStreams, CollectedStreams
 from virtlet.core.hooks.facade import Hooks
-from virtlet.core.sessions.exec_streams import BridgedStreams, CollectedStreams
 from virtlet.core.store.records import VmPhase
 from virtlet.core.store.store import Store
 from virtlet.errors import (
