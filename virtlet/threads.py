@@ -1,4 +1,4 @@
-"""Threads that do one thing again and again, and the pauses between attempts that fail."""
+"""Threads that do one thing again and again or several in order, and pauses after failures."""
 
 import contextlib
 import logging
@@ -8,8 +8,9 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import CancelledError, Executor, Future
 from random import Random
 from typing import TypeVar
 
@@ -235,6 +236,45 @@ class Worker:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._calls.get_nowait()[1].cancel()
+
+
+class OrderedExecutor:
+    """Runs functions on the threads of an executor, one at a time and in order for each key.
+
+    Args:
+        executor: a key takes one of its threads at most.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._guard = threading.Lock()
+        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        """By key, while a thread serves it."""
+
+    def submit(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Queue a function behind those of the same key; returns at once.
+
+        Args:
+            key: what it is for.
+            work: must not raise.
+        """
+        with self._guard:
+            known = self._waiting.get(key)
+            if known is not None:
+                known.append(work)
+                return
+            self._waiting[key] = deque((work,))
+        self._executor.submit(self._work_off, key)
+
+    def _work_off(self, key: Hashable) -> None:
+        while True:
+            with self._guard:
+                waiting = self._waiting[key]
+                if not waiting:
+                    del self._waiting[key]
+                    return
+                work = waiting.popleft()
+            work()
 
 
 def _milliseconds(due: float) -> float | None:

@@ -1,12 +1,10 @@
 """The manager: its parts put together, started in order and stopped in reverse."""
 
-import functools
 import logging
 import os
 import pwd
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,27 +27,21 @@ from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.image_handlers import recognize_by_anyone
 from virtlet.core.lifecycle.journal import Journal, points_from_environment
 from virtlet.core.metrics.sampler import Sampler
-from virtlet.core.ordered_executor import OrderedExecutor
 from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
 from virtlet.core.vm_consoles import VmConsoles
-from virtlet.errors import FailedPrecondition, VirtletError
+from virtlet.errors import FailedPrecondition
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
 from virtlet.images.staging import ImageLimits
 from virtlet.launch.server import LaunchServer
 from virtlet.launch.wrapper import emulator_problem, install_wrapper
-from virtlet.model.hypervisor import Observation
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.plain import quote
-from virtlet.threads import BackOff
 
 log = logging.getLogger(__name__)
-
-RETRIES = (0.1, 5.0)
-"""Seconds until what a hypervisor reported is written again: at first, and at most."""
 
 
 def settings(
@@ -180,7 +172,7 @@ def _assemble(
     undo.callback(watchers.shutdown, cancel_futures=True)
     undo.callback(hypervisors.close)
     undo.callback(context.closing.set)
-    hypervisors.open(_watch(context, watchers, context.closing))
+    hypervisors.open(exits.reports(context, watchers))
     recovery.recover(context)
     return context
 
@@ -203,36 +195,3 @@ def _emulator_user(config: Settings) -> tuple[int, int]:
             "another"
         ) from None
     return entry.pw_uid, entry.pw_gid
-
-
-def _watch(
-    context: Context, watchers: Executor, closing: threading.Event
-) -> Callable[[Observation], None]:
-    """Hands a hypervisor's report to a thread of ours, so that its own is never held up.
-
-    A VM's reports are taken in their order: a pause and its end must not swap. Other VMs do not
-    wait: an end is written when the VM's console is, and its disk may be slow. Nobody reports it
-    again, so what cannot be written is tried until it is, or until the next start looks by itself.
-    """
-    in_order = OrderedExecutor(watchers)
-
-    def note(seen: Observation) -> None:
-        back_off = BackOff(*RETRIES)
-        while True:
-            try:
-                exits.on_change(context, seen)
-                return
-            except VirtletError as error:
-                log.error(
-                    "change of a VM not written yet",
-                    extra={"vm": seen.vm_id, "problem": str(error)},
-                )
-            except Exception:
-                log.exception("change of a VM not written yet", extra={"vm": seen.vm_id})
-            if closing.wait(back_off.pause()):
-                return
-
-    def report(seen: Observation) -> None:
-        in_order.submit(seen.vm_id, functools.partial(note, seen))
-
-    return report

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 from attrs import evolve
 
@@ -13,8 +14,12 @@ from virtlet.host.mounts import unmount_below
 from virtlet.model.event import Event, EventKind
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import Vm, VmExit
+from virtlet.threads import BackOff, OrderedExecutor
 
 log = logging.getLogger(__name__)
+
+RETRIES = (0.1, 5.0)
+"""Seconds until what a hypervisor reported is written again: at first, and at most."""
 
 
 def forced_exit() -> VmExit:
@@ -35,6 +40,33 @@ def lost_exit() -> VmExit:
         message="the emulator was gone when the manager looked again; how it ended is not known",
         finished_at=time.time_ns(),
     )
+
+
+def reports(context: Context, threads: Executor) -> Callable[[Observation], None]:
+    """A callback for hypervisors that reports a change on a thread of ours, and returns at once.
+
+    Reports of one VM are taken in order: a pause and its end must not swap. Other VMs do not wait:
+    an end is written after the VM's console, whose disk may be slow. A hypervisor reports a change
+    once, so what cannot be written is tried again until the manager ends; the next start looks at
+    all VMs.
+    """
+    in_order = OrderedExecutor(threads)
+
+    def note(seen: Observation) -> None:
+        back_off = BackOff(*RETRIES)
+        while True:
+            try:
+                on_change(context, seen)
+                return
+            except VirtletError as error:
+                extra = {"vm": seen.vm_id, "problem": str(error)}
+                log.error("change of a VM not written yet", extra=extra)
+            except Exception:
+                log.exception("change of a VM not written yet", extra={"vm": seen.vm_id})
+            if context.closing.wait(back_off.pause()):
+                return
+
+    return lambda seen: in_order.submit(seen.vm_id, lambda: note(seen))
 
 
 def on_change(context: Context, seen: Observation) -> None:

@@ -1,16 +1,12 @@
 """What hypervisors report is noted, in the order of the reports."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.fakes.manager import Manager, Node
-from virtlet.core.daemon import _watch
+from tests.fakes.manager import Manager
+from virtlet.core.lifecycle import exits
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import ResourceExhausted
 from virtlet.model.hypervisor import DomainState, Observation
@@ -32,18 +28,11 @@ class LastFirst(Executor):
             self._submitted.pop()()
 
 
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    manager = Manager(Node(tmp_path))
-    yield manager
-    manager.close()
-
-
 def test_a_pause_and_its_end_do_not_swap(manager: Manager) -> None:
     vm = manager.create(manager.run())
     manager.start(vm)
     threads = LastFirst()
-    report = _watch(manager.context, threads, threading.Event())
+    report = exits.reports(manager.context, threads)
     report(Observation(vm_id=vm, state=DomainState.PAUSED))
     report(Observation(vm_id=vm, state=DomainState.RUNNING))
     threads.work_off()
@@ -59,9 +48,7 @@ def test_an_end_that_cannot_be_written_is_written_as_soon_as_it_can(manager: Man
     manager.start(vm)
     manager.at["vm-exited:before-commit"] = ResourceExhausted("the disk is full")
     with ThreadPoolExecutor(1) as threads:
-        _watch(manager.context, threads, threading.Event())(
-            Observation(vm_id=vm, state=DomainState.STOPPED)
-        )
+        exits.reports(manager.context, threads)(Observation(vm_id=vm, state=DomainState.STOPPED))
     assert manager.vm(vm).phase is VmPhase.EXITED
 
 
@@ -69,11 +56,10 @@ def test_a_store_that_cannot_be_written_does_not_hold_up_the_end(manager: Manage
     vm = manager.create(manager.run())
     manager.start(vm)
     manager.store.close()
-    closing = threading.Event()
     started = time.monotonic()
     with ThreadPoolExecutor(1) as threads:
-        _watch(manager.context, threads, closing)(Observation(vm_id=vm, state=DomainState.PAUSED))
+        exits.reports(manager.context, threads)(Observation(vm_id=vm, state=DomainState.PAUSED))
         time.sleep(0.5)
-        closing.set()
+        manager.context.closing.set()
     assert time.monotonic() - started < 10
     assert not manager.vm(vm).paused
