@@ -1,4 +1,4 @@
-"""Merging what several plugins tell cloud-init."""
+"""Merge what several plugins give to cloud-init."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +57,7 @@ def _overrides(parts: Sequence[tuple[str, CloudInitPart]]) -> dict[str, str]:
 
 
 class _Document:
-    """A mapping under construction that remembers who set what."""
+    """A mapping that is being merged, with the plugin that set each key."""
 
     def __init__(self, name: str) -> None:
         self._name = name

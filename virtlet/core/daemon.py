@@ -29,6 +29,7 @@ from virtlet.core.lifecycle.journal import Journal, points_from_environment
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
+from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import FailedPrecondition
 from virtlet.images.image_store import ImageStore
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 def settings(
     registry: Registry, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]
 ) -> Settings:
-    """All layers of the configuration; see `load.load`."""
+    """Read all layers of the configuration; see `load.load`."""
     declared = [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
     return load.load(
         declared,
@@ -87,7 +88,7 @@ def serve(registry: Registry, config: Settings) -> None:
 def _assemble(
     registry: Registry, config: Settings, undo: ExitStack, lines: log_setup.Lines
 ) -> Context:
-    """Start every part but the server; `undo` stops them, the last first."""
+    """Start every part but the servers; `undo` stops them in reverse order."""
     places = Paths(config[core_options.DATA_DIR])
     places.make()
     undo.enter_context(paths.lock(places.data_dir, "--data-dir"))
@@ -109,19 +110,7 @@ def _assemble(
     )
 
     recovery.remove_orphaned_directories(store, places)
-    hooks = Hooks(registry)
-    hooks.watch.patience = config[core_options.HOOK_PATIENCE]
-    hooks.govern(config.sections.get("plugins", {}), places.data_dir)
-    hooks.watch.start()
-    undo.callback(hooks.watch.stop)
-    undo.callback(hooks.shutdown)
-    hooks.configure(config, here)
-    # Before anything is undone or asked for: what plugins left under way is to end by then.
-    hooks.reconcile(
-        [record.pod for record in store.pods.values()], [record.vm for record in store.vms.values()]
-    )
-    hooks.recall(places.data_dir, config[core_options.FORGOTTEN_PLUGINS])
-    hooks.remember(places.data_dir)
+    hooks = _start_plugins(registry, config, undo, here, store)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
     launches = LaunchServer(config[core_options.FD_SERVER_SOCKET], uid, gid)
@@ -137,8 +126,7 @@ def _assemble(
     events.start()
     undo.callback(events.stop)
     layout = Layout(config[core_options.IMAGE_DIR], gid)
-    # Before the store looks in: it has our emulator read what is there, and cleans up what our VMs
-    # do not use, and another manager's may.
+    # Before the image store opens: it removes what our VMs do not use, and another manager's may.
     undo.enter_context(paths.lock(layout.directory, "--image-dir"))
     images = ImageStore(
         layout,
@@ -175,6 +163,26 @@ def _assemble(
     hypervisors.open(exits.reports(context, watchers))
     recovery.recover(context)
     return context
+
+
+def _start_plugins(
+    registry: Registry, config: Settings, undo: ExitStack, node: Node, store: Store
+) -> Hooks:
+    """Hand plugins their settings and what is stored; `undo` shuts them down."""
+    hooks = Hooks(registry)
+    hooks.watch.patience = config[core_options.HOOK_PATIENCE]
+    hooks.govern(config.sections.get("plugins", {}), node.data_dir)
+    hooks.watch.start()
+    undo.callback(hooks.watch.stop)
+    undo.callback(hooks.shutdown)
+    hooks.configure(config, node)
+    # Before anything is undone or requested: plugins end what they left under way.
+    hooks.reconcile(
+        [record.pod for record in store.pods.values()], [record.vm for record in store.vms.values()]
+    )
+    hooks.recall(node.data_dir, config[core_options.FORGOTTEN_PLUGINS])
+    hooks.remember(node.data_dir)
+    return hooks
 
 
 def _emulator_user(config: Settings) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Where everything of the manager's is on disk."""
+"""Where the manager keeps everything on disk."""
 
 import fcntl
 import os

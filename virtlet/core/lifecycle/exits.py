@@ -81,7 +81,7 @@ def on_change(context: Context, seen: Observation) -> None:
 def _note_pause(context: Context, vm_id: str, paused: bool) -> None:
     """Write whether a VM is paused; on a full disk, which pauses VMs, it is left unwritten.
 
-    The space set aside is for what ends pods: VMs that write again would soon have used it up.
+    The reserve is for what ends pods: VMs that write again would soon use it up.
     """
 
     def change(record: VmRecord) -> VmRecord | None:
