@@ -140,7 +140,7 @@ class ImageStore:
         return max(found, key=lambda item: item[0])[1] if found else None
 
     def annotations(self, digest: str) -> Mapping[str, str]:
-        """What the plugin that fetched an image told of it."""
+        """What the plugin that fetched an image reported."""
         record = self._view.records.get(digest)
         return record.annotations if record else {}
 
@@ -169,12 +169,12 @@ class ImageStore:
             staging: finished; it is used up.
             reference: its name, or its name with the digest that the content has.
             source: hash of the address it came from.
-            annotations: what the fetching plugin tells of it.
-            handler: whom it was pulled for.
+            annotations: what the fetching plugin reports.
+            handler: the handler that it was pulled for.
             recognize: says what it is, where the store does not have that content yet.
 
         Raises:
-            InvalidArgument, ResourceExhausted: it is no image that a VM may start from.
+            InvalidArgument, ResourceExhausted: a VM cannot start from it.
             Unavailable: that could not be found out; the staging file is not used up.
             FailedPrecondition: the content has another digest than the reference says.
         """

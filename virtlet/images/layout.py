@@ -58,7 +58,7 @@ class ImageRecord:
     origins: Mapping[str, ImageOrigin] = field(factory=dict)
     """By reference."""
     annotations: Mapping[str, str] = field(factory=dict)
-    """What the fetching plugin told of it last."""
+    """What the fetching plugin reported last."""
     recognized_by: str = ""
     """The plugin that said what it is; "" where that was not written down yet."""
 

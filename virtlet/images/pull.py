@@ -143,7 +143,7 @@ class Images:
             wanted: whether the caller still waits; asked often, from any pull's thread.
 
         Raises:
-            InvalidArgument: a plugin refuses the name, or the content is no image that may be used.
+            InvalidArgument: a plugin refuses the name, or a VM cannot start from the content.
             NotFound, PermissionDenied: the server says so.
             ResourceExhausted: the image is too large, or too many cancelled pulls have not ended.
             FailedPrecondition: the content has another digest than asked for.
@@ -344,7 +344,7 @@ class Images:
 
 
 def _progress(staging: StagingFile) -> int:
-    """Bytes that this download has brought so far; what the store had is none of it."""
+    """Bytes that this download has brought so far; without what the store had."""
     return 0 if staging.complete else staging.size
 
 

@@ -65,7 +65,7 @@ class SingleFlight(Generic[T]):
             try:
                 return wait_for(flight.future, wanted)
             except Exception:
-                # Given up just before we joined: that is no outcome of ours.
+                # Given up just before we joined: do the work ourselves.
                 if not flight.given_up or not wanted():
                     raise
 

@@ -115,7 +115,7 @@ class Lease:
     def _held(self) -> Iterator["StagingFile"]:
         with self._lock:
             if self._ended:
-                # Another fetch may be at the file already: what it has is no business of this one.
+                # Another fetch may be at the file already: this one must not see what it has.
                 raise self._staging.cancelled()
             yield self._staging
 

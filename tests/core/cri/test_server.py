@@ -253,7 +253,7 @@ def test_a_stale_socket_is_replaced_and_anything_else_is_refused(
 ) -> None:
     path = tmp_path / "s.sock"
     path.write_text("precious")
-    with pytest.raises(FailedPrecondition, match="is no socket"):
+    with pytest.raises(FailedPrecondition, match="is not a socket"):
         _serve(path, service)
     assert path.read_text() == "precious"
     path.unlink()

@@ -44,7 +44,7 @@ class CallKind(enum.Enum):
     MEASURE = "measure"
     """On a thread kept for statistics, which a hypervisor that hangs holds up."""
     STATUS = "status"
-    """On a thread kept for Status, which tells of what holds up the others."""
+    """On a thread kept for Status, which names what holds up the others."""
     STREAM = "stream"
     """On the event loop, as an asynchronous iterator of replies."""
     WORK = "work"
@@ -86,7 +86,7 @@ time."""
 
 _MESSAGE_LIMIT = 2500
 """Bytes of an error that reach the client: gRPC carries them in headers of 8 KiB, and three
-characters for every byte that is no ASCII."""
+characters for every byte outside ASCII."""
 
 
 def instrument(call: Call, executors: dict[CallKind, Executor], subjects: Subjects) -> Handler:

@@ -31,7 +31,7 @@ def name(value: str, field: str) -> str:
     that can be a file's name and a line's part.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     if not value:
         raise InvalidArgument(f"{field} is empty")
@@ -50,7 +50,7 @@ def host_name(value: str, field: str) -> str:
     """A host name, or nothing.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     if value and (len(value) > LONGEST_NAME or not _HOST.fullmatch(value)):
         raise _wrong(
@@ -77,7 +77,7 @@ def log_directory(value: str) -> str:
     """A pod's log directory, or nothing where no log is wanted.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     field = "log_directory"
     if value and ".." in value.split("/"):
@@ -89,7 +89,7 @@ def log_path(value: str) -> str:
     """A container's log, a file below the pod's log directory, or nothing.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     *above, last = value.split("/")
     outside = value.startswith("/") or ".." in above
@@ -121,7 +121,7 @@ def cgroup_parent(value: str) -> str:
     """The pod's control group, as either cgroup driver names it, or nothing.
 
     Raises:
-        InvalidArgument: it is no path from the root, and no slice of systemd either.
+        InvalidArgument: it is neither an absolute path nor a systemd slice.
     """
     if value and not _is_group(value):
         raise _wrong(
@@ -137,7 +137,7 @@ def port(value: int, field: str, *, lowest: int) -> int:
     """A TCP, UDP or SCTP port.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     if not lowest <= value <= 65535:
         raise InvalidArgument(f"{field} {value} must be a port from {lowest} to 65535")
@@ -148,7 +148,7 @@ def address(value: str, field: str) -> str:
     """An IP address, or nothing for all of the node's.
 
     Raises:
-        InvalidArgument: it is none, or names an interface as well.
+        InvalidArgument: it is not one, or names an interface as well.
     """
     try:
         if value:
@@ -162,7 +162,7 @@ def environment_name(value: str) -> str:
     """The name of an environment variable; Kubernetes allows all printable ones without `=`.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     if not value or "=" in value or not value.isprintable():
         raise _wrong("envs: key", value, "a name of printable characters without '='")
@@ -173,7 +173,7 @@ def environment_value(value: bytes, key: str) -> str:
     """The value of an environment variable; it may be a secret and is never quoted.
 
     Raises:
-        InvalidArgument: it is no text, or holds NUL.
+        InvalidArgument: it is not UTF-8 text, or holds NUL.
     """
     try:
         text = value.decode()
@@ -188,7 +188,7 @@ def listed(value: str, field: str, parse: Callable[[str], object]) -> str:
     """A list of CPUs or memory nodes, or nothing.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not one.
     """
     try:
         if value:

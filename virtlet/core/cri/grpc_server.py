@@ -185,7 +185,7 @@ def _make_room(path: Path) -> None:
     except OSError as error:
         raise FailedPrecondition(f"cannot listen on {path}: {error.strerror}") from None
     if not stat.S_ISSOCK(mode):
-        raise FailedPrecondition(f"{path} exists and is no socket: move it or use --listen")
+        raise FailedPrecondition(f"{path} exists and is not a socket: move it or use --listen")
     with socket.socket(socket.AF_UNIX) as client:
         if client.connect_ex(str(path)) == 0:
             raise FailedPrecondition(

@@ -1,4 +1,4 @@
-"""Version, Status, RuntimeConfig and UpdateRuntimeConfig: what the runtime says of itself."""
+"""Version, Status, RuntimeConfig and UpdateRuntimeConfig: what the runtime says about itself."""
 
 import ipaddress
 import json
@@ -74,7 +74,7 @@ class RuntimeCalls:
             try:
                 ipaddress.ip_network(cidr.strip(), strict=False)
             except ValueError:
-                raise InvalidArgument(f"pod_cidr {cidr!r} is no network in CIDR form") from None
+                raise InvalidArgument(f"pod_cidr {cidr!r} is not a network in CIDR form") from None
         return cri.UpdateRuntimeConfigResponse()
 
     def _runtime_ready(self) -> cri.RuntimeCondition:

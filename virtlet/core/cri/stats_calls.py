@@ -95,7 +95,7 @@ class StatsCalls:
         pod = record.pod
         running = [vm for vm in self._context.store.vms_of(pod.id) if vm.phase is VmPhase.RUNNING]
         seen = [samples.vms[vm.vm.id] for vm in running if vm.vm.id in samples.vms]
-        # Of VMs that run and were never measured nothing is known: no figure is no zero.
+        # A VM that runs and was never measured is not at zero: its figures are missing.
         known = len(seen) == len(running)
         network = samples.pods.get(pod.id)
         group = group_of(self._groups, pod, running)
@@ -133,7 +133,7 @@ def _vm_stats(record: VmRecord, samples: Samples) -> cri.ContainerStats:
     )
     sample = samples.vms.get(vm.id)
     if sample is None and record.phase is VmPhase.RUNNING:
-        # Not measured yet: no figure is no zero.
+        # Not measured yet: its figures are missing, not zero.
         return cri.ContainerStats(attributes=attributes)
     sample = sample or VmSample(vm.id, replies.now())
     return cri.ContainerStats(

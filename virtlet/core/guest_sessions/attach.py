@@ -58,7 +58,7 @@ class ConsoleAttacher:
         """Stay until the client detaches, the VM ends, or there is nothing to stay for.
 
         The latter is where the container's input is for one client (`stdinOnce`) who has ended it:
-        the guest is told so, and has said what it says to that.
+        the guest gets the end of the input, and has answered it.
 
         Raises:
             ResourceExhausted: the client did not keep up.

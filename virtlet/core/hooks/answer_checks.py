@@ -105,7 +105,7 @@ def _can_be(route: Route) -> bool:
 
 
 def _is_dns(dns: DnsConfig) -> bool:
-    """Whether what asks the servers, and the configuration that tells of them, can read it."""
+    """Whether a resolver, and the configuration that names its servers, can read it."""
     try:
         for server in dns.servers:
             ip_address(server)

@@ -77,7 +77,7 @@ class Caller:
 
         Args:
             hook: what they are asked.
-            plugins: whom, in this order.
+            plugins: the plugins to ask, in this order.
             perform: asks the plugin that it is given; None means that it has no answer.
             check: what is wrong with a plugin's answer, as a clause for a message; "" for nothing.
             failed: what to do about an error, also one that `check` found. Without it the error is

@@ -109,7 +109,7 @@ def _implementations(plugin: object) -> Iterator[_Implementation]:
 
 
 def _marks(plugin: object, name: str) -> Mapping[str, Any] | None:
-    """What @hookimpl says of an attribute; None where it does not stand there."""
+    """The marks that @hookimpl put on an attribute; None for an attribute without it."""
     return _MARKS.parse_hookimpl_opts(plugin, name)
 
 

@@ -136,7 +136,7 @@ def filesystem_of(directory: Path) -> Filesystem | None:
 
 @functools.lru_cache(maxsize=256)
 def device_name(number: str) -> str:
-    """A block device's path by its `MAJOR:MINOR`; that itself for what is none."""
+    """A block device's path by its `MAJOR:MINOR`; the number itself for what is not one."""
     try:
         return f"/dev/{(_BLOCK_DEVICES / number).readlink().name}"
     except OSError:
