@@ -1,11 +1,14 @@
 """VMs are resized as a whole or not at all, whatever fails on the way."""
 
+import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import pytest
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.hypervisor import FakeHypervisor
@@ -15,7 +18,7 @@ from tests.polling import until
 from virtlet.core.lifecycle import pods
 from virtlet.core.lifecycle.resize import resize_vm
 from virtlet.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from virtlet.host import cgroups
+from virtlet.host import cgroups, cpus
 from virtlet.model.event import EventKind
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Resize
@@ -178,7 +181,8 @@ def test_what_cannot_be_undone_is_told_and_undone_later(
     manager.at["vm-resized:before-commit"] = Unavailable("disk full")
     with pytest.raises(Unavailable, match="disk full") as caught:
         resize_vm(manager.context, running, evolve(CPU, cpuset_cpus="0"))
-    assert caught.value.__notes__ == ["and not all is as it was: gone"]
+    (note,) = caught.value.__notes__
+    assert note.endswith("kept and tried again: resize-machine by plugin 'fake': gone")
     assert _quota(parent, running) == before
     until(lambda: manager.vm(running).resizing is None)
 
@@ -281,3 +285,50 @@ def test_only_vms_that_can_run_are_resized(manager: Manager, vm: str) -> None:
     resize_vm(manager.context, vm, Resources())
     with pytest.raises(FailedPrecondition, match="is exited and cannot be resized"):
         resize_vm(manager.context, vm, CPU)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_one_that_was_cut_short_under_an_earlier_release_is_put_back(
+    managers: Managers, node: Node, hypervisor: Recorder, vm: str, parent: str, started: bool
+) -> None:
+    """Its record had all that was known of it, and the journal nothing."""
+    change, held = evolve(CPU, cpuset_cpus="0"), dict[str, str]()
+    machine = hypervisor.defined[-1]
+    if started:
+        managers.now.start(vm)
+        groups = cgroups.find(parent, vm)
+        if cgroups.homeless(groups, CPU):
+            pytest.skip("no writable control groups here")
+        held |= cgroups.held(groups, change)
+        cgroups.change_limits(groups, change)
+    else:
+        hypervisor.define(evolve(machine, withheld=1), None)
+    with closing(sqlite3.connect(node.root / "db", isolation_level=None)) as connection:
+        resizing = json.dumps({"change": asdict(change), "limits": held})
+        connection.execute(
+            "UPDATE vms SET version = 7, record = json_set(record, '$.resizing', json(?))",
+            (resizing,),
+        )
+        connection.execute("PRAGMA user_version = 7")
+    manager = managers.restart()
+    assert manager.vm(vm).resizing is None
+    assert manager.vm(vm).resources == Resources()
+    assert not [row for row in manager.store.effects(vm) if row.kind.startswith("resize-")]
+    if started:
+        assert cgroups.held(cgroups.find(parent, vm), change) == held
+        assert hypervisor.asked == [Resize(cpus=cpus.everywhere())]
+    else:
+        assert hypervisor.defined[-1] == machine
+
+
+def test_what_has_ended_or_is_removed_is_not_put_back(
+    manager: Manager, hypervisor: Recorder, node: Node, running: str
+) -> None:
+    """Its rows go with the others."""
+    node.faults.always["undo"] = Unavailable("gone")
+    manager.at["vm-resized:before-commit"] = Unavailable("disk full")
+    with pytest.raises(Unavailable, match="disk full"):
+        resize_vm(manager.context, running, evolve(CPU, cpuset_cpus="0"))
+    assert [row.kind for row in manager.store.effects(running)][-1:] == ["resize-machine"]
+    manager.remove(running)
+    assert manager.store.effects(running) == []

@@ -12,7 +12,7 @@ from attrs import evolve
 
 from tests.fakes import models
 from virtlet.core.store.database import Database
-from virtlet.core.store.records import PodPhase, PodRecord, Resizing, VmPhase, VmRecord, decode
+from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord, decode
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
@@ -53,9 +53,8 @@ def test_a_vm_on_whose_resize_a_manager_died_is_read_back_and_one_of_before_that
 ) -> None:
     """A record of an earlier release says nothing of resizes."""
     path = tmp_path / "virtlet.db"
-    resizing = Resizing(Resources(cpu_quota=7), {"/sys/fs/cgroup/a/cpu.max": "max 100000"})
     pod = PodRecord(models.pod(tmp_path), PodPhase.READY, Network(netns=None))
-    record = VmRecord(models.vm(tmp_path), VmPhase.RUNNING, resizing=resizing)
+    record = VmRecord(models.vm(tmp_path), VmPhase.RUNNING, resizing=Resources(cpu_quota=7))
     store = Store(path)
     store.put_pod(pod)
     store.put_vm(record)

@@ -1,8 +1,8 @@
 """Every effect of a pod and a VM on the node, each with its undo beside it.
 
 The functions for `pods.py` and `vms.py` perform one effect each, in the order in which they are
-called there. The table `UNDO` has what undoes each kind of effect; the journal calls it in the
-reverse order of its rows.
+called there; those of a resize are in `resize.py`. The table `UNDO` has what undoes each kind of
+effect; the journal calls it in the reverse order of its rows.
 """
 
 import logging
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
 from virtlet.core.cloud_init import merge
+from virtlet.core.lifecycle import resize
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.journal import CORE
 from virtlet.core.store.records import EffectRow, VmRecord, decode
@@ -304,6 +305,10 @@ UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     CONSOLE: _remove_console,
     CGROUP: _remove_cgroup,
     RUNNING: _stop_emulator,
+    resize.DEFINITION: resize.undo_definition,
+    resize.LIMITS: resize.undo_limits,
+    resize.OOM_SCORE: resize.undo_oom_score,
+    resize.MACHINE: resize.undo_machine,
 }
 """What undoes each kind of effect; idempotent, whether the row has a record or not."""
 

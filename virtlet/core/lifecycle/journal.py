@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from virtlet.core.store.records import EffectRow
+from virtlet.core.store.records import EffectRow, encode
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
 
@@ -73,6 +73,8 @@ class Journal:
         plugin: str = CORE,
         role: str = "",
         record: Any = None,
+        before: Any = None,
+        unchanged: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> T:
         """Do something between its intent and its record.
 
@@ -82,17 +84,28 @@ class Journal:
             apply: does it.
             plugin: who does and undoes it.
             role: tells effects of one kind and owner apart; "" where there is one.
-            record: type of what `apply` returns, where that is needed to undo it. None from `apply`
-                means then that the plugin declined, and nothing was done.
+            record: type of what undoes it, where something does: of what `apply` returns, or of
+                `before`. None from `apply` means then that the plugin declined, and nothing was
+                done.
+            before: what undoes it, where that is known before it is done.
+            unchanged: errors of `apply` that say that nothing was done.
 
         Returns:
             What `apply` returned.
         """
         name = f"{kind}[{role}]" if role else kind
         self._points(f"{name}:before-intent")
-        seq = self._store.intend(owner, kind, plugin, role)
+        known = None if before is None else encode(before, record)
+        seq = self._store.intend(owner, kind, plugin, role, known)
         self._points(f"{name}:intended")
-        result = apply()
+        try:
+            result = apply()
+        except unchanged:
+            self._store.forget(seq)
+            raise
+        if known is not None:
+            self._points(f"{name}:applied")
+            return result
         if record is not None and result is None:
             self._store.forget(seq)
             return result

@@ -1,4 +1,4 @@
-"""Refused resizes that are asked for again.
+"""Resizes that are refused: what cannot be, and what was refused a moment ago.
 
 A kubelet repeats a resize that was refused every second, until the pod's owner asks for another.
 What was refused a moment ago is refused again without looking at VM, guest and node, and one line
@@ -8,11 +8,13 @@ of the log is enough for all of it.
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from virtlet.core.store.records import VmRecord
+from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
+from virtlet.host import cgroups, cpus
 from virtlet.model.resources import Resources
 
 AGAIN = 10.0
@@ -20,6 +22,59 @@ AGAIN = 10.0
 _KEPT = 3600.0
 """Seconds that a reason which nobody asks for any more is known as logged."""
 _NUMBER = re.compile(r"\d+")
+
+
+def check_values(record: VmRecord, change: Resources, wanted: Resources) -> None:
+    """Refuse values that no VM on this node can have, or that this one cannot without a restart.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: so it is.
+    """
+    cpus.check_time(wanted.cpu_quota, change.cpu_period, "linux")
+    if change.cpuset_cpus:
+        cpus.cpuset(change.cpuset_cpus)
+    if change.cpuset_mems:
+        cpus.memset(change.cpuset_mems)
+    if change.hugepage_limits and _huge(change) != _huge(record.resources):
+        raise FailedPrecondition(
+            f"VM {record.vm.name} cannot have other huge pages without a restart: leave their "
+            "limits as they are, or run the pod again"
+        )
+
+
+def _huge(resources: Resources) -> dict[str, int]:
+    """Huge pages that may be used; a limit of 0 is none, as no limit is."""
+    return {size: limit for size, limit in resources.hugepage_limits.items() if limit}
+
+
+def check_groups(record: VmRecord, groups: tuple[Path, ...], limits: Resources) -> None:
+    """Refuse new limits that nothing would enforce; CPUs are, by the hypervisor too."""
+    now = record.resources
+    unlimited = limits.cpu_quota in (-1, now.cpu_quota)
+    new = evolve(
+        limits,
+        cpu_quota=0 if unlimited else limits.cpu_quota,
+        cpu_shares=0 if limits.cpu_shares == now.cpu_shares else limits.cpu_shares,
+        cpuset_mems="" if limits.cpuset_mems == now.cpuset_mems else limits.cpuset_mems,
+        cpuset_cpus="",
+    )
+    lacking = cgroups.homeless(groups, new)
+    if lacking:
+        parent = record.vm.pod.config.cgroup_parent
+        raise FailedPrecondition(
+            f"VM {record.vm.name}: nothing here can hold its {' and '.join(lacking)}: below the "
+            f"pod's cgroup_parent {parent!r} the VM has no control group that does"
+        )
+
+
+def not_now(record: VmRecord) -> FailedPrecondition:
+    """The refusal of a VM that neither runs nor is yet to be started."""
+    stopping = record.phase is VmPhase.RUNNING and record.stopping
+    state = "being stopped" if stopping else record.phase.value
+    return FailedPrecondition(
+        f"VM {record.vm.name} is {state} and cannot be resized: a new attempt starts with the "
+        "limits it is given"
+    )
 
 
 @frozen

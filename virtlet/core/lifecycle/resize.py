@@ -3,21 +3,24 @@
 What a limit means for the machine is the flavor's to say: it is chosen again from the new limits,
 as it was when the VM was made, and the hypervisor is asked for the difference.
 
-A resize is written down before its first step, and struck out when it is committed or undone. What
-a crash, or an undo that fails, leaves of one is put back as soon as that goes.
+From before the first step until a commit or an undo, the VM's record says what is being changed.
+Each step is an effect in the journal: when one fails, those before it are undone by the table
+`effects.UNDO`. What a crash, or an undo that fails, leaves is put back as soon as that goes, by a
+resize to what is on record.
 """
 
 import logging
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from attrs import evolve
+from attrs import evolve, fields
 
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.machines import domain_document, fitted
 from virtlet.core.lifecycle.notices import tell_owner
-from virtlet.core.lifecycle.resize_steps import Steps, merged
-from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.core.lifecycle.refusals import check_groups, check_values, not_now
+from virtlet.core.store.records import EffectRow, VmPhase, VmRecord, decode
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import cgroups, cpus
 from virtlet.host.processes import set_oom_score_adj
@@ -28,6 +31,13 @@ from virtlet.model.vm import Machine
 from virtlet.threads import BackOff
 
 log = logging.getLogger(__name__)
+
+DEFINITION = "resize-definition"
+LIMITS = "resize-limits"
+OOM_SCORE = "resize-oom-score"
+MACHINE = "resize-machine"
+RESIZE = frozenset({DEFINITION, LIMITS, OOM_SCORE, MACHINE})
+"""The effects of a resize, until it is committed."""
 
 RETRIES = (0.5, 15.0)
 """Seconds until what a resize left is put back again: at first, and at most."""
@@ -52,23 +62,17 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
         record = context.store.known_vm(vm_id)
         if change == Resources():
             return
-        now = record.resources
-        wanted = merged(now, change)
-        _check(change, wanted)
-        if change.hugepage_limits and _huge(change) != _huge(now):
-            raise FailedPrecondition(
-                f"VM {vm.name} cannot have other huge pages without a restart: leave their limits "
-                "as they are, or run the pod again"
-            )
+        wanted = merged(record.resources, change)
+        check_values(record, change, wanted)
         if record.machine is None or record.stopping:
-            raise _not_now(record)
+            raise not_now(record)
         context.hypervisors.require(record.hypervisor)
         if record.phase is VmPhase.CREATED:
             _resize_created(context, record, record.machine, change, wanted)
         elif record.phase is VmPhase.RUNNING:
             notice = _resize_running(context, record, record.machine, change, wanted)
         else:
-            raise _not_now(record)
+            raise not_now(record)
     if notice:
         # Not under the lock: the log's disk may be slow.
         tell_owner(context, vm, notice)
@@ -80,6 +84,7 @@ def put_back(context: Context, vm_id: str) -> None:
     Raises:
         FailedPrecondition: its guest has come to use what it was given; try again later.
         Unavailable: the hypervisor is away; likewise.
+        UndoIncomplete: a step could not be undone; likewise.
     """
     known = context.store.vms.get(vm_id)
     if known is None:
@@ -90,13 +95,10 @@ def put_back(context: Context, vm_id: str) -> None:
             return
         context.hypervisors.require(record.hypervisor)
         if record.phase is VmPhase.CREATED:
-            _redefine(context, record, record.machine)
-            context.journal.commit(
-                "vm-resize-undone", lambda: context.store.put_vm(evolve(record, resizing=None))
-            )
+            context.journal.undo(vm_id, {DEFINITION})
+            _write(context, record, "vm-resize-undone", None)
         elif record.phase is VmPhase.RUNNING:
-            now = record.resources
-            _resize_running(context, record, record.machine, Resources(), now)
+            _resize_running(context, record, record.machine, Resources(), record.resources)
 
 
 def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
@@ -145,28 +147,62 @@ def _resize_created(
     )
     sized = fitted(sized, wanted, hypervisor)
     document = domain_document(context.hooks, hypervisor, sized)
-    steps = Steps(context, record, change, {})
-    try:
-        steps.intend()
-        try:
-            hypervisor.define(sized, document)
-        finally:
-            steps.done("resize-definition", lambda: _redefine(context, record, machine))
+    vm_id, plugin = vm.id, record.hypervisor
+    with _resizing(context, record, change):
+        context.journal.perform(
+            vm_id, DEFINITION, lambda: hypervisor.define(sized, document), plugin=plugin
+        )
         resized = evolve(record, machine=sized, resources=wanted, resizing=None)
-        context.journal.commit("vm-resized", lambda: context.store.put_vm(resized))
-    except Exception as error:
-        _undo(context, record, steps, error)
-        raise
+        context.journal.commit(
+            "vm-resized", lambda: context.store.put_vm(resized, struck_out=RESIZE)
+        )
 
 
-def _huge(resources: Resources) -> dict[str, int]:
-    """Huge pages that may be used; a limit of 0 is none, as no limit is."""
-    return {size: limit for size, limit in resources.hugepage_limits.items() if limit}
+def undo_definition(context: Context, row: EffectRow) -> None:
+    """Define a VM that was not started as its record says."""
+    record = context.store.vms[row.owner]
+    if record.phase is VmPhase.CREATED and record.machine is not None:
+        hypervisor = context.hypervisors.named(row.plugin)
+        document = domain_document(context.hooks, hypervisor, record.machine)
+        hypervisor.define(record.machine, document)
 
 
-def _redefine(context: Context, record: VmRecord, machine: Machine) -> None:
-    hypervisor = context.hypervisors.named(record.hypervisor)
-    hypervisor.define(machine, domain_document(context.hooks, hypervisor, machine))
+@contextmanager
+def _resizing(context: Context, record: VmRecord, change: Resources) -> Iterator[None]:
+    """Write down what the block changes; when it fails, undo that at once or later."""
+    unsettled, vm_id = record.resizing, record.vm.id
+
+    def settle() -> None:
+        # What an earlier resize has left of a machine that runs is still to be put back.
+        if unsettled is None or record.phase is VmPhase.CREATED:
+            _write(context, record, "vm-resize-undone", None)
+
+    def go_on() -> None:
+        # What an earlier resize has left is being put back already.
+        if unsettled is None:
+            keep_putting_back(context, vm_id)
+
+    with context.journal.undone_on_error(vm_id, then=settle, otherwise=go_on):
+        _write(context, record, "vm-resizing", merged(unsettled or Resources(), change))
+        yield
+
+
+def _write(context: Context, record: VmRecord, what: str, resizing: Resources | None) -> None:
+    def change(known: VmRecord) -> VmRecord | None:
+        # A VM that ended meanwhile has nothing to put back.
+        pointless = known.phase is not record.phase or known.resizing == resizing
+        return None if pointless else evolve(known, resizing=resizing)
+
+    struck_out = frozenset() if resizing else RESIZE
+    context.journal.commit(
+        what, lambda: context.store.change_vm(record.vm.id, change, struck_out=struck_out)
+    )
+
+
+def merged(now: Resources, change: Resources) -> Resources:
+    """The resources after a change: what it leaves unset stays."""
+    values = {field.name: getattr(change, field.name) for field in fields(Resources)}
+    return evolve(now, **{name: value for name, value in values.items() if value})
 
 
 def _resize_running(
@@ -180,39 +216,40 @@ def _resize_running(
     vm = record.vm
     groups = cgroups.find(vm.pod.config.cgroup_parent, vm.id)
     limits = _limits(change, wanted)
-    _check_groups(record, groups, limits)
-    held = cgroups.held(groups, limits)
-    steps = Steps(context, record, change, held)
-    changed = steps.resizing.change
+    check_groups(record, groups, limits)
+    changed = merged(record.resizing or Resources(), change)
     difference = _difference(context, record, machine, changed, wanted)
     hypervisor = context.hypervisors.named(record.hypervisor)
-    before = Resize()
-    try:
-        steps.intend()
+    journal, before = context.journal, Resize()
+    with _resizing(context, record, change):
         # The groups first: threads cannot be put on CPUs that their group does not have.
-        left = record.resizing.limits if record.resizing else {}
-        cgroups.put_back({file: was for file, was in left.items() if file not in held})
-        cgroups.change_limits(groups, limits)
-        steps.done("resize-limits", lambda: cgroups.put_back(held))
+        if record.resizing:
+            journal.undo(vm.id, {LIMITS, OOM_SCORE})
+        journal.perform(
+            vm.id,
+            LIMITS,
+            lambda: cgroups.change_limits(groups, limits),
+            record=dict[str, str],
+            before=cgroups.held(groups, limits),
+        )
         if changed.oom_score_adj:
-            now = record.resources
-            _set_oom_score_adj(hypervisor, vm.id, wanted.oom_score_adj)
-            steps.done(
-                "resize-oom-score",
-                lambda: _set_oom_score_adj(hypervisor, vm.id, now.oom_score_adj),
+            journal.perform(
+                vm.id,
+                OOM_SCORE,
+                lambda: _set_oom_score_adj(hypervisor, vm.id, wanted.oom_score_adj),
+                record=int,
+                before=record.resources.oom_score_adj,
             )
         if difference != Resize():
-            try:
-                before = hypervisor.resize(vm.id, difference)
-            except Exception as error:
-                if not isinstance(error, FailedPrecondition):
-                    steps.doubt()
-                raise
-            steps.done("resize-machine", lambda: hypervisor.resize(vm.id, before))
-        context.journal.commit("vm-resized", lambda: _write(context, record, wanted))
-    except Exception as error:
-        _undo(context, record, steps, error)
-        raise
+            before = journal.perform(
+                vm.id,
+                MACHINE,
+                lambda: hypervisor.resize(vm.id, difference),
+                plugin=record.hypervisor,
+                record=Resize,
+                unchanged=FailedPrecondition,
+            )
+        _commit(context, record, wanted)
     log.info("VM resized", extra={"vm": vm.id})
     if machine.accelerator != "kvm" and (before.vcpus or 0) < (difference.vcpus or 0):
         return (
@@ -222,6 +259,37 @@ def _resize_running(
             "node with KVM"
         )
     return ""
+
+
+def undo_limits(context: Context, row: EffectRow) -> None:
+    """Have the control groups of a VM that runs hold again what they held."""
+    if row.record and _runs(context, row):
+        cgroups.put_back(decode(row.record, dict[str, str]))
+
+
+def undo_oom_score(context: Context, row: EffectRow) -> None:
+    """Give the emulator of a VM that runs the score again that it had."""
+    if row.record and _runs(context, row):
+        hypervisor = context.hypervisors.named(context.store.vms[row.owner].hypervisor)
+        _set_oom_score_adj(hypervisor, row.owner, decode(row.record, int))
+
+
+def undo_machine(context: Context, row: EffectRow) -> None:
+    """Give a machine that runs what it had; where that is unknown, what is on record."""
+    record = context.store.vms[row.owner]
+    if record.machine is None or not _runs(context, row):
+        return
+    if row.record:
+        before = decode(row.record, Resize)
+    else:
+        changed = record.resizing or Resources()
+        before = _difference(context, record, record.machine, changed, record.resources)
+    context.hypervisors.named(row.plugin).resize(row.owner, before)
+
+
+def _runs(context: Context, row: EffectRow) -> bool:
+    """Whether there is something to put back: not of a VM that has ended, or is removed."""
+    return context.store.vms[row.owner].phase is VmPhase.RUNNING
 
 
 def _set_oom_score_adj(hypervisor: Hypervisor, vm_id: str, value: int) -> None:
@@ -282,60 +350,15 @@ def _limits(change: Resources, wanted: Resources) -> Resources:
     )
 
 
-def _check(change: Resources, wanted: Resources) -> None:
-    """Refuse values that no VM on this node can have."""
-    cpus.check_time(wanted.cpu_quota, change.cpu_period, "linux")
-    if change.cpuset_cpus:
-        cpus.cpuset(change.cpuset_cpus)
-    if change.cpuset_mems:
-        cpus.memset(change.cpuset_mems)
-
-
-def _check_groups(record: VmRecord, groups: tuple[Any, ...], limits: Resources) -> None:
-    """Refuse new limits that nothing would enforce; CPUs are, by the hypervisor too."""
-    now = record.resources
-    unlimited = limits.cpu_quota in (-1, now.cpu_quota)
-    new = evolve(
-        limits,
-        cpu_quota=0 if unlimited else limits.cpu_quota,
-        cpu_shares=0 if limits.cpu_shares == now.cpu_shares else limits.cpu_shares,
-        cpuset_mems="" if limits.cpuset_mems == now.cpuset_mems else limits.cpuset_mems,
-        cpuset_cpus="",
-    )
-    lacking = cgroups.homeless(groups, new)
-    if lacking:
-        parent = record.vm.pod.config.cgroup_parent
-        raise FailedPrecondition(
-            f"VM {record.vm.name}: nothing here can hold its {' and '.join(lacking)}: below the "
-            f"pod's cgroup_parent {parent!r} the VM has no control group that does"
-        )
-
-
-def _write(context: Context, record: VmRecord, wanted: Resources) -> None:
+def _commit(context: Context, record: VmRecord, wanted: Resources) -> None:
     """Write the new values down, unless the VM has just ended."""
-    changed = context.store.change_vm(
-        record.vm.id,
-        lambda r: (
-            evolve(r, resources=wanted, resizing=None) if r.phase is VmPhase.RUNNING else None
-        ),
-    )
-    if changed is None:
-        raise FailedPrecondition(f"VM {record.vm.name} ended while it was resized")
 
+    def change(known: VmRecord) -> VmRecord | None:
+        runs = known.phase is VmPhase.RUNNING
+        return evolve(known, resources=wanted, resizing=None) if runs else None
 
-def _undo(context: Context, record: VmRecord, steps: Steps, error: Exception) -> None:
-    """Undo the steps that were done, at once or later."""
-    steps.undo(error)
-    known = context.store.vms.get(record.vm.id)
-    # What is left of an earlier resize is being put back already.
-    if known and known.resizing and not record.resizing:
-        keep_putting_back(context, record.vm.id)
-
-
-def _not_now(record: VmRecord) -> FailedPrecondition:
-    stopping = record.phase is VmPhase.RUNNING and record.stopping
-    state = "being stopped" if stopping else record.phase.value
-    return FailedPrecondition(
-        f"VM {record.vm.name} is {state} and cannot be resized: a new attempt starts with the "
-        "limits it is given"
-    )
+    vm, store = record.vm, context.store
+    if not context.journal.commit(
+        "vm-resized", lambda: store.change_vm(vm.id, change, struck_out=RESIZE)
+    ):
+        raise FailedPrecondition(f"VM {vm.name} ended while it was resized")

@@ -100,6 +100,11 @@ def _refer(record: Any) -> None:
         machine["resources"] = machine.pop("vm")["config"]["resources"]
 
 
+def _resizing_in_journal(record: Any) -> None:
+    """What control groups had held before a resize is a row of the journal now."""
+    record["resizing"] = (record.get("resizing") or {}).get("change")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         tables="""
@@ -151,6 +156,17 @@ MIGRATIONS: tuple[Migration, ...] = (
             UPDATE effects SET version = (SELECT user_version FROM pragma_user_version)
         """,
         vm=_refer,
+    ),
+    Migration(
+        tables="""
+            INSERT INTO effects (owner, kind, plugin, role, version, record)
+                SELECT id, 'resize-limits', 'core', '', 8, json_extract(record, '$.resizing.limits')
+                FROM vms WHERE json_extract(record, '$.resizing.limits') IS NOT NULL;
+            INSERT INTO effects (owner, kind, plugin, role, version)
+                SELECT id, 'resize-definition', json_extract(record, '$.hypervisor'), '', 8
+                FROM vms WHERE json_extract(record, '$.resizing.limits') IS NOT NULL
+        """,
+        vm=_resizing_in_journal,
     ),
 )
 """Each takes file and documents one version further; never edit one that was released."""

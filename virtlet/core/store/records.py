@@ -60,16 +60,6 @@ class PodRecord:
 
 
 @frozen
-class Resizing:
-    """A resize that is under way, or that was cut short."""
-
-    change: Resources
-    """What was asked for. Of the fields that are set, this may be in force or what was before."""
-    limits: Mapping[str, str]
-    """Files of control groups, to what they held before."""
-
-
-@frozen
 class VmRecord:
     """A stored VM."""
 
@@ -81,8 +71,9 @@ class VmRecord:
     """Known once all its disks are made. Its VM is `vm`, with the resources it is defined with."""
     resources: Resources = Factory(lambda self: self.vm.config.resources, takes_self=True)
     """What is in force: what was asked for at first, until a resize."""
-    resizing: Resizing | None = None
-    """Set from before the first step of a resize until `resources` are in force again."""
+    resizing: Resources | None = None
+    """What a resize has asked for, from before its first step until it is committed or undone. Of
+    the fields that are set, this may be in force or what is in `resources`."""
     started_at: int = 0
     """Nanoseconds since the epoch."""
     exit: VmExit | None = None
@@ -108,14 +99,14 @@ class EffectRow:
     """The plugin that does and undoes it; "core" for our own."""
     role: str
     record: str | None
-    """JSON, None while it is only intended."""
+    """JSON of what undoes it; None while it is only intended, unless that is known before."""
 
 
 # Model types to JSON and back, for the database.
 
 
 def _make() -> cattrs.Converter:
-    converter = cattrs.Converter()
+    converter = cattrs.Converter(unstruct_collection_overrides={frozenset: sorted})
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
     converter.register_structure_hook_func(

@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -107,8 +107,13 @@ class Store:
             self._pods = {**self._pods, record.pod.id: record}
             self.version += 1
 
-    def put_vm(self, record: VmRecord) -> None:
-        """Insert or replace a VM; its pod is stored."""
+    def put_vm(self, record: VmRecord, struck_out: Collection[str] = ()) -> None:
+        """Insert or replace a VM; its pod is stored.
+
+        Args:
+            record: the VM.
+            struck_out: kinds of effects of it that are not to be undone any more.
+        """
         with self._lock:
             with self._database.transaction() as tx:
                 tx.execute(
@@ -116,13 +121,25 @@ class Store:
                     "ON CONFLICT (id) DO UPDATE SET record = excluded.record",
                     (record.vm.id, record.vm.pod.id, VERSION, encode_vm(record)),
                 )
+                for kind in struck_out:
+                    tx.execute(
+                        "DELETE FROM effects WHERE owner = ? AND kind = ?", (record.vm.id, kind)
+                    )
             self._vms = {**self._vms, record.vm.id: record}
             self.version += 1
 
     def change_vm(
-        self, vm_id: str, change: Callable[[VmRecord], VmRecord | None]
+        self,
+        vm_id: str,
+        change: Callable[[VmRecord], VmRecord | None],
+        struck_out: Collection[str] = (),
     ) -> VmRecord | None:
         """Change a VM in one step; do nothing if it is gone or `change` returns None.
+
+        Args:
+            vm_id: which VM.
+            change: makes the new record of the present one.
+            struck_out: kinds of effects of it that are not to be undone any more.
 
         Returns:
             The new record, or None when nothing changed.
@@ -131,7 +148,7 @@ class Store:
             record = self._vms.get(vm_id)
             new = change(record) if record else None
             if new is not None:
-                self.put_vm(new)
+                self.put_vm(new, struck_out)
             return new
 
     def delete_pod(self, pod_id: str) -> None:
@@ -152,16 +169,19 @@ class Store:
 
     # Effects
 
-    def intend(self, owner: str, kind: str, plugin: str, role: str) -> int:
-        """Store the intent of an effect.
+    def intend(
+        self, owner: str, kind: str, plugin: str, role: str, record: str | None = None
+    ) -> int:
+        """Store the intent of an effect, with its record if that is known already.
 
         Returns:
             Its sequence number.
         """
         with self._database.transaction() as tx:
             cursor = tx.execute(
-                "INSERT INTO effects (owner, kind, plugin, role, version) VALUES (?, ?, ?, ?, ?)",
-                (owner, kind, plugin, role, VERSION),
+                "INSERT INTO effects (owner, kind, plugin, role, version, record) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (owner, kind, plugin, role, VERSION, record),
             )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
