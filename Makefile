@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo test test-fast lint format proto bench golden clean
+.PHONY: help setup docs demo test test-fast lint format proto bench fuzz golden clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,9 @@ docs: setup ## write docs/settings.md and docs/types.md from the code
 
 golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
+
+fuzz: setup ## change inputs of others for MINUTES=10; findings are in build/fuzz (KEEP=1 adds to the corpus)
+	$(PY) -m tests.fuzz $(or $(MINUTES),10)
 
 bench: setup ## measure, and print the table
 	$(PY) -m bench

@@ -1,0 +1,387 @@
+"""What is fuzzed: each target takes any bytes, and raises only where the code is wrong.
+
+A target lets the errors pass that its code promises, and checks what has to hold of what was read.
+"""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+from xml.etree import ElementTree
+
+from attrs import evolve
+
+from criproxy.http2.endpoints import ClientConnection, ServerConnection
+from criproxy.http2.frames import Header
+from criproxy.http2.stream import Outbox, Sink, Stream
+from tests.fakes.model import make_pod, make_vm_config
+from tests.plugins.domain_xml.test_render import FIRMWARE, plain
+from virtlet.console.cri_log import decode, encode
+from virtlet.errors import InvalidArgument, ResourceExhausted, Unavailable, VirtletError
+from virtlet.launch.server import parse_request
+from virtlet.model.bounded_yaml import MOST_VALUES, load_yaml
+from virtlet.model.image import Credentials, ImageSource
+from virtlet.model.network import Network, Nic
+from virtlet.model.plain import UnquotedError
+from virtlet.plugins.domain_xml.render import Renderer
+from virtlet.plugins.flavors.choose import choose
+from virtlet.plugins.flavors.cpu import parse_cpu
+from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
+from virtlet.plugins.image_formats.plugin import identify, parse_header
+from virtlet.plugins.image_http.download import Bounds, download
+from virtlet.plugins.image_http.reach import EVERYWHERE
+from virtlet.plugins.network_cni.bridging import BridgedNic
+from virtlet.plugins.network_cni.cni_result import parse
+from virtlet.plugins.network_cni.dhcp import configuration
+from virtlet.streaming.sessions import ProtocolError, StreamClosed
+from virtlet.streaming.spdy_frames import FrameDecoder
+from virtlet.streaming.websocket import TunnelWire, WebSocket
+from vmwrapper.__main__ import unpack
+
+
+def agent_answer(data: bytes) -> None:
+    """An answer of a guest's agent, in parts of a length that the first byte says."""
+    size = 16 * data[0] + 1 if data else 1
+    answer = Answer(1 << 20, ReplyBudget(1 << 20))
+    try:
+        for at in range(1, len(data), size):
+            answer.feed(data[at : at + size])
+        returned = answer.document().get("return")
+    except (Nonsense, ResourceExhausted):
+        return
+    for value in returned.values() if isinstance(returned, dict) else [returned]:
+        try:
+            assert isinstance(data_of(value, "x").whole(), bytes)
+        except Unavailable:
+            continue
+
+
+def yaml_text(data: bytes) -> None:
+    """A document of an annotation, which becomes plain data or is refused."""
+    try:
+        value = load_yaml(data.decode(errors="replace"))
+    except UnquotedError:
+        return
+    text = json.dumps(value, allow_nan=False)
+    assert len(text) < 6 * (2 << 20) + 8 * MOST_VALUES
+
+
+def cpu_setting(data: bytes) -> None:
+    """A CPU setting, which becomes an element of a known form or is refused."""
+    try:
+        cpu = parse_cpu(data.decode(errors="replace"))
+    except ValueError:
+        return
+    if cpu is not None:
+        assert ElementTree.fromstring(cpu.xml).tag == "cpu"
+
+
+_FORM: set[str] = set()
+
+
+def pod_domain(data: bytes) -> None:
+    """A pod's annotations, of which none brings an element of its own into the document."""
+    names = (
+        "VirtletLibvirtCPUSetting",
+        "VirtletCPUModel",
+        "VirtletVCPUCount",
+        "VirtletMaxVCPUCount",
+        "VirtletMaxMemory",
+        "VirtletSystemUUID",
+        "VirtletDiskDriver",
+    )
+    texts = data.decode(errors="replace").split("\0")
+    marks = {name: text for name, text in zip(names, texts, strict=False) if text}
+    pod = make_pod(marks)
+    machine = plain()
+    accelerator = "kvm" if len(data) % 2 else "qemu"
+    try:
+        flavor = choose(pod, make_vm_config(0))
+        document = Renderer(64055, 64055, "", lambda: FIRMWARE).render(
+            evolve(machine, accelerator=accelerator, flavor=flavor)
+        )
+    except VirtletError:
+        return
+    known = _FORM or _known_elements()
+    assert {element.tag for element in document.iter()} <= known
+    [memory] = document.findall("memory")
+    cells = document.findall("cpu/numa/cell")
+    assert flavor.nested or not any(
+        feature.get("name") in ("vmx", "svm") and feature.get("policy") != "disable"
+        for feature in document.findall("cpu/feature")
+    )
+    assert len(cells) <= max(flavor.max_vcpus, flavor.vcpus, 1) * 4000
+    assert int(memory.text or "") >= flavor.memory
+
+
+def _known_elements() -> set[str]:
+    golden = Path(__file__).parents[1] / "golden"
+    for path in golden.glob("domain-*.xml"):
+        _FORM.update(element.tag for element in ElementTree.parse(path).iter())
+    _FORM.update(("cpu", "model", "vendor", "topology", "cache", "maxphysaddr"))
+    _FORM.update(("feature", "numa", "cell", "vcpus", "vcpu"))
+    return _FORM
+
+
+def console_log(data: bytes) -> None:
+    """What a guest prints, which is in the log what it was; and a log that others wrote."""
+    encoded = encode(data, 1_700_000_000_123_456_789, flush=bool(len(data) % 2))
+    decoded = decode(encoded.text)
+    assert decoded.payload == data[: encoded.taken]
+    assert decoded.lost == 0
+    try:
+        decode(data)
+    except ValueError:
+        return
+
+
+def spdy(data: bytes) -> None:
+    """SPDY frames of a streaming client."""
+    decoder = FrameDecoder()
+    try:
+        for at in range(0, len(data), 61):
+            for _ in decoder.feed(data[at : at + 61]):
+                pass
+    except ProtocolError:
+        return
+
+
+class _Sent:
+    """A client that sends pieces, and hangs up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._pieces = [data[at : at + 61] for at in range(0, len(data), 61)]
+
+    async def read(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    async def write(self, data: bytes) -> None:
+        return None
+
+    def probe(self, nothing: bytes) -> None:
+        return None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run what waits for nothing but `_Sent`."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits for something else")
+
+
+def websocket(data: bytes) -> None:
+    """WebSocket frames of a streaming client, and SPDY within them."""
+
+    async def read() -> None:
+        tunnel, decoder = TunnelWire(WebSocket(_Sent(data))), FrameDecoder()
+        try:
+            while piece := await tunnel.read():
+                for _ in decoder.feed(piece):
+                    pass
+        except (ProtocolError, StreamClosed):
+            return
+
+    _run(read())
+
+
+class _Transport:
+    """Takes what a connection sends."""
+
+    closing = False
+
+    def write(self, data: bytes) -> None:
+        return None
+
+    writelines = write
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        return None
+
+    resume_reading = pause_reading
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def _http2(data: bytes, *, server: bool) -> None:
+    async def serve() -> None:
+        outbox = Outbox()
+        connection: ClientConnection | ServerConnection
+        if server:
+            connection = ServerConnection(outbox, _answered, lambda connection: None)
+        else:
+            connection = ClientConnection(outbox, lambda reason: None)
+        transport = cast(asyncio.Transport, _Transport())
+        connection.connection_made(transport)
+        if isinstance(connection, ClientConnection):
+            connection.open([(b":method", b"POST"), (b":path", b"/x")], Sink())
+        for at in range(0, len(data), 113):
+            if transport.is_closing():
+                break
+            connection.data_received(data[at : at + 113])
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+        for left in (connection.settled, connection.closed):
+            if left.done() and not left.cancelled():
+                left.exception()
+
+    _LOOP.run_until_complete(serve())
+
+
+def _answered(stream: Stream, headers: list[Header], ended: bool) -> None:
+    stream.send_headers([(b":status", b"200"), (b"grpc-status", b"12")], ended=True)
+
+
+_LOOP = asyncio.new_event_loop()
+
+
+def http2_server(data: bytes) -> None:
+    """HTTP/2 of a client of the proxy, after its preface."""
+    _http2(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + data, server=True)
+
+
+def http2_client(data: bytes) -> None:
+    """HTTP/2 of a runtime behind the proxy."""
+    _http2(data, server=False)
+
+
+_LINE = re.compile(r"[a-z0-9-]+(=[^\n\r]*)?")
+
+
+def cni_result(data: bytes) -> None:
+    """A CNI result, up to the text that dnsmasq reads."""
+    try:
+        result = parse(json.loads(data), "1.0.0")
+    except (ValueError, RecursionError):
+        return
+    nic = Nic(
+        name="eth0",
+        mac="02:00:00:00:00:01",
+        mtu=1500,
+        addresses=tuple(str(found.address) for found in result.addresses),
+        routes=result.routes,
+    )
+    bridged = BridgedNic(0, "eth0", nic.mac, 1500, (), (), (), (), "169.254.77.1")
+    try:
+        text = configuration("box", Network(netns=None, nics=(nic,), dns=result.dns), [bridged])
+    except InvalidArgument:
+        return
+    for line in text.splitlines():
+        assert _LINE.fullmatch(line), line
+        assert not line.startswith(("dhcp-script", "conf-", "addn-hosts", "log-")), line
+
+
+def launch_wire(data: bytes) -> None:
+    """What a wrapper asks of the manager, and an answer that the wrapper reads."""
+    with contextlib.suppress(ValueError):
+        parse_request(data)
+    with contextlib.suppress(ValueError, KeyError):
+        unpack(data, [], {})
+
+
+def image(data: bytes) -> None:
+    """The first bytes of an image, and what it is taken for."""
+    identify(io.BytesIO(data), len(data))
+    try:
+        parse_header("x", b"QFI\xfb" + data).check("x")
+    except InvalidArgument:
+        return
+
+
+class _Answering:
+    """A server that answers every request with the same bytes, and hangs up."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, name="answering", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            peer, _ = self._listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.settimeout(5)
+                while b"\r\n\r\n" not in peer.recv(1 << 16):
+                    pass
+                peer.sendall(self.answer)
+
+
+class _Thrown:
+    """A staging file that takes a mebibyte, and keeps nothing."""
+
+    size = 0
+    validator = ""
+    complete = False
+
+    def begin(self, validator: str, offset: int, total: int | None) -> None:
+        self.size = offset
+
+    def write(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        if self.size > 1 << 20:
+            raise ResourceExhausted("larger than the limit")
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _server() -> _Answering:
+    return _Answering()
+
+
+def http_answer(data: bytes) -> None:
+    """What an image's server answers, also to the request that a redirect leads to."""
+    server = _server()
+    server.answer = data.replace(b"PORT", str(server.port).encode())
+    source = ImageSource(name="x", url=f"http://127.0.0.1:{server.port}/x", trusted=True)
+    with contextlib.suppress(VirtletError):
+        download(source, Credentials(), _Thrown(), Bounds(reach=EVERYWHERE))
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        agent_answer,
+        yaml_text,
+        cpu_setting,
+        pod_domain,
+        console_log,
+        spdy,
+        websocket,
+        http2_server,
+        http2_client,
+        cni_result,
+        launch_wire,
+        image,
+        http_answer,
+    )
+}
+LONGEST_STEP = 0.05
+"""Seconds of CPU that any input of the corpus may take."""
+CORPUS = Path(os.environ.get("VIRTLET_FUZZ_CORPUS", Path(__file__).parent / "corpus"))
