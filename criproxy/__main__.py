@@ -25,8 +25,8 @@ from criproxy.config import (
     socket_path,
 )
 from criproxy.config_file import build, parse_connect, read_file
-from criproxy.daemon import Proxy
 from criproxy.log_lines import FORMS, LEVELS, set_up
+from criproxy.proxy import Proxy
 
 log = logging.getLogger("criproxy")
 

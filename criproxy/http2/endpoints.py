@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from hyperframe.frame import SettingsFrame
 
-from criproxy.http2.connection import PREFACE, Connection
 from criproxy.http2.frames import ConnectionFault, ErrorCode, Header, Refusal, first
+from criproxy.http2.http2_connection import PREFACE, Connection
 from criproxy.http2.stream import NOBODY, Outbox, Sink, Stream
 
 _LAST_STREAM_ID = (1 << 31) - 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from criproxy.http2.frames import ErrorCode, Header, Refusal
 
 if TYPE_CHECKING:
-    from criproxy.http2.connection import Connection
+    from criproxy.http2.http2_connection import Connection
 
 #: Bytes that a peer may send on one stream before it must wait for us.
 STREAM_WINDOW = 1 << 20

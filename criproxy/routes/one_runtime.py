@@ -15,9 +15,9 @@ from attrs import frozen
 from criproxy import image_names
 from criproxy.methods import Method, parse_request, parse_response
 from criproxy.routes.runtime_part import renames
+from criproxy.rpc.call_relay import Relay, Rewrite
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.messages import Code
-from criproxy.rpc.relay import Relay, Rewrite
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.runtimes.runtime import Runtime
 from criproxy.streaming_urls import StreamUrls

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from criproxy.methods import BY_NAME, BY_PATH, Method
-from criproxy.routes.events import Events
+from criproxy.routes.merged_events import Events
 from criproxy.routes.merged_list import Filtered, MergedList, MergedMetrics, filesystems, united
 from criproxy.routes.merged_stream import UNARY, MergedStream
 from criproxy.routes.new_pod import Chooser, NewPod
-from criproxy.routes.node import MergedStatus, ToEveryone, ToPrimary
+from criproxy.routes.node_calls import MergedStatus, ToEveryone, ToPrimary
 from criproxy.routes.one_image import ImageRouter, OneImage
 from criproxy.routes.one_runtime import ID_FIELDS, ById, Unknown
 from criproxy.rpc.incoming import ServerCall

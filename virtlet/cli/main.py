@@ -11,15 +11,15 @@ from virtlet.errors import VirtletError
 
 COMMANDS = {
     "demo": "demo",
-    "images": "pods",
-    "logs": "pods",
+    "images": "pod_commands",
+    "logs": "pod_commands",
     "plugins": "plugins",
-    "ps": "pods",
-    "pull": "pods",
-    "rm": "pods",
-    "run": "pods",
+    "ps": "pod_commands",
+    "pull": "pod_commands",
+    "rm": "pod_commands",
+    "run": "pod_commands",
     "serve": "serve",
-    "stop": "pods",
+    "stop": "pod_commands",
 }
 """Command to the module of this package that has a function of its name."""
 

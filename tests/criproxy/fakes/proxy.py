@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from criproxy.config import Config, Dial, Limits, RuntimeConfig
-from criproxy.daemon import Proxy
+from criproxy.proxy import Proxy
 from criproxy.runtimes.runtime import Runtime
 from tests.polling import until
 from virtlet.cri import api_pb2 as cri

@@ -22,9 +22,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from criproxy.http2.connection import PREFACE
 from criproxy.http2.endpoints import ClientConnection
 from criproxy.http2.frames import Header
+from criproxy.http2.http2_connection import PREFACE
 from criproxy.http2.stream import Outbox
 
 EMPTY = b"\x00\x00\x00\x00\x00"

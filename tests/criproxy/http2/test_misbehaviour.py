@@ -27,8 +27,8 @@ from hyperframe.frame import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from criproxy.http2.connection import PREFACE
 from criproxy.http2.frames import MAX_FRAME, ErrorCode
+from criproxy.http2.http2_connection import PREFACE
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.criproxy.http2.raw import EMPTY, VERSION, RawClient
