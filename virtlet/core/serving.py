@@ -11,17 +11,15 @@ from virtlet.console.hub import ConsoleHub
 from virtlet.core import process_memory
 from virtlet.core.config import options
 from virtlet.core.cri.calls import Call
-from virtlet.core.cri.container_events import ContainerEvents
-from virtlet.core.cri.containers import ContainerCalls, ResizeCalls
+from virtlet.core.cri.event_calls import ContainerEvents
 from virtlet.core.cri.grpc_server import CriServer
-from virtlet.core.cri.image_service import ImageCalls
-from virtlet.core.cri.runtime_status import RuntimeCalls
-from virtlet.core.cri.sandboxes import SandboxCalls
+from virtlet.core.cri.image_calls import ImageCalls
+from virtlet.core.cri.lifecycle_calls import ContainerCalls, ResizeCalls, SandboxCalls
+from virtlet.core.cri.runtime_calls import RuntimeCalls
 from virtlet.core.cri.session_calls import ExecCalls, StreamingCalls
 from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.cri.subjects import Subjects
-from virtlet.core.guest_sessions.attach import ConsoleAttacher
-from virtlet.core.guest_sessions.dialer import GuestDialer
+from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher, GuestDialer
 from virtlet.core.guest_sessions.executions import Executions
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler

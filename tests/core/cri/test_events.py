@@ -16,7 +16,7 @@ from tests.fakes.manager import Manager, Node
 from tests.polling import until
 from virtlet.cli.client import Client
 from virtlet.core.cri.calls import Call
-from virtlet.core.cri.container_events import BACKLOG, ContainerEvents
+from virtlet.core.cri.event_calls import BACKLOG, ContainerEvents
 from virtlet.core.events import EventTeller
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.event import Event, EventKind

@@ -10,8 +10,8 @@ from attrs import evolve
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import Client
-from virtlet.core.cri.container_events import ContainerEvents
-from virtlet.core.cri.sandboxes import SandboxCalls
+from virtlet.core.cri.event_calls import ContainerEvents
+from virtlet.core.cri.lifecycle_calls import SandboxCalls
 from virtlet.core.events import EventTeller
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.event import Event, EventKind

@@ -7,8 +7,7 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.model import make_image, make_vm
-from virtlet.core.cri.lists import ReplyCache
-from virtlet.core.cri.replies import vm_item, vm_status
+from virtlet.core.cri.replies import ReplyCache, vm_item, vm_status
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import NotFound

@@ -9,7 +9,7 @@ import pytest
 from tests.core.cri.serving import Serving
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import CallFailed, Client
-from virtlet.core.cri.containers import ResizeCalls
+from virtlet.core.cri.lifecycle_calls import ResizeCalls
 from virtlet.core.lifecycle.refusals import AGAIN
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, Unavailable

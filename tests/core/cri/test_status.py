@@ -9,7 +9,7 @@ import pytest
 from tests.core.cri.serving import Serving
 from tests.core.metrics.measured import Measured
 from virtlet.cli.client import Client
-from virtlet.core.cri.runtime_status import RuntimeCalls
+from virtlet.core.cri.runtime_calls import RuntimeCalls
 from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri

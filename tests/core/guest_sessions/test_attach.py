@@ -22,7 +22,7 @@ from tests.streaming.fakes.runners import Waiting
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live import BACKLOG_LIMIT
 from virtlet.console.log_writer import ConsoleLogs
-from virtlet.core.guest_sessions.attach import ConsoleAttacher
+from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher
 from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store

@@ -17,7 +17,7 @@ import uvloop
 from attrs import frozen
 
 from tests.fakes import models
-from virtlet.core.guest_sessions.dialer import HEAD_START, GuestDialer
+from virtlet.core.guest_sessions.attach_and_forward import HEAD_START, GuestDialer
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.core.store.store import Store
 from virtlet.errors import FailedPrecondition, NotFound

@@ -19,7 +19,7 @@ from cattrs import Converter
 from cattrs.strategies import configure_tagged_union
 
 from tests.fakes.manager import Manager, Node
-from virtlet.core.cri.containers import ContainerCalls
+from virtlet.core.cri.lifecycle_calls import ContainerCalls
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
 from virtlet.core.lifecycle import recovery

@@ -4,8 +4,7 @@ from typing import Protocol
 
 from virtlet.core.cri import requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
-from virtlet.core.guest_sessions.attach import ConsoleAttacher
-from virtlet.core.guest_sessions.dialer import GuestDialer
+from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher, GuestDialer
 from virtlet.core.guest_sessions.executions import ExecResult, Executions, checked, running_machine
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, CallKind
-from virtlet.core.cri.lists import streamed
 from virtlet.core.cri.metric_table import METRICS
+from virtlet.core.cri.replies import streamed
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.figures import Metric, Rows, group_of, pod_figures, vm_figures
 from virtlet.core.metrics.sample import NicSample, PodSample, VmSample

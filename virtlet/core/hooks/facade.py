@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from virtlet.core.hooks import answer_checks, startup
+from virtlet.core.hooks import hook_contract, startup
 from virtlet.core.hooks.blame import Blamed, returned
 from virtlet.core.hooks.caller import Caller, Failed
 from virtlet.core.hooks.profiles import read_policy
@@ -178,7 +178,7 @@ class Hooks:
         self, profile: Profile, name: str, file: Path
     ) -> tuple[str, RecognizedImage]:
         """(plugin, what it says that a file is)."""
-        check = answer_checks.recognition_check(file)
+        check = hook_contract.recognition_check(file)
         what = f"recognises image {shown_name(name)!r}"
         return self._first("virtlet_recognize_image", profile, what, check, name=name, file=file)
 
@@ -216,14 +216,14 @@ class Hooks:
         """Ask one plugin for the pod's network."""
         hook = "virtlet_setup_network"
         answer: Network | None = self._caller.call(hook, plugin, pod=pod)
-        problem = answer_checks.network_problem(answer) if answer else ""
+        problem = hook_contract.network_problem(answer) if answer else ""
         if problem:
             raise returned(plugin, hook, problem)
         return answer
 
     def adjust_network(self, pod: Pod, network: Network) -> Network:
         """The network that `setup_network` gave, as the active plugins want it."""
-        hook, problem = "virtlet_adjust_network", answer_checks.adjustment_problem
+        hook, problem = "virtlet_adjust_network", hook_contract.adjustment_problem
         return self._adjusted(hook, pod.profile, "network", network, problem, pod=pod)
 
     def serve_network(self, plugin: str, pod: Pod, network: Network) -> None:

@@ -1,4 +1,4 @@
-"""The Container calls: VMs, to the kubelet; and their resize in place."""
+"""The calls of pods and VMs: PodSandbox and Container, to the kubelet; and resize in place."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,14 +7,103 @@ from attrs import evolve
 
 from virtlet.core.cri import fields, replies, requests
 from virtlet.core.cri.calls import Call, CallKind
-from virtlet.core.cri.lists import Listing, ReplyCache, streamed
-from virtlet.core.lifecycle import resize, vms
+from virtlet.core.cri.replies import Listing, ReplyCache, streamed
+from virtlet.core.lifecycle import pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.refusals import Refusals
-from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.resources import Resources
+
+
+class SandboxCalls:
+    """Serves pods."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        store = context.store
+        self._listing = Listing(
+            lambda: store.pods,
+            lambda: store.version,
+            replies.pod_item,
+            lambda record: record.visible,
+            lambda items: cri.ListPodSandboxResponse(items=items),
+        )
+        self._statuses = ReplyCache(lambda: store.version)
+
+    def calls(self) -> list[Call]:
+        """The calls served here."""
+        return [
+            Call("RuntimeService.ListPodSandbox", CallKind.READ, self.list),
+            streamed(
+                "RuntimeService.StreamPodSandboxes",
+                CallKind.READ,
+                self._items,
+                lambda items: cri.StreamPodSandboxesResponse(pod_sandboxes=items),
+            ),
+            Call("RuntimeService.RunPodSandbox", CallKind.WORK, self.run),
+            Call("RuntimeService.StopPodSandbox", CallKind.WORK, self.stop),
+            Call("RuntimeService.RemovePodSandbox", CallKind.WORK, self.remove),
+            Call("RuntimeService.PodSandboxStatus", CallKind.READ, self.status),
+        ]
+
+    def run(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:
+        """RunPodSandbox."""
+        if not request.HasField("config"):
+            raise InvalidArgument("the request has no config")
+        config = requests.pod_config(request.config)
+        pod_id = pods.run_pod(self._context, config, request.runtime_handler)
+        return cri.RunPodSandboxResponse(pod_sandbox_id=pod_id)
+
+    def stop(self, request: cri.StopPodSandboxRequest) -> cri.StopPodSandboxResponse:
+        """StopPodSandbox."""
+        pods.stop_pod(self._context, _pod_id(request.pod_sandbox_id))
+        return cri.StopPodSandboxResponse()
+
+    def remove(self, request: cri.RemovePodSandboxRequest) -> cri.RemovePodSandboxResponse:
+        """RemovePodSandbox."""
+        pods.remove_pod(self._context, _pod_id(request.pod_sandbox_id))
+        return cri.RemovePodSandboxResponse()
+
+    def status(self, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse | bytes:
+        """PodSandboxStatus."""
+        pod_id = _pod_id(request.pod_sandbox_id)
+
+        def make() -> cri.PodSandboxStatusResponse:
+            return cri.PodSandboxStatusResponse(
+                status=replies.pod_status(self._context.store.known_pod(pod_id)),
+                containers_statuses=replies.vm_statuses(self._context.store.vms_of(pod_id)),
+            )
+
+        added = cri.PodSandboxStatusResponse(timestamp=replies.now())
+        if request.verbose:
+            added.info.update(replies.pod_info(self._context.store.known_pod(pod_id)))
+        # Messages one after the other are one message with the fields of both.
+        return self._statuses.reply(pod_id, make) + added.SerializeToString()
+
+    def list(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse | bytes:
+        """ListPodSandbox."""
+        if not request.filter.ByteSize():
+            return self._listing.whole()
+        return cri.ListPodSandboxResponse(items=self._items(request))
+
+    def _items(
+        self, request: cri.ListPodSandboxRequest | cri.StreamPodSandboxesRequest
+    ) -> Sequence[cri.PodSandbox]:
+        return self._listing.items(lambda record: _pod_wanted(record, request.filter))
+
+
+def _pod_id(value: str) -> str:
+    return requests.required_id(value, "pod sandbox")
+
+
+def _pod_wanted(record: PodRecord, wanted: cri.PodSandboxFilter) -> bool:
+    if wanted.id and wanted.id != record.pod.id:
+        return False
+    if wanted.HasField("state") and wanted.state.state != replies.pod_state(record):
+        return False
+    return replies.labelled(record.pod.config.labels, wanted.label_selector)
 
 
 class ContainerCalls:
@@ -64,19 +153,19 @@ class ContainerCalls:
 
     def start(self, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
         """StartContainer."""
-        vms.start_vm(self._context, _id(request.container_id))
+        vms.start_vm(self._context, _vm_id(request.container_id))
         return cri.StartContainerResponse()
 
     def stop(self, request: cri.StopContainerRequest) -> cri.StopContainerResponse:
         """StopContainer; `timeout` is in seconds."""
         if request.timeout < 0:
             raise InvalidArgument(f"timeout {request.timeout} is negative")
-        vms.stop_vm(self._context, _id(request.container_id), float(request.timeout))
+        vms.stop_vm(self._context, _vm_id(request.container_id), float(request.timeout))
         return cri.StopContainerResponse()
 
     def remove(self, request: cri.RemoveContainerRequest) -> cri.RemoveContainerResponse:
         """RemoveContainer."""
-        vms.remove_vm(self._context, _id(request.container_id))
+        vms.remove_vm(self._context, _vm_id(request.container_id))
         return cri.RemoveContainerResponse()
 
     def list(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse | bytes:
@@ -88,11 +177,11 @@ class ContainerCalls:
     def _items(
         self, request: cri.ListContainersRequest | cri.StreamContainersRequest
     ) -> Sequence[cri.Container]:
-        return self._listing.items(lambda record: _wanted(record, request.filter))
+        return self._listing.items(lambda record: _vm_wanted(record, request.filter))
 
     def status(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse | bytes:
         """ContainerStatus."""
-        vm_id = _id(request.container_id)
+        vm_id = _vm_id(request.container_id)
 
         def make() -> cri.ContainerStatusResponse:
             return cri.ContainerStatusResponse(
@@ -107,18 +196,18 @@ class ContainerCalls:
 
     def reopen_log(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        record = self._context.store.known_vm(_id(request.container_id))
+        record = self._context.store.known_vm(_vm_id(request.container_id))
         if record.phase is not VmPhase.RUNNING:
             raise FailedPrecondition(f"VM {record.vm.name} is not running: its log is complete")
         self._context.consoles.reopen(record.vm)
         return cri.ReopenContainerLogResponse()
 
 
-def _id(value: str) -> str:
+def _vm_id(value: str) -> str:
     return requests.required_id(value, "container")
 
 
-def _wanted(record: VmRecord, wanted: cri.ContainerFilter) -> bool:
+def _vm_wanted(record: VmRecord, wanted: cri.ContainerFilter) -> bool:
     vm = record.vm
     if wanted.id and wanted.id != vm.id:
         return False

@@ -2,7 +2,7 @@
 
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
-from virtlet.core.cri.lists import streamed
+from virtlet.core.cri.replies import streamed
 from virtlet.core.lifecycle import image_handlers
 from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
