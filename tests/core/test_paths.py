@@ -1,14 +1,17 @@
-"""The manager's places on disk, and the page that tells of them."""
+"""The manager's places on disk, the page that tells of them, and the user it shares them with."""
 
 import fcntl
+import pwd
 import re
 from pathlib import Path
 
 import pytest
 
 from virtlet.core.config.options import CORE_OPTIONS
+from virtlet.core.daemon import _emulator_user
 from virtlet.core.paths import LONGEST_SOCKET, Paths, lock
 from virtlet.errors import FailedPrecondition
+from virtlet.testing import make_settings
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "docs" / "architecture.md").read_text().split("## Below the data directory")[1]
@@ -67,3 +70,16 @@ def test_a_directory_is_one_managers(tmp_path: Path) -> None:
         lock(tmp_path, "--data-dir")
     with lock(tmp_path, "--data-dir") as file:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def test_a_missing_user_of_the_emulator_is_an_error_and_never_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also the default one."""
+
+    def nobody(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", nobody)
+    with pytest.raises(FailedPrecondition, match="'libvirt-qemu': .*does not run as root instead"):
+        _emulator_user(make_settings(CORE_OPTIONS, Path("/")))

@@ -176,6 +176,7 @@ class NoLaunches:
     """The fake hypervisor starts nothing that would fetch a launch."""
 
     path = Path("/nowhere")
+    cgroup_required = True
 
     def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
         pass

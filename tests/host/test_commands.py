@@ -1,5 +1,7 @@
 """Programs of the node: what a bounded one is given."""
 
+from pathlib import Path
+
 import pytest
 
 from virtlet.host.commands import CommandError, CommandLimits, run
@@ -20,6 +22,16 @@ def test_a_bounded_program_gets_one_arena_beside_its_environment(
 def test_an_unbounded_program_has_its_environment_alone() -> None:
     said = run(["/bin/sh", "-c", _SAY], env={"OWN": "value"})
     assert said.decode().split()[2:] == ["value"]
+
+
+def test_a_bounded_program_is_not_spared_as_the_manager_is() -> None:
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text()
+    own.write_text("300")
+    try:
+        assert run(["cat", str(own)], limits=CommandLimits()) == b"0\n"
+    finally:
+        own.write_text(before)
 
 
 def test_the_bounds_hold() -> None:

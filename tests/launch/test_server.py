@@ -194,10 +194,27 @@ def test_parts_that_clash_are_told_when_arming(server: LaunchServer) -> None:
         server.arm(VM, "token", parts)
 
 
+def test_a_peer_that_cannot_join_its_cgroups_gets_no_launch(
+    server: LaunchServer, tmp_path: Path
+) -> None:
+    """It is told which, and the setting; its descriptors are let go."""
+    part, descriptor = _part()
+    missing = tmp_path / "missing"
+    server.arm(VM, "token", [("test", part), ("core", LaunchPart(cgroups=(missing,)))])
+    why = refused(tmp_path / "s", request(VM, "token"))
+    assert f"{missing} (No such file or directory)" in why
+    assert "set vmCgroup to optional" in why
+    deadline = time.monotonic() + 30
+    while _is_open(descriptor) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _is_open(descriptor)
+
+
 def test_the_peer_is_put_into_the_cgroups_before_it_is_answered(
     server: LaunchServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those it cannot join are logged and do not stop it."""
+    """Where that is optional, those it cannot join are logged and do not stop it."""
+    server.cgroup_required = False
     group = tmp_path / "group"
     group.mkdir()
     (group / "cgroup.procs").touch()

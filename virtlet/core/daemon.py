@@ -113,7 +113,12 @@ def _assemble(
     hooks = _start_plugins(registry, config, undo, here, store)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
-    launches = LaunchServer(config[core_options.FD_SERVER_SOCKET], uid, gid)
+    launches = LaunchServer(
+        config[core_options.FD_SERVER_SOCKET],
+        uid,
+        gid,
+        cgroup_required=config[core_options.VM_CGROUP] == "required",
+    )
     launches.start()
     undo.callback(launches.stop)
     console_logs = ConsoleLogs()
@@ -189,17 +194,16 @@ def _emulator_user(config: Settings) -> tuple[int, int]:
     """User and group id that the emulator runs as.
 
     Raises:
-        FailedPrecondition: the configured user, not the default one, does not exist.
+        FailedPrecondition: there is no such user.
     """
     option = core_options.EMULATOR_USER
     name = config[option]
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        if name == option.default:
-            return 0, 0
         raise FailedPrecondition(
-            f"{option.flag} {quote(name)}: there is no such user on this node: create it or name "
-            "another"
+            f"{option.flag} {quote(name)}: there is no such user on this node, and the emulator "
+            "does not run as root instead: create it (Debian's libvirt-daemon-system brings the "
+            "default one) or name another"
         ) from None
     return entry.pw_uid, entry.pw_gid

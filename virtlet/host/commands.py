@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from attrs import frozen
 
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
+from virtlet.host.processes import HELPER_OOM_SCORE
 from virtlet.model.typed import typed
 
 
@@ -75,7 +76,7 @@ def run(
     if limits is not None and shutil.which(argv[0]):
         # prlimit(1) instead of code of ours between fork and exec, which threads make unsafe.
         bounds = [f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}"]
-        argv = ["prlimit", *bounds, "--", *argv]
+        argv = ["choom", "-n", str(HELPER_OOM_SCORE), "--", "prlimit", *bounds, "--", *argv]
         env = {**(os.environ if env is None else env), "MALLOC_ARENA_MAX": "1"}
     try:
         done = subprocess.run(

@@ -74,6 +74,11 @@ def _strings(pid: int, file: str) -> list[bytes]:
         return []
 
 
+HELPER_OOM_SCORE = 0
+"""oom_score_adj of programs that work for pods. They would inherit the manager's, which a node's
+configuration makes low, and be spared where a pod's own processes are not."""
+
+
 def set_oom_score_adj(pid: int, value: int) -> bool:
     """Make the kernel's OOM killer prefer or spare a process; -1000 to 1000.
 

@@ -22,7 +22,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define
@@ -49,26 +49,23 @@ _PAUSES = (0.1, 1.0)
 """Seconds until the next try, where the node has no descriptor left: at first, and at most."""
 
 
-def join_cgroups(pid: int, cgroups: Iterable[Path], vm_id: str) -> tuple[Path, ...]:
+def join_cgroups(pid: int, cgroups: Iterable[Path], vm_id: str) -> Mapping[Path, str]:
     """Move a process into each cgroup: one per hierarchy on v1, one in all on v2.
 
-    The emulator starts all the same where that is not possible: not every node lets the manager
-    write there, and the pod is better off without the accounting than without its VM.
-
     Returns:
-        Those it could not join, each logged with the reason.
+        Those it could not join, with the reason; each is logged.
     """
-    failed = []
+    failed = {}
     for directory in cgroups:
         try:
             (directory / "cgroup.procs").write_text(f"{pid}\n")
         except OSError as error:
-            failed.append(directory)
+            failed[directory] = error.strerror or "refused"
             log.warning(
                 "emulator not in its cgroup",
                 extra={"vm": vm_id, "path": str(directory), "problem": error.strerror},
             )
-    return tuple(failed)
+    return failed
 
 
 def parse_request(text: bytes) -> tuple[str, str] | None:
@@ -117,10 +114,12 @@ class LaunchServer:
         path: of the socket.
         uid: the emulator's user.
         gid: its group.
+        cgroup_required: whether an emulator that cannot join its cgroups gets no launch.
     """
 
-    def __init__(self, path: Path, uid: int, gid: int) -> None:
+    def __init__(self, path: Path, uid: int, gid: int, *, cgroup_required: bool = True) -> None:
         self.path = path
+        self.cgroup_required = cgroup_required
         self._uid = uid
         self._gid = gid
         self._lock = threading.Lock()
@@ -246,7 +245,16 @@ class LaunchServer:
             return
         launch = armed.launch
         try:
-            join_cgroups(pid, launch.cgroups, vm_id)
+            failed = join_cgroups(pid, launch.cgroups, vm_id)
+            if failed and self.cgroup_required:
+                problems = ", ".join(f"{path} ({why})" for path, why in failed.items())
+                peer.sendall(
+                    refusal(
+                        f"it cannot join its cgroups: {problems}; let the manager write there, or "
+                        "set vmCgroup to optional"
+                    )
+                )
+                return
             score = launch.oom_score_adj
             if score is not None and not set_oom_score_adj(pid, score):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})

@@ -207,6 +207,8 @@ def create(manager: Manager, node: Node) -> Create:
         memory=vm.resources.memory_limit or 1 << 30, max_memory=1 << 30, guest_agent=False
     )
     node.hypervisor.need = NEED
+    # The group is a name only here.
+    manager.context.launches.cgroup_required = False  # type: ignore[misc]
 
     def make(limit: int, overhead: int = 0, cgroup_parent: str = GROUP) -> str:
         config = PodConfig(

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.fakes.manager import Manager, Node
-from virtlet.core.lifecycle import vms
+from virtlet.core.lifecycle import pods, vms
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import (
     FailedPrecondition,
@@ -17,6 +17,7 @@ from virtlet.errors import (
     UndoIncomplete,
 )
 from virtlet.model.event import EventKind
+from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.vm import VmConfig, VmExit, VmMetadata
 
 
@@ -74,6 +75,25 @@ def test_a_retry_of_a_failed_create_cleans_up_what_the_failure_left(
     vm_id = manager.create(pod)
     assert set(manager.store.vms) == {vm_id}
     assert node.disks == {(vm_id, "root")}
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_vm_that_cannot_have_a_cgroup_does_not_start_unless_that_is_optional(
+    manager: Manager, node: Node, *, required: bool
+) -> None:
+    manager.context.launches.cgroup_required = required  # type: ignore[misc]
+    parent = "/virtlet-test-that-is-nowhere"
+    metadata = PodMetadata(name="web", uid="uid", namespace="default", attempt=0)
+    config = PodConfig(metadata=metadata, cgroup_parent=parent)
+    vm_id = manager.create(pods.run_pod(manager.context, config, ""))
+    if required:
+        says = f"cgroup below {parent}: no hierarchy has the pod's; .*set vmCgroup to optional"
+        with pytest.raises(FailedPrecondition, match=says):
+            manager.start(vm_id)
+        assert manager.vm(vm_id).phase is VmPhase.EXITED
+    else:
+        manager.start(vm_id)
+        assert manager.vm(vm_id).phase is VmPhase.RUNNING
 
 
 def test_a_start_that_fails_is_an_exit_with_its_reason_and_the_next_attempt_starts(

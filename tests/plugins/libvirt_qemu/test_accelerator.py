@@ -3,9 +3,9 @@
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,19 +69,30 @@ def test_it_is_asked_once(tmp_path: Path) -> None:
     assert emulator.asked == 2
 
 
-def test_another_emulator_or_user_or_boot_is_asked_again(tmp_path: Path) -> None:
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that is open to everybody, as pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="virtlet-test-") as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
+
+
+def test_another_emulator_or_user_or_boot_is_asked_again(open_path: Path) -> None:
     """The answer may be another one."""
-    emulator = Emulator(tmp_path, kvm=True)
-    examine(emulator.node, ask_kvm=True)
+    emulator = Emulator(open_path, kvm=True)
+    emulator.device.chmod(0o666)
+    emulator.calls.touch()
+    emulator.calls.chmod(0o666)
+    emulator.examine()
     asked = emulator.asked
-    examine(evolve(emulator.node, emulator_uid=12345), ask_kvm=True)
+    examine(evolve(emulator.node, emulator_uid=12345), ask_kvm=True, device=emulator.device)
     assert emulator.asked == 2 * asked
 
     memory = emulator.node.state_dir("libvirt_qemu") / "host.json"
     document = json.loads(memory.read_text())
     document["key"]["boot"] = "an earlier one"
     memory.write_text(json.dumps(document))
-    examine(emulator.node, ask_kvm=True)
+    emulator.examine()
     assert emulator.asked == 3 * asked
 
 
@@ -170,7 +181,7 @@ def emulator(directory: Path, output: str, error: str, status: int, seconds: flo
     path = directory / "qemu"
     path.write_text(
         _QEMU.format(
-            python=sys.executable, output=output, error=error, status=status, seconds=seconds
+            python="/usr/bin/python3", output=output, error=error, status=status, seconds=seconds
         )
     )
     path.chmod(0o755)
@@ -227,17 +238,29 @@ def test_a_hanging_guest_is_ended(tmp_path: Path) -> None:
 def test_a_device_closed_to_the_emulators_user_is_told(
     tmp_path: Path, mode: int, usable: bool
 ) -> None:
-    """KVM that works for root alone is of no use."""
+    """KVM that works for root alone is of no use, and is not tried as root."""
     nobody = 65534
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         device = Path(directory) / "kvm"
         device.touch()
         device.chmod(mode)
-        path = emulator(tmp_path, "RPLXFSUT", "", 1)
+        path = emulator(Path(directory), "RPLXFSUT", "", 1)
         verdict = probe_kvm(path, nobody, nobody, device=device)
     assert verdict.usable == usable
     assert usable or "may not open" in verdict.reason
+
+
+def test_kvm_is_not_tried_as_root() -> None:
+    """But as the user that guests will run as."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "qemu"
+        path.write_text("#!/bin/sh\necho $(id -u) $(id -g) >&2\n")
+        path.chmod(0o755)
+        verdict = probe_kvm(path, nobody, nobody, accelerator="tcg")
+    assert f": {nobody} {nobody}" in verdict.reason
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="needs binutils")

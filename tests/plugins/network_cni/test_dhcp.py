@@ -96,6 +96,22 @@ def server_runs(node: TestNode, pod: Pod) -> bool:
         return False  # between its end and the next start
 
 
+def test_a_server_is_not_spared_by_the_kernel_as_the_manager_is(node: TestNode) -> None:
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text()
+    own.write_text("300")
+    try:
+        node.configure(node.bridge())
+        plugin = node.plugin()
+        pod = node.pod()
+        network = set_up(plugin, pod)
+        server = Path(f"/proc/{node.server_pid(pod)}/oom_score_adj")
+        assert server.read_text() == "0\n"
+    finally:
+        own.write_text(before)
+    plugin.virtlet_teardown_network(pod, network)
+
+
 def test_killed_server_is_started_again(node: TestNode) -> None:
     """A server that dies comes back by itself, and answers as before."""
     node.configure(node.bridge())

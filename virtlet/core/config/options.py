@@ -96,8 +96,7 @@ EMULATOR_USER = Option(
     env="VIRTLET_EMULATOR_USER",
     kind=TEXT,
     default="libvirt-qemu",
-    help="user the emulator runs as; must exist, except for the default one: where that is "
-    "missing, the emulator runs as root",
+    help="user the emulator runs as; must exist",
 )
 EMULATOR = Option(
     field="emulator",
@@ -114,6 +113,15 @@ CGROUP_DRIVER = Option(
     kind=choice("systemd", "cgroupfs"),
     default="systemd",
     help="cgroup driver to tell the kubelet",
+)
+VM_CGROUP = Option(
+    field="vmCgroup",
+    flag="--vm-cgroup",
+    env="VIRTLET_VM_CGROUP",
+    kind=choice("required", "optional"),
+    default="required",
+    help="whether a VM starts although its emulator cannot be put into a cgroup below its pod's, "
+    "where the node would neither account for it nor limit it",
 )
 STREAM_PORT = Option(
     field="streamPort",
@@ -221,6 +229,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     EMULATOR_USER,
     EMULATOR,
     CGROUP_DRIVER,
+    VM_CGROUP,
     STREAM_ADDRESS,
     STREAM_PORT,
     STREAM_HOST,

@@ -86,6 +86,10 @@ class Launches(Protocol):
     def path(self) -> Path:
         """Where vmwrapper finds it."""
 
+    @property
+    def cgroup_required(self) -> bool:
+        """Whether a VM whose emulator cannot join a cgroup does not start."""
+
     def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
         """Hold a launch ready for the wrapper that shows the token; takes the descriptors."""
 

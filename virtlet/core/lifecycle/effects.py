@@ -241,7 +241,7 @@ def _remove_console(context: Context, row: EffectRow) -> None:
     context.consoles.remove(_vm(context, row))
 
 
-# The VM's control group below the pod's, where the pod has one and we may.
+# The VM's control group below the pod's, where the pod has one.
 
 
 def make_cgroup(context: Context, record: VmRecord) -> None:
@@ -249,10 +249,19 @@ def make_cgroup(context: Context, record: VmRecord) -> None:
     vm = record.vm
 
     def make() -> None:
+        parent = vm.pod.config.cgroup_parent
         try:
-            groups = cgroups.create(vm.pod.config.cgroup_parent, vm.id)
+            groups = cgroups.create(parent, vm.id)
+            problem = "" if groups or not parent.strip("/") else "no hierarchy has the pod's"
         except OSError as error:
-            log.warning("VM without a cgroup", extra={"vm": vm.id, "problem": str(error)})
+            problem = str(error)
+        if problem and context.launches.cgroup_required:
+            raise FailedPrecondition(
+                f"VM {vm.id} cannot have a cgroup below {parent}: {problem}; let the manager write "
+                "there, or set vmCgroup to optional"
+            )
+        if problem:
+            log.warning("VM without a cgroup", extra={"vm": vm.id, "problem": problem})
             return
         failed = cgroups.limit(groups, record.resources)
         if failed:
@@ -275,7 +284,7 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
     def start() -> None:
         hypervisor = context.hypervisors.named(plugin)
         groups = cgroups.find(vm.pod.config.cgroup_parent, vm.id)
-        part = LaunchPart(cgroups=groups, oom_score_adj=record.resources.oom_score_adj or None)
+        part = LaunchPart(cgroups=groups, oom_score_adj=record.resources.oom_score_adj)
         parts = [(CORE, part), *context.hooks.launch(machine)]
         try:
             parts.insert(1, (plugin, hypervisor.launch(machine)))

@@ -21,6 +21,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from virtlet.host.commands import run
+from virtlet.host.confinement import Confinement, as_user
 from virtlet.host.files import write_atomically
 from virtlet.model.node import Node
 
@@ -74,17 +75,18 @@ def probe_kvm(
     """
     if accelerator == "kvm" and not device.exists():
         return Verdict(False, f"{device} is not there: the CPU or the host offers no KVM")
-    with tempfile.TemporaryDirectory(prefix="virtlet-kvm-probe-") as directory:
-        image = Path(directory) / "firmware"
-        image.write_bytes(firmware())
-        verdict = _boot(emulator, image, accelerator)
-    if verdict.usable and accelerator == "kvm" and not _may_open(device, uid, gid):
+    if accelerator == "kvm" and not _may_open(device, uid, gid):
         return Verdict(
             False,
-            f"KVM works, but the emulator's user (uid {uid}) may not open {device}: "
-            "add it to the device's group",
+            f"KVM cannot be used: the emulator's user (uid {uid}) may not open {device}: add it to "
+            "the device's group",
         )
-    return verdict
+    with tempfile.TemporaryDirectory(prefix="virtlet-kvm-probe-") as directory:
+        Path(directory).chmod(0o755)
+        image = Path(directory) / "firmware"
+        image.write_bytes(firmware())
+        image.chmod(0o644)
+        return _boot(emulator, image, accelerator, as_user(uid, gid))
 
 
 def access(uid: int, gid: int, device: Path = DEVICE) -> tuple[int, ...]:
@@ -105,7 +107,7 @@ def access(uid: int, gid: int, device: Path = DEVICE) -> tuple[int, ...]:
     return (status.st_mode, status.st_uid, status.st_gid, *sorted(_groups(uid, gid)))
 
 
-def _boot(emulator: Path, image: Path, accelerator: str) -> Verdict:
+def _boot(emulator: Path, image: Path, accelerator: str, user: Confinement) -> Verdict:
     cpu = "host" if accelerator == "kvm" else "qemu64"
     command = [
         # Ends the emulator also if the manager is killed meanwhile.
@@ -117,7 +119,10 @@ def _boot(emulator: Path, image: Path, accelerator: str) -> Verdict:
     ]
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            user.wrap(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
     except OSError as error:
         return Verdict(False, f"cannot run {emulator}: {error.strerror}", lasting=False)
@@ -183,12 +188,7 @@ def _groups(uid: int, gid: int) -> list[int]:
     """Groups of a process of the user, as libvirt starts it."""
     if uid == os.geteuid():
         return os.getgroups()
-    try:
-        import pwd
-
-        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        return [gid]
+    return list(as_user(uid, gid).groups)
 
 
 def _may_open(device: Path, uid: int, gid: int) -> bool:
@@ -231,7 +231,7 @@ def examine(node: Node, *, ask_kvm: bool, device: Path = DEVICE) -> Host:
     host = _recall(memory, key)
     if host is not None and (host.kvm is not None or not ask_kvm):
         return host
-    version = host.qemu_version if host else _version(node.vmwrapper)
+    version = host.qemu_version if host else _version(node.vmwrapper, as_user(*user))
     kvm = probe_kvm(node.vmwrapper, *user, device=device) if ask_kvm else None
     if kvm is not None:
         log.info("KVM probed", extra={"usable": kvm.usable, "problem": kvm.reason})
@@ -264,8 +264,8 @@ def _recall(memory: Path, key: dict[str, Any]) -> Host | None:
     return None
 
 
-def _version(emulator: Path) -> str:
-    text = run([str(emulator), "--version"], timeout=10).decode(errors="replace")
+def _version(emulator: Path, user: Confinement) -> str:
+    text = run(user.wrap([str(emulator), "--version"]), timeout=10).decode(errors="replace")
     match = re.search(r"version (\S+)", text)
     return match[1] if match else text.split("\n")[0][:60]
 

@@ -14,7 +14,13 @@ import libvirt
 
 from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, VirtletError
 from virtlet.host.files import remove_file
-from virtlet.host.processes import end_process, ended, open_process
+from virtlet.host.processes import (
+    HELPER_OOM_SCORE,
+    end_process,
+    ended,
+    open_process,
+    set_oom_score_adj,
+)
 from virtlet.model.hypervisor import (
     DomainCallback,
     Hypervisor,
@@ -203,6 +209,7 @@ class LibvirtHypervisor(Hypervisor):
                     f"the emulator of VM {vm_id} did not start: "
                     f"{failures.why(error.get_error_message() or '', path)} (log: {path})"
                 ) from None
+            self._set_scores_of_helpers(domain.ID())
 
     def shutdown(self, vm_id: str) -> None:
         """Press the power button.
@@ -300,6 +307,12 @@ class LibvirtHypervisor(Hypervisor):
         with contextlib.suppress(OSError, ValueError):
             return int((self._place.state / f"{name}.pid").read_text())
         return None
+
+    def _set_scores_of_helpers(self, number: int) -> None:
+        """Keep the kernel from sparing what libvirt started beside the emulator: virtiofsd."""
+        for file in self._place.state.glob(f"{number}-*-fs.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                set_oom_score_adj(int(file.read_text()), HELPER_OOM_SCORE)
 
     def _by_signal(self, name: str) -> bool:
         return failures.ended_by_signal(self._log(name))

@@ -13,7 +13,13 @@ from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.host import netns
 from virtlet.host.commands import find_program
 from virtlet.host.files import write_atomically
-from virtlet.host.processes import end_process, ended, open_process
+from virtlet.host.processes import (
+    HELPER_OOM_SCORE,
+    end_process,
+    ended,
+    open_process,
+    set_oom_score_adj,
+)
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.network_cni.bridging import BridgedNic
@@ -178,6 +184,7 @@ class DhcpServer:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
+        set_oom_score_adj(pid, HELPER_OOM_SCORE)
         end = time.monotonic() + _PATIENCE
         # It writes its process id once its sockets are open.
         while self._written() != pid:
