@@ -26,6 +26,7 @@ from virtlet.errors import (
 )
 from virtlet.host import netns
 from virtlet.host.commands import CommandError, CommandLimits, run
+from virtlet.host.confinement import Confinement
 from virtlet.host.files import (
     make_private_directory,
     new_disk_file,
@@ -109,6 +110,7 @@ __all__ = [
     "CloudInitPart",
     "CommandError",
     "CommandLimits",
+    "Confinement",
     "Console",
     "Credentials",
     "DeadlineExceeded",

@@ -34,6 +34,16 @@ def test_a_bounded_program_is_not_spared_as_the_manager_is() -> None:
         own.write_text(before)
 
 
+def test_a_bounded_program_prints_a_bounded_text() -> None:
+    limits = CommandLimits(output=1 << 16)
+    assert run(["head", "-c", "65535", "/dev/zero"], limits=limits) == bytes(65535)
+    for size in ("65536", "65537", "1000000"):
+        with pytest.raises(CommandError, match="printed more than|ended with status"):
+            run(["head", "-c", size, "/dev/zero"], limits=limits)
+    with pytest.raises(CommandError):
+        run(["cat", "/dev/zero"], limits=limits)
+
+
 def test_the_bounds_hold() -> None:
     with pytest.raises(CommandError, match="ended with status"):
         run(["sh", "-c", "while :; do :; done"], limits=CommandLimits(cpu_seconds=1))

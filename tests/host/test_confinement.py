@@ -16,7 +16,7 @@ def _status(confinement: Confinement) -> dict[str, list[str]]:
 
 
 def test_a_confined_program_is_another_user_without_any_capability() -> None:
-    status = _status(Confinement(NOBODY, NOBODY, (7,)))
+    status = _status(Confinement(uid=NOBODY, gid=NOBODY, groups=(7,)))
     assert status["Uid"] == status["Gid"] == [str(NOBODY)] * 4
     assert status["Groups"] == ["7"]
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
@@ -24,8 +24,18 @@ def test_a_confined_program_is_another_user_without_any_capability() -> None:
     assert status["NoNewPrivs"] == ["1"]
 
 
+def test_capabilities_that_it_needs_are_all_that_it_has() -> None:
+    net_admin = 1 << 12
+    status = _status(Confinement(uid=NOBODY, gid=NOBODY, capabilities=("net_admin",)))
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(status[name][0], 16) == net_admin, name
+    # What starts as root can get no others either.
+    as_root = _status(Confinement(uid=0, gid=0, capabilities=("net_admin",)))
+    assert int(as_root["CapEff"][0], 16) == net_admin
+
+
 def test_it_has_no_group_of_the_managers() -> None:
-    assert _status(Confinement(NOBODY, NOBODY))["Groups"] == []
+    assert _status(Confinement(uid=NOBODY, gid=NOBODY))["Groups"] == []
 
 
 def test_it_is_not_spared_as_the_manager_is() -> None:
@@ -33,7 +43,7 @@ def test_it_is_not_spared_as_the_manager_is() -> None:
     before = own.read_text()
     own.write_text("300")
     try:
-        assert run(Confinement(NOBODY, NOBODY).wrap(["cat", str(own)])) == b"0\n"
+        assert run(Confinement(uid=NOBODY, gid=NOBODY).wrap(["cat", str(own)])) == b"0\n"
     finally:
         own.write_text(before)
 

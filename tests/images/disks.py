@@ -31,8 +31,15 @@ def qemu_img(*arguments: str | Path) -> None:
 
 
 def qemu_img_that(line: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a qemu-img first in the path that runs a line of shell before it is itself."""
+    """Put a qemu-img first in the path that runs a line of shell before it is itself.
+
+    Args:
+        line: runs as nobody.
+        directory: is made; open to everybody, with what leads there.
+        monkeypatch: puts the path back.
+    """
     directory.mkdir(exist_ok=True)
+    directory.chmod(0o777)
     program = directory / "qemu-img"
     real = shutil.which("qemu-img", path="/usr/bin:/bin")
     program.write_text(f'#!/bin/sh\n{line}\nexec {real} "$@"\n')

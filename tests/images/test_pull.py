@@ -1,4 +1,5 @@
 import logging
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -137,10 +138,11 @@ def test_the_next_pull_goes_on_where_a_failed_one_ended(
 
 
 def test_an_image_that_could_not_be_checked_is_not_fetched_again(
-    images: Images, server: FakeImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Images, server: FakeImageSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        qemu_img_that("kill -ABRT $$", tmp_path / "bin", patch)
+    with monkeypatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        qemu_img_that("kill -ABRT $$", Path(directory) / "bin", patch)
         with pytest.raises(Unavailable, match="cannot be checked now"):
             images.pull(parse_reference("x"), server.route())
     image = images.pull(parse_reference("x"), server.route())

@@ -1,13 +1,17 @@
 """Running programs of the node."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack
+from typing import BinaryIO
 
 from attrs import frozen
 
 from virtlet.errors import DeadlineExceeded, FailedPrecondition, VirtletError
+from virtlet.host.confinement import Confinement
 from virtlet.host.processes import HELPER_OOM_SCORE
 from virtlet.model.typed import typed
 
@@ -24,6 +28,8 @@ class CommandLimits:
     memory: int = 1 << 30
     """Bytes of address space; its threads share one allocator's arena, as each further one
     would take 64 MiB of them and end a busy program that has done nothing wrong."""
+    output: int = 16 << 20
+    """Bytes that it may print."""
 
 
 def find_program(name: str, package: str) -> str:
@@ -49,6 +55,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
     limits: CommandLimits | None = None,
+    confinement: Confinement | None = None,
     pass_fds: Sequence[int] = (),
     statuses: Container[int] = (0,),
     quiet: bool = False,
@@ -62,6 +69,7 @@ def run(
         env: its whole environment; None passes ours on. Limits add to it.
         timeout: seconds before it is killed.
         limits: bounds for untrusted input.
+        confinement: who the program is instead of us.
         pass_fds: descriptors of ours that it inherits under the same numbers.
         statuses: exit statuses that are no failure.
         quiet: its stderr goes nowhere, as that of one that may complain without end.
@@ -73,29 +81,48 @@ def run(
         CommandError: it ended with another status; the message has the end of its stderr.
     """
     program = os.path.basename(argv[0])
-    if limits is not None and shutil.which(argv[0]):
+    installed = shutil.which(argv[0]) is not None
+    if confinement is not None and installed:
+        argv = confinement.wrap(argv)
+    if limits is not None and installed:
         # prlimit(1) instead of code of ours between fork and exec, which threads make unsafe.
         bounds = [f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}"]
         argv = ["choom", "-n", str(HELPER_OOM_SCORE), "--", "prlimit", *bounds, "--", *argv]
         env = {**(os.environ if env is None else env), "MALLOC_ARENA_MAX": "1"}
-    try:
-        done = subprocess.run(
-            argv,
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
-            env=env,
-            timeout=timeout,
-            check=False,
-            pass_fds=pass_fds,
-        )
-    except FileNotFoundError:
-        remedy = f": install the package {package}" if package else ""
-        raise FailedPrecondition(f"{argv[0]} is not installed on this node{remedy}") from None
-    except subprocess.TimeoutExpired:
-        raise DeadlineExceeded(f"{program} did not end within {timeout:g} s") from None
-    if done.returncode not in statuses:
-        words = (done.stderr or b"").decode(errors="replace")
-        message = words.strip()[-500:] or "it said nothing"
-        raise CommandError(f"{program} ended with status {done.returncode}: {message}")
-    return done.stdout
+    with ExitStack() as stack:
+        sink = stack.enter_context(_bounded(limits.output)) if limits else None
+        try:
+            done = subprocess.run(
+                argv,
+                input=stdin,
+                stdout=sink or subprocess.PIPE,
+                stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
+                env=env,
+                timeout=timeout,
+                check=False,
+                pass_fds=pass_fds,
+            )
+        except FileNotFoundError:
+            remedy = f": install the package {package}" if package else ""
+            raise FailedPrecondition(f"{argv[0]} is not installed on this node{remedy}") from None
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded(f"{program} did not end within {timeout:g} s") from None
+        if done.returncode not in statuses:
+            words = (done.stderr or b"").decode(errors="replace")
+            message = words.strip()[-500:] or "it said nothing"
+            raise CommandError(f"{program} ended with status {done.returncode}: {message}")
+        if limits is None or sink is None:
+            return done.stdout
+        written = sink.seek(0, os.SEEK_CUR)
+        if written >= limits.output:
+            raise CommandError(f"{program} printed more than {limits.output} bytes")
+        return os.pread(sink.fileno(), written, 0)
+
+
+def _bounded(size: int) -> BinaryIO:
+    """A file that nobody can write more to, for what a program prints."""
+    descriptor = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    file = os.fdopen(descriptor, "w+b", 0)
+    file.truncate(size)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return file

@@ -1,7 +1,8 @@
 """Programs that read what others write, run with no more than they need.
 
 The programs of util-linux do it, each by one exec: setpriv(1) for the user and capabilities,
-choom(1) for the OOM killer. Code of ours between fork and exec would not be safe beside threads.
+unshare(1) for namespaces, choom(1) for the OOM killer. Code of ours between fork and exec would not
+be safe beside threads.
 """
 
 import os
@@ -11,16 +12,23 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from virtlet.host.processes import HELPER_OOM_SCORE
+from virtlet.model.typed import typed
+
+NOBODY = 65534
 
 
-@frozen
+@frozen(kw_only=True, field_transformer=typed)
 class Confinement:
-    """Another user, without any capability and without a way to get one."""
+    """A user with the capabilities named, as a rule none, and without a way to get others."""
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
     """Further groups."""
+    capabilities: tuple[str, ...] = ()
+    """Those that it has, or may use where it is root; in setpriv's words."""
+    network: bool = True
+    """Whether it stays in the network, and among the System V objects, of its caller."""
 
     def wrap(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs a program confined.
@@ -31,11 +39,16 @@ class Confinement:
         if os.geteuid() != 0:
             return [*score, *argv]
         groups = ",".join(map(str, self.groups))
+        kept = ",".join(["-all", *(f"+{name}" for name in self.capabilities)])
+        # What is root has those of its bounding set; others have those that are ambient.
+        lent = kept if self.uid else "-all"
         return [
             *score,
+            *(() if self.network else ("unshare", "--net", "--ipc", "--")),
             *("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}"),
             f"--groups={groups}" if groups else "--clear-groups",
-            *("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--ambient-caps=-all"),
+            *("--no-new-privs", f"--bounding-set={kept}"),
+            *(f"--inh-caps={lent}", f"--ambient-caps={lent}"),
             "--",
             *argv,
         ]
@@ -47,4 +60,4 @@ def as_user(uid: int, gid: int) -> Confinement:
         groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:
         groups = [gid]
-    return Confinement(uid, gid, tuple(groups))
+    return Confinement(uid=uid, gid=gid, groups=tuple(groups))

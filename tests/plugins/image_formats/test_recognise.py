@@ -1,8 +1,12 @@
 import gzip
 import json
 import lzma
+import os
+import re
 import struct
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,15 @@ from tests.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, w
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.model.image import RecognizedImage
 from virtlet.plugins.image_formats.plugin import Plugin, parse_header
+from virtlet.testing import configured
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that is open to everybody, as pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="virtlet-test-") as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
 
 
 def look(path: Path) -> RecognizedImage:
@@ -210,12 +223,50 @@ def test_a_mangled_qcow2_is_taken_or_refused_and_nothing_else(
     assert str(tmp_path) not in problem
 
 
-def test_qemu_img_runs_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_snapshots_are_refused(tmp_path: Path) -> None:
     path = write_qcow2(tmp_path / "disk")
-    said = tmp_path / "said"
+    qemu_img("snapshot", "-c", "first", path)
+    with pytest.raises(InvalidArgument, match="holds 1 internal snapshots.*qemu-img convert"):
+        look(path)
+    qemu_img("snapshot", "-d", "first", path)
+    assert look(path).format == "qcow2"
+
+
+def test_qemu_img_is_nobody_without_a_network_and_given_the_file_alone(
+    tmp_path: Path, open_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is closed to everybody else, and so is the directory that it is in."""
+    path = write_qcow2(tmp_path / "disk")
+    path.chmod(0o600)
+    said = open_path / "said"
+    status = "grep -E '^(Uid|Gid|Groups|CapEff|CapBnd|NoNewPrivs)' /proc/self/status"
+    network = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; env"
+    line = f"({status}; {network}; cat {path}) > {said} 2>&1"
+    monkeypatch.setenv("SECRET", "hunter2")
+    qemu_img_that(line, open_path / "bin", monkeypatch)
+    plugin = configured(Plugin(), tmp_path)
+    assert plugin.virtlet_recognize_image("busybox", path).format == "qcow2"
+    text = said.read_text()
+    told = dict(re.findall(r"^(\w+):[ \t]*(.*?)[ \t]*$", text, re.M))
+    assert told["Uid"].split() == ["65534"] * 4
+    assert told["Gid"].split() == [str(os.getgid())] * 4
+    assert (told["Groups"], told["NoNewPrivs"]) == ("", "1")
+    assert int(told["CapEff"], 16) == int(told["CapBnd"], 16) == 0
+    assert os.readlink("/proc/self/ns/net") not in text
+    assert os.readlink("/proc/self/ns/ipc") not in text
+    assert "Permission denied" in text
+    assert "hunter2" not in text
+    assert path.stat().st_mode & 0o007 == 0
+
+
+def test_qemu_img_runs_within_limits(
+    tmp_path: Path, open_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_qcow2(tmp_path / "disk")
+    said = open_path / "said"
     qemu_img_that(
         f"echo $1 $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX >> {said}",
-        tmp_path / "bin",
+        open_path / "bin",
         monkeypatch,
     )
     look(path)
@@ -225,14 +276,14 @@ def test_qemu_img_runs_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("command", ["info", "check"])
 @pytest.mark.parametrize("end", ["kill -ABRT $$", "kill -XCPU $$", "exit 134"])
 def test_a_qemu_img_that_breaks_off_is_asked_once_more_and_tells_nothing_of_the_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, end: str
+    tmp_path: Path, open_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, end: str
 ) -> None:
     path = write_qcow2(tmp_path / "disk")
-    once = tmp_path / "once"
-    qemu_img_that(f"test $1 != {command} || ! mkdir {once} || {end}", tmp_path / "bin", monkeypatch)
+    once, programs = open_path / "once", open_path / "bin"
+    qemu_img_that(f"test $1 != {command} || ! mkdir {once} || {end}", programs, monkeypatch)
     assert look(path).format == "qcow2"
     assert once.exists()
-    qemu_img_that(f"test $1 != {command} || {end}", tmp_path / "bin", monkeypatch)
+    qemu_img_that(f"test $1 != {command} || {end}", programs, monkeypatch)
     with pytest.raises(Unavailable, match="image busybox: .*qemu-img ended with status"):
         look(path)
 

@@ -112,6 +112,25 @@ def test_a_server_is_not_spared_by_the_kernel_as_the_manager_is(node: TestNode) 
     plugin.virtlet_teardown_network(pod, network)
 
 
+def test_a_server_has_no_more_than_it_needs(
+    node: TestNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = set_up(plugin, pod)
+    process = Path(f"/proc/{node.server_pid(pod)}")
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    assert "0" not in status["Uid"].split()
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 1 << 12, "net_admin alone"
+    assert status["NoNewPrivs"].strip() == "1"
+    assert b"hunter2" not in (process / "environ").read_bytes()
+    with node.guest(network) as guest:
+        assert guest.dhcp()
+    plugin.virtlet_teardown_network(pod, network)
+
+
 def test_killed_server_is_started_again(node: TestNode) -> None:
     """A server that dies comes back by itself, and answers as before."""
     node.configure(node.bridge())

@@ -16,7 +16,10 @@ from attrs import frozen
 from virtlet import hookimpl
 from virtlet.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from virtlet.host.commands import CommandError, CommandLimits, run
+from virtlet.host.confinement import NOBODY, Confinement
 from virtlet.model.image import RecognizedImage
+from virtlet.model.node import Node
+from virtlet.model.option import Settings
 
 _CONVERT = "convert it with qemu-img convert -O qcow2"
 _UNPACK = "unpack it before offering it"
@@ -97,12 +100,13 @@ def identify(file: BinaryIO, size: int) -> tuple[str, str] | None:
     return None
 
 
-def recognise(path: Path, name: str) -> RecognizedImage:
+def recognise(path: Path, name: str, gid: int = NOBODY) -> RecognizedImage:
     """Say what a disk image is, and refuse what is not safe to start a VM from.
 
     Args:
         path: the file, absolute.
         name: the image's name, for messages.
+        gid: the group that may read images; qemu-img runs in it.
 
     Raises:
         InvalidArgument: it is not a qcow2 or raw disk, or has a feature that is not allowed.
@@ -119,10 +123,20 @@ def recognise(path: Path, name: str) -> RecognizedImage:
         else:
             _check_raw(file, name, size, head)
             found = RecognizedImage(format="raw", virtual_size=size)
-    if found.virtual_size == 0:
-        raise InvalidArgument(f"image {name}: its disk has no size")
-    _check_with_qemu(path, name, found)
+        if found.virtual_size == 0:
+            raise InvalidArgument(f"image {name}: its disk has no size")
+        _let_read(file.fileno(), gid)
+        _check_with_qemu(file.fileno(), name, found, gid)
     return found
+
+
+def _let_read(descriptor: int, gid: int) -> None:
+    """Let a group read a file, as it will when it is in the store."""
+    status = os.fstat(descriptor)
+    ours = status.st_gid == gid and status.st_mode & 0o040
+    if not ours and not status.st_mode & 0o004 and os.geteuid() == 0:
+        os.fchown(descriptor, -1, gid)
+        os.fchmod(descriptor, status.st_mode & 0o777 | 0o040)
 
 
 def _check_raw(file: BinaryIO, name: str, size: int, head: bytes) -> None:
@@ -149,8 +163,8 @@ def _check_raw(file: BinaryIO, name: str, size: int, head: bytes) -> None:
         )
 
 
-def _check_with_qemu(path: Path, name: str, found: RecognizedImage) -> None:
-    info = _ask(path, name, "info", found.format)
+def _check_with_qemu(file: int, name: str, found: RecognizedImage, gid: int) -> None:
+    info = _ask(file, name, "info", found.format, gid)
     details = info.get("format-specific", {}).get("data", {})
     forbidden = {"backing-filename", "full-backing-filename", "encrypted"} & info.keys()
     if forbidden or {"data-file", "encrypt"} & details.keys() or details.get("corrupt"):
@@ -158,15 +172,16 @@ def _check_with_qemu(path: Path, name: str, found: RecognizedImage) -> None:
     if info.get("format") != found.format or info.get("virtual-size") != found.virtual_size:
         raise InvalidArgument(f"image {name}: its header and qemu-img disagree on what it is")
     if found.format == "qcow2":
-        report = _ask(path, name, "check", found.format)
+        report = _ask(file, name, "check", found.format, gid)
         if report.get("corruptions") or report.get("check-errors"):
             raise InvalidArgument(
                 f"image {name}: it is damaged or cut off (qemu-img check finds errors)"
             )
 
 
-def _ask(path: Path, name: str, command: str, format: str) -> dict[str, Any]:
-    text = _run(["qemu-img", command, "-U", "--output=json", "-f", format, str(path)], name)
+def _ask(file: int, name: str, command: str, format: str, gid: int) -> dict[str, Any]:
+    path = f"/proc/self/fd/{file}"
+    text = _run(["qemu-img", command, "-U", "--output=json", "-f", format, path], name, file, gid)
     try:
         answer = json.loads(text)
     except ValueError:
@@ -176,7 +191,7 @@ def _ask(path: Path, name: str, command: str, format: str) -> dict[str, Any]:
     return answer
 
 
-def _run(argv: list[str], name: str) -> bytes:
+def _run(argv: list[str], name: str, file: int, gid: int) -> bytes:
     """Run qemu-img, and again if it ends without a verdict, as on a node without memory."""
     tries = 2
     while True:
@@ -186,7 +201,10 @@ def _run(argv: list[str], name: str) -> bytes:
             return run(
                 argv,
                 timeout=_TIMEOUT,
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
                 limits=_BOUNDS,
+                confinement=Confinement(uid=NOBODY, gid=gid, network=False),
+                pass_fds=(file,),
                 statuses=_VERDICTS,
                 quiet=True,
                 package="qemu-utils",
@@ -204,6 +222,7 @@ class Qcow2Header:
     virtual_size: int
     backing_file: bool
     encrypted: bool
+    snapshots: int
     incompatible: int
 
     def check(self, name: str) -> None:
@@ -224,6 +243,11 @@ class Qcow2Header:
             )
         if self.encrypted:
             raise InvalidArgument(f"image {name}: it is encrypted, and there is no key for it")
+        if self.snapshots:
+            raise InvalidArgument(
+                f"image {name}: it holds {self.snapshots} internal snapshots, which are not "
+                f"allowed; {_CONVERT}"
+            )
         if self.incompatible & _CORRUPT:
             raise InvalidArgument(
                 f"image {name}: it is marked corrupt; repair it with qemu-img check -r all"
@@ -258,6 +282,7 @@ def parse_header(name: str, head: bytes) -> Qcow2Header:
         virtual_size=virtual_size,
         backing_file=bool(backing_offset or backing_size),
         encrypted=crypt_method != 0,
+        snapshots=fields[11],
         incompatible=incompatible,
     )
 
@@ -267,7 +292,14 @@ class Plugin:
 
     VIRTLET_HOOK_API = 1
 
+    _gid = NOBODY
+
+    @hookimpl
+    def virtlet_configure(self, settings: Settings, node: Node) -> None:
+        """Remember which group may read images."""
+        self._gid = node.emulator_gid
+
     @hookimpl
     def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage:
         """Never None: as the last one asked, it says why a file is not a disk."""
-        return recognise(file, name)
+        return recognise(file, name, self._gid)

@@ -12,13 +12,12 @@ from attrs import frozen
 from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.host import netns
 from virtlet.host.commands import find_program
+from virtlet.host.confinement import Confinement
 from virtlet.host.files import write_atomically
 from virtlet.host.processes import (
-    HELPER_OOM_SCORE,
     end_process,
     ended,
     open_process,
-    set_oom_score_adj,
 )
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
@@ -29,6 +28,11 @@ _OPTION_BYTES = 255
 _RA_INTERVAL = 600
 _RA_LIFETIME = 1800
 """Seconds between router advertisements, and that one is good for."""
+_CONFINEMENT = Confinement(
+    uid=0, gid=0, capabilities=("setuid", "setgid", "net_admin", "net_raw", "net_bind_service")
+)
+"""It becomes another user by itself, as which it keeps net_admin alone. Without that one it does
+not start: it writes its clients' addresses into the kernel's table of neighbours."""
 _GRACE = 2.0
 """Seconds it gets to end by itself; it takes milliseconds."""
 _PATIENCE = 10.0
@@ -184,7 +188,6 @@ class DhcpServer:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        set_oom_score_adj(pid, HELPER_OOM_SCORE)
         end = time.monotonic() + _PATIENCE
         # It writes its process id once its sockets are open.
         while self._written() != pid:
@@ -197,10 +200,11 @@ class DhcpServer:
 
     def _spawn(self, argv: tuple[str, ...]) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        return os.posix_spawn(
-            argv[0],
-            argv,
-            os.environ,
+        confined = _CONFINEMENT.wrap(argv)
+        return os.posix_spawnp(
+            confined[0],
+            confined,
+            {"PATH": os.defpath},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

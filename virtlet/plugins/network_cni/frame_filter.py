@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.commands import run
+from virtlet.host.confinement import NOBODY, Confinement
 
 if TYPE_CHECKING:
     from virtlet.plugins.network_cni.bridging import BridgedNic
+
+_CONFINEMENT = Confinement(uid=NOBODY, gid=NOBODY, capabilities=("net_admin",))
 
 _FIREWALL = """\
 table bridge virtlet {{
@@ -115,7 +118,7 @@ def filter_frames(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> None:
     if program is None:
         raise FailedPrecondition("the program nft is missing on this node: install nftables")
     text = rules(nics, spoofing=spoofing)
-    run((program, "-f", "-"), stdin=text.encode(), timeout=10)
+    run((program, "-f", "-"), stdin=text.encode(), timeout=10, env={}, confinement=_CONFINEMENT)
 
 
 def rules(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> str:
