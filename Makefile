@@ -45,7 +45,7 @@ docs: setup ## write docs/settings.md and docs/types.md from the code
 golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
 
-fuzz: setup ## change inputs of others for MINUTES=10; findings are in build/fuzz (KEEP=1 adds to the corpus)
+fuzz: setup ## feed mutated inputs for MINUTES=10; findings are in build/fuzz (KEEP=1 adds to the corpus)
 	$(PY) -m tests.fuzz $(or $(MINUTES),10)
 
 bench: setup ## measure, and print the table
