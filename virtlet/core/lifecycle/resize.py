@@ -279,6 +279,7 @@ def undo_machine(context: Context, row: EffectRow) -> None:
     record = context.store.vms[row.owner]
     if record.machine is None or not _runs(context, row):
         return
+    context.hypervisors.require(row.plugin)
     if row.record:
         before = decode(row.record, Resize)
     else:
