@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from virtlet.model.image import ImageSource
-from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_names.plugin import (
@@ -15,6 +14,7 @@ from virtlet.plugins.image_names.plugin import (
     TRANSLATIONS_DIR,
     Plugin,
 )
+from virtlet.testing.models import make_node
 
 Write = Callable[[str, str], Path]
 
@@ -47,15 +47,7 @@ def configured(directory: Path, *, regexps: bool = True, protocol: str = "https"
         REGEXP_TRANSLATION.field: regexps,
         DOWNLOAD_PROTOCOL.field: protocol,
     }
-    node = Node(
-        data_dir=directory,
-        run_dir=directory,
-        instance="test",
-        vmwrapper=Path("/bin/true"),
-        emulator_uid=0,
-        emulator_gid=0,
-    )
-    plugin.virtlet_configure(Settings(values=values), node)
+    plugin.virtlet_configure(Settings(values=values), make_node(directory))
     return plugin
 
 

@@ -25,7 +25,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Hypervisor, Observation
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchPart
 from virtlet.model.node import Node
-from virtlet.model.vm import Console, Machine
+from virtlet.model.vm import Console, Machine, VmExit
 from virtlet.plugins.domain_xml.plugin import OPTIONS as XML_OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
 from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin
@@ -152,10 +152,13 @@ class Rig:
             self.launches.disarm(machine.vm.id)
 
     @contextmanager
-    def running(self, part: LaunchPart | None = None) -> Iterator[Machine]:
+    def running(
+        self, part: LaunchPart | None = None, machine: Machine | None = None
+    ) -> Iterator[Machine]:
         """A running VM that has printed its greeting; removed afterwards."""
-        machine = self.define()
+        machine = machine or self.machine()
         try:
+            self.define(machine)
             self.start(machine, part)
             self.wait_for_console(machine, b"ready")
             yield machine
@@ -184,6 +187,12 @@ class Rig:
             if seen.vm_id == machine.vm.id and seen.state is state:
                 return seen
         raise AssertionError(f"nothing heard of {machine.vm.id} being {state}")
+
+    def wait_for_end(self, machine: Machine) -> VmExit:
+        """How the VM ended, by the next observation of its end."""
+        ended = self.wait_to_hear(machine, DomainState.STOPPED).exit
+        assert ended is not None
+        return ended
 
     def pid(self, machine: Machine) -> int:
         pid = self.hypervisor.stats()[machine.vm.id].pid

@@ -49,8 +49,7 @@ def test_a_vm_comes_and_goes(rig: Rig) -> None:
         assert owner == rig.node.emulator_uid
         before = machine.root.path.stat()
         rig.hypervisor.shutdown(machine.vm.id)
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert ended.reason == "Completed"
         # The daemon's dynamic ownership must not get at our files.
         assert machine.root.path.stat().st_uid == before.st_uid
@@ -81,8 +80,7 @@ def test_a_killed_daemon_is_reported_and_vms_stay(rig: Rig, daemon: Daemon) -> N
 
         daemon.start()
         until(lambda: rig.hypervisor.health().ready, "good health")
-        ended = rig.wait_to_hear(dies, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(dies)
         assert ended.reason == "Error"
         assert rig.hypervisor.list()[stays.vm.id].state is DomainState.RUNNING
         # Events flow again.

@@ -12,12 +12,8 @@ from virtlet.model.vm import Machine
 
 
 def _boots(rig: Rig, machine: Machine) -> None:
-    try:
-        rig.define(machine)
-        rig.start(machine)
-        rig.wait_for_console(machine, b"ready")
-    finally:
-        rig.hypervisor.remove(machine.vm.id)
+    with rig.running(machine=machine):
+        pass
 
 
 def _seed(machine: Machine) -> Disk:
@@ -94,12 +90,8 @@ def test_a_fixed_system_uuid(rig: Rig) -> None:
     machine = rig.machine()
     fixed = "4c4c4544-0042-3010-8031-c4c04f503432"
     machine = evolve(machine, flavor=evolve(machine.flavor, system_uuid=fixed))
-    try:
-        rig.define(machine)
-        rig.start(machine)
+    with rig.running(machine=machine):
         words = Path(f"/proc/{rig.pid(machine)}/cmdline").read_text().split("\0")
         domains_own = words[words.index("-uuid") + 1]
         assert domains_own.replace("-", "") == machine.vm.id
         assert words.index(f"type=1,uuid={fixed}") > words.index("-uuid")
-    finally:
-        rig.hypervisor.remove(machine.vm.id)

@@ -80,8 +80,7 @@ def test_an_emulator_that_cannot_be_found_is_ended_by_libvirt(rig: Rig) -> None:
         file.unlink()
         rig.hypervisor.stop(machine.vm.id)
         assert not Path(f"/proc/{pid}").exists()
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert (ended.exit_code, ended.message) == (137, "ended by force")
 
 
@@ -104,8 +103,7 @@ def test_a_guest_obeys_the_power_button(rig: Rig) -> None:
     """shutdown returns at once; the guest's own power-off is a completed run."""
     with rig.running() as machine:
         rig.hypervisor.shutdown(machine.vm.id)
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert (ended.exit_code, ended.reason) == (0, "Completed")
         assert ended.finished_at > 0
 
@@ -114,8 +112,7 @@ def test_a_guest_that_powers_off_has_completed(rig: Rig) -> None:
     """Without anybody's asking."""
     with rig.running() as machine:
         rig.type(machine, b"o")
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert (ended.exit_code, ended.reason) == (0, "Completed")
 
 
@@ -123,8 +120,7 @@ def test_a_panic_is_an_error_that_says_so(rig: Rig) -> None:
     """The guest's kernel tells by the pvpanic device."""
     with rig.running() as machine:
         rig.type(machine, b"p")
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert (ended.exit_code, ended.reason) == (1, "Error")
         assert "panic" in ended.message
 
@@ -139,8 +135,7 @@ def test_a_killed_emulator_is_an_error_that_says_so(
     with rig.running() as machine:
         # By another process than libvirt's, which is this one.
         subprocess.run(["kill", f"-{number:d}", str(rig.pid(machine))], check=True)
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert (ended.exit_code, ended.reason) == (code, "Error")
         assert words in ended.message
         seen = rig.hypervisor.observe(machine.vm.id)

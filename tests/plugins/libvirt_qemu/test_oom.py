@@ -70,6 +70,5 @@ def test_a_kill_without_a_shortage_is_no_shortage(rig: Rig, group: Path) -> None
     """The same cgroup, and a signal from somebody."""
     with rig.running(LaunchPart(cgroups=(group,))) as machine:
         os.kill(rig.pid(machine), 9)
-        ended = rig.wait_to_hear(machine, DomainState.STOPPED).exit
-        assert ended is not None
+        ended = rig.wait_for_end(machine)
         assert ended.reason == "Error"

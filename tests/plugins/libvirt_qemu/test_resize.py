@@ -27,14 +27,8 @@ def _growing(rig: Rig) -> Iterator[Machine]:
     """A guest that can have three vCPUs and more memory; it drives neither."""
     machine = rig.machine()
     flavor = evolve(machine.flavor, max_vcpus=3, max_memory=192 * MIB)
-    machine = evolve(machine, flavor=flavor)
-    try:
-        rig.define(machine)
-        rig.start(machine)
-        rig.wait_for_console(machine, b"ready")
+    with rig.running(machine=evolve(machine, flavor=flavor)) as machine:
         yield machine
-    finally:
-        rig.hypervisor.remove(machine.vm.id)
 
 
 def _threads(pid: int) -> dict[str, set[int]]:
@@ -156,11 +150,6 @@ def test_machines_of_every_kind_have_room_to_grow(
             machine,
             volumes=(Share(host_path=path, guest_path="/mnt", tag="share", driver="virtiofs"),),
         )
-    try:
-        rig.define(machine)
-        rig.start(machine)
-        rig.wait_for_console(machine, b"ready")
+    with rig.running(machine=machine):
         had = rig.hypervisor.resize(machine.vm.id, Resize(vcpus=3, memory=64 * MIB))
         assert had == Resize(vcpus=flavor.get("vcpus", 1), memory=64 * MIB)
-    finally:
-        rig.hypervisor.remove(machine.vm.id)

@@ -24,6 +24,7 @@ from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
 from virtlet.plugins.network_cni.plugin import Plugin
+from virtlet.testing.models import make_node
 from virtlet.testing.namespaces import enter_namespace
 from virtlet.testing.plugged import Plugged, plugged
 
@@ -109,15 +110,7 @@ class TestNode:
         plugin.virtlet_shutdown()
 
     def node(self) -> Node:
-        run = self.root / "run"
-        return Node(
-            data_dir=self.root / "data",
-            run_dir=run,
-            instance="test",
-            vmwrapper=Path("/bin/false"),
-            emulator_uid=0,
-            emulator_gid=0,
-        )
+        return evolve(make_node(self.root / "data", 0, 0), run_dir=self.root / "run")
 
     def pod(self, id: str = "", **config: Any) -> Pod:
         """A pod with a name of its own, and with an id of its own unless it is given."""

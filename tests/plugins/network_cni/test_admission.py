@@ -1,6 +1,5 @@
 """Pods that no network can be made for."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +9,13 @@ from hypothesis import strategies as st
 
 from virtlet.errors import InvalidArgument
 from virtlet.model.network import Network, Nic
-from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping, Profile
+from virtlet.model.pod import DnsConfig, Pod, PodConfig, PodMetadata, PortMapping
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_plugins import arguments
 from virtlet.plugins.network_cni.dhcp import configuration
 from virtlet.plugins.network_cni.guest_view import dns
 from virtlet.plugins.network_cni.plugin import Plugin
+from virtlet.testing.models import make_pod
 
 GOOD = PodConfig(
     metadata=PodMetadata(name="web-0", uid="0c4f3e", namespace="default"),
@@ -28,9 +28,7 @@ GOOD = PodConfig(
 
 
 def pod(config: PodConfig) -> Pod:
-    return Pod(
-        id="ab" * 16, config=config, profile=Profile(), directory=Path("/nonexistent"), created_at=0
-    )
+    return evolve(make_pod(), config=config)
 
 
 def test_good_pod() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from tests.fakes import models
 from tests.fakes.links import shown
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from tests.polling import until
@@ -23,17 +22,9 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod, PortMapping
-from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import nics
 from virtlet.plugins.network_cni.plugin import Plugin
-
-
-def machine(
-    directory: Path, network: Network, kind: str = "q35", pod: Pod | None = None
-) -> Machine:
-    made = models.machine(directory)
-    vm = evolve(made.vm, network=network, pod=pod or made.vm.pod)
-    return evolve(made, vm=vm, flavor=Flavor(machine=kind))
+from virtlet.testing.models import make_machine
 
 
 def close(part: LaunchPart) -> None:
@@ -69,7 +60,7 @@ def test_emulator_takes_the_nics(node: TestNode, kind: str) -> None:
     """QEMU starts with the taps' descriptors, and the NIC has MAC and slot as asked."""
     node.configure(node.bridge(mtu=1400))
     plugin, pod, network = node.up()
-    made = machine(node.root, network, kind, pod)
+    made = make_machine(node.root, pod, flavor=Flavor(machine=kind), network=network)
     assert plugin.virtlet_launch(made) is None
     part = nics.launch_part(made)
     for open_it in (plugin.virtlet_launch, nics.launch_part):
@@ -90,7 +81,7 @@ def test_emulator_takes_several_queues_of_a_nic_and_boots_from_it(node: TestNode
     nic = Nic(
         name="eth0", mac="02:00:00:00:00:01", mtu=1500, device="queues0", queues=2, boot_order=1
     )
-    part = nics.launch_part(machine(node.root, Network(netns=None, nics=(nic,))))
+    part = nics.launch_part(make_machine(node.root, network=Network(netns=None, nics=(nic,))))
     assert [fd.name for fd in part.fds] == ["tap0", "tap1"]
     told = emulator_says(part, "q35", "info network\ninfo qtree")
     assert told.count("type=tap") == 2
@@ -107,7 +98,7 @@ def test_emulator_takes_several_queues_of_a_pods_nic(node: TestNode) -> None:
     plugin = node.plugin()
     pod = node.pod()
     network = set_up(plugin, pod, queues=2)
-    made = machine(node.root, network, pod=pod)
+    made = make_machine(node.root, pod, network=network)
     assert plugin.virtlet_launch(made) is None
     part = nics.launch_part(made)
     assert emulator_says(part, "q35", "info network").count("type=tap") == 2
@@ -118,13 +109,15 @@ def test_emulator_takes_several_queues_of_a_pods_nic(node: TestNode) -> None:
 def test_a_nic_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     nic = Nic(name="net1", mac="02:00:00:00:00:01", mtu=1500, kind="hostdev", device="0000:01:00.0")
     with pytest.raises(FailedPrecondition, match="NIC net1 is of kind 'hostdev'"):
-        nics.launch_part(machine(tmp_path, Network(netns=None, nics=(nic,))))
+        nics.launch_part(make_machine(tmp_path, network=Network(netns=None, nics=(nic,))))
 
 
 def test_networks_of_others(node: TestNode) -> None:
     """A network that another plugin made is left to it."""
     network = Network(netns=None, nics=(Nic(name="eth0", mac="02:00:00:00:00:01", mtu=1500),))
-    assert node.plugin().virtlet_launch(machine(node.root, network, pod=node.pod())) is None
+    assert (
+        node.plugin().virtlet_launch(make_machine(node.root, node.pod(), network=network)) is None
+    )
 
 
 def test_a_network_of_the_release_that_marked_them(node: TestNode) -> None:
@@ -141,14 +134,14 @@ def test_a_network_of_the_release_that_marked_them(node: TestNode) -> None:
     notes.write_text(json.dumps(state))
     plugin = node.plugin()
     for _ in range(2):
-        assert plugin.virtlet_launch(machine(node.root, network, pod=pod)) is None
+        assert plugin.virtlet_launch(make_machine(node.root, pod, network=network)) is None
     with node.guest(network) as guest:
         assert guest.dhcp()
         assert guest.reaches("10.99.0.1")
     assert network.netns is not None
     netns.delete(network.netns)
     with pytest.raises(PodBroken, match="is gone"):
-        plugin.virtlet_launch(machine(node.root, network, pod=pod))
+        plugin.virtlet_launch(make_machine(node.root, pod, network=network))
     plugin.virtlet_teardown_network(pod, network)
 
 
@@ -159,7 +152,7 @@ def test_namespace_is_gone(node: TestNode) -> None:
     assert network.netns is not None
     netns.delete(network.netns)
     with pytest.raises(PodBroken, match="is gone: the pod is stopped; run it again"):
-        plugin.virtlet_launch(machine(node.root, network, pod=pod))
+        plugin.virtlet_launch(make_machine(node.root, pod, network=network))
     plugin.virtlet_teardown_network(pod, network)
 
 
@@ -176,7 +169,7 @@ launch(node, node.plugin(), pod, network)
 
 def launch(node: TestNode, plugin: Plugin, pod: Pod, network: Network) -> None:
     """A VM's start, as far as the plugin sees it."""
-    assert plugin.virtlet_launch(machine(node.root, network, pod=pod)) is None
+    assert plugin.virtlet_launch(make_machine(node.root, pod, network=network)) is None
 
 
 def test_the_first_vm_waits_for_no_check_and_a_further_one_is_told_what_is_wrong(
