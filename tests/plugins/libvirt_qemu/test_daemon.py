@@ -153,7 +153,7 @@ def test_a_daemon_that_comes_and_goes_costs_no_descriptors(rig: Rig, daemon: Dae
         until(lambda: not rig.hypervisor.health().ready, "bad health")
         daemon.start()
         until(lambda: rig.hypervisor.health().ready, "good health")
-        time.sleep(1.5)  # the pulse has a connection of its own
+        time.sleep(1.5)  # the liveness probe has a connection of its own
         return count()
 
     most = max(restart(), restart())

@@ -18,17 +18,10 @@ from virtlet.threads import BackOff, Worker
 
 log = logging.getLogger(__name__)
 
-
 _INTERVAL = 1.0
+"""Seconds between two probes of a daemon."""
 _LATE = 3.0
 """Seconds without an answer after which the daemon counts as hanging."""
-
-
-# Whether a daemon still answers: one small call a second, on a connection of its own.
-#
-# A socket that is closed tells of a daemon that died, not of one that hangs. libvirt's keep-alive
-# tells of both, but it ends the connection with all calls under way, so on a node that is merely
-# slow it has to be patient. The pulse only looks.
 
 CALLS_PER_CONNECTION = 5
 """A daemon serves that many calls of one connection at a time (its max_client_requests)."""
@@ -40,8 +33,12 @@ _BACK_OFF = (0.1, 3.0)
 """Seconds to wait after the first failed attempt to connect, and at most."""
 
 
-class Pulse:
-    """Feels the pulse of one daemon, from `start` to `stop`.
+class LivenessProbe:
+    """Finds out whether a daemon still answers: one small call a second, on its own connection.
+
+    A closed socket shows a daemon that died, not one that hangs. libvirt's keep-alive finds both,
+    but it ends the connection with all calls under way, so that it must be patient with a node
+    that is merely slow.
 
     Args:
         connect: opens a connection.
@@ -51,20 +48,20 @@ class Pulse:
         self._connect = connect
         self._asked_at: float | None = None
         self._connection: Any = None
-        self._worker = Worker("libvirt-pulse", self._ask, drain=True)
+        self._worker = Worker("libvirt-liveness", self._ask, drain=True)
 
     @property
     def hangs(self) -> bool:
-        """Whether a question has been open for too long."""
+        """Whether a call has been without an answer for too long."""
         asked_at = self._asked_at
         return asked_at is not None and time.monotonic() - asked_at > _LATE
 
     def start(self) -> None:
-        """Ask from now on."""
+        """Begin to ask."""
         self._worker.start(_INTERVAL)
 
     def stop(self) -> None:
-        """Ask no more; idempotent. A question that is open is left to itself."""
+        """Ask no more; idempotent. A call that is open is not waited for."""
         self._worker.stop(0.0)
 
     def _ask(self) -> float:
@@ -78,10 +75,10 @@ class Pulse:
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            # One of the calls that a daemon serves also while all its workers are busy.
+            # A call that a daemon serves even if all its workers are busy.
             self._connection.getLibVersion()
         except libvirt.libvirtError:
-            self._connection = None  # a daemon that is gone does not hang: others notice
+            self._connection = None  # a daemon that is gone does not hang
         finally:
             self._asked_at = None
         return _INTERVAL
@@ -94,10 +91,10 @@ class _Slot:
     connection: Any
     calls: int = 0
     leave: Callable[[], None] = lambda: None
-    """Undoes what was registered on it; a connection with registrations stays open for ever."""
+    """Undoes what was registered on it; a connection with registrations is never closed."""
 
     def close(self) -> None:
-        """Let go of it, whether its other end is still there or not."""
+        """Close it, whether its other end still exists or not."""
         for step in (self.connection.unregisterCloseCallback, self.leave, self.connection.close):
             with contextlib.suppress(libvirt.libvirtError):
                 step()
@@ -108,10 +105,9 @@ class Connections:
 
     Args:
         uri: what to open.
-        on_connect: called with each new main connection, before others use it; registers for
-            events and returns what undoes that. An error of libvirt's in it counts as a failed
-            attempt.
-        on_back: called on the keeper's thread once a lost libvirt is back.
+        on_connect: called with each new main connection, before it is used; registers for events
+            and returns what undoes that. An error of libvirt in it counts as a failed attempt.
+        on_back: called on the thread that reconnects, once a lost libvirt is back.
         shared: all calls share the main connection, as suits the embedded driver.
     """
 
@@ -131,11 +127,11 @@ class Connections:
         self._slots: list[_Slot] = []
         """The main connection first; empty while libvirt is away."""
         self._lost: list[_Slot] = []
-        """Connections whose other end is gone, to be closed by the keeper."""
+        """Connections whose other end is gone, to be closed by the thread that reconnects."""
         self._problem = "not connected yet"
         self._back_off = BackOff(*_BACK_OFF)
-        self._keeper = Worker("libvirt-keeper", self._keep)
-        self._pulse = Pulse(self._open_connection)
+        self._reconnector = Worker("libvirt-reconnect", self._reconnect)
+        self._liveness = LivenessProbe(self._open_connection)
 
     def open(self) -> None:
         """Connect; from then on a lost connection is made again by itself. Idempotent.
@@ -143,7 +139,7 @@ class Connections:
         Raises:
             Unavailable: libvirt does not answer.
         """
-        if self._keeper.running:
+        if self._reconnector.running:
             return
         try:
             self._connect()
@@ -151,18 +147,18 @@ class Connections:
             raise Unavailable(
                 f"cannot connect to libvirt at {self._uri}: {failures.short(error)}"
             ) from None
-        self._keeper.start()
+        self._reconnector.start()
         if not self._shared:
-            # The thread of the one before may still hang in its question.
-            self._pulse = Pulse(self._open_connection)
-            self._pulse.start()
+            # The thread of an earlier probe may still hang in its call.
+            self._liveness = LivenessProbe(self._open_connection)
+            self._liveness.start()
 
     def close(self) -> None:
         """Disconnect; idempotent."""
-        if not self._keeper.running:
+        if not self._reconnector.running:
             return
-        self._pulse.stop()
-        self._keeper.stop()
+        self._liveness.stop()
+        self._reconnector.stop()
         self._drop("closed")
 
     @contextlib.contextmanager
@@ -183,13 +179,13 @@ class Connections:
             with self._lock:
                 slot.calls -= 1
                 if slot in self._lost:
-                    self._keeper.wake()
+                    self._reconnector.wake()
 
     def health(self) -> HypervisorHealth:
         """Whether libvirt answers, as far as is known now; does not block."""
         with self._lock:
             problem = "" if self._slots else self._problem
-        if not problem and self._pulse.hangs:
+        if not problem and self._liveness.hangs:
             problem = "it hangs"
         if not problem:
             return HypervisorHealth(ready=True)
@@ -252,7 +248,7 @@ class Connections:
             self._slots = [slot]
 
     def _lose(self, slot: _Slot, problem: str) -> None:
-        """Give up all connections when the main one is gone, only this one otherwise."""
+        """Give up all connections if the main one is gone, else only this one."""
         with self._lock:
             if slot not in self._slots:
                 return
@@ -262,7 +258,7 @@ class Connections:
             self._lost += gone
             if main:
                 self._problem = problem
-        self._keeper.wake()
+        self._reconnector.wake()
         if main:
             log.warning("libvirt lost", extra={"problem": problem})
 
@@ -271,18 +267,18 @@ class Connections:
             self._lost += self._slots
             self._slots = []
             self._problem = problem
-        self._bury()
+        self._close_lost()
 
-    def _bury(self) -> None:
-        """Close what is lost, once no call is under way on it: that would end in its memory."""
+    def _close_lost(self) -> None:
+        """Close lost connections that no call uses; libvirt would free what the call works with."""
         with self._lock:
             idle = [slot for slot in self._lost if slot.calls == 0]
             self._lost = [slot for slot in self._lost if slot.calls > 0]
         for slot in idle:
             slot.close()
 
-    def _keep(self) -> float:
-        self._bury()
+    def _reconnect(self) -> float:
+        self._close_lost()
         if self._connected:
             return math.inf
         try:

@@ -1,8 +1,8 @@
 """libvirt's events become observations, told in order on a thread of their own.
 
-Events alone do not tell everything. A driver that starts, and finds the emulator of a VM gone,
-says so to nobody, and it finds out only some time after it has answered our first question. So
-the watch also looks by itself: often after a connection was made, and then now and then.
+Events alone are not enough. A driver that starts, and finds the emulator of a VM gone, sends no
+event, and it finds out only some time after it has answered the first call. So the watch also
+compares all domains by itself: often after a connection was made, and less often later.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class DomainEvent:
 Handler = Callable[[DomainEvent, DomainCallback], None]
 
 
-class Watch:
+class DomainWatch:
     """Takes events from libvirt's thread, which must never wait, and handles them on its own.
 
     Args:
@@ -62,7 +62,7 @@ class Watch:
         self._worker = Worker("domain-watch", self._handle_queued, drain=True)
 
     def subscribe(self, callback: DomainCallback) -> None:
-        """Set who is told; before `start`."""
+        """Set the subscriber; before `start`."""
         self._subscriber = callback
 
     def start(self) -> None:
@@ -98,7 +98,7 @@ class Watch:
 
     def _look_once(self) -> None:
         self._next_look = time.monotonic() + self._pauses.pause()
-        with contextlib.suppress(Unavailable):  # there will be another connection, and a look
+        with contextlib.suppress(Unavailable):  # the next connection looks again
             self._look(self._subscriber)
 
     def _handle_queued(self) -> float:
@@ -122,11 +122,8 @@ class Watch:
             log.exception("domain event not told")
 
 
-# What happens to our domains, told to the subscriber; all of it on the watch's thread.
-
-
-class Changes:
-    """Keeps what the subscriber heard last, and tells it what is new.
+class DomainChanges:
+    """Keeps what the subscriber heard last, and tells it what is new, on the watch's thread.
 
     Args:
         runs: where ends are recorded.

@@ -37,7 +37,7 @@ from virtlet.plugins.libvirt_qemu import consumption, failures, libvirt_process,
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.consumption import overhead
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, forced
-from virtlet.plugins.libvirt_qemu.domain_events import Changes, Watch
+from virtlet.plugins.libvirt_qemu.domain_events import DomainChanges, DomainWatch
 from virtlet.plugins.libvirt_qemu.domain_resize import Resizer
 from virtlet.plugins.libvirt_qemu.domains import (
     Domains,
@@ -88,8 +88,8 @@ class LibvirtHypervisor(Hypervisor):
         self._domains = Domains(self._connections, node.instance)
         self._runs = RunRecords(node.state_dir("libvirt_qemu") / "runs")
         self._states = DomainStates(self._domains, self._runs, self._by_signal)
-        self._changes = Changes(self._runs, self._states, self._process, self._by_signal)
-        self._watch = Watch(self._changes.on_event, self._changes.look)
+        self._changes = DomainChanges(self._runs, self._states, self._process, self._by_signal)
+        self._watch = DomainWatch(self._changes.on_event, self._changes.look)
         self._learning: threading.Thread | None = None
 
     def open(self) -> None:

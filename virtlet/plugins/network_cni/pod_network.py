@@ -270,7 +270,7 @@ class PodNetworks:
 
 
 def _may_spoof(pod: Pod, network: NetworkList) -> bool:
-    """Whether a guest may send from any address: a word of the node's, never of the pod."""
+    """Whether a guest may send from any address: set by the node, never by the pod."""
     extras = pod.profile.flavor.get("extras")
     by_flavor = isinstance(extras, Mapping) and extras.get("spoofing") == "allow"
     return network.allow_spoofing or by_flavor
