@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.console.support import Emulator, console_files
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from tests.console.support import console_files, log_of, lost, numbered, printed, rotate
-from virtlet.console.checkpoint import Checkpoint, StateFile
-from virtlet.console.files import ConsoleFiles, make_console
+from virtlet.console.console_files import Checkpoint, ConsoleFiles, StateFile, make_console
 from virtlet.console.follower import BATCH
 from virtlet.console.log_writer import ConsoleLogs
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.console.support import console_files, printed
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 
 LINE = b"[   12.345678] something happened on the console of this guest: number %07d\r\n"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.console.support import Emulator, console_files, log_of, lost, numbered, on_disk, printed
 from tests.polling import until
-from virtlet.console.files import MARGIN, ConsoleFiles
+from virtlet.console.console_files import MARGIN, ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import ResourceExhausted
 

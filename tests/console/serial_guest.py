@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 
 FLOOD_LINES = 0x8000
 FLOOD = b"".join(b"%08x\n" % number for number in range(FLOOD_LINES))

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from tests.polling import until
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.cri_log import HEADER_SIZE, MAX_PAYLOAD, decode
-from virtlet.console.files import ConsoleFiles
 
 
 def console_files(directory: Path, vm_id: str = "vm-1") -> ConsoleFiles:

@@ -12,11 +12,11 @@ import pytest
 from tests.console.support import Emulator, console_files, log_of, rotate
 from tests.console.test_hub import hub as hub
 from tests.polling import until
+from virtlet.console.console_files import ConsoleFiles, make_console
 from virtlet.console.cri_log import decode
-from virtlet.console.files import ConsoleFiles, make_console
 from virtlet.console.follower import BATCH, Follower
 from virtlet.console.hub import ConsoleHub
-from virtlet.console.live import BACKLOG_LIMIT, READERS_LIMIT, EndReason
+from virtlet.console.live_console import BACKLOG_LIMIT, READERS_LIMIT, EndReason
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.console.support import Emulator, printed
 from tests.polling import until
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
-from virtlet.console.live import BACKLOG_LIMIT, SKIPPED, Attachment, EndReason
+from virtlet.console.live_console import BACKLOG_LIMIT, SKIPPED, Attachment, EndReason
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import FailedPrecondition, Unavailable
 

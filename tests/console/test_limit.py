@@ -4,8 +4,9 @@ A directory in the log's place stands for anything that makes a log unwritable; 
 odd_disks.py.
 """
 
-import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,8 @@ from attrs import evolve
 from tests.console.support import Emulator, log_of, lost, numbered, on_disk, printed
 from tests.console.test_crash import killed_writer
 from tests.polling import until
-from virtlet.console.checkpoint import StateFile
+from virtlet.console.console_files import ConsoleFiles, StateFile
 from virtlet.console.cri_log import encode, encode_loss
-from virtlet.console.files import ConsoleFiles
 from virtlet.console.follower import BATCH
 from virtlet.console.log_writer import KEEP, ConsoleLogs
 from virtlet.errors import FailedPrecondition
@@ -307,13 +307,6 @@ def test_a_log_path_below_a_file_is_refused(
     assert blocked.read_bytes() == b""
 
 
-def test_a_log_path_that_is_a_fifo_is_refused(logs: ConsoleLogs, files: ConsoleFiles) -> None:
-    log_of(files).parent.mkdir(parents=True)
-    os.mkfifo(log_of(files))
-    with pytest.raises(FailedPrecondition, match="not an ordinary file"):
-        logs.prepare(files)
-
-
 def test_a_log_that_is_there_already_is_left_as_it_was(
     logs: ConsoleLogs, files: ConsoleFiles
 ) -> None:
@@ -321,3 +314,13 @@ def test_a_log_that_is_there_already_is_left_as_it_was(
     log_of(files).write_bytes(b"of an earlier life\n")
     logs.prepare(files)
     assert log_of(files).read_bytes() == b"of an earlier life\n"
+
+
+@pytest.mark.parametrize("kind", ["full", "overfull", "read-only", "holeless", "unbounded"])
+def test_on_a_disk_that_is(tmp_path: Path, kind: str) -> None:
+    """See the functions of odd_disks.py; the mounts vanish with the process."""
+    program = [sys.executable, "-m", "tests.console.odd_disks", kind, str(tmp_path)]
+    run = subprocess.run(
+        ["unshare", "--mount", *program], capture_output=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()

@@ -9,8 +9,7 @@ from attrs import evolve
 
 from tests.console.support import Emulator, console_files, log_of, printed
 from tests.polling import until
-from virtlet.console.checkpoint import StateFile
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles, StateFile
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
 

@@ -13,15 +13,15 @@ from tests.console.serial_guest import FLOOD, qemu
 from tests.console.support import printed
 from tests.console.test_hub import read, rest
 from tests.polling import until
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
-from virtlet.console.live import EndReason
+from virtlet.console.live_console import EndReason
 from virtlet.console.log_writer import ConsoleLogs
 
 ATTACHED = """
 import sys
 from pathlib import Path
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.log_writer import ConsoleLogs
 files = ConsoleFiles("vm-1", Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from tests.console.support import Emulator, console_files, log_of, printed, rotate
 from tests.polling import until
-from virtlet.console.checkpoint import StateFile
+from virtlet.console.console_files import ConsoleFiles, StateFile
 from virtlet.console.cri_log import decode, encode
-from virtlet.console.files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 
 

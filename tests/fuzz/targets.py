@@ -41,7 +41,7 @@ from virtlet.plugins.image_http.reach import EVERYWHERE
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.dhcp import configuration
-from virtlet.streaming.sessions import ProtocolError, StreamClosed
+from virtlet.streaming.handlers import ProtocolError, StreamClosed
 from virtlet.streaming.spdy_frames import FrameDecoder
 from virtlet.streaming.websocket import TunnelWire, WebSocket
 from vmwrapper.__main__ import unpack

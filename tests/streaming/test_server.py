@@ -296,13 +296,3 @@ async def test_clients_that_begin_no_tls_keep_no_place(
     trust = ssl.create_default_context(cafile=certificate / "cert.pem")
     async with await _idle(server, 300):
         assert await _runs(server, trust)
-
-
-async def test_attach_and_exec_share_no_tokens(server: StreamingServer) -> None:
-    attach = server.attach_url(AttachRequest(container_id="vm", stdout=True))
-    forward = server.port_forward_url(FORWARD)
-    swapped = attach.rsplit("/", 1)[0] + "/" + forward.rsplit("/", 1)[1]
-    with pytest.raises(Refused, match="404"):
-        await SpdyClient.connect(swapped, V4)
-    async with await SpdyClient.connect(forward):
-        assert server.sessions == 1

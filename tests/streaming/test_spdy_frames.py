@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtlet.streaming.sessions import ProtocolError
+from virtlet.streaming.handlers import ProtocolError
 from virtlet.streaming.spdy_frames import (
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,

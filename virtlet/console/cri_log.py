@@ -20,8 +20,7 @@ from typing import Self
 
 from attrs import frozen
 
-from virtlet.console.checkpoint import Checkpoint
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import Checkpoint, ConsoleFiles
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
 
 MAX_PAYLOAD = 16 * 1024

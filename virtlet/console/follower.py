@@ -16,7 +16,7 @@ import time
 
 from attrs import evolve
 
-from virtlet.console.checkpoint import Checkpoint, StateFile
+from virtlet.console.console_files import Checkpoint, ConsoleFiles, RawFile, StateFile
 from virtlet.console.cri_log import (
     HEADER_SIZE,
     CriLog,
@@ -27,7 +27,6 @@ from virtlet.console.cri_log import (
     encode_loss,
     encode_notice,
 )
-from virtlet.console.files import ConsoleFiles, RawFile
 
 BATCH = 64 * 1024
 """Most raw bytes between two checkpoints."""

@@ -10,9 +10,8 @@ from operator import itemgetter
 
 from attrs import define
 
-from virtlet.console.file_watch import Watch
-from virtlet.console.files import ConsoleFiles
-from virtlet.console.live import KEYS_LIMIT, Attachment, EndReason, LiveConsole, Reader
+from virtlet.console.console_files import ConsoleFiles, Watch
+from virtlet.console.live_console import KEYS_LIMIT, Attachment, EndReason, LiveConsole, Reader
 from virtlet.threads import Worker
 
 DETACH_KEY = b"\x1d"

@@ -25,8 +25,8 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
-from virtlet.streaming.server import StreamingServer
-from virtlet.streaming.sessions import Handlers
+from virtlet.streaming.handlers import Handlers
+from virtlet.streaming.streaming_server import StreamingServer
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core.paths import Paths, pod_log
 from virtlet.model.vm import Vm

@@ -4,9 +4,7 @@ It speaks SPDY/3.1 and WebSocket, gives out single-use URLs, and leaves the work
 that the core brings. See docs/streaming.md.
 """
 
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.server import StreamingServer
-from virtlet.streaming.sessions import (
+from virtlet.streaming.handlers import (
     AttachRequest,
     AttachRunner,
     ExecRequest,
@@ -21,6 +19,8 @@ from virtlet.streaming.sessions import (
     StreamClosed,
     TerminalSize,
 )
+from virtlet.streaming.lifetime import Limits
+from virtlet.streaming.streaming_server import StreamingServer
 
 __all__ = [
     "AttachRequest",

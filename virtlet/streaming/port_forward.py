@@ -10,9 +10,8 @@ from typing import Protocol
 from attrs import frozen
 
 from virtlet.errors import VirtletError
-from virtlet.streaming.lifetime import cancel, first_of
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.sessions import PortDialer, PortForwardRequest, StreamClosed
+from virtlet.streaming.handlers import PortDialer, PortForwardRequest, StreamClosed
+from virtlet.streaming.lifetime import Limits, cancel, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from virtlet.streaming.inbox import Inbox, wait_for_room
-from virtlet.streaming.lifetime import Activity
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.sessions import ProtocolError, StreamClosed
+from virtlet.streaming.handlers import ProtocolError, StreamClosed
+from virtlet.streaming.lifetime import Activity, Limits
 from virtlet.streaming.spdy_frames import (
     Data,
     Frame,
@@ -22,7 +20,7 @@ from virtlet.streaming.spdy_frames import (
     SynReply,
     SynStream,
 )
-from virtlet.streaming.wire import Wire
+from virtlet.streaming.wire import Inbox, Wire, wait_for_room
 
 # Long data goes out in frames of this size, so that other streams get their turn between.
 FRAME_BYTES = 128 * 1024

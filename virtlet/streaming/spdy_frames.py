@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from attrs import field, frozen
 
-from virtlet.streaming.sessions import ProtocolError
+from virtlet.streaming.handlers import ProtocolError
 
 _DICTIONARY = files("virtlet.streaming").joinpath("dictionary.bin").read_bytes()
 _COUNT = struct.Struct(">I")

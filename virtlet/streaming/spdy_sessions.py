@@ -12,11 +12,8 @@ from typing import Any
 
 from attrs import frozen
 
-from virtlet.streaming.command import Resizes, Status
-from virtlet.streaming.lifetime import Activity, Lifetime, cancel
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.port_forward import Forwarder
-from virtlet.streaming.sessions import (
+from virtlet.streaming.command_sessions import Resizes, Status
+from virtlet.streaming.handlers import (
     AttachRequest,
     ExecRequest,
     ProtocolError,
@@ -25,6 +22,8 @@ from virtlet.streaming.sessions import (
     StreamClosed,
     StreamsMissing,
 )
+from virtlet.streaming.lifetime import Activity, Lifetime, Limits, cancel
+from virtlet.streaming.port_forward import Forwarder
 from virtlet.streaming.spdy_connection import SpdyConnection, SpdyStream, StreamRefused
 from virtlet.streaming.spdy_frames import ResetStatus
 from virtlet.streaming.wire import Wire

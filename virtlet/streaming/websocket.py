@@ -17,10 +17,9 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
-from virtlet.streaming.inbox import Inbox, wait_for_room
+from virtlet.streaming.handlers import ProtocolError, StreamClosed
 from virtlet.streaming.lifetime import Activity
-from virtlet.streaming.sessions import ProtocolError, StreamClosed
-from virtlet.streaming.wire import Wire
+from virtlet.streaming.wire import Inbox, Wire, wait_for_room
 
 CLOSE_CHANNEL = 255
 # Long data goes out in messages of this size, so that other channels get their turn between.

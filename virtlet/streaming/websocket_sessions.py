@@ -11,12 +11,8 @@ Source: kubelet/pkg/cri/streaming/portforward/websocket.go of Kubernetes.
 import asyncio
 import struct
 
-from virtlet.streaming.command import Resizes, Status
-from virtlet.streaming.inbox import Inbox
-from virtlet.streaming.lifetime import Activity, Lifetime, cancel
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.port_forward import Forwarder
-from virtlet.streaming.sessions import (
+from virtlet.streaming.command_sessions import Resizes, Status
+from virtlet.streaming.handlers import (
     AttachRequest,
     ExecRequest,
     InputStream,
@@ -25,7 +21,10 @@ from virtlet.streaming.sessions import (
     SessionStreams,
     StreamClosed,
 )
+from virtlet.streaming.lifetime import Activity, Lifetime, Limits, cancel
+from virtlet.streaming.port_forward import Forwarder
 from virtlet.streaming.websocket import ChannelOutput, ChannelSocket, WebSocket
+from virtlet.streaming.wire import Inbox
 
 # Newest first; "" is a client that names none.
 COMMAND_PROTOCOLS = (

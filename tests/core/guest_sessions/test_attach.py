@@ -20,7 +20,7 @@ from tests.streaming.fakes.handlers import LoopbackDialer
 from tests.streaming.fakes.kubectl import Kubectl
 from tests.streaming.fakes.runners import Waiting
 from virtlet.console.hub import ConsoleHub
-from virtlet.console.live import BACKLOG_LIMIT
+from virtlet.console.live_console import BACKLOG_LIMIT
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher
 from virtlet.core.paths import Paths

@@ -22,7 +22,7 @@ from virtlet.errors import (
 )
 from virtlet.model.event import Event
 from virtlet.model.execution import GuestCommand, GuestStreams
-from virtlet.streaming.sessions import ExecRequest
+from virtlet.streaming.handlers import ExecRequest
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from tests.polling import until_async
 from virtlet.core.guest_sessions.executions import ExecLimits
 from virtlet.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from virtlet.model.execution import GuestCommand, GuestStreams
-from virtlet.streaming.sessions import ExecRequest, ExitStatus
+from virtlet.streaming.handlers import ExecRequest, ExitStatus
 
 
 def wanted(*command: str, vm_id: str = "vm", stdin: bool = True, tty: bool = False) -> ExecRequest:

@@ -24,7 +24,7 @@ from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.host import netns
 from virtlet.host.links import Links
 from virtlet.model.network import Network, Nic
-from virtlet.streaming.sessions import PortForwardRequest
+from virtlet.streaming.handlers import PortForwardRequest
 
 FOUR, SIX = "10.99.0.2", "fd99::2"
 NOWHERE = "fd98::2"

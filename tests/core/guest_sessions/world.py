@@ -19,7 +19,7 @@ from virtlet.model.disk import Disk
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.vm import Console, Machine
-from virtlet.streaming.sessions import SessionStreams, StreamClosed, TerminalSize
+from virtlet.streaming.handlers import SessionStreams, StreamClosed, TerminalSize
 
 Guest = Callable[[GuestCommand, GuestStreams, float | None], int]
 

@@ -10,8 +10,8 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import GuestNotReady, InvalidArgument
-from virtlet.streaming.server import StreamingServer
-from virtlet.streaming.sessions import AttachRequest, ExecRequest, PortForwardRequest
+from virtlet.streaming.handlers import AttachRequest, ExecRequest, PortForwardRequest
+from virtlet.streaming.streaming_server import StreamingServer
 
 REPLY_LIMIT = (16 << 20) - (4 << 10)
 """Bytes of both outputs together: the kubelet takes no message of more than 16 MiB."""

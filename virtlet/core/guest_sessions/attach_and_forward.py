@@ -6,9 +6,9 @@ from asyncio.staggered import staggered_race
 from collections.abc import Sequence
 from functools import partial
 
-from virtlet.console.files import ConsoleFiles
+from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
-from virtlet.console.live import BACKLOG_LIMIT, Attachment, EndReason
+from virtlet.console.live_console import BACKLOG_LIMIT, Attachment, EndReason
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import (
@@ -18,8 +18,8 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.model.vm import Vm
+from virtlet.streaming.handlers import AttachRequest, PortForwardRequest, SessionStreams
 from virtlet.streaming.lifetime import cancel
-from virtlet.streaming.sessions import AttachRequest, PortForwardRequest, SessionStreams
 
 CHUNK = 64 * 1024
 SILENCE = 5.0

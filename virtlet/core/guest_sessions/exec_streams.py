@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from virtlet.streaming.sessions import OutputStream, SessionStreams
+from virtlet.streaming.handlers import OutputStream, SessionStreams
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from virtlet.errors import (
 )
 from virtlet.model.execution import GuestCommand
 from virtlet.model.vm import Machine
-from virtlet.streaming.sessions import ExecRequest, ExitStatus, SessionStreams
+from virtlet.streaming.handlers import ExecRequest, ExitStatus, SessionStreams
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from virtlet.errors import VirtletError
-from virtlet.streaming.lifetime import Lifetime
-from virtlet.streaming.sessions import (
+from virtlet.streaming.handlers import (
     AttachRequest,
     AttachRunner,
     ExecRequest,
@@ -26,6 +25,7 @@ from virtlet.streaming.sessions import (
     StreamClosed,
     TerminalSize,
 )
+from virtlet.streaming.lifetime import Lifetime
 
 logger = logging.getLogger(__name__)
 

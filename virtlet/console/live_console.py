@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from virtlet.console.files import ConsoleFiles, RawFile
+from virtlet.console.console_files import ConsoleFiles, RawFile
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 READ_SIZE = 64 * 1024

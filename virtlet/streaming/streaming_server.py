@@ -8,15 +8,13 @@ import ssl
 
 from virtlet.errors import InvalidArgument, Unavailable
 from virtlet.streaming.dispatch import Dispatcher, SessionRequest
-from virtlet.streaming.lifetime import cancel, first_of
-from virtlet.streaming.limits import Limits
-from virtlet.streaming.sessions import (
+from virtlet.streaming.handlers import (
     AttachRequest,
     ExecRequest,
     Handlers,
     PortForwardRequest,
 )
-from virtlet.streaming.tokens import TokenStore
+from virtlet.streaming.lifetime import Limits, TokenStore, cancel, first_of
 from virtlet.streaming.wire import TcpWire
 
 logger = logging.getLogger(__name__)

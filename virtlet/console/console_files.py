@@ -1,4 +1,4 @@
-"""The files of a VM's console on the node, and what is told about its log.
+"""The files of a VM's console on the node, and waiting for them to change.
 
 The emulator reads what is typed from a FIFO and writes what the guest prints to an ordinary file,
 the raw file. So it never waits for us, dead or alive: a write to an ordinary file neither blocks
@@ -7,16 +7,29 @@ nor comes back half done. docs/decisions/0004-console-is-a-file.md has what else
 The emulator writes at the end of the raw file; we read, and give the blocks behind us back to the
 filesystem by punching holes. The file keeps its apparent size. It is never truncated: the emulator
 remembers its own offset, and a truncation could take bytes that nobody has read.
+
+How far the raw file has been written to which log is in the state file: two slots, written in turn
+and in place. A slot that was torn fails its checksum and the other one, a batch older, counts; its
+batch is then found in the log itself. Replacing the file by rename instead would make ext4 start
+writing the blocks out every time.
+
+A watch fires once and is gone. Its owner looks at the file at its own pace from then on, and arms
+a new watch when the file has been quiet. A guest that prints byte by byte thus costs one
+notification per burst, not one per byte, for itself and for us.
 """
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
-from attrs import frozen
+from attrs import astuple, evolve, frozen
+from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
 _BLOCK = 4096
@@ -183,3 +196,156 @@ class RawFile:
         """Close the file."""
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
+
+
+_SLOT = 128
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@frozen
+class Checkpoint:
+    """At some moment, the first `raw_offset` raw bytes were in logs, the last of this size.
+
+    Files are told apart by inode alone: device numbers may change with a reboot. State files of
+    earlier versions have no gap.
+    """
+
+    raw_inode: int = 0
+    """0 when there was no raw file."""
+    raw_offset: int = 0
+    log_inode: int = 0
+    """0 when there is no log."""
+    log_size: int = 0
+    before_gap: int = 0
+    """Raw bytes from `raw_offset` on that are kept; those of the gap were behind them."""
+    gap: int = 0
+    """Raw bytes given up that the log does not tell of yet."""
+
+    @property
+    def reach(self) -> int:
+        """Size of the raw file that this needs at least."""
+        return self.raw_offset + self.before_gap + self.gap
+
+    def written(self, count: int) -> "Checkpoint":
+        """The log has more bytes, all of them before the gap if there is one."""
+        before_gap = self.before_gap - count if self.gap else 0
+        return evolve(self, raw_offset=self.raw_offset + count, before_gap=before_gap)
+
+    def told(self, count: int) -> "Checkpoint":
+        """The log says that bytes of the gap, which comes next, were lost."""
+        return evolve(self, raw_offset=self.raw_offset + count, gap=self.gap - count)
+
+
+class StateFile:
+    """A state file, held open and locked: one process at a time writes a VM's log.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be opened or created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, _CREATE, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            slots = [_parse(self._read(slot)) for slot in (0, 1)]
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._sequence = 0
+        self._latest: Checkpoint | None = None
+        for slot in slots:
+            if slot is not None and slot[0] > self._sequence:
+                self._sequence, self._latest = slot
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The last checkpoint saved, or None when there is no sound one."""
+        return self._latest
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint over the older slot. Raises OSError."""
+        sequence = self._sequence + 1
+        written = os.pwrite(self._descriptor, _format(sequence, checkpoint), sequence % 2 * _SLOT)
+        if written != _SLOT:
+            raise OSError(f"only {written} of {_SLOT} bytes of a console checkpoint were written")
+        self._sequence, self._latest = sequence, checkpoint
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        os.close(self._descriptor)
+
+    def _read(self, slot: int) -> bytes:
+        return os.pread(self._descriptor, _SLOT, slot * _SLOT)
+
+
+def _format(sequence: int, checkpoint: Checkpoint) -> bytes:
+    body = " ".join(str(number) for number in (sequence, *astuple(checkpoint)))
+    line = f"{zlib.crc32(body.encode()):08x} {body}"
+    return f"{line:<{_SLOT - 1}}\n".encode()
+
+
+def _parse(slot: bytes) -> tuple[int, Checkpoint] | None:
+    checksum, _, body = slot.strip().partition(b" ")
+    if len(slot) != _SLOT or checksum != b"%08x" % zlib.crc32(body):
+        return None
+    sequence, *numbers = (int(number) for number in body.split())
+    return sequence, Checkpoint(*numbers)
+
+
+_GROWTH = flags.MODIFY | flags.ONESHOT
+_ENTRIES = flags.CREATE | flags.MOVED_TO | flags.ONESHOT | flags.ONLYDIR
+
+
+class Watch:
+    """One-shot watches for files and directories; each has an owner that is named when it fires.
+
+    Raises:
+        OSError: the system has no inotify instance left (fs.inotify.max_user_instances).
+    """
+
+    def __init__(self) -> None:
+        self._inotify = INotify(nonblocking=True)
+        self._owners: defaultdict[int, set[str]] = defaultdict(set)
+
+    def fileno(self) -> int:
+        """Readable when a watch has fired."""
+        return int(self._inotify.fileno())
+
+    def arm_file(self, owner: str, descriptor: int) -> None:
+        """Fire at the next write to an open file.
+
+        Raises:
+            OSError: no watch is left (fs.inotify.max_user_watches).
+        """
+        path = f"/proc/self/fd/{descriptor}"
+        self._add(owner, path, _GROWTH)
+
+    def arm_directory(self, owner: str, directory: Path) -> None:
+        """Fire at the next new name in a directory. Raises OSError, also when it is not there."""
+        self._add(owner, os.fspath(directory), _ENTRIES)
+
+    def fired(self) -> set[str]:
+        """Owners of the watches that fired, without waiting; all owners if some were lost."""
+        owners: set[str] = set()
+        for event in self._inotify.read(timeout=0):
+            if event.wd < 0:  # the queue overflowed: nobody knows who was meant
+                owners.update(*self._owners.values())
+            owners |= self._owners.pop(event.wd, set())
+        return owners
+
+    def forget(self, owner: str) -> None:
+        """Take back an owner's watches."""
+        for watch, owners in list(self._owners.items()):
+            owners.discard(owner)
+            if not owners:
+                del self._owners[watch]
+                with contextlib.suppress(OSError):
+                    self._inotify.rm_watch(watch)
+
+    def _add(self, owner: str, path: str, mask: int) -> None:
+        self._owners[int(self._inotify.add_watch(path, mask))].add(owner)
+
+    def close(self) -> None:
+        """Take all watches back."""
+        self._inotify.close()
