@@ -140,6 +140,28 @@ def test_files_wake_a_worker_and_are_named(pipe: tuple[int, int]) -> None:
     assert [(pipe[0], select.POLLIN)] in seen
 
 
+def test_a_file_that_cannot_be_waited_for_does_not_end_the_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[dict[int, int]] = []
+    twice = threading.Event()
+
+    def work() -> float:
+        seen.append(worker.files)
+        if len(seen) == 1:
+            worker.files = {-1: select.POLLIN}
+        else:
+            twice.set()
+        return math.inf
+
+    worker = Worker("test", work)
+    worker.start()
+    assert twice.wait(LIMIT)
+    worker.stop()
+    assert seen == [{}, {}]
+    assert "cannot wait for its files" in caplog.text
+
+
 def test_calls_run_on_the_thread_and_raise_what_they_raise() -> None:
     worker = Worker("caller", Counted())
     with pytest.raises(Unavailable, match="not running"):

@@ -180,7 +180,11 @@ class Worker:
         due = time.monotonic() + delay
         try:
             while True:
-                self._wait(run, due)
+                try:
+                    self._wait(run, due)
+                except (OSError, ValueError):
+                    log.exception("%s cannot wait for its files", self.name)
+                    self.files, self.ready = {}, []
                 if run.stopping:
                     break
                 self._serve_calls()

@@ -16,11 +16,13 @@ from virtlet.streaming.handlers import (
 )
 from virtlet.streaming.lifetime import Limits, TokenStore, cancel, first_of
 from virtlet.streaming.wire import TcpWire
+from virtlet.threads import BackOff
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 128
-_ACCEPT_PAUSE_SECONDS = 0.5
+_ACCEPT_PAUSES = (0.1, 1.0)
+"""Seconds until the next try, where the node has no descriptor left: at first, and at most."""
 _TCP_OPTIONS = {
     # A client whose host vanished without a word is noticed after 30 + 3 * 10 seconds, unless data
     # is on its way to it: see TcpWire.watch.
@@ -158,14 +160,16 @@ class StreamingServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        back_off = BackOff(*_ACCEPT_PAUSES)
         while True:
             try:
                 client, _ = await loop.sock_accept(listener)
             except OSError as error:
                 # Out of file descriptors or memory; sessions that end give some back.
                 logger.error("cannot accept a streaming connection: %s", error)
-                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                await asyncio.sleep(back_off.pause())
                 continue
+            back_off.reset()
             self._make_room()
             task = asyncio.create_task(self._serve(client))
             self._connections.add(task)

@@ -19,6 +19,8 @@ from typing import TypeVar
 
 import libvirt
 
+from virtlet.threads import BackOff
+
 log = logging.getLogger(__name__)
 
 
@@ -138,7 +140,7 @@ def adopt_orphans(patience: float = _PATIENCE) -> None:
 def _reap(patience: float) -> None:
     """Wait for adopted orphans, and never for a child that another thread waits for."""
     lingering: dict[int, float] = {}
-    pause = 0.02
+    pauses = BackOff(0.02, 0.2, growth=1.5)
     while True:
         try:
             # WNOWAIT leaves a child to the thread that started it.
@@ -156,9 +158,10 @@ def _reap(patience: float) -> None:
                     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         lingering = {pid: lingering[pid] for pid in own}
         # As long as a foreign zombie is there, waitid returns at once.
-        pause = min(pause * 1.5, 0.2) if own else 0.02
         if own:
-            time.sleep(pause)
+            time.sleep(pauses.pause())
+        else:
+            pauses.reset()
 
 
 def _zombies() -> list[int]:
