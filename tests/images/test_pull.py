@@ -379,14 +379,6 @@ def test_a_digest_that_a_plugin_knows_of_a_name_is_verified(
     assert files(images.store) == []
 
 
-def test_removal_is_by_any_name_and_idempotent(images: Images, server: FakeImageSource) -> None:
-    images.pull(parse_reference("x"), server.route())
-    images.store.remove(parse_reference("x:latest"))
-    assert images.store.list() == ()
-    images.store.remove(parse_reference("x:latest"))
-    images.store.remove(parse_reference(DIGEST))
-
-
 def test_a_name_that_a_plugin_refuses_is_an_error(images: Images, server: FakeImageSource) -> None:
     with pytest.raises(InvalidArgument, match="'malformed' is malformed"):
         images.pull(parse_reference("malformed"), server.route())

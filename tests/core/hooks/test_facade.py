@@ -111,12 +111,6 @@ def test_every_active_plugin_contributes_to_the_seed_by_name(tmp_path: Path) -> 
     assert [name for name, _ in parts] == ["Contributes"]
 
 
-def test_a_contribution_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
-    hooks = _hooks("WrongType")
-    with pytest.raises(PluginError, match="returned a str instead of CloudInitPart"):
-        hooks.cloud_init(models.vm(tmp_path, plugins=("WrongType",)), Flavor(), ())
-
-
 def test_the_error_of_an_observer_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
     profile = Profile(handler="", plugins=("Raises",))
     with caplog.at_level(logging.ERROR):
