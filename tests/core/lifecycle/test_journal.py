@@ -20,14 +20,30 @@ class World:
         self.store = Store(path)
         self.journal = Journal(self.store, self.revert, self.points.append)
 
-    def perform(self, role: str, *, declines: bool = False) -> str | None:
+    def perform(
+        self,
+        role: str,
+        *,
+        declines: bool = False,
+        before: str | None = None,
+        unchanged: tuple[type[Exception], ...] = (),
+    ) -> str | None:
         """A step of the pod."""
 
         def apply() -> str | None:
             self.note(f"apply {role}")
             return None if declines else f"record of {role}"
 
-        return self.journal.perform("pod", "step", apply, plugin="test", role=role, record=str)
+        return self.journal.perform(
+            "pod",
+            "step",
+            apply,
+            plugin="test",
+            role=role,
+            record=str,
+            before=before,
+            unchanged=unchanged,
+        )
 
     def revert(self, row: EffectRow) -> None:
         """Its inverse."""
@@ -66,6 +82,25 @@ def test_an_effect_that_failed_midway_is_reverted_without_a_record(tmp_path: Pat
         world.perform("two")
     assert world.trace[2:] == ["revert two with None", "revert one with record of one"]
     assert gone == ["pod"]
+
+
+def test_what_undoes_an_effect_is_there_from_the_start_when_it_is_known_before(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "db", "apply two")
+    with pytest.raises(Unavailable, match="no luck"), world.journal.undone_on_error("pod"):
+        world.perform("one", declines=True, before="what was")
+        world.perform("two", before="what was, too")
+    assert world.trace[2:] == ["revert two with what was, too", "revert one with what was"]
+
+
+def test_an_effect_that_says_that_it_did_nothing_is_not_undone(tmp_path: Path) -> None:
+    world = World(tmp_path / "db", "apply two")
+    with pytest.raises(Unavailable, match="no luck"), world.journal.undone_on_error("pod"):
+        world.perform("one")
+        world.perform("two", unchanged=(Unavailable,))
+    assert world.trace[2:] == ["revert one with record of one"]
+    assert world.store.effects("pod") == []
 
 
 def test_undoing_carries_on_past_an_error_and_keeps_what_is_left(tmp_path: Path) -> None:

@@ -103,18 +103,13 @@ class Journal:
         except unchanged:
             self._store.forget(seq)
             raise
-        if known is not None:
-            self._points(f"{name}:applied")
-            return result
-        if record is not None and result is None:
+        if known is None and record is not None and result is None:
             self._store.forget(seq)
             return result
         self._points(f"{name}:applied")
-        if record is not None:
-            self._store.record(seq, result, record)
-        else:
-            self._store.record(seq, True, bool)
-        self._points(f"{name}:recorded")
+        if known is None:
+            self._store.record(seq, result if record else True, record or bool)
+            self._points(f"{name}:recorded")
         return result
 
     def undo(self, owner: str, kinds: Collection[str] | None = None, after: int = 0) -> None:
