@@ -147,7 +147,7 @@ def test_the_document_says_what_the_pod_s_network_is() -> None:
     }
 
 
-def test_no_interface_is_no_document() -> None:
+def test_without_an_interface_there_is_no_document() -> None:
     assert network_config(Network(netns=None)) is None
 
 

@@ -234,7 +234,7 @@ def test_keys_are_one_a_line() -> None:
 
 
 @pytest.mark.parametrize("text", [SECRET, "ssh-rsa", "-----BEGIN OPENSSH PRIVATE KEY-----", "a b"])
-def test_what_is_no_public_key_is_refused_by_its_number_alone(text: str) -> None:
+def test_what_is_not_a_public_key_is_refused_by_its_number_alone(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         SSH_KEYS.of(make_pod({"VirtletSSHKeys": f"{KEY}\n{text}"}))
     assert str(caught.value).startswith("annotation VirtletSSHKeys: key 2 is not a public key")

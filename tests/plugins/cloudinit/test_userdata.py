@@ -238,7 +238,7 @@ def test_a_file_of_the_pod_s_own_replaces_a_mounted_one_however_its_path_is_writ
 
 
 @pytest.mark.parametrize("entry", ["{path: [x]}", "{path: {a: b}}", "{path: 7}", "{}", "x"])
-def test_a_file_of_the_pod_s_own_whose_path_is_no_text_is_refused(
+def test_a_file_of_the_pod_s_own_whose_path_is_not_a_text_is_refused(
     tmp_path: Path, entry: str
 ) -> None:
     (tmp_path / "key").write_text("mounted")

@@ -186,7 +186,7 @@ def test_files_from_kubernetes_objects_are_refused_with_what_to_do() -> None:
     assert FILES_FROM.of(make_pod({"VirtletFilesFromDataSource": ""})) == ""
 
 
-def test_an_image_that_is_no_disk_is_left_to_other_plugins(plugin: Plugin, vm: Vm) -> None:
+def test_an_image_that_is_not_a_disk_is_left_to_other_plugins(plugin: Plugin, vm: Vm) -> None:
     kernel = evolve(vm, image=evolve(vm.image, format="kernel", virtual_size=0))
     assert plugin.virtlet_root_disk(kernel, Flavor()) is None
     assert list(vm.directory.iterdir()) == []

@@ -147,7 +147,7 @@ def test_a_fixed_vhd_is_told_by_its_end(tmp_path: Path) -> None:
         (b"QFI\xfb\0\0\0\x09" + bytes(100), "version 9"),
     ],
 )
-def test_what_is_no_disk_is_named_and_refused(tmp_path: Path, content: bytes, what: str) -> None:
+def test_what_is_not_a_disk_is_named_and_refused(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "disk"
     path.write_bytes(content)
     with pytest.raises(InvalidArgument, match=f"image busybox: .*{what}"):

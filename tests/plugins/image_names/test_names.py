@@ -93,7 +93,7 @@ def test_examples(text: str, name: str) -> None:
         "https://example.com/a#x",
     ],
 )
-def test_what_is_no_name_is_a_clear_error(text: str) -> None:
+def test_what_is_not_a_name_is_a_clear_error(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"image name|address"):
         checked(text)
 

@@ -225,7 +225,7 @@ def test_a_host_that_fails_is_told_where(
 
 
 def test_a_hanging_guest_is_ended(tmp_path: Path) -> None:
-    """Within the time limit; that is no verdict for long, the host may just be busy."""
+    """Within the time limit; the verdict does not last, as the host may just be busy."""
     path = emulator(tmp_path, "R", "", 0, seconds=60)
     before = time.monotonic()
     verdict = probe_kvm(path, 0, 0, device=tmp_path)

@@ -152,7 +152,7 @@ def test_a_reset_goes_on(rig: Rig) -> None:
 
 
 def test_a_paused_vm_is_paused_not_ended(rig: Rig) -> None:
-    """Whoever paused it."""
+    """Also if another client of libvirt paused it."""
     with rig.running() as machine, _connection(rig) as connection:
         domain = connection.lookupByUUIDString(machine.vm.id)
         domain.suspend()
@@ -306,7 +306,7 @@ def test_qemus_last_words_are_in_the_error(rig: Rig) -> None:
 
 
 def test_the_wrappers_last_words_are_in_the_error(rig: Rig) -> None:
-    """A launch nobody armed is refused, and the start says why."""
+    """A launch that is not armed is refused, and the start says why."""
     machine = rig.define()
     with pytest.raises(FailedPrecondition, match="vmwrapper: the manager refused the launch"):
         rig.hypervisor.start(machine.vm.id)

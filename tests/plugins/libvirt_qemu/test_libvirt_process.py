@@ -59,7 +59,7 @@ def test_an_orphan_of_our_session_goes_too() -> None:
 
 
 def test_children_keep_their_exit_codes() -> None:
-    """Whoever started them waits when it likes to, also while daemons come and go."""
+    """The thread that started them may wait at any time, also while daemons come and go."""
     run("""
         for new_session in (False, True):
             child = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=new_session)
@@ -69,7 +69,7 @@ def test_children_keep_their_exit_codes() -> None:
 
 
 def test_many_daemons_and_children_at_once() -> None:
-    """Nobody is starved, nobody is stolen."""
+    """Every process is waited for by the right one."""
     run("""
         children = [subprocess.Popen(["sh", "-c", f"sleep 0.0{i % 10}; exit {i}"])
                     for i in range(20)]

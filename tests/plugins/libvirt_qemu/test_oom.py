@@ -41,7 +41,7 @@ def group() -> Iterator[Path]:
             path.rmdir()
             return
         path.rmdir()
-    pytest.skip("this host lets nobody make a memory cgroup")
+    pytest.skip("this host has no memory cgroup that can be made")
 
 
 def test_running_out_of_memory_is_told(rig: Rig, group: Path) -> None:

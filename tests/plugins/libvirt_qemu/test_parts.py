@@ -129,7 +129,7 @@ def test_the_first_word_on_an_end_stands(tmp_path: Path) -> None:
     )
 
 
-def test_a_damaged_record_is_an_end_nobody_saw(tmp_path: Path) -> None:
+def test_a_damaged_record_is_an_end_that_was_not_seen(tmp_path: Path) -> None:
     """It never stops the manager from looking."""
     (tmp_path / VM).write_text("{half")
     runs = RunRecords(tmp_path)
@@ -169,7 +169,7 @@ def test_a_damaged_record_is_an_end_nobody_saw(tmp_path: Path) -> None:
 def test_what_a_failed_start_tells(
     tmp_path: Path, message: str, log: str | None, words: str, absent: str
 ) -> None:
-    """The emulator's last words, never its command line."""
+    """The last messages of the emulator, never its command line."""
     path = tmp_path / "domain.log"
     if log is not None:
         path.write_text(log)
@@ -232,7 +232,7 @@ def test_the_embedded_drivers_own_signal_is_none(tmp_path: Path) -> None:
 
 
 def test_a_starting_domain_is_not_paused() -> None:
-    """Its CPUs stand still for a moment, which nobody asked for."""
+    """Its CPUs stand still for a moment, without a request to pause."""
     reason = libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
     assert live_state(libvirt.VIR_DOMAIN_PAUSED, reason) is DomainState.RUNNING
 

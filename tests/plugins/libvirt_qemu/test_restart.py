@@ -33,7 +33,7 @@ def test_vms_survive_the_manager_and_are_found_again() -> None:
         Path(lines[2][2]).write_bytes(b"o")
         out = Path(lines[0][1])
         Path(lines[0][2]).write_bytes(b"x")
-        # What the guest prints while nobody manages it is not lost.
+        # What the guest prints without a manager is not lost.
         until(lambda: out.read_bytes().endswith(b"x"), "an echo without a manager")
 
         second = subprocess.run(
@@ -62,7 +62,7 @@ def test_vms_survive_the_manager_and_are_found_again() -> None:
 
 
 def test_a_probe_that_a_killed_manager_left_is_ended_by_the_next() -> None:
-    """libvirt asks a QEMU that nobody else would end."""
+    """libvirt does not end the QEMU that it asked."""
     with open_directory() as directory:
         done = subprocess.run(command("die", directory), cwd=ROOT, timeout=60, check=False)
         assert done.returncode == -signal.SIGKILL

@@ -161,7 +161,7 @@ def test_server_outlives_its_manager_and_is_adopted(node: TestNode) -> None:
 
 
 def test_server_that_died_without_a_manager(node: TestNode) -> None:
-    """A manager starts what ended while none was there; a stale process id misleads nobody."""
+    """A manager starts what ended while none was there; a stale process id does not mislead it."""
     node.configure(node.bridge())
     first, pod, network = node.up()
     node.end(first)
@@ -174,7 +174,7 @@ def test_server_that_died_without_a_manager(node: TestNode) -> None:
 
 
 def test_taken_down_server_stays_away(node: TestNode) -> None:
-    """Nobody starts the server of a pod again that is taken down."""
+    """The server of a pod that is taken down is not started again."""
     node.configure(node.bridge())
     plugin = node.plugin()
     pods = [node.pod() for _ in range(3)]
@@ -216,7 +216,7 @@ def test_a_server_that_is_long_in_starting_keeps_no_other_pod_waiting(node: Test
     config = plugin.networks.store.directory(slow.id) / "dnsmasq.conf"
     text = config.read_text()
     config.unlink()
-    os.mkfifo(config)  # opened, but by nobody to write
+    os.mkfifo(config)  # opened, but never for writing
     killed = node.server_pid(slow)
     os.kill(killed, signal.SIGKILL)
     until(lambda: not runs(killed) and bool(servers(config)))

@@ -237,7 +237,9 @@ def test_many_at_a_time(node: TestNode) -> None:
     assert node.leftovers() == []
 
 
-def test_host_port_that_nobody_publishes(node: TestNode, caplog: pytest.LogCaptureFixture) -> None:
+def test_host_port_without_a_plugin_that_publishes_it(
+    node: TestNode, caplog: pytest.LogCaptureFixture
+) -> None:
     """A pod's host port is told of in the log when no plugin of the network is for it."""
     node.configure(node.bridge())
     plugin = node.plugin()

@@ -94,7 +94,7 @@ def test_manager_killed_while_it_sets_up(node: TestNode, when: str) -> None:
 def test_a_plugin_that_outlived_its_manager_does_nothing_after_the_next_one_has_begun(
     node: TestNode,
 ) -> None:
-    """It would take an address, say, that nobody gives back; all else goes on.
+    """It could take an address, for one, that is never given back; all else goes on.
 
     Such as the pods' DHCP servers, daemons that plugins left, and another runtime's plugins.
     """
@@ -215,7 +215,7 @@ def test_notes_are_damaged(node: TestNode, configured: bool) -> None:
 @pytest.mark.parametrize("notes", ["whole", "damaged", "lost"])
 def test_orphan(node: TestNode, notes: str) -> None:
     """The network of a pod that the store does not have is taken down by a new manager."""
-    # Without notes nobody can tell CNI's plugins which addresses to stop masquerading.
+    # Without a state CNI's plugins cannot know which addresses to stop masquerading.
     node.configure(node.bridge(ipMasq=notes == "whole"))
     first = node.plugin()
     pods = [node.pod(), node.pod()]
@@ -283,7 +283,7 @@ def test_failed_add_is_told_and_undone(node: TestNode) -> None:
     ],
 )
 def test_bad_result(node: TestNode, printed: dict[str, object], message: str) -> None:
-    """A result nobody can read is an error that says what is wrong, and is undone."""
+    """A malformed result is an error that says what is wrong, and is undone."""
     node.configure(node.bridge(), node.fake(ADD=printed))
     plugin = node.plugin()
     pod = node.pod()
@@ -331,7 +331,7 @@ def test_interfaces_that_cannot_be_bridged(node: TestNode) -> None:
 
 
 def test_state_is_private(node: TestNode) -> None:
-    """The configuration kept for DEL may hold secrets: nobody else can read it."""
+    """The configuration kept for DEL may hold secrets: only root can read it."""
     node.configure(node.bridge())
     plugin, pod, _ = node.up()
     path = plugin.networks.store.directory(pod.id) / "state.json"

@@ -329,7 +329,7 @@ def test_a_directory_that_cannot_hold_devices_is_refused(
     assert not list(nodev.iterdir())
 
 
-def test_a_device_that_is_no_block_device_is_refused(plugin: Plugin) -> None:
+def test_a_device_that_is_not_a_block_device_is_refused(plugin: Plugin) -> None:
     with pytest.raises(InvalidArgument, match=r"device /dev/x: /dev/null is not a block device"):
         serve(plugin, Device(guest_path="/dev/x", host_path="/dev/null"))
 

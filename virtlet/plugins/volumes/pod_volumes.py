@@ -104,7 +104,7 @@ def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Seque
     if origin is MountOrigin.TERMINATION_LOG:
         return Unneeded(
             guest_path=mount.guest_path,
-            reason="a VM leaves no termination message; its last words are in the pod's log",
+            reason="a VM leaves no termination message; its output is in the pod's log",
         )
     if origin is MountOrigin.FLEXVOLUME:
         raise Unimplemented(
