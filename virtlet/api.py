@@ -59,7 +59,7 @@ from virtlet.model.image import (
     TlsCertificate,
     Transport,
 )
-from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.launch import LaunchFd, LaunchPart, Visible
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.node import Node
 from virtlet.model.option import (
@@ -173,6 +173,7 @@ __all__ = [
     "Unimplemented",
     "Unneeded",
     "VirtletError",
+    "Visible",
     "Vm",
     "VmConfig",
     "VmExit",

@@ -4,7 +4,9 @@ libvirt starts it as a domain's <emulator>. Without our environment variables (l
 QEMU's capabilities that way) it execs the emulator with its arguments untouched. With them it
 shows the VM's one-time token at the manager's launch socket, receives arguments, environment and
 open descriptors, and execs the emulator with them added. While it waits for the answer, the
-manager moves it into the VM's cgroups. It imports little, because every VM's start waits for it.
+manager moves it into the VM's cgroups. Where the answer has mounts, the emulator is jailed: it runs
+in namespaces of its own, whose root holds those mounts alone. The wrapper imports little, because
+every VM's start waits for it.
 
 The manager copies this file to where the emulator's user can read it, with the paths of the
 interpreter and the emulator put in.
@@ -26,11 +28,18 @@ EXIT_NO_SERVER = 72
 EXIT_REFUSED = 73
 EXIT_BROKEN = 74
 EXIT_EXEC = 75
+EXIT_JAIL = 76
 
 TIMEOUT = 20.0
 """Seconds to wait for the manager."""
 MOST_FDS = 253
 """As many the kernel passes in one message (SCM_MAX_FD)."""
+JAIL_FAILED = (
+    "the emulator cannot be jailed: {}: {}. It takes user namespaces for users without privileges "
+    "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
+    "kernel.apparmor_restrict_unprivileged_userns=0 or a profile that allows them); to run "
+    "emulators without a jail, set emulatorJail: off"
+)
 
 
 class Failure(Exception):
@@ -93,27 +102,41 @@ def hand_over(
             EXIT_BROKEN, f"the manager broke off while it handed over VM {vm}: start it again"
         )
     try:
-        emulator, added = unpack(answer, fds, environment)
+        emulator, added, mounts, links = unpack(answer, fds, environment)
     except (KeyError, ValueError):
         raise Failure(
             EXIT_BROKEN,
             f"the manager's answer for VM {vm} does not fit together: are manager and vmwrapper "
             "of one version?",
         ) from None
-    return emulator, arguments + added
+    arguments = arguments + added
+    if mounts:
+        try:
+            visible = [path for path, _, _ in mounts]
+            Jail().enter(mounts, links, own_paths(emulator, arguments, visible))
+        except OSError as error:
+            raise Failure(EXIT_JAIL, JAIL_FAILED.format(error.filename, error.strerror)) from None
+    return emulator, arguments
 
 
-def unpack(answer: bytes, fds: list[int], environment: dict[str, str]) -> tuple[str, list[str]]:
+def unpack(
+    answer: bytes, fds: list[int], environment: dict[str, str]
+) -> tuple[str, list[str], list[tuple[str, int, bool]], list[str]]:
     """Read the answer's records; virtlet/launch/server.py describes them.
 
     Returns:
-        The emulator's path and the arguments to append; `environment` is updated.
+        The emulator's path, the arguments to append, and the jail's mounts (path, descriptor,
+        whether it can be written) and links; `environment` is updated.
     """
-    emulator, added, names = EMULATOR, [], []
+    emulator, added, names, mounts, links = EMULATOR, [], [], [], []
     for record in answer.split(b"\0")[:-2]:
         kind, text = record[:1], os.fsdecode(record[1:])
         if kind == b"f":
             names.append(text)
+        elif kind in (b"m", b"w"):
+            mounts.append((text, kind == b"w"))
+        elif kind == b"l":
+            links.append(text)
         elif kind == b"a":
             added.append(text)
         elif kind == b"e":
@@ -123,8 +146,10 @@ def unpack(answer: bytes, fds: list[int], environment: dict[str, str]) -> tuple[
             emulator = text
         else:
             raise ValueError(record)
-    numbers = dict(zip(names, fds, strict=True))
-    return emulator, [substitute(argument, numbers) for argument in added]
+    numbers = dict(zip(names, fds[: len(names)], strict=True))
+    pairs = zip(mounts, fds[len(names) :], strict=True)
+    placed = [(path, fd, writable) for (path, writable), fd in pairs]
+    return emulator, [substitute(argument, numbers) for argument in added], placed, links
 
 
 def ask(path: str, vm: str, token: str) -> tuple[bytes, list[int]]:
@@ -188,6 +213,168 @@ def drop_lent_capabilities() -> None:
 
     pr_cap_ambient, clear_all = 47, 4  # <linux/prctl.h>
     ctypes.CDLL(None).prctl(pr_cap_ambient, clear_all, 0, 0, 0)
+
+
+class Jail:
+    """Namespaces of our own, whose root holds what the manager hands over and nothing else.
+
+    A user without privileges may make them within a user namespace of its own. It keeps its user
+    and group there, and loses all capabilities with the exec. There is no network: taps are
+    descriptors. A PID namespace would take a second process; `/proc` has this one alone.
+
+    Every method raises OSError with the step that failed as its `filename`.
+    """
+
+    # From <linux/sched.h>, <sys/mount.h>, <linux/mount.h>, <linux/prctl.h>, <linux/landlock.h>.
+    # Numbers of system calls are the same on every architecture but for pivot_root.
+    NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x40000000
+    RDONLY, NOSUID, NODEV, REMOUNT, BIND, DETACH = 1, 2, 4, 32, 4096, 2
+    REC_PRIVATE = 0x44000
+    OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
+    NEW_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+    PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
+    HERE, EMPTY_PATH, CLONE, MOVE_EMPTY_PATH = -100, 0x1000, os.O_CLOEXEC | 1, 4
+    CAPBSET_DROP, NO_NEW_PRIVS, CAP_AMBIENT, AMBIENT_CLEAR = 24, 38, 47, 4
+    PLACE = "/proc"
+    """Where the new root is built: every root has it, and nothing in it is needed by then."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self.ctypes = ctypes
+        self.libc = ctypes.CDLL(None, use_errno=True)
+
+    def done(self, step: str, result: int) -> int:
+        """What a function of the C library returned, unless that says that it failed."""
+        if result < 0:
+            error = self.ctypes.get_errno()
+            raise OSError(error, os.strerror(error), step)
+        return result
+
+    def call(self, step: str, number: int, *arguments: "int | bytes | None") -> int:
+        """Make a system call that the C library may be too young for."""
+        long = self.ctypes.c_long
+        words = [long(a) if isinstance(a, int) else a for a in arguments]
+        return self.done(step, self.libc.syscall(long(number), *words))
+
+    def own(self, path: str) -> int:
+        """A read-only mount of what is at a path; for the few that the manager cannot know of."""
+        step = f"show {path}"
+        tree = self.call(step, self.OPEN_TREE, self.HERE, os.fsencode(path), self.CLONE)
+        flags = self.RDONLY | self.NOSUID | self.NODEV
+        wanted = b"".join(n.to_bytes(8, sys.byteorder) for n in (flags, 0, 0, 0))
+        self.call(step, self.MOUNT_SETATTR, tree, b"", self.EMPTY_PATH, wanted, len(wanted))
+        return tree
+
+    def enter(self, mounts: list[tuple[str, int, bool]], links: list[str], more: list[str]) -> None:
+        """Leave the node behind.
+
+        Args:
+            mounts: path, descriptor of the mount, whether it can be written.
+            links: paths of links to make as they are on the node.
+            more: further paths that are to be visible and can be read alone.
+        """
+        libc, uid, gid = self.libc, os.getuid(), os.getgid()
+        flags = self.NEWUSER | self.NEWNS | self.NEWIPC | self.NEWUTS | self.NEWNET
+        self.done("namespaces", libc.unshare(flags))
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        # Neither is there a way to capabilities in further namespaces, where /proc lets us say so.
+        try:
+            with open("/proc/sys/user/max_user_namespaces", "w") as file:
+                file.write("0")
+        except OSError:
+            pass  # QEMU's own seccomp filter is left
+        self.done("private mounts", libc.mount(None, b"/", None, self.REC_PRIVATE, None))
+        mounts = mounts + [(path, self.own(path), False) for path in more]
+        targets = [(link, os.readlink(link)) for link in links]
+        quiet = self.NOSUID | self.NODEV
+        options = b"mode=0755,size=256k"
+        self.done("new root", libc.mount(b"jail", self.PLACE.encode(), b"tmpfs", quiet, options))
+        for path, tree, _ in mounts:
+            self.attach(path, tree)
+        for link, target in targets:
+            os.makedirs(os.path.dirname(self.PLACE + link), exist_ok=True)
+            os.symlink(target, self.PLACE + link)
+        os.chdir(self.PLACE)
+        self.call("pivot_root", self.PIVOT_ROOT, b".", b".")
+        self.done("old root", libc.umount2(b".", self.DETACH))
+        os.chdir("/")
+        still = self.REMOUNT | self.BIND | self.RDONLY | quiet
+        self.done("read-only root", libc.mount(None, b"/", None, still, None))
+        self.restrict([path for path, _, writable in mounts if writable])
+
+    def attach(self, path: str, tree: int) -> None:
+        """Put a mount into the new root."""
+        import stat
+
+        target = self.PLACE + path
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+        where = (self.HERE, os.fsencode(target), self.MOVE_EMPTY_PATH)
+        self.call(f"mount {path}", self.MOVE_MOUNT, tree, b"", *where)
+        os.close(tree)
+
+    def restrict(self, writable: list[str]) -> None:
+        """What holds without the namespaces, too: Landlock where the kernel has it, no core dump
+        of the guest's memory, no capability and no way to one."""
+        import resource
+
+        # A limit of 1 also keeps the kernel from piping a dump into a program, which 0 does not.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+        zero = self.ctypes.c_ulong(0)
+        self.libc.prctl(self.CAP_AMBIENT, self.AMBIENT_CLEAR, zero, zero, zero)
+        for capability in range(64):
+            if self.libc.prctl(self.CAPBSET_DROP, capability, zero, zero, zero) < 0:
+                break
+        self.done("no_new_privs", self.libc.prctl(self.NO_NEW_PRIVS, 1, zero, zero, zero))
+        abi = self.libc.syscall(self.NEW_RULESET, None, self.ctypes.c_size_t(0), 1)
+        if abi > 0:
+            self.landlock(abi, writable)
+
+    def landlock(self, abi: int, writable: list[str]) -> None:
+        """Let files be read, and written only where that is meant; no TCP, no signals to others."""
+        import struct
+
+        read = 0b1101  # execute, read a file, read a directory
+        write = 0b10 | (1 << 14 if abi > 2 else 0) | (1 << 15 if abi > 4 else 0)  # truncate, ioctl
+        handled = 0x1FFF | (1 << 13 if abi > 1 else 0) | write
+        # Files, TCP (bind, connect), and abstract sockets and signals of others.
+        attribute = struct.pack("=QQQ", handled, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+        ruleset = self.call("Landlock", self.NEW_RULESET, attribute, len(attribute), 0)
+        for path in ("/", *writable):
+            # A directory that can be written is a share: the guest makes and removes files there.
+            allowed = read if path == "/" else handled if os.path.isdir(path) else write
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", allowed, opened)
+            self.call(f"Landlock {path}", self.ADD_RULE, ruleset, 1, rule, 0)
+            os.close(opened)
+        self.call("Landlock", self.RESTRICT_SELF, ruleset, 0)
+        os.close(ruleset)
+
+
+def own_paths(emulator: str, arguments: list[str], visible: list[str]) -> list[str]:
+    """What only the command line tells: the domain's directory of libvirt, and the emulator."""
+    program = os.path.realpath(emulator)
+    paths = [] if any(is_below(program, path) for path in visible) else [emulator]
+    for argument in arguments:
+        before, found, _ = argument.partition('/master-key.aes"')
+        if found:
+            paths.append(before.rpartition('"')[2])
+    return paths
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether a path is a directory or within it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def execute(emulator: str, arguments: list[str], environment: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from virtlet.launch import merge
 from virtlet.launch.server import LaunchServer
 from virtlet.launch.wrapper import install_wrapper
 from virtlet.model import launch as names
-from virtlet.model.launch import LaunchFd, LaunchPart
+from virtlet.model.launch import LaunchFd, LaunchPart, Visible
 
 VM = "0123456789abcdef0123456789abcdef"
 TOKEN = "a-token"
@@ -190,6 +190,76 @@ def test_a_token_serves_once(setup: Setup) -> None:
     assert "no longer" in failed(setup.launch(), wrapper.EXIT_REFUSED)
 
 
+def test_where_it_may_make_no_namespaces_nothing_starts(setup: Setup) -> None:
+    """And the message names the settings: the kernel's, and ours."""
+    part = LaunchPart(jail=True, visible=(Visible(path=Path("/usr")),))
+    setup.server.arm(VM, TOKEN, [("test", part)])
+    closed = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", closed, "sh", str(setup.path)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            names.ENV_SOCKET: str(setup.socket),
+            names.ENV_VM: VM,
+            names.ENV_TOKEN: TOKEN,
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    said = failed(done, wrapper.EXIT_JAIL)
+    assert "namespaces: No space left on device" in said
+    assert "user.max_user_namespaces" in said
+    assert "emulatorJail: off" in said
+
+
+def test_a_jail_has_what_is_visible_and_nothing_else(setup: Setup, tmp_path: Path) -> None:
+    """Directories, files and links at their paths, each as writable as was said."""
+    for name in ("shown", "taken", "hidden"):
+        (tmp_path / name).write_text(name)
+    program = tmp_path / "look"
+    program.write_text(
+        '#!/bin/sh\ncd "$1"; ls /; ls .; cat /proc/self/comm; '
+        "(echo x >taken) && (echo x >shown) 2>&- || echo refused\n"
+    )
+    program.chmod(0o755)
+    part = LaunchPart(
+        emulator=program,
+        jail=True,
+        visible=(
+            *(
+                Visible(path=Path(path), optional=True)
+                for path in ("/usr", "/bin", "/lib", "/lib64")
+            ),
+            Visible(path=tmp_path / "shown"),
+            Visible(path=tmp_path / "taken"),
+            Visible(path=tmp_path / "taken", writable=True),
+            Visible(path=tmp_path / "not-there", optional=True),
+        ),
+    )
+    setup.server.arm(VM, TOKEN, [("test", part)])
+    done = setup.launch(str(tmp_path))
+    top = sorted((*tmp_path.parts[1:2], "bin", "lib", "lib64", "proc", "usr"))
+    # The emulator itself came along, as it is not below /usr.
+    assert done.stdout.split() == [*top, "look", "shown", "taken", "look", "refused"], done.stderr
+    assert (tmp_path / "taken").read_text() == "x\n"
+    assert (tmp_path / "shown").read_text() == "shown"
+
+
+@pytest.mark.parametrize("odd", ["missing", "link"])
+def test_what_cannot_be_shown_is_refused_by_its_path(
+    setup: Setup, tmp_path: Path, odd: str
+) -> None:
+    """Before the emulator is started, and with all descriptors closed again."""
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    before = len(os.listdir("/proc/self/fd"))
+    shown = (Visible(path=Path("/usr")), Visible(path=tmp_path / odd, writable=True))
+    setup.server.arm(VM, TOKEN, [("test", LaunchPart(jail=True, visible=shown))])
+    assert str(tmp_path / odd) in failed(setup.launch(), wrapper.EXIT_REFUSED)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_without_a_manager_it_says_so(setup: Setup) -> None:
     """With the path it tried."""
     setup.server.stop()
@@ -256,7 +326,8 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_it_costs_little(setup: Setup) -> None:
+@pytest.mark.parametrize("jail", [False, True])
+def test_it_costs_little(setup: Setup, jail: bool) -> None:
     """Every start of a VM waits for it: interpreter, hand-over and all."""
     emulator = Path("/bin/true")
     path = install_wrapper(
@@ -264,8 +335,10 @@ def test_it_costs_little(setup: Setup) -> None:
     )
     through: list[float] = []
     direct: list[float] = []
+    shown = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/dev/null", "/dev/zero", "/dev/urandom")
+    visible = tuple(Visible(path=Path(path), optional=True) for path in shown)
     for _ in range(15):
-        setup.server.arm(VM, TOKEN, [])
+        setup.server.arm(VM, TOKEN, [("test", LaunchPart(jail=jail, visible=visible))])
         environment = {
             names.ENV_SOCKET: str(setup.socket),
             names.ENV_VM: VM,

@@ -47,19 +47,51 @@ def bind(source: int, target: int, *, readonly: bool, follow: bool, inner: bool 
         OSError: the kernel refuses.
     """
     receive = inner and (follow or _holds_mounts(source))
-    deep = _AT_RECURSIVE if receive else 0
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | deep
-    tree = _call(_OPEN_TREE, source, b"", flags)
+    attributes = _ATTR_NODEV | _ATTR_NOEXEC | (_ATTR_RDONLY if readonly else 0)
+    tree = _tree(source, attributes, receive=receive)
     try:
-        attributes = _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC
-        attributes |= _ATTR_RDONLY if readonly else 0
-        # struct mount_attr: set, clear, propagation, user namespace.
-        wanted = struct.pack("=QQQQ", attributes, 0, _MS_SLAVE if receive else _MS_PRIVATE, 0)
-        _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | deep, wanted, len(wanted))
         how = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
         _call(_MOVE_MOUNT, tree, b"", target, b"", how)
     finally:
         os.close(tree)
+
+
+def detached(source: int, *, readonly: bool, device: bool = False, inner: bool = False) -> int:
+    """A mount of a file or directory that is attached nowhere yet.
+
+    A process that has it can attach it in a mount namespace of its own, without a way to the
+    source.
+
+    Args:
+        source: the file or directory, open (O_PATH will do).
+        readonly: whether nothing can be written there.
+        device: whether devices can be opened there.
+        inner: whether what is mounted inside a directory comes along, now and later.
+
+    Returns:
+        A descriptor, the caller's to close.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    attributes = (0 if device else _ATTR_NODEV) | (_ATTR_RDONLY if readonly else 0)
+    return _tree(source, attributes, receive=inner)
+
+
+def _tree(source: int, attributes: int, *, receive: bool) -> int:
+    """A detached copy of a mount, without set-uid programs."""
+    deep = _AT_RECURSIVE if receive else 0
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | deep
+    tree = _call(_OPEN_TREE, source, b"", flags)
+    try:
+        # struct mount_attr: set, clear, propagation, user namespace.
+        propagation = _MS_SLAVE if receive else _MS_PRIVATE
+        wanted = struct.pack("=QQQQ", attributes | _ATTR_NOSUID, 0, propagation, 0)
+        _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | deep, wanted, len(wanted))
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
 
 
 def _holds_mounts(directory: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import define, field
 
 from virtlet.errors import PluginError
-from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchFd, LaunchPart
+from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchFd, LaunchPart, Visible
 
 HOOK = "virtlet_launch"
 MOST_FDS = 253
@@ -28,6 +28,8 @@ class Launch:
     cgroups: tuple[Path, ...] = ()
     oom_score_adj: int | None = None
     emulator: Path | None = None
+    jail: bool = False
+    visible: tuple[Visible, ...] = ()
 
     def close(self) -> None:
         """Close the descriptors; idempotent."""
@@ -89,6 +91,8 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
         launch.arguments += part.arguments
         launch.cgroups += tuple(c for c in part.cgroups if c not in launch.cgroups)
         launch.fds += part.fds
+        launch.jail = launch.jail or part.jail
+        launch.visible += part.visible
         if part.oom_score_adj is not None:
             launch.oom_score_adj = part.oom_score_adj
     if len(launch.fds) > MOST_FDS:

@@ -6,7 +6,10 @@ hold. Reading them takes no module that would cost vmwrapper its start-up time; 
 The wrapper sends the VM's id and the token. The server answers with records whose first letter
 says what they are, in this order, and closes; all descriptors come with the first byte.
 
-    f NAME          a descriptor's name, as many as descriptors
+    f NAME          a descriptor's name; the first descriptors are these
+    m PATH          where a mount goes in the jail; the other descriptors are these
+    w PATH          likewise, one that can be written
+    l PATH          a link of the node that is one in the jail
     a ARGUMENT      an argument to append
     e NAME=VALUE    a variable to set
     x PATH          the emulator to start instead of the wrapper's own
@@ -30,6 +33,7 @@ from attrs import define
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file
 from virtlet.host.processes import set_oom_score_adj
+from virtlet.launch.jail import Jail, make_jail
 from virtlet.launch.merge import Launch, merge_launch
 from virtlet.model.launch import LaunchPart
 from virtlet.threads import BackOff, Worker
@@ -87,10 +91,12 @@ def refusal(reason: str) -> bytes:
     return b"!" + reason.encode() + _END
 
 
-def answer(launch: Launch) -> bytes:
-    """The answer that hands a launch over."""
+def answer(launch: Launch, jail: Jail) -> bytes:
+    """The answer that hands a launch over, and the jail if it has mounts."""
     records = [
         *(b"f" + item.name.encode() for item in launch.fds),
+        *((b"w" if path in jail.writable else b"m") + os.fsencode(path) for path in jail.mounts),
+        *(b"l" + os.fsencode(path) for path in jail.links),
         *(b"a" + os.fsencode(argument) for argument in launch.arguments),
         *(b"e" + os.fsencode(f"{name}={value}") for name, value in launch.environment.items()),
         *([b"x" + os.fsencode(launch.emulator)] if launch.emulator else []),
@@ -258,10 +264,18 @@ class LaunchServer:
             score = launch.oom_score_adj
             if score is not None and not set_oom_score_adj(pid, score):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})
-            text = answer(launch)
-            fds = [item.fd for item in launch.fds]
-            sent = socket.send_fds(peer, [text], fds) if fds else 0
-            peer.sendall(text[sent:])
+            try:
+                jail = make_jail(launch.visible, pid) if launch.jail else Jail()
+            except FailedPrecondition as error:
+                peer.sendall(refusal(str(error)))
+                return
+            try:
+                text = answer(launch, jail)
+                fds = [*(item.fd for item in launch.fds), *jail.mounts.values()]
+                sent = socket.send_fds(peer, [text], fds) if fds else 0
+                peer.sendall(text[sent:])
+            finally:
+                jail.close()
         finally:
             launch.close()
 

@@ -21,6 +21,22 @@ class LaunchFd:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class Visible:
+    """A file, directory, socket or device of the node that a jailed emulator sees at its path."""
+
+    path: Path
+    """Absolute. Links above it are followed; a link at its end is a link for the emulator too."""
+    writable: bool = False
+    """Whether it can be written; owner and mode of the file itself count all the same."""
+    device: bool = False
+    """Whether it is a device to be opened as one."""
+    inner: bool = False
+    """Whether what is mounted inside a directory is visible too, now and later."""
+    optional: bool = False
+    """Whether the launch goes on without it where it is not there."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class LaunchPart:
     """One plugin's contribution to a launch."""
 
@@ -35,6 +51,11 @@ class LaunchPart:
     and None leaves it to the others."""
     emulator: Path | None = None
     """The program to exec instead of the default emulator; at most one part may say so."""
+    jail: bool = False
+    """Whether the emulator is jailed: it sees nothing of the node but what the parts make visible,
+    its own descriptors and `/proc/self`, and has no network. The hypervisor's part says so."""
+    visible: tuple[Visible, ...] = ()
+    """What the emulator sees in its jail; ignored without one."""
 
 
 ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"

@@ -145,7 +145,8 @@ class Rig:
 
     def start(self, machine: Machine, part: LaunchPart | None = None) -> None:
         token = machine.environment[ENV_TOKEN]
-        self.launches.arm(machine.vm.id, token, [("test", part)] if part else [])
+        parts = [("libvirt_qemu", self.hypervisor.launch(machine))]
+        self.launches.arm(machine.vm.id, token, [*parts, ("test", part)] if part else parts)
         try:
             self.hypervisor.start(machine.vm.id)
         finally:

@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
+from attrs import evolve
 
 from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, VirtletError
 from virtlet.host.files import remove_file
@@ -29,7 +31,7 @@ from virtlet.model.hypervisor import (
     Observation,
     Resize,
 )
-from virtlet.model.launch import LaunchPart
+from virtlet.model.launch import LaunchPart, Visible
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
@@ -50,6 +52,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
     wrong_state_is_fine,
 )
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
+from virtlet.plugins.libvirt_qemu.visible import visible
 
 _FORGET_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
@@ -73,9 +76,13 @@ class LibvirtHypervisor(Hypervisor):
         place: the libvirt to use.
         node: the directories of the manager.
         info: what this hypervisor is.
+        jailed: whether emulators are jailed.
     """
 
-    def __init__(self, place: Place, node: Node, info: HypervisorInfo) -> None:
+    def __init__(
+        self, place: Place, node: Node, info: HypervisorInfo, *, jailed: bool = True
+    ) -> None:
+        self._jailed = jailed
         self._place = place
         self._node = node
         self._info = info
@@ -134,8 +141,18 @@ class LibvirtHypervisor(Hypervisor):
         return overhead(machine)
 
     def launch(self, machine: Machine) -> LaunchPart:
-        """The NICs, unknown to libvirt, which would open their taps in its own namespace."""
-        return nics.launch_part(machine)
+        """The jail, and the NICs, of which libvirt does not know: it would open their taps in its
+        own namespace."""
+        jail = self._visible(machine.vm.id) if self._jailed else ()
+        return evolve(nics.launch_part(machine), jail=self._jailed, visible=jail)
+
+    def _visible(self, vm_id: str) -> tuple[Visible, ...]:
+        with self._domains.call(f"start VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot start VM {vm_id}: libvirt has no domain of it")
+            document = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        return visible(ElementTree.fromstring(document))
 
     def reads_documents(self) -> bool:
         """Yes, for libvirt."""

@@ -52,7 +52,18 @@ KVM: Option[str] = Option(
     "`force` uses KVM without asking",
 )
 
-OPTIONS = (LIBVIRT_URI, DISABLE_KVM, KVM)
+JAIL: Option[str] = Option(
+    field="emulatorJail",
+    flag="--emulator-jail",
+    env="VIRTLET_EMULATOR_JAIL",
+    kind=choice("required", "off"),
+    default="required",
+    help="`required` starts emulators in a jail, where they see nothing of the node but the VM's "
+    "own files and have no network; `off` is for kernels that do not let users without privileges "
+    "make namespaces",
+)
+
+OPTIONS = (LIBVIRT_URI, DISABLE_KVM, KVM, JAIL)
 
 _LONGEST_LOG = 1 << 20
 _LOG_SETTING = "LIBVIRT_LOG_OUTPUTS"
@@ -80,7 +91,7 @@ def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
     )
     with _quietly(place.root / "log/libvirt.log" if place.root else None):
         from virtlet.plugins.libvirt_qemu.libvirt_hypervisor import LibvirtHypervisor
-    return LibvirtHypervisor(place, node, info)
+    return LibvirtHypervisor(place, node, info, jailed=config[JAIL] == "required")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,123 @@
+"""What a jailed emulator sees of the node.
+
+The emulator's user has no way to most of it: the directories above belong to root alone. So the
+manager makes a mount of each file, attached nowhere, and vmwrapper moves them into the root of
+its own. Only what is handed over is there.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from attrs import Factory, define
+
+from virtlet.errors import FailedPrecondition
+from virtlet.host import mounts
+from virtlet.model.launch import Visible
+
+_MOST = 200
+"""Mounts of one jail; they share one message with the other descriptors."""
+
+
+@define
+class Jail:
+    """The root of an emulator; owns its mounts' descriptors."""
+
+    mounts: dict[str, int] = Factory(dict)
+    """Descriptor of a detached mount, by the path that it gets."""
+    writable: set[str] = Factory(set)
+    """Those paths that can be written, devices among them."""
+    links: list[str] = Factory(list)
+    """Links of the node that are links in the jail too."""
+
+    def close(self) -> None:
+        """Close the descriptors; idempotent."""
+        taken, self.mounts = self.mounts, {}
+        for descriptor in taken.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def make_jail(visible: Sequence[Visible], pid: int) -> Jail:
+    """Make the mounts of one jail.
+
+    Args:
+        visible: what is in it; of several that name one path the most permissive counts.
+        pid: of the process that becomes the emulator; it sees its own part of `/proc`.
+
+    Raises:
+        FailedPrecondition: something is not there, or cannot be mounted; names it.
+    """
+    jail = Jail()
+    try:
+        for item in _needed(visible):
+            _add(jail, item)
+        # As nobody outside knows its number there, it finds itself by `self` alone.
+        _mount(jail, "/proc/self", Visible(path=Path(f"/proc/{pid}")))
+    except BaseException:
+        jail.close()
+        raise
+    if len(jail.mounts) > _MOST:
+        jail.close()
+        raise FailedPrecondition(
+            f"the emulator needs {len(jail.mounts)} files and directories of the node, more than "
+            f"{_MOST}: give the VM fewer volumes"
+        )
+    return jail
+
+
+def _needed(visible: Iterable[Visible]) -> Iterable[Visible]:
+    """Each path once, and nothing that is visible by a directory above it already."""
+    known: dict[str, Visible] = {}
+    for item in visible:
+        path = os.path.normpath(item.path)
+        before = known.get(path)
+        if before is None or (item.writable or item.device) > (before.writable or before.device):
+            known[path] = item
+    for path in sorted(known):
+        item = known[path]
+        above = (known.get(str(parent)) for parent in Path(path).parents)
+        plain = not (item.writable or item.device)
+        if plain and any(a and a.path.is_dir() and not a.path.is_symlink() for a in above):
+            continue
+        yield item
+
+
+def _add(jail: Jail, item: Visible) -> None:
+    path = os.path.normpath(item.path)
+    try:
+        kind = os.lstat(path).st_mode
+    except OSError as error:
+        if item.optional and isinstance(error, FileNotFoundError):
+            return
+        raise FailedPrecondition(f"{path}, which the emulator needs: {error.strerror}") from None
+    if not stat.S_ISLNK(kind):
+        _mount(jail, path, item)
+        if item.writable or item.device:
+            jail.writable.add(path)
+    elif item.writable or item.device:
+        raise FailedPrecondition(
+            f"{path} is a link, and the emulator gets no file that a link leads to: something put "
+            "it there in the place of a file of the VM"
+        )
+    else:
+        jail.links.append(path)
+
+
+def _mount(jail: Jail, target: str, item: Visible) -> None:
+    try:
+        # A link that was put there meanwhile is opened itself, which no mount can be made of.
+        opened = os.open(item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            jail.mounts[target] = mounts.detached(
+                opened, readonly=not item.writable, device=item.device, inner=item.inner
+            )
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{item.path} cannot be shown to the emulator ({error.strerror}): the manager has to "
+            "be root, on Linux 5.12 or newer; see the setting emulatorJail"
+        ) from None
