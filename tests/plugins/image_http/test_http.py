@@ -347,6 +347,14 @@ class TestRedirects:
         with pytest.raises((FailedPrecondition, Unavailable), match="image x: .*malformed"):
             fetch(f"{server.url}/x", staging)
 
+    @pytest.mark.parametrize("host", ["a..b", "4400.5..1", f"{'a' * 64}.b"])
+    def test_one_to_what_is_no_host_name_is_an_error(
+        self, server: ImageServer, staging: StagingFile, host: str
+    ) -> None:
+        server.resources["/x"] = Resource(status=302, location=f"http://{host}/x")
+        with pytest.raises(Unavailable, match="does not resolve"):
+            fetch(f"{server.url}/x", staging)
+
     def test_resuming_follows_them_too(self, server: ImageServer, staging: StagingFile) -> None:
         server.resources["/y"] = Resource(status=302, location="/x")
         server.resources["/x"] = Resource(CONTENT, '"v1"', breaks=[200_000])

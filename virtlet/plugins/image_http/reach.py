@@ -67,7 +67,7 @@ class Reach:
         else:
             try:
                 # It also reads 127.1 and 0x7f000001, as a proxy may.
-                found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+                found = _look_up(host, None, flags=socket.AI_NUMERICHOST)
             except OSError:
                 return
             host_addresses = [str(item[4][0]) for item in found]
@@ -138,7 +138,7 @@ class _Dialler(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = _look_up(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
         addresses = [str(item[4][0]) for item in found]
@@ -152,6 +152,18 @@ class _Dialler(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         return self._inner.connect_tcp(last, port, timeout, local_address, socket_options)
+
+
+def _look_up(host: str, port: int | None, **how: Any) -> list[Any]:
+    """Addresses of a host.
+
+    Raises:
+        OSError: there are none.
+    """
+    try:
+        return socket.getaddrinfo(host, port, **how)
+    except UnicodeError:  # a label is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, "it is no host name") from None
 
 
 class DirectTransport(httpx.BaseTransport):
