@@ -198,7 +198,7 @@ def test_a_guest_that_sends_lines_without_end_is_cut_off(tmp_path: Path) -> None
 
     link = Link(tmp_path / "s", "default/web/guest", ReplyBudget(MIB))
     with listening(tmp_path / "s", script):
-        with pytest.raises(Unavailable, match="sends what nobody asked for"):
+        with pytest.raises(Unavailable, match="sends answers without questions"):
             link.call("guest-ping", {}, Deadline(20))
         link.close()
 

@@ -83,7 +83,7 @@ class Agent:
         """Names of our sessions whose files could not be removed yet."""
 
     def silence(self) -> str:
-        """What to say when nobody answers."""
+        """What to say when no agent answers."""
         return self._link.silence()
 
     @property
@@ -165,7 +165,7 @@ class Agent:
             limit: bytes of the largest answer to expect.
 
         Raises:
-            Forgotten: nobody will ever know.
+            Forgotten: the agent does not know it any more.
         """
         try:
             answer = self._link.call("guest-exec-status", {"pid": pid}, deadline, limit=limit)

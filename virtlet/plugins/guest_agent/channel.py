@@ -27,7 +27,7 @@ class Channel:
         """Connect.
 
         Raises:
-            ChannelClosed: nobody listens there.
+            ChannelClosed: no process listens there.
             TimeUp, CallerGone: as for `Deadline.slice`.
         """
         self._received = b""
@@ -88,7 +88,7 @@ class Channel:
                 self._received, self._at = self._next_part(deadline), 0
         except (TimeUp, CallerGone):
             if self._answer is not None and self._answer.holds_data:
-                # Nobody wants it any more, and it would hold memory until its end comes.
+                # Its caller has left, and it would hold memory until its end comes.
                 self._answer, self._skipping = None, True
             raise
         return answer.document()
@@ -127,7 +127,7 @@ class Channel:
             return data
 
     def wake(self) -> None:
-        """Make whoever waits on the connection see it closed; from any thread."""
+        """Have a thread that waits on the connection see it closed; from any thread."""
         with contextlib.suppress(OSError):  # it may be down already
             self._socket.shutdown(socket.SHUT_RDWR)
 

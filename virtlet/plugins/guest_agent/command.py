@@ -22,7 +22,7 @@ from virtlet.plugins.guest_agent.link import LARGEST_REPLY, AgentError
 from virtlet.plugins.guest_agent.waiting import CallerGone, Deadline, TimeUp, polling
 
 KILLED = 128 + 9
-"""Exit code of a command whose caller went away; nobody sees it."""
+"""Exit code of a command whose caller went away; no caller sees it."""
 
 _SYSTEM_DIRECTORIES = {".", "/bin", "/sbin", "/usr/bin", "/usr/sbin"}
 _SHELLS = {"ash", "bash", "busybox", "csh", "dash", "env", "fish", "ksh", "sh", "su", "sudo", "zsh"}
@@ -60,7 +60,7 @@ class Attempt:
         self._tidy: Callable[[Deadline], None] | None = None
 
     def at_end(self, tidy: Callable[[Deadline], None]) -> None:
-        """Have something done after the work and the killing; given up when nobody answers."""
+        """Have something done after the work and the killing, if the agent answers then."""
         self._tidy = tidy
 
     @property
@@ -120,7 +120,7 @@ class Attempt:
             gone = True
             raise
         finally:
-            # A program whose start nobody waited for may run: the VM's next command would kill
+            # A program whose caller left before its start may run: the VM's next command would kill
             # it, but when callers go away there may be none.
             if self.processes or (gone and self.agent.owing):
                 answering = self.agent.kill(*self.processes)

@@ -1,7 +1,7 @@
 """Requests to one VM's agent: one at a time, each with its own answer, whatever was before.
 
 An agent answers in order and one request after the other. Sessions of one VM take turns request
-by request. An answer that nobody waited for must not be taken for the next one: after every
+by request. An answer that came too late must not be taken for the next one: after every
 trouble the link synchronises again (`guest-sync-delimited`), which skips what is left over.
 """
 
@@ -117,7 +117,7 @@ class Link:
         return bool(self._unanswered or self._late)
 
     def take_late(self) -> set[int]:
-        """The processes whose start was answered when nobody waited any more; each once."""
+        """The processes whose start was answered after its caller had left; each once."""
         late: set[int] = set()
         with contextlib.suppress(IndexError):  # other threads take, too
             while True:
@@ -125,7 +125,7 @@ class Link:
         return late
 
     def silence(self) -> str:
-        """What to say, and to advise, when nobody answers."""
+        """What to say, and to advise, when no agent answers."""
         if self.answered:
             return (
                 f"the guest agent of VM {self._vm_name} does not answer any more: see on the VM's "
@@ -137,7 +137,7 @@ class Link:
         )
 
     def close(self) -> None:
-        """Close it for good; whoever waits for an answer gets Unavailable."""
+        """Close it for good; callers that wait for an answer get Unavailable."""
         self._closed = True
         channel = self._channel
         if channel is not None:
@@ -211,7 +211,7 @@ class Link:
             self._note_late(found)
             if found.get("return") == ident:
                 return
-        raise ChannelClosed("it sends what nobody asked for")
+        raise ChannelClosed("it sends answers without questions")
 
     def _note_late(self, found: Mapping[str, Any]) -> None:
         ident, returned = found.get("id"), found.get("return")

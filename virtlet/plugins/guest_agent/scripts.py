@@ -56,8 +56,8 @@ READS = 256
 KEEP = f"""\
 # Arguments: the session's directory, "pipe" or "tty". Takes the command's output to files of some
 # size, out.0, out.1 and so on, of which two are there at most: a line in out.ack lets go of the
-# older one. Ends when nobody has the output open any more, with the code of a command that has a
-# terminal.
+# older one. Ends when no process has the output open any more, with the code of a command that
+# has a terminal.
 keep() {{
     exec 5<>"$1.ack" <"$1"
     part=0
@@ -166,7 +166,7 @@ shift 3
     echo "$pid ${20}"
 ) >"$_virtlet_dir/pid"
 umask 022
-# The input first: whoever sees out.0 knows that the command has it.
+# The input first: out.0 shows the manager that the command has it.
 case $_virtlet_input in
 null) exec </dev/null ;;
 pipe) exec <"$_virtlet_dir/in" ;;

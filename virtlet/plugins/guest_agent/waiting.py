@@ -20,7 +20,7 @@ class TimeUp(Exception):
 
 
 class CallerGone(Exception):
-    """Nobody waits for the result any more."""
+    """The caller has left."""
 
 
 class Deadline:
@@ -51,7 +51,7 @@ class Deadline:
 
         Raises:
             TimeUp: the time is over.
-            CallerGone: nobody waits any more.
+            CallerGone: the caller has left.
         """
         if self._gone():
             raise CallerGone
