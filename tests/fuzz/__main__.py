@@ -7,6 +7,7 @@ mends it. With KEEP=1 short inputs that reach new code are added to the corpus.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from tests.fuzz.targets import CORPUS, TARGETS
 ROOT = Path(__file__).parents[2]
 SHORT = 512
 """Bytes of an input that may be added to the corpus."""
+_COUNT = re.compile(rb"stat::number_of_executed_units: +(\d+)")
 MOST = 60
 """Inputs of one target in the corpus."""
 
@@ -32,6 +34,9 @@ def fuzz(name: str, seconds: float) -> bool:
     with (place / "log").open("wb") as log:
         ended = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=log, check=False)
     cost = json.loads(note.read_text()) if note.exists() else {}
+    # libFuzzer ends the process without a word to Python, so it has the last count itself.
+    if counted := _COUNT.search((place / "log").read_bytes()):
+        cost["inputs"] = int(counted[1])
     good = ended.returncode == 0
     print(  # noqa: T201
         f"{name:14} {cost.get('inputs', 0):>10} inputs, slowest {cost.get('slowest', 0):.3f} s, "

@@ -105,9 +105,7 @@ def pod_domain(data: bytes) -> None:
     accelerator = "kvm" if len(data) % 2 else "qemu"
     try:
         flavor = choose(pod, make_vm_config(0))
-        document = Renderer(64055, 64055, "", lambda: FIRMWARE).render(
-            evolve(machine, accelerator=accelerator, flavor=flavor)
-        )
+        document = _renderer().render(evolve(machine, accelerator=accelerator, flavor=flavor))
     except VirtletError:
         return
     known = _FORM or _known_elements()
@@ -120,6 +118,11 @@ def pod_domain(data: bytes) -> None:
     )
     assert len(cells) <= max(flavor.max_vcpus, flavor.vcpus, 1) * 4000
     assert int(memory.text or "") >= flavor.memory
+
+
+@lru_cache(maxsize=1)
+def _renderer() -> Renderer:
+    return Renderer(64055, 64055, "", lambda: FIRMWARE)
 
 
 def _known_elements() -> set[str]:
