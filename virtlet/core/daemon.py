@@ -203,7 +203,7 @@ def _emulator_user(config: Settings) -> tuple[int, int]:
     except KeyError:
         raise FailedPrecondition(
             f"{option.flag} {quote(name)}: there is no such user on this node, and the emulator "
-            "does not run as root instead: create it (Debian's libvirt-daemon-system brings the "
-            "default one) or name another"
+            "does not run as root instead: create it (the "
+            "hypervisor's package brings the default one) or name another"
         ) from None
     return entry.pw_uid, entry.pw_gid

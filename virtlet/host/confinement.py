@@ -55,7 +55,7 @@ class Confinement:
 
 
 def as_user(uid: int, gid: int) -> Confinement:
-    """A user with the groups that it has by the node's files, as libvirt starts its emulator."""
+    """A user with the groups that it has by the node's files, as emulators are started."""
     try:
         groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:

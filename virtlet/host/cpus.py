@@ -1,7 +1,7 @@
 """CPUs and memory nodes of this machine, lists of them, and shares of their time.
 
 Sources: "List format" in cpuset(7); sched-bwc.rst of the Linux documentation; "Guest NUMA topology"
-and "Memory Allocation" of libvirt's domain XML format.
+and "Memory Allocation" of the domain XML format.
 """
 
 from pathlib import Path
@@ -105,14 +105,14 @@ _UNITS = {"b": 1, "bytes": 1, "": 1 << 10}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {f"{letter}ib": 1 << 10 * power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {letter: _UNITS[f"{letter}ib"] for letter in "kmgt"}
-"""Bytes of libvirt's units of memory, in lower case."""
+"""Bytes of the units of memory in domain documents, in lower case."""
 
 
 def numa_memory(cpu: Element) -> int:
-    """Bytes of all NUMA cells of libvirt's `<cpu>` element: libvirt makes a machine of that size.
+    """Bytes of all NUMA cells of a domain document's `<cpu>` element: so large the machine becomes.
 
     Raises:
-        ValueError: a cell has no whole number of a unit that libvirt knows.
+        ValueError: a cell's memory is not a whole number of a known unit.
     """
     total = 0
     for cell in cpu.iterfind("numa/cell"):
