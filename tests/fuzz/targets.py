@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -37,7 +38,7 @@ from virtlet.plugins.flavors.cpu import parse_cpu
 from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
 from virtlet.plugins.image_formats.plugin import identify, parse_header
 from virtlet.plugins.image_http.download import Bounds, download
-from virtlet.plugins.image_http.reach import EVERYWHERE
+from virtlet.plugins.image_http.reach import Reach
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.dhcp import configuration
@@ -358,13 +359,21 @@ def _server() -> _Answering:
     return _Answering()
 
 
+_HOST = re.compile(rb"//(?:[^/?#\s]*@)?([^/?#\s]*)")
+_LOOPBACK = ip_network("127.0.0.0/8")
+_OURS = re.compile(rb"(127\.0\.0\.1|[0-9.]*\.\.[0-9.]*)(:PORT)?")
+"""The server, and what is no host name: nothing else is looked up or connected to."""
+
+
 def http_answer(data: bytes) -> None:
     """What an image's server answers, also to the request that a redirect leads to."""
+    if not all(map(_OURS.fullmatch, _HOST.findall(data))):
+        return
     server = _server()
     server.answer = data.replace(b"PORT", str(server.port).encode())
-    source = ImageSource(name="x", url=f"http://127.0.0.1:{server.port}/x", trusted=True)
+    source = ImageSource(name="x", url=f"http://127.0.0.1:{server.port}/x")
     with contextlib.suppress(VirtletError):
-        download(source, Credentials(), _Thrown(), Bounds(reach=EVERYWHERE))
+        download(source, Credentials(), _Thrown(), Bounds(reach=Reach((_LOOPBACK,))))
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
