@@ -27,7 +27,7 @@ def test_a_manifest_becomes_a_machine_that_answers_and_goes_away_without_a_trace
     pod = new_pod().up()
     pod.wait_for_console("login:")
     assert pod.manifest.pod.metadata.name in pod.wait_for_answer()
-    assert "hello from the user-data of examples/pods/tiny.yaml" in pod.console()
+    pod.wait_for_console("hello from the user-data of examples/pods/tiny.yaml")
 
     status = pod.status
     assert status.state == cri.CONTAINER_RUNNING
