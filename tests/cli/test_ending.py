@@ -1,5 +1,6 @@
 """How signals end a command."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,26 @@ def wait():
 main.group = wait
 # A shell's background job is made to ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+main.main()
+"""
+
+
+WRITING = """
+import os, signal, sys, time, click
+from virtlet.cli import main
+from virtlet.cli.ending import ended_by_signals
+
+@click.command()
+def write():
+    with ended_by_signals():
+        # As where the kernel's signal comes after the failed write.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        sys.stdin.readline()
+        while True:
+            print("still there", flush=True)
+            time.sleep(0.01)
+
+main.group = write
 main.main()
 """
 
@@ -88,3 +109,20 @@ def test_the_command_ends_with_128_and_the_signals_number(number: int, says: str
         _, shown = done.communicate(timeout=60)
     assert done.returncode == 128 + number
     assert shown == (f"ended by {says}\n" if says else "")
+
+
+def test_a_write_to_a_terminal_that_is_gone_counts_as_its_signal() -> None:
+    """Whichever of the two comes first."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-c", WRITING],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as command:
+        os.close(theirs)
+        os.write(ours, b"go\n")
+        while b"still there" not in os.read(ours, 4096):
+            pass
+        os.close(ours)
+        assert command.wait(60) == 128 + signal.SIGHUP

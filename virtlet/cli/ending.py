@@ -3,8 +3,10 @@
 Ctrl-C, SIGTERM and SIGHUP end it, but not before it has taken away what it made.
 """
 
+import errno
 import os
 import signal
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,11 +35,17 @@ def ended_by_signals() -> Iterator[None]:
     """Raise `Ended` in the block at the first of the signals; later ones are ignored.
 
     Nor are those after the block, so that nothing breaks off the clean-up: `timeout` and `make`
-    send a signal each. A signal that is ignored, as by nohup, stays so.
+    send a signal each. A signal that is ignored, as by nohup, stays so. Output to a terminal that
+    is gone may fail before SIGHUP comes, and counts as that.
     """
     watched = end_at_signals(Ended)
     try:
         yield
+    except OSError as error:
+        if signal.SIGHUP not in watched or not _is_of_lost_terminal(error):
+            raise
+        _write_nowhere()
+        raise Ended(signal.SIGHUP) from None
     finally:
         ignore_from_now_on(watched)
 
@@ -84,6 +92,18 @@ def ignore_from_now_on(numbers: list[signal.Signals]) -> None:
     for number in numbers:
         # Not SIG_IGN, which a manager that is started for the clean-up would inherit.
         signal.signal(number, lambda number, frame: None)
+
+
+def _is_of_lost_terminal(error: OSError) -> bool:
+    if error.errno != errno.EIO:
+        return False
+    for output in (1, 2):
+        try:
+            termios.tcgetattr(output)
+        except termios.error as problem:
+            if problem.args[0] == errno.EIO:  # no terminal at all is ENOTTY
+                return True
+    return False
 
 
 def _write_nowhere() -> None:
