@@ -5,9 +5,11 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+from tests.polling import until
 from virtlet.core.metrics.sample import NicSample, nic_samples, parse, process_files, process_usage
 from virtlet.model.network import Network, Nic
 
@@ -69,6 +71,23 @@ def test_a_process_that_is_gone_has_no_figures_and_another_of_its_id_is_told_apa
     assert started[0] < started[1]
 
 
+def test_sockets_that_nobody_may_look_for_are_not_known() -> None:
+    """As those of an emulator without CAP_SYS_PTRACE; 0 would be a figure."""
+    look = (
+        "import sys; from virtlet.core.metrics.sample import process_files; "
+        "files = process_files(int(sys.argv[1])); print(files.sockets, files.descriptors > 0)"
+    )
+    drop = ("setpriv", "--bounding-set=-sys_ptrace")
+    with subprocess.Popen(
+        ["setpriv", "--reuid=65534", "--clear-groups", "cat"], stdin=subprocess.PIPE
+    ) as other:
+        until(lambda: Path(f"/proc/{other.pid}").stat().st_uid == 65534, "cat runs")
+        done = subprocess.run(
+            [*drop, sys.executable, "-c", look, str(other.pid)], capture_output=True, text=True
+        )
+    assert done.stdout == "None True\n", done.stderr
+
+
 def test_open_files_and_sockets_are_counted() -> None:
     before = process_files(os.getpid())
     ends = socket.socketpair()
@@ -77,6 +96,8 @@ def test_open_files_and_sockets_are_counted() -> None:
         end.close()
     assert before is not None
     assert after is not None
+    assert before.sockets is not None
+    assert after.sockets is not None
     assert after.sockets - before.sockets == after.descriptors - before.descriptors == 2
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert after.most == (None if soft == resource.RLIM_INFINITY else soft)

@@ -47,7 +47,8 @@ class ProcessFiles:
     """What one process has open."""
 
     descriptors: int
-    sockets: int
+    sockets: int | None
+    """None without the capability to look (CAP_SYS_PTRACE)."""
     most: int | None
     """Descriptors that it may have; None for any number."""
 
@@ -83,14 +84,18 @@ def process_files(pid: int) -> ProcessFiles | None:
     """What a process has open, or None when it is gone."""
     directory = f"{PROC}/{pid}/fd"
     try:
-        targets = [_target(f"{directory}/{name}") for name in os.listdir(directory)]
+        names = os.listdir(directory)
         limits = _text(pid, "limits")
     except OSError:
         return None
     line = next((line for line in limits.splitlines() if line.startswith(_OPEN_FILES)), "")
     soft = line.removeprefix(_OPEN_FILES).split()[:1]
-    sockets = sum(target.startswith("socket:") for target in targets)
-    return ProcessFiles(len(targets), sockets, int(soft[0]) if soft and soft[0].isdigit() else None)
+    most = int(soft[0]) if soft and soft[0].isdigit() else None
+    try:
+        sockets = sum(_target(f"{directory}/{name}").startswith("socket:") for name in names)
+    except PermissionError:
+        return ProcessFiles(len(names), None, most)
+    return ProcessFiles(len(names), sockets, most)
 
 
 def _text(pid: int, name: str) -> str:
@@ -105,8 +110,8 @@ def _text(pid: int, name: str) -> str:
 def _target(link: str) -> str:
     try:
         return os.readlink(link)
-    except OSError:
-        return ""
+    except FileNotFoundError:
+        return ""  # closed meanwhile
 
 
 @frozen
