@@ -237,7 +237,10 @@ def test_a_request_without_what_it_needs_is_refused(
 def test_a_pod_cidr_that_is_none_is_refused(node: Playground) -> None:
     config = cri.RuntimeConfig(network_config=cri.NetworkConfig(pod_cidr="10.0.0.0/99"))
     request = cri.UpdateRuntimeConfigRequest(runtime_config=config)
-    with node.client() as client, pytest.raises(CallFailed, match=r"'10.0.0.0/99' is no network"):
+    with (
+        node.client() as client,
+        pytest.raises(CallFailed, match=r"'10.0.0.0/99' is not a network"),
+    ):
         client.call("UpdateRuntimeConfig", request)
 
 

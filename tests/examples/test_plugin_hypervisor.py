@@ -78,9 +78,6 @@ class PlainRig(Rig):
         finally:
             self.hypervisor.remove(machine.vm.id)
 
-    def start(self, machine: Machine, part: LaunchPart | None = None) -> None:
-        super().start(machine, part or self.hypervisor.launch(machine))
-
     @property
     def files(self) -> list[Path]:
         """What the plugin keeps."""
