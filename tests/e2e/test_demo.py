@@ -73,7 +73,8 @@ def test_sigterm_ends_the_demo_and_leaves_nothing(moment: str) -> None:
 
 def test_a_terminal_that_is_closed_ends_the_demo_and_leaves_nothing() -> None:
     ours, theirs = os.openpty()
-    argv = ["setsid", "--ctty", *DEMO]
+    # A run of the tests by nohup ignores it.
+    argv = ["env", "--default-signal=HUP", "setsid", "--ctty", *DEMO]
     with subprocess.Popen(argv, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as demo:
         os.close(theirs)
         shown = b""

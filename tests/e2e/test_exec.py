@@ -101,7 +101,7 @@ def test_what_nobody_waits_for_any_more_is_killed_and_blocks_nothing(guest: Pod)
     that nobody ends would be more in every round.
     """
     threads: list[int] = []
-    for argument in ("5714", "5715", "5716", "5717"):
+    for argument in map(str, range(5714, 5726)):
         abandoned(guest, AT_ONCE, argument)
         until(partial(has_room, guest), "an end of the abandoned commands", 60)
         until(partial(ended, guest, argument), "their end in the guest", 10)
