@@ -20,7 +20,7 @@ from virtlet.errors import Unavailable
 
 T = TypeVar("T")
 
-ANSWER_LIMIT = 30.0
+ANSWER_TIME = 30.0
 """Seconds to wait for a call on a worker; only a stalled disk makes it slower."""
 _LONGEST_WAIT = 86400.0
 """Seconds that poll(2) is given at most."""
@@ -34,7 +34,7 @@ class BackOff:
     Args:
         first: seconds of the first pause.
         most: seconds of the longest one.
-        growth: how many times the last pause the next one is.
+        growth: factor from one pause to the next.
         jitter: the largest part of a pause that is left out at random, so that what failed
             together is not tried again together.
     """
@@ -46,7 +46,7 @@ class BackOff:
         self._most = most
         self._growth = growth
         self._jitter = jitter
-        # Hypothesis watches the state of the global one.
+        # Hypothesis watches the global generator's state in tests.
         self._random = Random()
 
     def pause(self) -> float:
@@ -85,7 +85,7 @@ class Worker:
     Attributes:
         files: descriptors that wake the worker, with the events of poll(2) to wait for; set by
             `work`.
-        ready: those that did, with the events that came; for `work`.
+        ready: those that woke it, with the events that came; for `work`.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Worker:
             self._calls.put((lambda: answer.append(function()), done))
             os.eventfd_write(self._run.bell, 1)
         try:
-            done.result(ANSWER_LIMIT)
+            done.result(ANSWER_TIME)
         except (TimeoutError, CancelledError) as error:
             raise Unavailable(f"{self.name} does not answer; is the disk stalled?") from error
         return answer[0]
@@ -268,9 +268,9 @@ class OrderedExecutor:
                 known.append(work)
                 return
             self._waiting[key] = deque((work,))
-        self._executor.submit(self._work_off, key)
+        self._executor.submit(self._drain_key, key)
 
-    def _work_off(self, key: Hashable) -> None:
+    def _drain_key(self, key: Hashable) -> None:
         while True:
             with self._guard:
                 waiting = self._waiting[key]

@@ -5,7 +5,8 @@ QEMU's capabilities that way) it execs the emulator with its arguments untouched
 shows the VM's one-time token at the manager's launch socket, receives arguments, environment and
 open descriptors, and execs the emulator with them added. While it waits for the answer, the
 manager moves it into the VM's cgroups. Where the answer has mounts, the emulator is jailed: it runs
-in namespaces of its own, whose root holds those mounts alone. The wrapper imports little, because
+in namespaces of its own, whose root holds those mounts, and the few
+places that only its command line tells. The wrapper imports little, because
 every VM's start waits for it.
 
 The manager copies this file to where the emulator's user can read it, with the paths of the
@@ -33,7 +34,7 @@ EXIT_JAIL = 76
 TIMEOUT = 20.0
 """Seconds to wait for the manager."""
 MOST_FDS = 253
-"""As many the kernel passes in one message (SCM_MAX_FD)."""
+"""As many as the kernel passes in one message (SCM_MAX_FD)."""
 JAIL_FAILED = (
     "the emulator cannot be jailed: {}: {}. It takes user namespaces for users without privileges "
     "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
@@ -216,7 +217,7 @@ def drop_lent_capabilities() -> None:
 
 
 class Jail:
-    """Namespaces of our own, whose root holds what the manager hands over and nothing else.
+    """Namespaces of our own, whose root holds what the manager hands over and `own_paths`.
 
     A user without privileges may make them within a user namespace of its own. It keeps its user
     and group there, and loses all capabilities with the exec. There is no network: taps are
@@ -378,7 +379,7 @@ def is_below(path: str, directory: str) -> bool:
 
 
 def execute(emulator: str, arguments: list[str], environment: dict[str, str]) -> None:
-    """Become the emulator; returns never."""
+    """Become the emulator; never returns."""
     try:
         os.execve(emulator, [emulator, *arguments], environment)
     except OSError as error:

@@ -35,7 +35,7 @@ def _values(groups: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _needs(groups: tuple[Path, ...]) -> None:
-    lacking = cgroups.homeless(groups, Resources(cpu_quota=1, cpu_shares=2))
+    lacking = cgroups.unenforced(groups, Resources(cpu_quota=1, cpu_shares=2))
     if lacking:
         pytest.skip(f"no writable cgroup here for {lacking}")
 
@@ -93,7 +93,7 @@ def test_a_limit_can_be_lifted(vm_groups: tuple[Path, ...]) -> None:
 
 def test_processes_follow_their_groups_cpus(vm_groups: tuple[Path, ...]) -> None:
     """Where there is a cpuset hierarchy."""
-    if cgroups.homeless(vm_groups, Resources(cpuset_cpus="0")):
+    if cgroups.unenforced(vm_groups, Resources(cpuset_cpus="0")):
         pytest.skip("no cpuset hierarchy here")
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
@@ -110,9 +110,9 @@ def test_what_no_group_can_hold_is_named(tmp_path: Path) -> None:
     """A group without a controller has none of its files."""
     (tmp_path / "cpu.weight").touch()
     asked = Resources(cpu_quota=1000, cpu_shares=2, cpuset_cpus="0")
-    assert cgroups.homeless((tmp_path,), asked) == ("CPU quota", "CPUs")
-    assert cgroups.homeless((), Resources(cpuset_mems="0")) == ("memory nodes",)
-    assert cgroups.homeless((), Resources()) == ()
+    assert cgroups.unenforced((tmp_path,), asked) == ("CPU quota", "CPUs")
+    assert cgroups.unenforced((), Resources(cpuset_mems="0")) == ("memory nodes",)
+    assert cgroups.unenforced((), Resources()) == ()
 
 
 def test_version_2_takes_an_empty_cpuset_back(tmp_path: Path) -> None:

@@ -260,6 +260,17 @@ def test_what_cannot_be_shown_is_refused_by_its_path(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_more_than_one_message_passes_is_refused(setup: Setup, tmp_path: Path) -> None:
+    """Descriptors and mounts share it."""
+    fds = tuple(LaunchFd(name=f"n{i}", fd=os.open("/dev/null", os.O_RDONLY)) for i in range(200))
+    paths = [tmp_path / f"{number}" for number in range(60)]
+    for path in paths:
+        path.touch()
+    shown = tuple(Visible(path=path) for path in paths)
+    setup.server.arm(VM, TOKEN, [("test", LaunchPart(fds=fds, jail=True, visible=shown))])
+    assert "more than 253" in failed(setup.launch(), wrapper.EXIT_REFUSED)
+
+
 def test_without_a_manager_it_says_so(setup: Setup) -> None:
     """With the path it tried."""
     setup.server.stop()

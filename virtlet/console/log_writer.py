@@ -12,7 +12,7 @@ from virtlet.console.console_files import ConsoleFiles, LogStatus, Watch, make_c
 from virtlet.console.cri_log import refusal, refuse_what_is_no_log
 from virtlet.console.follower import Follower
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
-from virtlet.threads import ANSWER_LIMIT, Worker
+from virtlet.threads import ANSWER_TIME, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class ConsoleLogs:
         """
         finish = self._worker.call(lambda: self._finish(files, limit))
         try:
-            return finish.done.result(limit + ANSWER_LIMIT)
+            return finish.done.result(limit + ANSWER_TIME)
         except TimeoutError as error:
             raise Unavailable(
                 f"the console log of VM {files.vm_id} is not complete; is its disk stalled?"

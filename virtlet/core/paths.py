@@ -84,7 +84,7 @@ class Paths:
         return self.vm_runtimes / vm[:12]
 
     def console(self, vm: str) -> Path:
-        """The console: `console.out` and `console.in`."""
+        """The console: `console.out`, `console.in`, and in `console.state` how far it is logged."""
         return self.vm_runtime(vm) / "console"
 
     def agent_socket(self, vm: str) -> Path:

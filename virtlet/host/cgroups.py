@@ -169,7 +169,7 @@ def _refusal(settings: Mapping[Path, str], failed: Mapping[Path, str]) -> Failed
     return FailedPrecondition(f"{'; '.join(refused)}; the pod's own limits may be in the way")
 
 
-def homeless(groups: tuple[Path, ...], resources: Resources) -> tuple[str, ...]:
+def unenforced(groups: tuple[Path, ...], resources: Resources) -> tuple[str, ...]:
     """The limits of `resources` that none of the groups can hold, in words for people."""
     held = {file.name for group in groups for file in _settings(group, resources)}
     wanted = {

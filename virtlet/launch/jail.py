@@ -2,7 +2,8 @@
 
 The emulator's user has no way to most of it: the directories above belong to root alone. So the
 manager makes a mount of each file, attached nowhere, and vmwrapper moves them into the root of
-its own. Only what is handed over is there.
+its own. Nothing else is there but what vmwrapper's
+command line alone tells (`own_paths`).
 """
 
 import contextlib
@@ -17,12 +18,9 @@ from virtlet.errors import FailedPrecondition
 from virtlet.host import mounts
 from virtlet.model.launch import Visible
 
-_MOST = 200
-"""Mounts of one jail; they share one message with the other descriptors."""
-
 
 @define
-class Jail:
+class JailMounts:
     """The root of an emulator; owns its mounts' descriptors."""
 
     mounts: dict[str, int] = Factory(dict)
@@ -40,7 +38,7 @@ class Jail:
                 os.close(descriptor)
 
 
-def make_jail(visible: Sequence[Visible], pid: int) -> Jail:
+def make_jail(visible: Sequence[Visible], pid: int) -> JailMounts:
     """Make the mounts of one jail.
 
     Args:
@@ -50,7 +48,7 @@ def make_jail(visible: Sequence[Visible], pid: int) -> Jail:
     Raises:
         FailedPrecondition: something is not there, or cannot be mounted; names it.
     """
-    jail = Jail()
+    jail = JailMounts()
     try:
         for item in _needed(visible):
             _add(jail, item)
@@ -59,12 +57,6 @@ def make_jail(visible: Sequence[Visible], pid: int) -> Jail:
     except BaseException:
         jail.close()
         raise
-    if len(jail.mounts) > _MOST:
-        jail.close()
-        raise FailedPrecondition(
-            f"the emulator needs {len(jail.mounts)} files and directories of the node, more than "
-            f"{_MOST}: give the VM fewer volumes"
-        )
     return jail
 
 
@@ -85,7 +77,7 @@ def _needed(visible: Iterable[Visible]) -> Iterable[Visible]:
         yield item
 
 
-def _add(jail: Jail, item: Visible) -> None:
+def _add(jail: JailMounts, item: Visible) -> None:
     path = os.path.normpath(item.path)
     try:
         kind = os.lstat(path).st_mode
@@ -106,7 +98,7 @@ def _add(jail: Jail, item: Visible) -> None:
         jail.links.append(path)
 
 
-def _mount(jail: Jail, target: str, item: Visible) -> None:
+def _mount(jail: JailMounts, target: str, item: Visible) -> None:
     try:
         # A link that was put there meanwhile is opened itself, which no mount can be made of.
         opened = os.open(item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

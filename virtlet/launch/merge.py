@@ -13,7 +13,7 @@ from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchFd, Launch
 
 HOOK = "virtlet_launch"
 MOST_FDS = 253
-"""As many the kernel passes in one message (SCM_MAX_FD)."""
+"""As many as the kernel passes in one message (SCM_MAX_FD)."""
 _REFERENCE = re.compile(r"\{fd:([^}]*)\}?")
 _RESERVED = frozenset({ENV_SOCKET, ENV_VM, ENV_TOKEN})
 

@@ -33,15 +33,13 @@ from attrs import define
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file
 from virtlet.host.processes import set_oom_score_adj
-from virtlet.launch.jail import Jail, make_jail
-from virtlet.launch.merge import Launch, merge_launch
+from virtlet.launch.jail import JailMounts, make_jail
+from virtlet.launch.merge import MOST_FDS, Launch, merge_launch
 from virtlet.model.launch import LaunchPart
 from virtlet.threads import BackOff, Worker
 
 log = logging.getLogger(__name__)
 
-
-# Putting a process into cgroups.
 
 LONGEST_REQUEST = 1024
 _END = b"\0"
@@ -91,7 +89,7 @@ def refusal(reason: str) -> bytes:
     return b"!" + reason.encode() + _END
 
 
-def answer(launch: Launch, jail: Jail) -> bytes:
+def answer(launch: Launch, jail: JailMounts) -> bytes:
     """The answer that hands a launch over, and the jail if it has mounts."""
     records = [
         *(b"f" + item.name.encode() for item in launch.fds),
@@ -265,13 +263,21 @@ class LaunchServer:
             if score is not None and not set_oom_score_adj(pid, score):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})
             try:
-                jail = make_jail(launch.visible, pid) if launch.jail else Jail()
+                jail = make_jail(launch.visible, pid) if launch.jail else JailMounts()
             except FailedPrecondition as error:
                 peer.sendall(refusal(str(error)))
                 return
             try:
                 text = answer(launch, jail)
                 fds = [*(item.fd for item in launch.fds), *jail.mounts.values()]
+                if len(fds) > MOST_FDS:
+                    peer.sendall(
+                        refusal(
+                            f"the emulator needs {len(fds)} descriptors and places of the node, "
+                            f"more than {MOST_FDS}: give the VM fewer volumes and NICs"
+                        )
+                    )
+                    return
                 sent = socket.send_fds(peer, [text], fds) if fds else 0
                 peer.sendall(text[sent:])
             finally:

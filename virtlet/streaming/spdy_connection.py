@@ -205,7 +205,7 @@ class SpdyConnection:
                 if stream := self._streams.get(stream_id):
                     stream.client_finished()
             case _:
-                # SETTINGS and WINDOW_UPDATE change nothing here (see frames.py), GOAWAY is
+                # SETTINGS and WINDOW_UPDATE change nothing here (see spdy_frames.py), GOAWAY is
                 # about streams that we would open, an even PING answers one of ours: none.
                 pass
 

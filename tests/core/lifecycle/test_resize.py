@@ -89,7 +89,7 @@ def vm(managers: Managers, parent: str) -> Iterator[str]:
 def running(manager: Manager, vm: str, parent: str) -> str:
     """A VM that runs."""
     manager.start(vm)
-    if cgroups.homeless(cgroups.find(parent, vm), CPU):
+    if cgroups.unenforced(cgroups.find(parent, vm), CPU):
         pytest.skip("no writable control groups here")
     return vm
 
@@ -211,7 +211,7 @@ def test_a_vm_that_was_not_started_is_defined_again(
     # The kubelet's retry of CreateContainer still finds the VM it made.
     assert manager.vm(vm).vm.config.resources == Resources()
     manager.start(vm)
-    if not cgroups.homeless(cgroups.find(parent, vm), CPU):
+    if not cgroups.unenforced(cgroups.find(parent, vm), CPU):
         assert _quota(parent, vm) == "50000"
     assert hypervisor.asked == []
 
@@ -297,7 +297,7 @@ def test_one_that_was_cut_short_under_an_earlier_release_is_put_back(
     if started:
         managers.now.start(vm)
         groups = cgroups.find(parent, vm)
-        if cgroups.homeless(groups, CPU):
+        if cgroups.unenforced(groups, CPU):
             pytest.skip("no writable control groups here")
         held |= cgroups.held(groups, change)
         cgroups.change_limits(groups, change)

@@ -144,24 +144,6 @@ def _disk(
     return found[1] if found else None
 
 
-def make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
-    """The disk the VM boots from.
-
-    Raises:
-        FailedPrecondition: no plugin makes one.
-    """
-    disk = _disk(
-        context, vm, "virtlet_root_disk", ROOT, lambda p: context.hooks.root_disk(p, vm, flavor)
-    )
-    if disk is None:
-        raise FailedPrecondition(
-            f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} "
-            f"of an image of format {vm.image.format!r} (virtlet_root_disk): name one that does "
-            "under the handler's `plugins`, or take another image"
-        )
-    return disk
-
-
 def serve_volumes(context: Context, vm: Vm) -> tuple[Volume, ...]:
     """What serves the VM's mounts and devices, one after the other.
 
@@ -192,6 +174,24 @@ def _volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
         VolumeRequest(role=f"volume-{number}", source=source)
         for number, source in enumerate(sources)
     )
+
+
+def make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:
+    """The disk the VM boots from.
+
+    Raises:
+        FailedPrecondition: no plugin makes one.
+    """
+    disk = _disk(
+        context, vm, "virtlet_root_disk", ROOT, lambda p: context.hooks.root_disk(p, vm, flavor)
+    )
+    if disk is None:
+        raise FailedPrecondition(
+            f"no plugin of handler {vm.pod.profile.handler!r} makes a root disk for VM {vm.name} "
+            f"of an image of format {vm.image.format!r} (virtlet_root_disk): name one that does "
+            "under the handler's `plugins`, or take another image"
+        )
+    return disk
 
 
 def make_seed(context: Context, vm: Vm, flavor: Flavor, volumes: tuple[Volume, ...]) -> Disk | None:

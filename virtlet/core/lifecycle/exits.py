@@ -18,7 +18,7 @@ from virtlet.threads import BackOff, OrderedExecutor
 
 log = logging.getLogger(__name__)
 
-RETRIES = (0.1, 5.0)
+PAUSES = (0.1, 5.0)
 """Seconds until what a hypervisor reported is written again: at first, and at most."""
 
 
@@ -27,7 +27,7 @@ def forced_exit() -> VmExit:
     return VmExit(
         exit_code=137,
         reason="Error",
-        message="ended by force, after the grace period that it was given",
+        message="ended by force",
         finished_at=time.time_ns(),
     )
 
@@ -53,7 +53,7 @@ def reports(context: Context, threads: Executor) -> Callable[[Observation], None
     in_order = OrderedExecutor(threads)
 
     def note(seen: Observation) -> None:
-        back_off = BackOff(*RETRIES)
+        back_off = BackOff(*PAUSES)
         while True:
             try:
                 on_change(context, seen)
@@ -130,7 +130,7 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
         done = evolve(ended, finished_at=max(at, current.started_at))
         return evolve(current, phase=VmPhase.EXITED, exit=done, paused=False, resizing=None)
 
-    let_go(record.vm)
+    unmount_volumes(record.vm)
     if _commit_end(context, "vm-exited", record.vm, end, ended.reason):
         log.info("VM ended", extra={"vm": vm_id, "reason": ended.reason, "problem": ended.message})
 
@@ -146,14 +146,14 @@ def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
 
     _commit_end(context, "vm-failed", vm, end, ended.reason)
     # Not before: after a crash, a start that is not written as failed is tried again.
-    let_go(vm)
+    unmount_volumes(vm)
     _complete_console(context, vm)
 
 
-def let_go(vm: Vm) -> None:
-    """Unmount what a VM that runs never again has mounted below its directory.
+def unmount_volumes(vm: Vm) -> None:
+    """Unmount everything below the directory of a VM that will not run again.
 
-    A kubelet takes a pod's volumes away as soon as its containers are told to have ended, and not
+    A kubelet takes a pod's volumes away as soon as its containers are reported as ended, and not
     when they are removed.
     """
     try:

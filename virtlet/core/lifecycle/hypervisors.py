@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 class Hypervisors:
     """One hypervisor per plugin that offers one; profiles share those of the same plugin.
 
-    A profile whose plugins offer none, or one that does not open, is told so when a VM of it is
-    made; the others go on.
+    The pods of a profile whose plugins offer none, or one that does not open, are refused with the
+    reason; the others go on.
 
     Raises:
-        InvalidArgument: the default handler's cannot be as it is set.
+        InvalidArgument: the default handler's settings are wrong.
     """
 
     def __init__(self, hooks: Hooks, profiles: Profiles) -> None:

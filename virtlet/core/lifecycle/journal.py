@@ -84,8 +84,8 @@ class Journal:
             apply: does it.
             plugin: who does and undoes it.
             role: tells effects of one kind and owner apart; "" where there is one.
-            record: type of what undoes it, where something does: of what `apply` returns, or of
-                `before`. None from `apply` means then that the plugin declined, and nothing was
+            record: type of what its undo needs, if it needs something: of what `apply` returns, or
+                of `before`. None from `apply` means then that the plugin declined, and nothing was
                 done.
             before: what undoes it, where that is known before it is done.
             unchanged: errors of `apply` that say that nothing was done.

@@ -128,7 +128,7 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
             context.journal.undo(vm_id, {RUNNING})
-            exits.let_go(record.vm)
+            exits.unmount_volumes(record.vm)
         case VmPhase.REMOVING:
             vms.remove_vm(context, vm_id)
         case VmPhase.CREATED:

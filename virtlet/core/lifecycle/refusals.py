@@ -58,7 +58,7 @@ def check_groups(record: VmRecord, groups: tuple[Path, ...], limits: Resources) 
         cpuset_mems="" if limits.cpuset_mems == now.cpuset_mems else limits.cpuset_mems,
         cpuset_cpus="",
     )
-    lacking = cgroups.homeless(groups, new)
+    lacking = cgroups.unenforced(groups, new)
     if lacking:
         parent = record.vm.pod.config.cgroup_parent
         raise FailedPrecondition(

@@ -5,8 +5,8 @@ as it was when the VM was made, and the hypervisor is asked for the difference.
 
 From before the first step until a commit or an undo, the VM's record says what is being changed.
 Each step is an effect in the journal: when one fails, those before it are undone by the table
-`effects.UNDO`. What a crash, or an undo that fails, leaves is put back as soon as that goes, by a
-resize to what is on record.
+`effects.UNDO`. What a crash, or an undo that fails, leaves is put back as soon as that is possible,
+by a resize to what is on record.
 """
 
 import logging
@@ -39,7 +39,7 @@ MACHINE = "resize-machine"
 RESIZE = frozenset({DEFINITION, LIMITS, OOM_SCORE, MACHINE})
 """The effects of a resize, until it is committed."""
 
-RETRIES = (0.5, 15.0)
+PAUSES = (0.5, 15.0)
 """Seconds until what a resize left is put back again: at first, and at most."""
 
 
@@ -108,7 +108,7 @@ def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
     """
 
     def run() -> None:
-        back_off = BackOff(*RETRIES)
+        back_off = BackOff(*PAUSES)
         pause = 0.0
         while not context.closing.wait(pause):
             try:

@@ -26,7 +26,7 @@ _LATE = 3.0
 CALLS_PER_CONNECTION = 5
 """A daemon serves that many calls of one connection at a time (its max_client_requests)."""
 MOST_CONNECTIONS = 20
-"""As many workers a daemon has by default (its max_workers): more could not be served."""
+"""As many as a daemon has workers by default (its max_workers): more could not be served."""
 _KEEPALIVE = (5, 3)
 """Seconds between probes and how many may go unanswered: calls to a hung daemon fail after 20 s."""
 _BACK_OFF = (0.1, 3.0)

@@ -7,7 +7,7 @@
 # nobody expects writes '!' and leaves with another code; a triple fault ends QEMU (-no-reboot).
 #
 # The image is linked at 0xF0000, where PC machines show the last 64 KiB of their firmware below
-# 1 MiB; its last 16 bytes are the reset vector. probe.py pads the code to 64 KiB.
+# 1 MiB; its last 16 bytes are the reset vector. accelerator.py pads the code to 64 KiB.
 #
 #   as --64 -o payload.o payload.S && ld -m elf_x86_64 -Ttext 0xF0000 --oformat binary payload.o
 
