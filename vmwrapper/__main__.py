@@ -103,7 +103,7 @@ def hand_over(
             EXIT_BROKEN, f"the manager broke off while it handed over VM {vm}: start it again"
         )
     try:
-        emulator, added, mounts, links = unpack(answer, fds, environment)
+        emulator, added, mounts, links, syscalls = unpack(answer, fds, environment)
     except (KeyError, ValueError):
         raise Failure(
             EXIT_BROKEN,
@@ -114,7 +114,9 @@ def hand_over(
     if mounts:
         try:
             visible = [path for path, _, _ in mounts]
-            Jail().enter(mounts, links, own_paths(emulator, arguments, visible))
+            own = own_paths(emulator, arguments, visible)
+            arguments = without_locks(arguments, [path for path, _, write in mounts if not write])
+            Jail().enter(mounts, links, own, syscalls)
         except OSError as error:
             raise Failure(EXIT_JAIL, JAIL_FAILED.format(error.filename, error.strerror)) from None
     return emulator, arguments
@@ -122,14 +124,14 @@ def hand_over(
 
 def unpack(
     answer: bytes, fds: list[int], environment: dict[str, str]
-) -> tuple[str, list[str], list[tuple[str, int, bool]], list[str]]:
+) -> tuple[str, list[str], list[tuple[str, int, bool]], list[str], bytes]:
     """Read the answer's records; virtlet/launch/server.py describes them.
 
     Returns:
         The emulator's path, the arguments to append, and the jail's mounts (path, descriptor,
-        whether it can be written) and links; `environment` is updated.
+        whether it can be written), links and seccomp filter; `environment` is updated.
     """
-    emulator, added, names, mounts, links = EMULATOR, [], [], [], []
+    emulator, added, names, mounts, links, syscalls = EMULATOR, [], [], [], [], b""
     for record in answer.split(b"\0")[:-2]:
         kind, text = record[:1], os.fsdecode(record[1:])
         if kind == b"f":
@@ -138,6 +140,8 @@ def unpack(
             mounts.append((text, kind == b"w"))
         elif kind == b"l":
             links.append(text)
+        elif kind == b"s":
+            syscalls = bytes.fromhex(text)
         elif kind == b"a":
             added.append(text)
         elif kind == b"e":
@@ -150,7 +154,8 @@ def unpack(
     numbers = dict(zip(names, fds[: len(names)], strict=True))
     pairs = zip(mounts, fds[len(names) :], strict=True)
     placed = [(path, fd, writable) for (path, writable), fd in pairs]
-    return emulator, [substitute(argument, numbers) for argument in added], placed, links
+    arguments = [substitute(argument, numbers) for argument in added]
+    return emulator, arguments, placed, links, syscalls
 
 
 def ask(path: str, vm: str, token: str) -> tuple[bytes, list[int]]:
@@ -235,14 +240,19 @@ class Jail:
     NEW_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
     PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
     HERE, EMPTY_PATH, CLONE, MOVE_EMPTY_PATH = -100, 0x1000, os.O_CLOEXEC | 1, 4
+    SECCOMP, FILTER, EINVAL = 22, 2, 22
     CAPBSET_DROP, NO_NEW_PRIVS, CAP_AMBIENT, AMBIENT_CLEAR = 24, 38, 47, 4
     PLACE = "/proc"
     """Where the new root is built: every root has it, and nothing in it is needed by then."""
 
     def __init__(self) -> None:
+        # Now, as the interpreter may not be in the jail.
         import ctypes
+        import resource
+        import stat
+        import struct
 
-        self.ctypes = ctypes
+        self.ctypes, self.resource, self.stat, self.struct = ctypes, resource, stat, struct
         self.libc = ctypes.CDLL(None, use_errno=True)
 
     def done(self, step: str, result: int) -> int:
@@ -267,13 +277,20 @@ class Jail:
         self.call(step, self.MOUNT_SETATTR, tree, b"", self.EMPTY_PATH, wanted, len(wanted))
         return tree
 
-    def enter(self, mounts: list[tuple[str, int, bool]], links: list[str], more: list[str]) -> None:
+    def enter(
+        self,
+        mounts: list[tuple[str, int, bool]],
+        links: list[str],
+        more: list[str],
+        syscalls: bytes,
+    ) -> None:
         """Leave the node behind.
 
         Args:
             mounts: path, descriptor of the mount, whether it can be written.
             links: paths of links to make as they are on the node.
             more: further paths that are to be visible and can be read alone.
+            syscalls: the seccomp filter, in instructions of 8 bytes.
         """
         libc, uid, gid = self.libc, os.getuid(), os.getgid()
         flags = self.NEWUSER | self.NEWNS | self.NEWIPC | self.NEWUTS | self.NEWNET
@@ -308,43 +325,46 @@ class Jail:
         os.chdir("/")
         still = self.REMOUNT | self.BIND | self.RDONLY | quiet
         self.done("read-only root", libc.mount(None, b"/", None, still, None))
-        self.restrict([path for path, _, writable in mounts if writable])
+        self.restrict([path for path, _, writable in mounts if writable], syscalls)
 
     def attach(self, path: str, tree: int) -> None:
         """Put a mount into the new root."""
-        import stat
-
         target = self.PLACE + path
-        if stat.S_ISDIR(os.fstat(tree).st_mode):
+        if self.stat.S_ISDIR(os.fstat(tree).st_mode):
             os.makedirs(target, exist_ok=True)
-        else:
+        elif not os.path.lexists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         where = (self.HERE, os.fsencode(target), self.MOVE_EMPTY_PATH)
         self.call(f"mount {path}", self.MOVE_MOUNT, tree, b"", *where)
         os.close(tree)
 
-    def restrict(self, writable: list[str]) -> None:
+    def restrict(self, writable: list[str], syscalls: bytes) -> None:
         """What holds without the namespaces, too: Landlock where the kernel has it, no core dump
-        of the guest's memory, no capability and no way to one."""
-        import resource
-
+        of the guest's memory, no capability and no way to one, no call that reaches others."""
         # A limit of 1 also keeps the kernel from piping a dump into a program, which 0 does not.
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+        core = self.resource.RLIMIT_CORE
+        if self.resource.getrlimit(core)[1] != 0:
+            self.resource.setrlimit(core, (1, 1))
         zero = self.ctypes.c_ulong(0)
         self.libc.prctl(self.CAP_AMBIENT, self.AMBIENT_CLEAR, zero, zero, zero)
         for capability in range(64):
             if self.libc.prctl(self.CAPBSET_DROP, capability, zero, zero, zero) < 0:
-                break
+                if self.ctypes.get_errno() != self.EINVAL or not capability:
+                    self.done("capabilities", -1)
+                break  # the kernel has no more
         self.done("no_new_privs", self.libc.prctl(self.NO_NEW_PRIVS, 1, zero, zero, zero))
         abi = self.libc.syscall(self.NEW_RULESET, None, self.ctypes.c_size_t(0), 1)
         if abi > 0:
             self.landlock(abi, writable)
+        program = self.ctypes.create_string_buffer(syscalls, len(syscalls))
+        # struct sock_fprog: how many instructions of 8 bytes, and where.
+        filter_of = self.struct.pack("@HP", len(syscalls) // 8, self.ctypes.addressof(program))
+        self.done("seccomp", self.libc.prctl(self.SECCOMP, self.FILTER, filter_of, zero, zero))
 
     def landlock(self, abi: int, writable: list[str]) -> None:
         """Let files be read, and written only where that is meant; no TCP, no signals to others."""
-        import struct
-
+        struct = self.struct
         read = 0b1101  # execute, read a file, read a directory
         write = 0b10 | (1 << 14 if abi > 2 else 0) | (1 << 15 if abi > 4 else 0)  # truncate, ioctl
         handled = 0x1FFF | (1 << 13 if abi > 1 else 0) | write
@@ -366,11 +386,33 @@ def own_paths(emulator: str, arguments: list[str], visible: list[str]) -> list[s
     """What only the command line tells: the domain's directory of libvirt, and the emulator."""
     program = os.path.realpath(emulator)
     paths = [] if any(is_below(program, path) for path in visible) else [emulator]
-    for argument in arguments:
-        before, found, _ = argument.partition('/master-key.aes"')
-        if found:
+    for position, value in enumerate(arguments):
+        option = arguments[position - 1]
+        before, found, _ = value.partition('/master-key.aes"')
+        if (
+            found
+            and option == "-object"
+            and value.startswith('{"qom-type":"secret","id":"masterKey0"')
+        ):
             paths.append(before.rpartition('"')[2])
     return paths
+
+
+def without_locks(arguments: list[str], readable: list[str]) -> list[str]:
+    """Have QEMU take no locks on files that it can only read, as libvirt offers no way to.
+
+    Others read them too, an image for one. A lock that one emulator took of its own accord would
+    keep the VMs of all others from starting.
+    """
+    head = '{"driver":"file",'
+    found = []
+    for position, value in enumerate(arguments):
+        if arguments[position - 1] == "-blockdev" and value.startswith(head + '"filename":"'):
+            path = value[len(head + '"filename":"') :].partition('"')[0]
+            if any(is_below(path, place) for place in readable):
+                value = head + '"locking":"off",' + value[len(head) :]
+        found.append(value)
+    return found
 
 
 def is_below(path: str, directory: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from virtlet.errors import PluginError
 from virtlet.launch.merge import MOST_FDS, merge_launch
-from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
+from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart, Visible
 
 
 def _fd(name: str) -> LaunchFd:
@@ -109,10 +109,26 @@ def test_a_reference_to_no_descriptor_is_refused(argument: str) -> None:
         merge_launch([("odd", LaunchPart(arguments=(argument,)))])
 
 
+@pytest.mark.parametrize("path", ["disk", "/", "/srv/../etc"])
+def test_what_is_shown_has_an_absolute_path(path: str) -> None:
+    """That leads where it says."""
+    with pytest.raises(PluginError, match="absolute path"):
+        merge_launch([("odd", LaunchPart(visible=(Visible(path=Path(path)),)))])
+
+
+def test_no_plugin_opens_for_writing_what_another_shows_for_reading() -> None:
+    """One plugin may say both of one path."""
+    read, write = (Visible(path=Path("/srv/disk"), writable=writable) for writable in (False, True))
+    assert len(merge_launch([("one", LaunchPart(visible=(read, write)))]).visible) == 2
+    with pytest.raises(PluginError, match="/srv/disk"):
+        merge_launch([("one", LaunchPart(visible=(read,))), ("two", LaunchPart(visible=(write,)))])
+
+
 @pytest.mark.parametrize(
     "part",
     [
         LaunchPart(arguments=("a\0b",)),
+        LaunchPart(visible=(Visible(path=Path("/a\0b")),)),
         LaunchPart(environment={"A": "a\0b"}),
         LaunchPart(emulator=Path("/a\0b")),
     ],

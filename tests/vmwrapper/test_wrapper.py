@@ -260,6 +260,18 @@ def test_what_cannot_be_shown_is_refused_by_its_path(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_files_that_others_read_too_are_not_locked() -> None:
+    """By the arguments that libvirt writes."""
+    image, firmware, disk = (
+        f'{{"driver":"file","filename":"{path}","node-name":"libvirt-1-storage"}}'
+        for path in ("/images/a", "/usr/share/OVMF/CODE.fd", "/volumes/root.qcow2")
+    )
+    arguments = [word for value in (image, firmware, disk) for word in ("-blockdev", value)]
+    found = wrapper.without_locks([*arguments, "-name", image], ["/usr", "/images/a"])
+    assert [json.loads(value).get("locking") for value in found[1:6:2]] == ["off", "off", None]
+    assert found[6:] == ["-name", image]
+
+
 def test_more_than_one_message_passes_is_refused(setup: Setup, tmp_path: Path) -> None:
     """Descriptors and mounts share it."""
     fds = tuple(LaunchFd(name=f"n{i}", fd=os.open("/dev/null", os.O_RDONLY)) for i in range(200))

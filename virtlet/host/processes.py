@@ -69,9 +69,15 @@ def _open(pid: int, is_meant: Callable[[], bool]) -> int | None:
 
 def _strings(pid: int, file: str) -> list[bytes]:
     try:
-        return Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0")
+        with open(f"/proc/{pid}/{file}", "rb") as opened:
+            # A process may say that its arguments are all of its memory.
+            return opened.read(_MOST).split(b"\0")
     except OSError:
         return []
+
+
+_MOST = 2 << 20
+"""Bytes read of a process's arguments or variables."""
 
 
 HELPER_OOM_SCORE = 0

@@ -12,10 +12,11 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host import mounts
+from virtlet.launch.seccomp import emulator_filter
 from virtlet.model.launch import Visible
 
 
@@ -26,7 +27,9 @@ class JailMounts:
     mounts: dict[str, int] = Factory(dict)
     """Descriptor of a detached mount, by the path that it gets."""
     writable: set[str] = Factory(set)
-    """Those paths that can be written, devices among them."""
+    """Those paths that can be written."""
+    syscalls: bytes = b""
+    """The seccomp filter."""
     links: list[str] = Factory(list)
     """Links of the node that are links in the jail too."""
 
@@ -54,6 +57,7 @@ def make_jail(visible: Sequence[Visible], pid: int) -> JailMounts:
             _add(jail, item)
         # As nobody outside knows its number there, it finds itself by `self` alone.
         _mount(jail, "/proc/self", Visible(path=Path(f"/proc/{pid}")))
+        jail.syscalls = emulator_filter(pid)
     except BaseException:
         jail.close()
         raise
@@ -61,20 +65,32 @@ def make_jail(visible: Sequence[Visible], pid: int) -> JailMounts:
 
 
 def _needed(visible: Iterable[Visible]) -> Iterable[Visible]:
-    """Each path once, and nothing that is visible by a directory above it already."""
+    """Each path once, and nothing that can be read in a directory above it already."""
     known: dict[str, Visible] = {}
     for item in visible:
         path = os.path.normpath(item.path)
-        before = known.get(path)
-        if before is None or (item.writable or item.device) > (before.writable or before.device):
-            known[path] = item
+        before = known.get(path, item)
+        known[path] = evolve(
+            item,
+            writable=item.writable or before.writable,
+            inner=item.inner or before.inner,
+            optional=item.optional and before.optional,
+        )
     for path in sorted(known):
         item = known[path]
         above = (known.get(str(parent)) for parent in Path(path).parents)
-        plain = not (item.writable or item.device)
-        if plain and any(a and a.path.is_dir() and not a.path.is_symlink() for a in above):
+        if not item.writable and any(a and _holds(a, Path(path)) for a in above):
             continue
         yield item
+
+
+def _holds(above: Visible, path: Path) -> bool:
+    """Whether a directory shows a path below it, for reading alone."""
+    try:
+        same = above.path.lstat().st_dev == path.lstat().st_dev
+    except OSError:
+        return False
+    return same and not above.writable and above.path.is_dir() and not above.path.is_symlink()
 
 
 def _add(jail: JailMounts, item: Visible) -> None:
@@ -86,10 +102,10 @@ def _add(jail: JailMounts, item: Visible) -> None:
             return
         raise FailedPrecondition(f"{path}, which the emulator needs: {error.strerror}") from None
     if not stat.S_ISLNK(kind):
-        _mount(jail, path, item)
-        if item.writable or item.device:
+        _mount(jail, path, item, device=stat.S_ISBLK(kind) or stat.S_ISCHR(kind))
+        if item.writable:
             jail.writable.add(path)
-    elif item.writable or item.device:
+    elif item.writable:
         raise FailedPrecondition(
             f"{path} is a link, and the emulator gets no file that a link leads to: something put "
             "it there in the place of a file of the VM"
@@ -98,13 +114,13 @@ def _add(jail: JailMounts, item: Visible) -> None:
         jail.links.append(path)
 
 
-def _mount(jail: JailMounts, target: str, item: Visible) -> None:
+def _mount(jail: JailMounts, target: str, item: Visible, *, device: bool = False) -> None:
     try:
         # A link that was put there meanwhile is opened itself, which no mount can be made of.
         opened = os.open(item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             jail.mounts[target] = mounts.detached(
-                opened, readonly=not item.writable, device=item.device, inner=item.inner
+                opened, readonly=not item.writable, device=device, inner=item.inner
             )
         finally:
             os.close(opened)

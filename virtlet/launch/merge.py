@@ -65,6 +65,7 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
     launch = Launch()
     names: dict[str, str] = {}
     setters: dict[str, str] = {}
+    shown: dict[Path, tuple[str, bool]] = {}
     chooser = ""
     for plugin, part in parts:
         _check_text(plugin, part)
@@ -92,6 +93,10 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
         launch.cgroups += tuple(c for c in part.cgroups if c not in launch.cgroups)
         launch.fds += part.fds
         launch.jail = launch.jail or part.jail
+        for place in part.visible:
+            before = shown.setdefault(place.path, (plugin, place.writable))
+            if before[0] != plugin and before[1] != place.writable:
+                raise _clash(before[0], plugin, f"show {place.path}, one to be written, one not")
         launch.visible += part.visible
         if part.oom_score_adj is not None:
             launch.oom_score_adj = part.oom_score_adj
@@ -109,8 +114,17 @@ def _check_text(plugin: str, part: LaunchPart) -> None:
     """No string of a process can hold a NUL byte."""
     strings = [*part.arguments, *part.environment, *part.environment.values()]
     strings += [*(item.name for item in part.fds), str(part.emulator or "")]
+    strings += [str(item.path) for item in part.visible]
     if any("\0" in text for text in strings):
         raise PluginError(plugin, HOOK, "a string holds a NUL character", "mend the plugin")
+    for item in part.visible:
+        if not item.path.is_absolute() or ".." in item.path.parts or len(item.path.parts) < 2:
+            raise PluginError(
+                plugin,
+                HOOK,
+                f"shows {str(item.path)!r}, which is not the absolute path of something",
+                "name the file or directory itself",
+            )
 
 
 def _check_arguments(plugin: str, arguments: Iterable[str], names: dict[str, str]) -> None:

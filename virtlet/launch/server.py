@@ -10,6 +10,7 @@ says what they are, in this order, and closes; all descriptors come with the fir
     m PATH          where a mount goes in the jail; the other descriptors are these
     w PATH          likewise, one that can be written
     l PATH          a link of the node that is one in the jail
+    s HEX           the jail's filter of system calls
     a ARGUMENT      an argument to append
     e NAME=VALUE    a variable to set
     x PATH          the emulator to start instead of the wrapper's own
@@ -95,6 +96,7 @@ def answer(launch: Launch, jail: JailMounts) -> bytes:
         *(b"f" + item.name.encode() for item in launch.fds),
         *((b"w" if path in jail.writable else b"m") + os.fsencode(path) for path in jail.mounts),
         *(b"l" + os.fsencode(path) for path in jail.links),
+        *([b"s" + jail.syscalls.hex().encode()] if jail.syscalls else []),
         *(b"a" + os.fsencode(argument) for argument in launch.arguments),
         *(b"e" + os.fsencode(f"{name}={value}") for name, value in launch.environment.items()),
         *([b"x" + os.fsencode(launch.emulator)] if launch.emulator else []),

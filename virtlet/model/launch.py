@@ -28,8 +28,6 @@ class Visible:
     """Absolute. Links above it are followed; a link at its end is a link for the emulator too."""
     writable: bool = False
     """Whether it can be written; owner and mode of the file itself count all the same."""
-    device: bool = False
-    """Whether it is a device to be opened as one."""
     inner: bool = False
     """Whether what is mounted inside a directory is visible too, now and later."""
     optional: bool = False
@@ -53,7 +51,7 @@ class LaunchPart:
     """The program to exec instead of the default emulator; at most one part may say so."""
     jail: bool = False
     """Whether the emulator is jailed: it sees nothing of the node but what the parts make visible,
-    its own descriptors and `/proc/self`, and has no network. The hypervisor's part says so."""
+    its own descriptors and `/proc/self`, and has no network. Of the hypervisor's part alone."""
     visible: tuple[Visible, ...] = ()
     """What the emulator sees in its jail; ignored without one."""
 

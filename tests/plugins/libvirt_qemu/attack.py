@@ -64,6 +64,24 @@ def touch(pid: int) -> str:
     return "may be ended"
 
 
+def limit(pid: int) -> str:
+    """Set a limit of a process: of its time, say, which ends it."""
+    resource.prlimit(pid, resource.RLIMIT_CORE, resource.prlimit(pid, resource.RLIMIT_CORE))
+    return "limited"
+
+
+def hinder(pid: int) -> str:
+    """Choose the CPUs of a process."""
+    os.sched_setaffinity(pid, os.sched_getaffinity(pid))
+    return "hindered"
+
+
+def slow(pid: int) -> str:
+    """Make a process the last to run."""
+    os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid))
+    return "slowed"
+
+
 def trace(pid: int) -> str:
     """Attach to a process as a debugger, and let it go."""
     attach, detach = 16, 17
@@ -117,6 +135,9 @@ WAYS: dict[str, Callable[[Any], str]] = {
     "connect": connect,
     "dial": dial,
     "touch": touch,
+    "limit": limit,
+    "hinder": hinder,
+    "slow": slow,
     "trace": trace,
     "enter": enter,
     "dump": dump,

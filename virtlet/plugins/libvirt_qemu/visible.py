@@ -17,7 +17,7 @@ _SYSTEM = (
     *("/sys/devices/system/cpu", "/sys/devices/system/node", "/proc/sys/vm/overcommit_memory"),
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_KVM = Visible(path=Path("/dev/kvm"), writable=True, device=True)
+_KVM = Visible(path=Path("/dev/kvm"), writable=True)
 
 
 def visible(domain: Element) -> tuple[Visible, ...]:
@@ -27,7 +27,7 @@ def visible(domain: Element) -> tuple[Visible, ...]:
         domain: the document as libvirt has it.
     """
     found = [Visible(path=Path(path), optional=True) for path in _SYSTEM]
-    found += [Visible(path=Path(path), writable=True, device=True) for path in _DEVICES]
+    found += [Visible(path=Path(path), writable=True) for path in _DEVICES]
     if domain.get("type") == "kvm":
         found.append(_KVM)
     for path in ("os/loader", "os/kernel", "os/initrd", "os/dtb"):
@@ -51,20 +51,18 @@ def visible(domain: Element) -> tuple[Visible, ...]:
 
 def _of_disk(disk: Element) -> Iterator[Visible]:
     writable = disk.find("readonly") is None and disk.get("device") != "cdrom"
-    block = disk.get("type") == "block"
     for attribute in ("file", "dev"):
-        yield from _sources(disk, "source", attribute, writable=writable, device=block)
+        yield from _sources(disk, "source", attribute, writable=writable)
         for below in disk.iter("backingStore"):
-            block_below = below.get("type") == "block"
-            yield from _sources(below, "source", attribute, device=block_below)
+            yield from _sources(below, "source", attribute)
 
 
 def _sources(
-    parent: Element, name: str, attribute: str, *, writable: bool = False, device: bool = False
+    parent: Element, name: str, attribute: str, *, writable: bool = False
 ) -> Iterator[Visible]:
     for source in parent.iterfind(name):
         if path := source.get(attribute):
-            yield Visible(path=Path(path), writable=writable, device=device)
+            yield Visible(path=Path(path), writable=writable)
 
 
 def _of_pipe(path: str) -> Iterator[Visible]:
