@@ -27,6 +27,8 @@ from tests.fakes.model import make_pod, make_vm_config
 from tests.plugins.domain_xml.test_render import FIRMWARE, plain
 from virtlet.console.cri_log import decode, encode
 from virtlet.errors import InvalidArgument, ResourceExhausted, Unavailable, VirtletError
+from virtlet.image_servers.pace import Bounds
+from virtlet.image_servers.reach import Reach
 from virtlet.launch.server import parse_request
 from virtlet.model.bounded_yaml import MOST_VALUES, load_yaml
 from virtlet.model.image import Credentials, ImageSource
@@ -37,8 +39,7 @@ from virtlet.plugins.flavors.choose import choose
 from virtlet.plugins.flavors.cpu import parse_cpu
 from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
 from virtlet.plugins.image_formats.plugin import identify, parse_header
-from virtlet.plugins.image_http.download import Bounds, download
-from virtlet.plugins.image_http.reach import Reach
+from virtlet.plugins.image_http.download import download
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.dhcp import configuration

@@ -8,11 +8,11 @@ import pytest
 
 from tests.fakes.image_server import ImageServer, Resource
 from virtlet.errors import FailedPrecondition, PermissionDenied
+from virtlet.image_servers.pace import WINDOW, Pace
+from virtlet.image_servers.reach import EVERYWHERE, Reach
+from virtlet.image_servers.settings import parse_networks
 from virtlet.images.staging import StagingFile
 from virtlet.model.image import Transport
-from virtlet.plugins.image_http.download import WINDOW, Pace
-from virtlet.plugins.image_http.plugin import parse_networks
-from virtlet.plugins.image_http.reach import EVERYWHERE, Reach
 
 from .conftest import CONTENT, fetch, written
 

@@ -5,11 +5,9 @@ Source: RFC 9110 for validators (8.8), If-Range and If-None-Match (13.1) and ran
 
 import email.utils
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 import httpx
-from attrs import frozen
 
 from virtlet.errors import (
     FailedPrecondition,
@@ -18,66 +16,20 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
+from virtlet.image_servers.authorization import authorization
+from virtlet.image_servers.pace import Bounds, Pace
+from virtlet.image_servers.session import Session
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
-from virtlet.plugins.image_http.reach import Reach
-from virtlet.plugins.image_http.session import Session
 
 _PASSING = (407, 408, 425, 429, 500, 502, 503, 504)
 _NO_MORE = re.compile(r"bytes \*/(\d{1,18})")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-WINDOW = 60.0
-"""Seconds over which a server's rate is measured."""
 _SETTLED = 60.0
 """Seconds after which a modification date is taken as a strong validator."""
 
 
 class _StartOver(Exception):
     """What is in the staging file cannot be continued."""
-
-
-@frozen
-class Bounds:
-    """What the node's settings allow a download."""
-
-    reach: Reach = Reach()
-    least_rate: int = 0
-    """Bytes a second, over each minute of waiting for the server; 0 is any."""
-
-
-class Pace:
-    """Notices that a server sends less than it has to.
-
-    Only time spent waiting for the server counts, not what it takes to store what came.
-
-    Args:
-        least_rate: bytes a second; 0 is any.
-        clock: seconds that go on steadily.
-    """
-
-    def __init__(self, least_rate: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._least = least_rate * WINDOW
-        self._clock = clock
-        self._waited = 0.0
-        self._bytes = 0
-
-    def chunks(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Pass chunks on.
-
-        Raises:
-            TimeoutError: less came within a window.
-        """
-        while True:
-            before = self._clock()
-            chunk = next(chunks, None)
-            if chunk is None:
-                return
-            self._waited += self._clock() - before
-            self._bytes += len(chunk)
-            if self._waited >= WINDOW:
-                if self._bytes < self._least:
-                    raise TimeoutError
-                self._waited, self._bytes = 0.0, 0
-            yield chunk
 
 
 def download(
@@ -91,7 +43,7 @@ def download(
         FailedPrecondition: trying again as it is cannot help.
         Unavailable: the server cannot be reached, or the connection broke.
     """
-    session = Session(source, credentials, bounds.reach)
+    session = Session(source, authorization(source, credentials), bounds.reach)
     # A silent server would keep the thread and the connection of a pull that nobody waits for.
     staging.at_end(session.close)
     try:

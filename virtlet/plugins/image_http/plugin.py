@@ -1,43 +1,13 @@
 """The hooks of the fetcher."""
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
 from virtlet import hookimpl
+from virtlet.image_servers.settings import ALLOWED_NETWORKS, LEAST_RATE, Network
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
-from virtlet.model.option import BYTES, Kind, Option, Settings
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks in CIDR notation, with commas between them.
-
-    Raises:
-        ValueError: one is none; says which.
-    """
-    return tuple(ipaddress.ip_network(word.strip()) for word in text.split(",") if word.strip())
-
-
-ALLOWED_NETWORKS: Option[tuple[Network, ...]] = Option(
-    field="imageAllowedNetworks",
-    flag="--image-allowed-networks",
-    env="VIRTLET_IMAGE_ALLOWED_NETWORKS",
-    kind=Kind(name="comma-separated networks", parse=parse_networks),
-    default="",
-    help="networks that images may come from, such as 10.1.0.0/16, beside public ones and the "
-    "addresses in image translation files",
-)
-LEAST_RATE: Option[int] = Option(
-    field="imageLeastRate",
-    flag="--image-least-rate",
-    env="VIRTLET_IMAGE_LEAST_RATE",
-    kind=BYTES,
-    default="16Ki",
-    help="bytes a second that an image server must send over each minute; 0 is any",
-)
+from virtlet.model.option import Option, Settings
 
 
 class Plugin:
@@ -71,8 +41,9 @@ class Plugin:
 
             return fetch_file(source, staging)
         if scheme in ("http", "https"):
-            from virtlet.plugins.image_http.download import Bounds, download
-            from virtlet.plugins.image_http.reach import Reach
+            from virtlet.image_servers.pace import Bounds
+            from virtlet.image_servers.reach import Reach
+            from virtlet.plugins.image_http.download import download
 
             bounds = Bounds(Reach(self._allowed), self._least_rate)
             return download(source, credentials, staging, bounds)

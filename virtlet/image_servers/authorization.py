@@ -67,9 +67,12 @@ def authorization(source: ImageSource, credentials: Credentials) -> Authorizatio
     name, so they count for that host, and for the address that a translation file gives the name.
 
     Raises:
-        InvalidArgument: the credentials are malformed.
+        InvalidArgument: the address or the credentials are malformed.
     """
-    address = urlsplit(source.url)
+    try:
+        address = urlsplit(source.url)
+    except ValueError:
+        raise InvalidArgument(f"image {source.name}: its address is malformed") from None
     if address.username is not None:
         return Authorization(_basic(unquote(address.username), unquote(address.password or "")))
     header = _header(source, credentials)

@@ -17,7 +17,7 @@ import httpx
 from attrs import frozen
 
 from virtlet.errors import PermissionDenied
-from virtlet.plugins.image_http.plugin import Network
+from virtlet.image_servers.settings import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -16,10 +16,10 @@ import httpx
 
 from virtlet import __version__
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
-from virtlet.model.image import Credentials, ImageSource
-from virtlet.plugins.image_http.authorization import authorization, may_follow, origin
-from virtlet.plugins.image_http.connection import Connection, tls_context
-from virtlet.plugins.image_http.reach import EVERYWHERE, DirectTransport, Reach
+from virtlet.image_servers.authorization import Authorization, may_follow, origin
+from virtlet.image_servers.connection import Connection, tls_context
+from virtlet.image_servers.reach import EVERYWHERE, DirectTransport, Reach
+from virtlet.model.image import ImageSource
 
 _CONNECT_TIMEOUT = 15.0
 _TIMEOUT = 60.0
@@ -45,21 +45,31 @@ class Session:
 
     Args:
         source: where it is.
-        credentials: for its server, and for no other.
-        reach: where servers may be that no translation file names.
+        authorization: what its server is shown, and no other.
+        reach: where servers may be that the administrator does not name.
+        headers: for its server, and for no other.
+        connection: made by this session; sessions that follow each other may share one.
 
     Attributes:
         name: the image's.
         host: its server's.
         pinned: whether a digest says what has to arrive.
+        own: whether the server that was asked last is the image's, not one of a redirect.
         kept_back: why the server that was asked last was not shown the pod's credentials, or "".
 
     Raises:
-        InvalidArgument: the address or the credentials are malformed.
+        InvalidArgument: the address is malformed.
         FailedPrecondition: the proxy is malformed.
     """
 
-    def __init__(self, source: ImageSource, credentials: Credentials, reach: Reach) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        authorization: Authorization,
+        reach: Reach,
+        headers: Mapping[str, str] | None = None,
+        connection: Connection | None = None,
+    ) -> None:
         for library in ("httpx", "httpcore"):
             # Their records hold whole addresses and headers.
             logging.getLogger(library).setLevel(logging.WARNING)
@@ -68,8 +78,10 @@ class Session:
         self._trusted = source.trusted
         self._reach = reach
         self._timeout = source.transport.timeout or _TIMEOUT
-        self._connection = Connection()
+        self._headers = headers or {}
+        self._connection = connection or Connection()
         self.pinned = bool(source.digest)
+        self.own = True
         self.kept_back = ""
         try:
             self.host = origin(source.url)[1]
@@ -79,7 +91,7 @@ class Session:
         if not self.host:
             raise InvalidArgument(f"image {self.name}: its address names no host")
         self._asked = self._start
-        self._authorization = authorization(source, credentials)
+        self._authorization = authorization
         if self._transport.proxy and not _is_server(self._transport.proxy):
             raise self._bad_proxy()
 
@@ -116,8 +128,8 @@ class Session:
 
     @contextmanager
     def _request(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        own = may_follow(str(self._start), str(url))
-        sent = {**_HEADERS, **headers}
+        self.own = own = may_follow(str(self._start), str(url))
+        sent = {**_HEADERS, **headers, **(self._headers if own else {})}
         self.kept_back = self._authorization.kept_back(url.scheme, own=own)
         if self._authorization.header and not self.kept_back:
             sent["Authorization"] = self._authorization.header
