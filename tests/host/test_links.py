@@ -289,3 +289,24 @@ def test_tap(namespace: Path) -> None:
     with pytest.raises(FailedPrecondition, match="cannot open tap tap1: there is none"):
         netns.inside(namespace, lambda: open_tap("tap1"))
     assert "tap1" not in {link.name for link in netns.inside(namespace, _shown)}
+
+
+def test_tap_held_in_passing(namespace: Path) -> None:
+    """A process that is being started holds copies of our descriptors until its program runs."""
+    netns.inside(namespace, _make_tap)
+    descriptor = netns.inside(namespace, lambda: open_tap("tap0"))
+    read, write = os.pipe()
+    starting = os.fork()
+    if starting == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    os.close(descriptor)
+    with pytest.raises(FailedPrecondition, match="tap0: another process holds it"):
+        netns.inside(namespace, lambda: open_tap("tap0"))
+    letting_go = threading.Timer(0.2, os.close, [write])
+    letting_go.start()
+    os.close(netns.inside(namespace, lambda: open_tap("tap0")))
+    letting_go.join()
+    os.waitpid(starting, 0)

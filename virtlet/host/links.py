@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -48,6 +49,8 @@ _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFF_MULTI_QUEUE = 0x0100
+_PASSING = 2.0
+"""Seconds for which a tap may be held by a process that is only being started."""
 
 
 class LinkError(VirtletError):
@@ -334,6 +337,9 @@ def open_tap(name: str, *, multi_queue: bool = False) -> int:
     Returns:
         A descriptor, closed on exec, that the caller owns.
 
+    A process that another thread starts has copies of our descriptors until its program runs, so
+    that a tap closed a moment ago may still be held: it is tried again for two seconds.
+
     Raises:
         FailedPrecondition: there is no such tap, or another process holds it.
     """
@@ -346,13 +352,20 @@ def open_tap(name: str, *, multi_queue: bool = False) -> int:
     except OSError as error:
         raise FailedPrecondition(f"cannot open tap {name}: {error.strerror}") from None
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if multi_queue else 0)
-    try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-    except OSError as error:
-        os.close(descriptor)
-        reason = "another process holds it" if error.errno == errno.EBUSY else error.strerror
-        raise FailedPrecondition(f"cannot open tap {name}: {reason}") from None
-    return descriptor
+    request = struct.pack("16sH22x", name.encode(), flags)
+    deadline = time.monotonic() + _PASSING
+    while True:
+        try:
+            fcntl.ioctl(descriptor, _TUNSETIFF, request)
+        except OSError as error:
+            busy = error.errno == errno.EBUSY
+            if busy and time.monotonic() < deadline:
+                time.sleep(0.005)
+                continue
+            os.close(descriptor)
+            reason = "another process holds it" if busy else error.strerror
+            raise FailedPrecondition(f"cannot open tap {name}: {reason}") from None
+        return descriptor
 
 
 def _netlink_error() -> type[Exception]:
