@@ -98,6 +98,13 @@ class Hypervisor(ABC):
         """
         return 0
 
+    def runs_as_vm(self) -> bool:
+        """Whether emulators run as their VM's own user, `Vm.uid` and `Vm.gid`.
+
+        Where they do not, VMs have none, and all run as the node's. Does not block. Default: no.
+        """
+        return False
+
     def reads_documents(self) -> bool:
         """Whether `define` takes a domain document; where not, no plugin is asked to write one.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from attrs import frozen
 
 from virtlet.model.typed import typed
+from virtlet.model.vm import Vm
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -20,12 +21,20 @@ class Node:
     vmwrapper: Path
     """For hypervisors to start; readable and executable for the emulator's user."""
     emulator_uid: int
-    """User the emulator runs as; it must be able to read images and write its VM's disks."""
+    """User of emulators whose VM has none of its own, and of what is asked of an emulator apart
+    from VMs; what a VM's emulator opens belongs to `user_of`."""
     emulator_gid: int
     emulator_problem: str = ""
     """Why vmwrapper cannot start its default emulator, QEMU, with the remedy: it is not installed,
     or its user may not run it. A hypervisor that needs QEMU raises this as FailedPrecondition; ""
     when all is well."""
+
+    def user_of(self, vm: Vm) -> tuple[int, int]:
+        """User and group that the emulator of a VM runs as, and that its files belong to."""
+        return (
+            self.emulator_uid if vm.uid is None else vm.uid,
+            self.emulator_gid if vm.gid is None else vm.gid,
+        )
 
     def state_dir(self, plugin: str) -> Path:
         """A directory for a plugin's own state; the plugin makes it."""

@@ -91,6 +91,10 @@ class Vm:
     unmounted by the core once the VM has ended."""
     created_at: int
     """Nanoseconds since the epoch."""
+    uid: int | None = None
+    """User of its own that its emulator runs as; None for the node's (`Node.user_of`)."""
+    gid: int | None = None
+    """Group of its own, where it has a user of its own."""
 
     @property
     def name(self) -> str:

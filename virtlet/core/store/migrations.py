@@ -105,6 +105,11 @@ def _resizing_in_journal(record: Any) -> None:
     record["resizing"] = (record.get("resizing") or {}).get("change")
 
 
+def _users(record: Any) -> None:
+    """Every VM had the node's one user for emulators."""
+    record["vm"] |= {"uid": None, "gid": None}
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         tables="""
@@ -168,6 +173,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         """,
         vm=_resizing_in_journal,
     ),
+    Migration(vm=_users),
 )
 """Each takes file and documents one version further; never edit one that was released."""
 
