@@ -177,6 +177,6 @@ def test_the_message_names_rate_and_setting(
     server: ImageServer, staging: StagingFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.resources["/x"] = Resource(CONTENT)
-    monkeypatch.setattr("virtlet.plugins.image_http.download.WINDOW", 1e-9)
+    monkeypatch.setattr("virtlet.image_servers.pace.WINDOW", 1e-9)
     with pytest.raises(FailedPrecondition, match="less than .* bytes a second.*imageLeastRate"):
         fetch(f"{server.url}/x", staging, least_rate="1Pi")
