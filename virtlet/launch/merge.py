@@ -30,6 +30,7 @@ class Launch:
     emulator: Path | None = None
     jail: bool = False
     visible: tuple[Visible, ...] = ()
+    io_uring: bool = False
 
     def close(self) -> None:
         """Close the descriptors; idempotent."""
@@ -93,6 +94,7 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
         launch.cgroups += tuple(c for c in part.cgroups if c not in launch.cgroups)
         launch.fds += part.fds
         launch.jail = launch.jail or part.jail
+        launch.io_uring = launch.io_uring or part.io_uring
         for place in part.visible:
             before = shown.setdefault(place.path, (plugin, place.writable))
             if before[0] != plugin and before[1] != place.writable:

@@ -28,7 +28,7 @@ _OTHERS = {
     "sched_setattr": (314, 274),
 }
 """Calls whose first argument is a process: only its own."""
-_REFUSED = {
+_REFUSED: dict[str, tuple[int, int]] = {
     "tkill": (200, 130),
     "setpriority": (141, 140),
     "ioprio_set": (251, 30),
@@ -57,6 +57,8 @@ _REFUSED = {
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
 }
+_IO_URING = {"io_uring_setup": (425, 425)}
+"""Without it there is no ring for the other calls. QEMU does without unless it is asked for it."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _NAMESPACES = 0x7E02_0000
 """CLONE_NEWNS to CLONE_NEWNET of <linux/sched.h>."""
@@ -69,11 +71,12 @@ _NUMBER, _ARCHITECTURE, _FIRST = 0, 4, 16
 _ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000
 
 
-def emulator_filter(pid: int) -> bytes:
+def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
     """The program for one emulator, as an array of struct sock_filter.
 
     Args:
         pid: the process that becomes the emulator.
+        io_uring: whether it may use io_uring.
 
     Raises:
         FailedPrecondition: the machine's calls are not known here.
@@ -97,7 +100,8 @@ def emulator_filter(pid: int) -> bytes:
     ]
     labels = {"known": len(steps)}
     steps += [(_LOAD, _NUMBER, ""), (_AT_LEAST, _X32, "refused")]
-    steps += [(_EQUAL, number, "refused") for number in numbers(_REFUSED)]
+    refused = _REFUSED if io_uring else _REFUSED | _IO_URING
+    steps += [(_EQUAL, number, "refused") for number in numbers(refused)]
     steps += [(_EQUAL, number, "other") for number in numbers(_OTHERS)]
     steps += [
         (_EQUAL, _CLONE[which], "clone"),

@@ -265,7 +265,9 @@ class LaunchServer:
             if score is not None and not set_oom_score_adj(pid, score):
                 log.info("oom_score_adj not set", extra={"vm": vm_id})
             try:
-                jail = make_jail(launch.visible, pid) if launch.jail else JailMounts()
+                jail = JailMounts()
+                if launch.jail:
+                    jail = make_jail(launch.visible, pid, io_uring=launch.io_uring)
             except FailedPrecondition as error:
                 peer.sendall(refusal(str(error)))
                 return

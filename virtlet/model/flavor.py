@@ -25,7 +25,25 @@ class Flavor:
     firmware: str = "bios"
     """`bios` or `uefi`."""
     disk_bus: str = "scsi"
-    """`scsi` or `virtio`."""
+    """`scsi`, `virtio` or `nvme`."""
+    disk_cache: str = ""
+    """How the node caches what is on disks: `none`, `writethrough`, `writeback`, `directsync` or
+    `unsafe`; "" leaves it to the hypervisor."""
+    disk_io: str = ""
+    """How the emulator reads and writes: `threads`, `native` (Linux AIO) or `io_uring`; "" leaves
+    it to the hypervisor."""
+    disk_iothreads: int = 0
+    """Threads that serve the disks beside the emulator's own; 0 for none."""
+    disk_iops: int = 0
+    """Reads and writes a second of all disks together; 0 for no limit."""
+    disk_iops_burst: int = 0
+    """The same during a burst; 0 for none."""
+    disk_bandwidth: int = 0
+    """Bytes a second of all disks together; 0 for no limit."""
+    disk_bandwidth_burst: int = 0
+    """The same during a burst; 0 for none."""
+    disk_burst_seconds: int = 1
+    """How long a burst may last."""
     root_size: int = 0
     """Bytes the root disk should have; 0, or less than the image, means the image's size."""
     system_uuid: str = ""

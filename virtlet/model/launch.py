@@ -54,6 +54,9 @@ class LaunchPart:
     its own descriptors and `/proc/self`, and has no network. Of the hypervisor's part alone."""
     visible: tuple[Visible, ...] = ()
     """What the emulator sees in its jail; ignored without one."""
+    io_uring: bool = False
+    """Whether a jailed emulator may use io_uring, which is refused otherwise: its requests pass the
+    filters of system calls by."""
 
 
 ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"

@@ -91,6 +91,31 @@ def all_machines() -> Mapping[str, Machine]:
             flavor=evolve(flavor, memory=256 << 20, max_vcpus=3, max_memory=500 << 20),
         ),
         "volumes": _volumes(),
+        "tuned": evolve(
+            _volumes(),
+            flavor=evolve(
+                flavor,
+                disk_cache="none",
+                disk_io="native",
+                disk_iothreads=2,
+                disk_iops=500,
+                disk_iops_burst=2000,
+                disk_bandwidth=50 << 20,
+                disk_burst_seconds=10,
+            ),
+        ),
+        "threaded": evolve(
+            _volumes(),
+            flavor=evolve(
+                flavor,
+                disk_bus="virtio",
+                disk_io="io_uring",
+                disk_iothreads=2,
+                disk_bandwidth=50 << 20,
+                disk_bandwidth_burst=200 << 20,
+            ),
+        ),
+        "nvme": evolve(_volumes(), flavor=evolve(flavor, disk_bus="nvme", disk_iothreads=2)),
         "uefi": evolve(
             machine,
             flavor=evolve(
@@ -251,7 +276,7 @@ def test_a_cpu_setting_that_is_none_is_refused(text: str) -> None:
         render(machine)
 
 
-@pytest.mark.parametrize(("bus", "most"), [("virtio", 20), ("scsi", 26)])
+@pytest.mark.parametrize(("bus", "most"), [("virtio", 20), ("nvme", 20), ("scsi", 26)])
 def test_each_bus_takes_so_many_disks(bus: str, most: int) -> None:
     """Names and places on the bus are all different, and the one too many is refused."""
 

@@ -84,6 +84,14 @@ PROFILE = {
     "machine": "pc-q35-9.2",
     "firmware": "uefi",
     "disk_bus": "virtio",
+    "disk_cache": "none",
+    "disk_io": "native",
+    "disk_iothreads": 2,
+    "disk_iops": 500,
+    "disk_iops_burst": 1000,
+    "disk_bandwidth": "50Mi",
+    "disk_bandwidth_burst": "100Mi",
+    "disk_burst_seconds": 10,
     "root_size": "20Gi",
     "guest_agent": False,
     "nested": True,
@@ -100,6 +108,14 @@ def test_the_handler_s_profile_chooses_where_the_pod_does_not() -> None:
         machine="pc-q35-9.2",
         firmware="uefi",
         disk_bus="virtio",
+        disk_cache="none",
+        disk_io="native",
+        disk_iothreads=2,
+        disk_iops=500,
+        disk_iops_burst=1000,
+        disk_bandwidth=50 << 20,
+        disk_bandwidth_burst=100 << 20,
+        disk_burst_seconds=10,
         root_size=20 << 30,
         guest_agent=False,
         nested=True,
@@ -133,6 +149,14 @@ def test_an_empty_annotation_leaves_the_choice_to_the_profile() -> None:
         ("VirtletVCPUCount", "two"),
         ("VirtletCPUModel", "host-passthrough"),
         ("VirtletDiskDriver", "ide"),
+        ("VirtletDiskIOPS", "0"),
+        ("VirtletDiskIOPS", "-5"),
+        ("VirtletDiskIOPS", "1k"),
+        ("VirtletDiskIOPSBurst", "100"),
+        ("VirtletDiskBandwidth", "much"),
+        ("VirtletDiskBandwidth", "0"),
+        ("VirtletDiskBandwidth", "1Ki"),
+        ("VirtletDiskBandwidthBurst", "2T"),
         ("VirtletRootVolumeSize", "1GiB"),
         ("VirtletRootVolumeSize", "-1Gi"),
         ("VirtletRootVolumeSize", "65Ti"),
@@ -181,6 +205,15 @@ def test_impossible_memory_of_a_profile_names_the_handler() -> None:
         ({"firmware": None}, "firmware: must be a word"),
         ({"disk_bus": "ide"}, "disk_bus: 'ide' is none of"),
         ({"disk_bus": ["scsi"]}, "disk_bus: must be a word"),
+        ({"disk_cache": "all"}, "disk_cache: 'all' is none of 'none', 'writethrough'"),
+        ({"disk_io": "aio"}, "disk_io: 'aio' is none of 'threads', 'native', 'io_uring'"),
+        ({"disk_io": "native"}, "disk_io: native takes disk_cache: none or directsync"),
+        ({"disk_iothreads": 0}, "disk_iothreads: 0 is not between 1 and 64"),
+        ({"disk_iops": 0}, "disk_iops: 0 is not between 1 and"),
+        ({"disk_bandwidth": "1"}, "disk_bandwidth: '1' is not between 64Ki and 1T"),
+        ({"disk_iops_burst": 5}, "disk_iops_burst needs disk_iops"),
+        ({"disk_iops": 5, "disk_iops_burst": 4}, "disk_iops_burst is less than disk_iops"),
+        ({"disk_bus": "nvme", "disk_iops": 5}, "disks with I/O limits are on scsi or virtio"),
         ({"root_size": "65Ti"}, "root_size: '65Ti' is more than the largest"),
         ({"guest_agent": "no"}, "guest_agent: must be true or false"),
         ({"translation_buffer": "2Gi"}, "translation_buffer: must be between 16Mi and 1Gi"),
@@ -210,7 +243,39 @@ def test_any_annotations_choose_a_sane_machine_or_are_refused(marks: dict[str, s
         return
     assert 1 <= chosen.vcpus <= 255
     assert 0 <= chosen.root_size <= annotations.MAX_ROOT_SIZE
-    assert chosen.disk_bus in ("scsi", "virtio")
+    assert chosen.disk_bus in ("scsi", "virtio", "nvme")
+
+
+LIMITS = {"disk_iops": 500, "disk_iops_burst": 1000, "disk_bandwidth": "50Mi"}
+
+
+def test_a_pod_lowers_its_handlers_limits() -> None:
+    marks = {"VirtletDiskIOPS": "100", "VirtletDiskIOPSBurst": "200"}
+    chosen = choose(marks | {"VirtletDiskBandwidth": "1Mi"}, LIMITS)
+    assert (chosen.disk_iops, chosen.disk_iops_burst) == (100, 200)
+    assert (chosen.disk_bandwidth, chosen.disk_bandwidth_burst) == (1 << 20, 0)
+    assert choose(marks).disk_iops_burst == 200
+
+
+@pytest.mark.parametrize(
+    ("marks", "problem"),
+    [
+        ({"VirtletDiskIOPS": "501"}, "VirtletDiskIOPS: 501 is more than the 500 of the handler's"),
+        ({"VirtletDiskIOPSBurst": "1001"}, "IOPSBurst: 1001 is more than the 1000"),
+        ({"VirtletDiskIOPSBurst": "400"}, "IOPSBurst: 400 is less than the limit 500"),
+        ({"VirtletDiskBandwidth": "51Mi"}, "is more than the 52428800"),
+        ({"VirtletDiskBandwidthBurst": "51Mi"}, "is more than the 52428800"),
+        ({"VirtletDiskDriver": "nvme"}, "disks with I/O limits are on scsi or virtio, not nvme"),
+    ],
+)
+def test_a_pod_gets_no_more_than_its_handlers_limits(marks: dict[str, str], problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        choose(marks, LIMITS)
+
+
+def test_a_burst_without_a_limit_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="a burst needs a limit: set VirtletDiskIOPS too"):
+        choose({"VirtletDiskIOPSBurst": "100"})
 
 
 def _configure(tmp_path: Path, handlers: Mapping[str, Any]) -> None:

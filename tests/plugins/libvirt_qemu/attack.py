@@ -120,6 +120,16 @@ def gain(_: None) -> str:
     return said["CapBnd"].strip()
 
 
+def ring(_: None) -> str:
+    """Set io_uring up, whose requests pass filters of system calls by."""
+    setup = 425
+    descriptor = LIBC.syscall(setup, 1, ctypes.create_string_buffer(120))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.close(descriptor)
+    return "set up"
+
+
 def look(_: None) -> str:
     """Find other processes in /proc."""
     others = [name for name in os.listdir("/proc") if name.isdigit()]
@@ -143,6 +153,7 @@ WAYS: dict[str, Callable[[Any], str]] = {
     "dump": dump,
     "gain": gain,
     "look": look,
+    "ring": ring,
 }
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from attrs import evolve
@@ -194,6 +195,13 @@ class Rig:
         ended = self.wait_to_hear(machine, DomainState.STOPPED).exit
         assert ended is not None
         return ended
+
+    @contextmanager
+    def domain(self, machine: Machine) -> Iterator[Any]:
+        """libvirt's own view of a VM."""
+        hypervisor: Any = self.hypervisor
+        with hypervisor._domains.call("look") as connection:
+            yield connection.lookupByUUIDString(machine.vm.id)
 
     def pid(self, machine: Machine) -> int:
         pid = self.hypervisor.stats()[machine.vm.id].pid

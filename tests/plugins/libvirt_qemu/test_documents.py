@@ -1,7 +1,9 @@
 """The documents of the built-in renderer start, whatever the machine is made of."""
 
+import os
 from pathlib import Path
 
+import libvirt_qemu
 import pytest
 from attrs import evolve
 
@@ -32,7 +34,75 @@ def test_machine_types_and_buses(rig: Rig, kind: str, bus: str) -> None:
     _boots(rig, evolve(machine, flavor=flavor, seed=_seed(machine)))
 
 
-@pytest.mark.parametrize(("bus", "most"), [("scsi", 26), ("virtio", 20)])
+@pytest.mark.parametrize("bus", ["scsi", "virtio"])
+def test_disks_are_as_fast_as_the_flavor_says(rig: Rig, bus: str) -> None:
+    """Asked of the running emulator: limits of all disks together, threads, Linux AIO."""
+    machine = rig.machine()
+    data = machine.vm.directory / "volume-0.raw"
+    data.write_bytes(bytes(1 << 20))
+    rig.give_away(data)
+    flavor = evolve(
+        machine.flavor,
+        disk_bus=bus,
+        disk_cache="none",
+        disk_io="native",
+        disk_iothreads=2,
+        disk_iops=500,
+        disk_iops_burst=2000,
+        disk_bandwidth=50 << 20,
+        disk_burst_seconds=3,
+    )
+    volumes = (Disk(path=data, format="raw", serial="volume-0"),)
+    with rig.running(machine=evolve(machine, flavor=flavor, volumes=volumes)):
+        with rig.domain(machine) as domain:
+            for name in {"scsi": ("sda", "sdb"), "virtio": ("vda", "vdb")}[bus]:
+                limits = domain.blockIoTune(name)
+                assert limits["total_iops_sec"] == 500
+                assert limits["total_iops_sec_max"] == 2000
+                assert limits["total_iops_sec_max_length"] == 3
+                assert limits["total_bytes_sec"] == 50 << 20
+                assert limits["group_name"] == "disks"
+            assert len(domain.ioThreadInfo()) == {"scsi": 1, "virtio": 2}[bus]
+        command = Path(f"/proc/{rig.pid(machine)}/cmdline").read_text()
+        assert command.count('"aio":"native"') == 2
+        assert command.count('"direct":true') >= 2
+
+
+def test_io_uring_passes_the_jail_where_the_flavor_asks_for_it(rig: Rig) -> None:
+    machine = rig.machine()
+    flavor = evolve(machine.flavor, disk_io="io_uring", disk_iothreads=1)
+    with rig.running(machine=evolve(machine, flavor=flavor)):
+        process = Path(f"/proc/{rig.pid(machine)}")
+        assert '"aio":"io_uring"' in (process / "cmdline").read_text()
+        opened = [os.readlink(path) for path in (process / "fd").iterdir()]
+        assert "anon_inode:[io_uring]" in opened
+
+
+def test_a_machine_starts_from_nvme(rig: Rig) -> None:
+    """Each disk with a controller and a serial number of its own; read-only ones too."""
+    machine = rig.machine()
+    volumes = []
+    for number in range(2):
+        path = machine.vm.directory / f"volume-{number}.raw"
+        path.write_bytes(bytes(1 << 20))
+        rig.give_away(path)
+        volumes.append(
+            Disk(path=path, format="raw", serial=f"volume-{number}", readonly=number == 1)
+        )
+    flavor = evolve(machine.flavor, disk_bus="nvme", disk_iothreads=2)
+    with (
+        rig.running(
+            machine=evolve(machine, flavor=flavor, volumes=tuple(volumes), seed=_seed(machine))
+        ),
+        rig.domain(machine) as domain,
+    ):
+        said = libvirt_qemu.qemuMonitorCommand(domain, "info qtree", 1)
+        assert said.count("dev: nvme,") == 3
+        for serial in ("disk-0", "volume-0", "volume-1"):
+            assert f'serial = "{serial}"' in said
+
+
+@pytest.mark.parametrize(("bus", "most"), [("scsi", 26), ("virtio", 20), ("nvme", 20)])
 def test_as_many_disks_as_allowed(rig: Rig, bus: str, most: int, tmp_path: Path) -> None:
     """The root disk is still the one that boots."""
     machine = rig.machine()

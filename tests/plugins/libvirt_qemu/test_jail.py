@@ -86,6 +86,7 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
         "capabilities by a namespace": ("enter", _NEWUSER),
         "a core dump": ("dump", None),
         "privileges": ("gain", None),
+        "io_uring": ("ring", None),
     }
     return {"report": str(mine.root.path), "tries": tries}
 

@@ -21,11 +21,12 @@ MARK_CONFIGURED = "mkdir -p /run/virtlet && : >/run/virtlet/configured"
 PER_BOOT = "/var/lib/cloud/scripts/per-boot"
 
 _FIND_DISK = """\
-# The block device with serial number $1. virtio-blk shows it in serial, SCSI in page 0x80, behind
-# a header of four bytes.
+# The block device with serial number $1. virtio-blk shows it in serial, NVMe in its controller's,
+# with blanks, SCSI in page 0x80, behind a header of four bytes.
 find_disk() {
 	for disk in /sys/block/*; do
-		serial=$(cat "$disk/serial" 2>/dev/null)
+		serial=$(cat "$disk/serial" 2>/dev/null || cat "$disk/device/serial" 2>/dev/null)
+		serial=${serial%% *}
 		page=$disk/device/vpd_pg80
 		[ -n "$serial" ] || serial=$(tail -c +5 "$page" 2>/dev/null | tr -d '\\000 ')
 		[ "$serial" = "$1" ] || continue

@@ -62,7 +62,9 @@ def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
         command += ["-F", image.format, "-b", str(image.path.absolute())]
         command += [f"/proc/self/fd/{descriptor}", str(sectors * _SECTOR)]
         run(command, pass_fds=(descriptor,), package="qemu-utils")
-    return Disk(path=path, format="qcow2", backing=image.path, backing_format=image.format)
+    return Disk(
+        path=path, format="qcow2", backing=image.path, backing_format=image.format, serial="root"
+    )
 
 
 class Plugin:

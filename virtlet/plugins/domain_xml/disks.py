@@ -9,7 +9,7 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.disk import Disk
 from virtlet.model.vm import Machine
 
-_MOST = {"virtio": 20, "scsi": 26}
+_MOST = {"virtio": 20, "nvme": 20, "scsi": 26}
 """Disks per machine and bus, the root disk included; Virtlet's limits."""
 _PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 
@@ -25,6 +25,11 @@ class DiskTarget:
     name: str
     """DiskTarget name."""
     boot: bool = False
+    nvme: bool = False
+    """Whether the guest gets an NVMe controller in the place of the virtio device; libvirt has no
+    such disks before 11.5."""
+    iothread: int = 0
+    """Number of the I/O thread of a virtio disk; 0 for none."""
 
     @property
     def address(self) -> Mapping[str, int]:
@@ -34,6 +39,21 @@ class DiskTarget:
         if self.bus == "ide":
             return {"controller": 0, "bus": self.number // 2, "target": 0, "unit": self.number % 2}
         return {"controller": 0, "bus": 0, "target": 0, "unit": self.number}
+
+    @property
+    def alias(self) -> str:
+        """A name for the device that stays with its place."""
+        return f"ua-disk-{self.number}"
+
+    @property
+    def serial(self) -> str:
+        """An NVMe controller has one in any case."""
+        return self.disk.serial or (f"disk-{self.number}" if self.nvme else "")
+
+    @property
+    def writable(self) -> bool:
+        """Whether the guest can write it, and give back what it does not use."""
+        return self.disk.kind == "disk" and not self.disk.readonly
 
     @property
     def kind(self) -> str:
@@ -56,22 +76,33 @@ def targets(machine: Machine, cdrom_bus: str) -> tuple[DiskTarget, ...]:
     Raises:
         InvalidArgument: more disks than the bus takes.
     """
-    bus = machine.flavor.disk_bus
+    chosen = machine.flavor.disk_bus
+    nvme = chosen == "nvme"
+    bus = "virtio" if nvme else chosen
     disks = [machine.root, *(v for v in machine.volumes if isinstance(v, Disk))]
     cdroms = [disk for disk in disks if disk.kind == "cdrom"]
     disks = [disk for disk in disks if disk.kind != "cdrom"]
     if machine.seed is not None:
         (cdroms if machine.seed.kind == "cdrom" else disks).append(machine.seed)
-    if len(disks) > _MOST[bus]:
+    if len(disks) > _MOST[chosen]:
         raise InvalidArgument(
-            f"VM {machine.vm.name} has {len(disks)} disks; {bus} takes {_MOST[bus]}: use fewer "
-            "volumes, or the annotation VirtletDiskDriver"
+            f"VM {machine.vm.name} has {len(disks)} disks; {chosen} takes {_MOST[chosen]}: use "
+            "fewer volumes, or the annotation VirtletDiskDriver"
         )
     # A name serves one disk only, whatever the bus: CD-ROM drives come after the SCSI disks.
     first = len(disks) if bus == "scsi" and cdrom_bus == "sata" else 0
+    threads = machine.flavor.disk_iothreads if chosen == "virtio" else 0
     return (
         *(
-            DiskTarget(disk, bus, number, _name(_PREFIX[bus], number), boot=disk is machine.root)
+            DiskTarget(
+                disk,
+                bus,
+                number,
+                _name(_PREFIX[bus], number),
+                boot=disk is machine.root,
+                nvme=nvme,
+                iothread=number % threads + 1 if threads else 0,
+            )
             for number, disk in enumerate(disks)
         ),
         *(

@@ -250,6 +250,9 @@ class Renderer:
         growth = growth_of(machine)
         cpu = with_node(cpu_element(machine, self._cpu_model), growth)
         shares = [v for v in machine.volumes if isinstance(v, Share)]
+        disks = targets(machine, "sata" if pci_express else "ide")
+        # All disks of a SCSI controller share its thread.
+        scsi_iothread = 1 if flavor.disk_bus == "scsi" and flavor.disk_iothreads else 0
         text = self._template.render(
             m=machine,
             name=domain_name(machine),
@@ -260,7 +263,10 @@ class Renderer:
             console=machine.console.output.with_suffix(""),
             firmware=self._uefi() if flavor.firmware == "uefi" else None,
             pci_express=pci_express,
-            disks=targets(machine, "sata" if pci_express else "ide"),
+            disks=disks,
+            iothreads=max((scsi_iothread, *(disk.iothread for disk in disks))),
+            scsi_iothread=scsi_iothread,
+            limited=bool(flavor.disk_iops or flavor.disk_bandwidth),
             shares=shares,
             shared_memory=any(share.driver == "virtiofs" for share in shares),
             uid=self._uid,

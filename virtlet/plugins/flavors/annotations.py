@@ -9,6 +9,11 @@ from virtlet.plugins.flavors.cpu import Cpu, parse_cpu
 
 T = TypeVar("T")
 
+DISK_BUSES = ("scsi", "virtio", "nvme")
+MOST_RATE = 10**12
+"""Operations or bytes a second; QEMU takes a thousand times as many."""
+LEAST_BANDWIDTH = 1 << 16
+"""Bytes a second; with less a guest's first request takes longer than its driver waits."""
 MAX_ROOT_SIZE = 1 << 46
 """64 TiB; with 64 KiB clusters the table of a larger disk alone takes megabytes."""
 
@@ -46,6 +51,16 @@ def disk_size(text: str) -> int:
     return size
 
 
+def _bandwidth(text: str) -> int:
+    size = BYTES.parse(text.strip())
+    if not LEAST_BANDWIDTH <= size <= MOST_RATE:
+        raise ValueError(f"{quote(text)} is not between 64Ki and 1T bytes a second")
+    return size
+
+
+RATE = integer(1, MOST_RATE)
+BANDWIDTH = Kind(name="quantity", parse=_bandwidth)
+
 VCPU_COUNT: Annotation[int | None] = Annotation(
     name="VirtletVCPUCount",
     kind=_optional(integer(1, 255)),
@@ -74,9 +89,35 @@ CPU_MODEL: Annotation[str | None] = Annotation(
 )
 DISK_DRIVER: Annotation[str | None] = Annotation(
     name="VirtletDiskDriver",
-    kind=_optional(choice("scsi", "virtio")),
+    kind=_optional(choice(*DISK_BUSES)),
     default=None,
     help="Bus of the disks; scsi unless said",
+)
+DISK_IOPS: Annotation[int | None] = Annotation(
+    name="VirtletDiskIOPS",
+    kind=_optional(RATE),
+    default=None,
+    help="Reads and writes a second that all disks of the VM have together; not more than the "
+    "handler's flavor gives",
+)
+DISK_IOPS_BURST: Annotation[int | None] = Annotation(
+    name="VirtletDiskIOPSBurst",
+    kind=_optional(RATE),
+    default=None,
+    help="The same for a moment, after a time with less; needs VirtletDiskIOPS",
+)
+DISK_BANDWIDTH: Annotation[int | None] = Annotation(
+    name="VirtletDiskBandwidth",
+    kind=_optional(BANDWIDTH),
+    default=None,
+    help="Bytes a second that all disks of the VM have together; not more than the handler's "
+    "flavor gives",
+)
+DISK_BANDWIDTH_BURST: Annotation[int | None] = Annotation(
+    name="VirtletDiskBandwidthBurst",
+    kind=_optional(BANDWIDTH),
+    default=None,
+    help="The same for a moment, after a time with less; needs VirtletDiskBandwidth",
 )
 ROOT_VOLUME_SIZE: Annotation[int | None] = Annotation(
     name="VirtletRootVolumeSize",
@@ -97,6 +138,10 @@ ALL = (
     CPU_MODEL,
     CPU_SETTING,
     DISK_DRIVER,
+    DISK_IOPS,
+    DISK_IOPS_BURST,
+    DISK_BANDWIDTH,
+    DISK_BANDWIDTH_BURST,
     ROOT_VOLUME_SIZE,
     SYSTEM_UUID,
 )

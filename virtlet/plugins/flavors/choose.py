@@ -14,7 +14,7 @@ from virtlet.model.option import BYTES, choice, integer
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.resources import DEFAULT_PERIOD, Resources
 from virtlet.model.vm import VmConfig
-from virtlet.plugins.flavors import annotations
+from virtlet.plugins.flavors import annotations, disk_tuning
 from virtlet.plugins.flavors.annotations import disk_size
 
 LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
@@ -30,6 +30,18 @@ MAX_MEMORY = 1 << 44
 
 def _number(value: Any) -> int:
     return integer(1, 255).parse(_scalar(value))
+
+
+def _within(low: int, high: int) -> Callable[[Any], int]:
+    return lambda value: integer(low, high).parse(_scalar(value))
+
+
+def _rate(value: Any) -> int:
+    return annotations.RATE.parse(_scalar(value))
+
+
+def _bandwidth(value: Any) -> int:
+    return annotations.BANDWIDTH.parse(_scalar(value))
 
 
 def _memory(value: Any) -> int:
@@ -90,7 +102,15 @@ _SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "cpu_model": _model,
     "machine": _word,
     "firmware": _one_of("bios", "uefi"),
-    "disk_bus": _one_of("scsi", "virtio"),
+    "disk_bus": _one_of(*annotations.DISK_BUSES),
+    "disk_cache": _one_of("none", "writethrough", "writeback", "directsync", "unsafe"),
+    "disk_io": _one_of("threads", "native", "io_uring"),
+    "disk_iothreads": _within(1, 64),
+    "disk_iops": _rate,
+    "disk_iops_burst": _rate,
+    "disk_bandwidth": _bandwidth,
+    "disk_bandwidth_burst": _bandwidth,
+    "disk_burst_seconds": _within(1, 3600),
     "root_size": _size,
     "guest_agent": _boolean,
     "nested": _boolean,
@@ -133,7 +153,11 @@ def flavor_of(profile: Profile) -> Flavor:
             settings[key] = check(value)
         except ValueError as error:
             raise FailedPrecondition(f"{where}: {key}: {error}") from None
-    return Flavor(**settings)
+    flavor = Flavor(**settings)
+    problem = disk_tuning.flaw(flavor)
+    if problem:
+        raise FailedPrecondition(f"configuration: handler {profile.handler!r}: flavor: {problem}")
+    return flavor
 
 
 def machine_of(pod: Pod) -> Flavor:
@@ -155,7 +179,9 @@ def machine_of(pod: Pod) -> Flavor:
         "root_size": annotations.ROOT_VOLUME_SIZE.of(pod),
         "system_uuid": annotations.SYSTEM_UUID.of(pod),
     }
+    allowed = flavor
     flavor = attrs.evolve(flavor, **{k: v for k, v in asked.items() if v is not None})
+    flavor = disk_tuning.limited(pod, flavor, allowed)
     most = flavor.max_vcpus or flavor.vcpus
     if flavor.vcpus > most:
         raise InvalidArgument(

@@ -20,6 +20,7 @@ _MIB = 1 << 20
 BASE = 64 * _MIB
 """Of any machine: heap, firmware, devices, the program's own pages, and I/O under way."""
 PER_VCPU = 4 * _MIB
+"""For each vCPU and each I/O thread."""
 PER_DEVICE = 1 * _MIB
 """For each disk and NIC."""
 DISK_PER_TABLE = 8192
@@ -53,7 +54,8 @@ def overhead(machine: Machine) -> int:
     disks = [machine.root, *(v for v in machine.volumes if isinstance(v, Disk))]
     if machine.seed is not None:
         disks.append(machine.seed)
-    need = BASE + PER_VCPU * max(flavor.vcpus, flavor.max_vcpus)
+    threads = max(flavor.vcpus, flavor.max_vcpus) + flavor.disk_iothreads
+    need = BASE + PER_VCPU * threads
     need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
     need += min(size // DISK_PER_TABLE, MOST_TABLE)

@@ -144,7 +144,12 @@ class LibvirtHypervisor(Hypervisor):
         """The jail, and the NICs, of which libvirt does not know: it would open their taps in its
         own namespace."""
         jail = self._visible(machine.vm.id) if self._jailed else ()
-        return evolve(nics.launch_part(machine), jail=self._jailed, visible=jail)
+        return evolve(
+            nics.launch_part(machine),
+            jail=self._jailed,
+            visible=jail,
+            io_uring=machine.flavor.disk_io == "io_uring",
+        )
 
     def _visible(self, vm_id: str) -> tuple[Visible, ...]:
         with self._domains.call(f"start VM {vm_id}") as connection:
