@@ -58,7 +58,7 @@ def test_a_document_is_one_line() -> None:
 
 
 def test_meta_data_says_who_the_guest_is() -> None:
-    assert meta_data(make_pod({"VirtletSSHKeys": KEY})) == {
+    assert meta_data(make_pod(), [KEY]) == {
         "instance-id": "web-1.shop",
         "local-hostname": "web-1",
         "public-keys": [KEY],
@@ -66,11 +66,11 @@ def test_meta_data_says_who_the_guest_is() -> None:
 
 
 def test_without_keys_none_are_named() -> None:
-    assert "public-keys" not in meta_data(make_pod())
+    assert "public-keys" not in meta_data(make_pod(), ())
 
 
 def test_the_pod_s_hostname_wins_over_its_name() -> None:
-    assert meta_data(make_pod(hostname="www"))["local-hostname"] == "www"
+    assert meta_data(make_pod(hostname="www"), ())["local-hostname"] == "www"
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_the_pod_s_hostname_wins_over_its_name() -> None:
     [("a" * 63, "a" * 63), ("a" * 64, "a" * 63), ("a" * 61 + "-.b" + "c" * 9, "a" * 61)],
 )
 def test_a_long_name_is_cut_as_the_kubelet_cuts_it(name: str, hostname: str) -> None:
-    assert meta_data(make_pod(name=name))["local-hostname"] == hostname
+    assert meta_data(make_pod(name=name), ())["local-hostname"] == hostname
 
 
 def test_keys_of_the_annotation_replace_the_generated_ones() -> None:
     marks = {"VirtletCloudInitMetaData": "local-hostname: db\nregion: {zone: a}"}
-    assert meta_data(make_pod(marks)) == {
+    assert meta_data(make_pod(marks), ()) == {
         "instance-id": "web-1.shop",
         "local-hostname": "db",
         "region": {"zone": "a"},
@@ -92,7 +92,7 @@ def test_keys_of_the_annotation_replace_the_generated_ones() -> None:
 
 @given(st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True))
 def test_any_pod_name_gives_a_host_name(name: str) -> None:
-    hostname = meta_data(make_pod(name=name))["local-hostname"]
+    hostname = meta_data(make_pod(name=name), ())["local-hostname"]
     assert 1 <= len(hostname) <= 63
     assert name.startswith(hostname)
     assert hostname[-1] not in "-."

@@ -253,26 +253,6 @@ def test_another_image_type_is_refused() -> None:
         IMAGE_TYPE.of(make_pod({"VirtletCloudInitImageType": "floppy"}))
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("VirtletSSHKeySource", "VirtletSSHKeys"),
-        ("VirtletCloudInitUserDataSource", "VirtletCloudInitUserData"),
-        ("VirtletCloudInitUserDataSourceKey", "VirtletCloudInitUserData"),
-        ("VirtletCloudInitUserDataSourceEncoding", "VirtletCloudInitUserData"),
-    ],
-)
-def test_objects_of_kubernetes_are_refused_with_what_to_write(name: str, instead: str) -> None:
-    declared = {a.name: a for a in ALL}[name]
-    assert declared.of(make_pod({name: ""})) == ""
-    with pytest.raises(InvalidArgument) as caught:
-        declared.of(make_pod({name: "secret/keys"}))
-    assert str(caught.value) == (
-        f"annotation {name}: reading objects of Kubernetes is not served yet: "
-        f"write the content itself into {instead}"
-    )
-
-
 @pytest.mark.parametrize("name", ["VirtletCloudInitUserData", "VirtletCloudInitMetaData"])
 @pytest.mark.parametrize("text", [f"- {SECRET}", SECRET, f"a: {SECRET}: b", f"!{SECRET} x"])
 def test_a_wrong_document_is_refused_without_quoting_it(name: str, text: str) -> None:

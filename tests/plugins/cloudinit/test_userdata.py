@@ -13,6 +13,7 @@ from tests.fakes.model import make_pod, make_vm, make_vm_config
 from virtlet.errors import InvalidArgument
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.plugins.cloudinit import guest_scripts
+from virtlet.plugins.cloudinit.object_sources import Sources
 from virtlet.plugins.cloudinit.userdata import UserData, environment, merge_over, user_data
 
 CACHE = Share(host_path=Path("/srv/cache"), guest_path="/var/cache", tag="volume-0")
@@ -37,7 +38,9 @@ def told(
     envs: Sequence[tuple[str, str]] = (),
 ) -> UserData:
     config = make_vm_config(envs=envs)
-    return user_data(make_vm(Path("/nonexistent"), make_pod(annotations), config=config), volumes)
+    return user_data(
+        make_vm(Path("/nonexistent"), make_pod(annotations), config=config), volumes, Sources()
+    )
 
 
 def files(document: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from tests.fakes.model import make_config, make_image, make_node, make_pod, make_vm
-from virtlet.errors import FailedPrecondition, InvalidArgument
+from tests.fakes.model import make_config, make_image, make_node, make_vm
+from virtlet.errors import FailedPrecondition
 from virtlet.host.commands import run
 from virtlet.model.flavor import Flavor
 from virtlet.model.image import Image
 from virtlet.model.vm import Vm
-from virtlet.plugins.disk_qcow2.plugin import FILES_FROM, Plugin
+from virtlet.plugins.disk_qcow2.plugin import Plugin
 
 
 @pytest.fixture
@@ -178,12 +178,6 @@ def test_release_without_a_record_removes_what_a_crash_left(plugin: Plugin, vm: 
 def test_release_needs_no_directory(plugin: Plugin, vm: Vm) -> None:
     vm.directory.rmdir()
     plugin.virtlet_release_root_disk(vm, None)
-
-
-def test_files_from_kubernetes_objects_are_refused_with_what_to_do() -> None:
-    with pytest.raises(InvalidArgument, match=r"VirtletFilesFromDataSource: .* not served yet"):
-        FILES_FROM.of(make_pod({"VirtletFilesFromDataSource": "secret/keys"}))
-    assert FILES_FROM.of(make_pod({"VirtletFilesFromDataSource": ""})) == ""
 
 
 def test_an_image_that_is_not_a_disk_is_left_to_other_plugins(plugin: Plugin, vm: Vm) -> None:

@@ -11,13 +11,13 @@ service" formats, version `latest`, for config drives.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig, Pod
-from virtlet.plugins.cloudinit.seed_annotations import META_DATA, SSH_KEYS
+from virtlet.plugins.cloudinit.seed_annotations import META_DATA
 
 _RISKY = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
@@ -43,8 +43,8 @@ def _text(value: str) -> str:
     return _RISKY.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
-def meta_data(pod: Pod) -> dict[str, Any]:
-    """The meta-data of a pod's VM.
+def meta_data(pod: Pod, keys: Sequence[str]) -> dict[str, Any]:
+    """The meta-data of a pod's VM, with the public keys that may log in.
 
     The instance id has the pod's name, not the attempt: a restarted container has a fresh disk and
     is set up in any case, while a disk that outlives its pod must not be set up again.
@@ -54,7 +54,6 @@ def meta_data(pod: Pod) -> dict[str, Any]:
         "instance-id": f"{meta.name}.{meta.namespace}",
         "local-hostname": _hostname(pod),
     }
-    keys = SSH_KEYS.of(pod)
     if keys:
         generated["public-keys"] = list(keys)
     return generated | META_DATA.of(pod)

@@ -3,6 +3,7 @@
 import re
 from typing import Any, TypeVar
 
+from virtlet.cluster.api import ObjectName, parse_object_key, parse_object_name
 from virtlet.model.option import MAPPING, TEXT, TRUE_ONLY, Annotation, Kind
 from virtlet.model.plain import UnquotedError, quote
 
@@ -10,7 +11,8 @@ T = TypeVar("T")
 
 _KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+\s+[A-Za-z0-9+/]+=*(?:\s|$)")
 
-_SOURCE = "configmap/NAME or secret/NAME"
+_SOURCE = Kind(name="configmap/NAME or secret/NAME", parse=parse_object_name)
+_NOTHING: ObjectName | None = None
 META_DATA: Annotation[dict[str, Any]] = Annotation(
     name="VirtletCloudInitMetaData",
     kind=MAPPING,
@@ -30,7 +32,8 @@ USER_DATA_OVERWRITE = Annotation(
     name="VirtletCloudInitUserDataOverwrite",
     kind=TRUE_ONLY,
     default=False,
-    help="Let the keys of VirtletCloudInitUserData replace the generated ones instead; of "
+    help="Let the keys of VirtletCloudInitUserData replace the generated ones, and those of its "
+    "source, instead; of "
     "`write_files` only entries of the same path, so that the pod's mounted files stay. A `runcmd` "
     "that replaces the generated one calls what it needs of /etc/cloud/*.sh (volumes, owners of "
     "files, device paths, resolver options) and `sysctl -p` itself",
@@ -54,7 +57,12 @@ FORCE_DHCP = Annotation(
 )
 
 
-def _keys(text: str) -> tuple[str, ...]:
+def parse_keys(text: str) -> tuple[str, ...]:
+    """Read OpenSSH public keys, one a line.
+
+    Raises:
+        UnquotedError: one of them is none.
+    """
     lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     for number, key in enumerate(keys, 1):
@@ -72,26 +80,15 @@ def _image_type(text: str) -> str:
     return text or "nocloud"
 
 
-def _refused(name: str, form: str, instead: str) -> Annotation[str]:
-    def parse(text: str) -> str:
-        if text:
-            raise UnquotedError(
-                "reading objects of Kubernetes is not served yet: "
-                f"write the content itself into {instead}"
-            )
-        return text
-
-    return Annotation(
-        name=name,
-        kind=Kind(name=form, parse=parse),
-        default="",
-        help=f"Refused for now; use {instead}",
-    )
+def _encoding(text: str) -> str:
+    if text not in ("", "plain", "base64"):
+        raise ValueError(f"{quote(text)} is neither 'plain' nor 'base64'")
+    return text or "plain"
 
 
 SSH_KEYS: Annotation[tuple[str, ...]] = Annotation(
     name="VirtletSSHKeys",
-    kind=Kind(name="one OpenSSH public key a line", parse=_keys),
+    kind=Kind(name="one OpenSSH public key a line", parse=parse_keys),
     default=(),
     help="Public keys that may log in",
     secret=True,
@@ -102,11 +99,45 @@ IMAGE_TYPE = Annotation(
     default="nocloud",
     help="Which of cloud-init's data sources the seed is written for",
 )
-SSH_KEY_SOURCE = _refused("VirtletSSHKeySource", f"{_SOURCE}[/KEY]", SSH_KEYS.name)
-USER_DATA_SOURCE = _refused("VirtletCloudInitUserDataSource", _SOURCE, USER_DATA.name)
-USER_DATA_SOURCE_KEY = _refused("VirtletCloudInitUserDataSourceKey", "text", USER_DATA.name)
-USER_DATA_SOURCE_ENCODING = _refused(
-    "VirtletCloudInitUserDataSourceEncoding", "plain or base64", USER_DATA.name
+SSH_KEY_SOURCE = Annotation(
+    name="VirtletSSHKeySource",
+    kind=Kind(
+        name="configmap/NAME[/KEY] or secret/NAME[/KEY]",
+        parse=lambda text: parse_object_name(text, with_key=True),
+    ),
+    default=_NOTHING,
+    help="An object of the pod's namespace with more public keys, under KEY (`authorized_keys` "
+    "unless given). Those of VirtletSSHKeys come after them, or instead of them with "
+    "VirtletCloudInitUserDataOverwrite",
+)
+USER_DATA_SOURCE = Annotation(
+    name="VirtletCloudInitUserDataSource",
+    kind=_SOURCE,
+    default=_NOTHING,
+    help="An object of the pod's namespace: each key is a key of user-data, with a YAML or JSON "
+    "document as its value. It is merged over VirtletCloudInitUserData",
+)
+USER_DATA_SOURCE_KEY = Annotation(
+    name="VirtletCloudInitUserDataSourceKey",
+    kind=Kind(name="key of a ConfigMap or Secret", parse=parse_object_key),
+    default="",
+    help="Key of that object which holds all of the user-data: a cloud-config document, merged "
+    "likewise, or anything else, which is taken as VirtletCloudInitUserDataScript is",
+)
+USER_DATA_SOURCE_ENCODING = Annotation(
+    name="VirtletCloudInitUserDataSourceEncoding",
+    kind=Kind(name="plain or base64", parse=_encoding),
+    default="plain",
+    help="How the content under that key is written",
+)
+FILES_SOURCE = Annotation(
+    name="VirtletFilesFromDataSource",
+    kind=_SOURCE,
+    default=_NOTHING,
+    help="An object of the pod's namespace with files for the root disk: the content under a key "
+    "`x`, its absolute path under `x_path`, and `plain` or `base64` (the default) under "
+    "`x_encoding`. They are root's, 0644 from a ConfigMap and 0600 from a Secret, and cloud-init "
+    "writes them",
 )
 ALL: tuple[Annotation[Any], ...] = (
     SSH_KEYS,
@@ -120,4 +151,5 @@ ALL: tuple[Annotation[Any], ...] = (
     USER_DATA_SOURCE,
     USER_DATA_SOURCE_KEY,
     USER_DATA_SOURCE_ENCODING,
+    FILES_SOURCE,
 )

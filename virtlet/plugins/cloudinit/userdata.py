@@ -35,10 +35,13 @@ from virtlet.plugins.cloudinit.guest_scripts import (
     symlink_body,
     whole_body,
 )
+from virtlet.plugins.cloudinit.object_sources import Sources
 from virtlet.plugins.cloudinit.seed_annotations import (
+    FILES_SOURCE,
     USER_DATA,
     USER_DATA_OVERWRITE,
     USER_DATA_SCRIPT,
+    USER_DATA_SOURCE_KEY,
 )
 
 ENVIRONMENT = "/etc/cloud/environment"
@@ -57,23 +60,30 @@ class UserData:
     script: str | None = None
 
 
-def user_data(vm: Vm, volumes: Sequence[Volume]) -> UserData:
+def user_data(vm: Vm, volumes: Sequence[Volume], sources: Sources) -> UserData:
     """The user-data of a VM.
+
+    Args:
+        vm: whose it is.
+        volumes: that it has.
+        sources: what its pod takes from objects of the cluster.
 
     Raises:
         InvalidArgument, FailedPrecondition, ResourceExhausted: a file cannot be carried over.
     """
-    script = USER_DATA_SCRIPT.of(vm.pod)
+    script = USER_DATA_SCRIPT.of(vm.pod) or sources.script
     if script:
         if PLACEHOLDER in script:
-            body = whole_body(volumes, _files(vm, volumes), vm.network.dns.options)
+            files = _files(vm, volumes, sources)
+            body = whole_body(volumes, files, vm.network.dns.options)
             script = script.replace(PLACEHOLDER, body)
         else:
             _check_complete(vm, volumes)
         return UserData({}, script=script)
-    added = USER_DATA.of(vm.pod)
-    generated = _generated(vm, volumes, marked="runcmd" in added)
-    if USER_DATA_OVERWRITE.of(vm.pod):
+    added, over = USER_DATA.of(vm.pod), USER_DATA_OVERWRITE.of(vm.pod)
+    added = {**sources.user_data, **added} if over else merge_over(added, sources.user_data)
+    generated = _generated(vm, volumes, sources, marked="runcmd" in added)
+    if over:
         return UserData(_over(generated, added), overrides=frozenset(added))
     return UserData(merge_over(generated, added))
 
@@ -83,13 +93,20 @@ def _check_complete(vm: Vm, volumes: Iterable[Volume]) -> None:
 
     Shared directories and disks are attached in any case, so that the script can mount them.
     """
+    name = USER_DATA_SCRIPT.name if USER_DATA_SCRIPT.of(vm.pod) else USER_DATA_SOURCE_KEY.name
     paths = [v.guest_path.rstrip("/") for v in volumes if isinstance(v, GuestFiles)]
     lost = [path for path in paths if path not in UNASKED]
     if lost:
         raise InvalidArgument(
-            f"pod {vm.pod.name}: annotation {USER_DATA_SCRIPT.name} is the whole user-data, so "
+            f"pod {vm.pod.name}: annotation {name} is the whole user-data, so "
             f"nothing writes the files mounted at {', '.join(lost)}: put {PLACEHOLDER} on a line "
             "of the script, or take the mounts out"
+        )
+    if FILES_SOURCE.of(vm.pod):
+        raise InvalidArgument(
+            f"pod {vm.pod.name}: annotation {name} is the whole user-data, so nothing writes the "
+            f"files of {FILES_SOURCE.name}: put {PLACEHOLDER} on a line of the script, or take "
+            "the files out"
         )
 
 
@@ -154,15 +171,17 @@ def environment(envs: Iterable[tuple[str, str]]) -> str:
     return "".join(lines)
 
 
-def _files(vm: Vm, volumes: Iterable[Volume]) -> list[GuestFile]:
-    files = []
+def _files(vm: Vm, volumes: Iterable[Volume], sources: Sources) -> list[GuestFile]:
+    files = list(sources.files)
     if vm.config.envs:
         files.append(GuestFile(ENVIRONMENT, environment(vm.config.envs).encode(), 0o600))
     return files + read_all(v for v in volumes if isinstance(v, GuestFiles))
 
 
-def _generated(vm: Vm, volumes: Sequence[Volume], *, marked: bool) -> dict[str, Any]:
-    files = _files(vm, volumes)
+def _generated(
+    vm: Vm, volumes: Sequence[Volume], sources: Sources, *, marked: bool
+) -> dict[str, Any]:
+    files = _files(vm, volumes, sources)
     commands: list[str] = []
 
     def add(path: str, body: str, command: str) -> None:

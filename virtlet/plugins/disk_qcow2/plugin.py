@@ -1,8 +1,5 @@
 """The hooks of root disks: qcow2 overlays of images, with what the VM has written."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition
 from virtlet.host.commands import run
@@ -10,31 +7,13 @@ from virtlet.host.files import new_disk_file, remove_file
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.node import Node
-from virtlet.model.option import Annotation, Kind, Settings
+from virtlet.model.option import Settings
 from virtlet.model.vm import Vm
 
 _SECTOR = 512
 FILE_NAME = "root.qcow2"
 FORMATS = ("qcow2", "raw")
 """Of images that can back an overlay."""
-
-
-def _refuse(text: str) -> str:
-    if text:
-        raise ValueError(
-            "putting files of a ConfigMap or Secret on the root disk before boot is not served "
-            "yet: mount the ConfigMap or Secret, and cloud-init writes its files at first boot"
-        )
-    return text
-
-
-FILES_FROM = Annotation(
-    name="VirtletFilesFromDataSource",
-    kind=Kind(name="configmap/NAME or secret/NAME", parse=_refuse),
-    default="",
-    help="Files put on the root disk before boot; refused until the manager can read objects of "
-    "Kubernetes",
-)
 
 
 def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
@@ -73,11 +52,6 @@ class Plugin:
     VIRTLET_HOOK_API = 1
 
     _node: Node
-
-    @hookimpl
-    def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        """Declare what is refused for now."""
-        return [FILES_FROM]
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:

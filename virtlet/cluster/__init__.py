@@ -1,0 +1,1 @@
+"""Reading objects of the cluster through its API server."""
