@@ -20,7 +20,13 @@ from virtlet.errors import (
 )
 from virtlet.images.image_store import ImageStore
 from virtlet.images.pull import Images, Progress, Retry
-from virtlet.model.image import Credentials, RecognizedImage
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.reference import parse_reference
 
 from .disks import qemu_img_that, raw_disk, recognize
@@ -377,6 +383,19 @@ def test_a_digest_that_a_plugin_knows_of_a_name_is_verified(
     with pytest.raises(FailedPrecondition, match="as asked for"):
         images.pull(parse_reference("x"), route)
     assert files(images.store) == []
+
+
+def test_the_digest_that_a_plugin_has_verified_goes_before_the_files(
+    images: Images, server: FakeImageSource
+) -> None:
+    def fetch(source: ImageSource, credentials: Credentials, staging: Staging) -> FetchedImage:
+        return evolve(server.fetch(source, credentials, staging), digest=DIGEST)
+
+    route = evolve(server.route(), fetch=fetch)
+    image = images.pull(parse_reference(f"x@{DIGEST}"), route)
+    assert image.digests == (f"x@{DIGEST}",)
+    with pytest.raises(FailedPrecondition, match="as asked for"):
+        images.pull(parse_reference(f"x@{image.id}"), route)
 
 
 def test_a_name_that_a_plugin_refuses_is_an_error(images: Images, server: FakeImageSource) -> None:

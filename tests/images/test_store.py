@@ -104,6 +104,25 @@ class TestPublish:
         assert named.id == first
         assert store.get(parse_reference(f"a@{pinned.id}")) == pinned
 
+    def test_an_image_is_known_by_the_digest_that_its_source_has(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        pinned = parse_reference(f"virtlet.cloud/r.example/a@{DIGEST}")
+        for name in (parse_reference("virtlet.cloud/r.example/a:1"), pinned):
+            image = store.publish(stage(store, raw_disk()), name, source_digest=DIGEST)
+        assert image.id != DIGEST
+        assert image.names == ("virtlet.cloud/r.example/a:1",)
+        assert image.digests == (f"virtlet.cloud/r.example/a@{DIGEST}",)
+        record = image.path.with_suffix(".json")
+        for found in (store, open_store()):
+            assert found.get(pinned) == image
+            assert found.get(parse_reference(f"r.example/a@{image.id}")) is None
+            assert found.get(parse_reference(f"r.example/b@{DIGEST}")) is None
+        record.unlink()
+        remade = open_store().get(pinned)
+        assert remade is not None
+        assert remade.id == image.id
+
     def test_another_digest_than_asked_for_is_refused(self, store: ImageStore) -> None:
         staging = stage(store, raw_disk())
         with pytest.raises(FailedPrecondition, match="not sha256:a1a1"):

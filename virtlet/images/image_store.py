@@ -162,6 +162,7 @@ class ImageStore:
         annotations: Mapping[str, str] | None = None,
         handler: str = "",
         recognize: Recognize | None = None,
+        source_digest: str = "",
     ) -> Image:
         """Take a finished staging file into the store, under a name, in one step.
 
@@ -172,6 +173,7 @@ class ImageStore:
             annotations: what the fetching plugin reports.
             handler: the handler that it was pulled for.
             recognize: says what it is, where the store does not have that content yet.
+            source_digest: see `FetchedImage.digest`.
 
         Raises:
             InvalidArgument, ResourceExhausted: a VM cannot start from it.
@@ -179,7 +181,7 @@ class ImageStore:
             FailedPrecondition: the content has another digest than the reference says.
         """
         digest = staging.digest
-        if reference.digest and reference.digest != digest:
+        if reference.digest and reference.digest != (source_digest or digest):
             raise FailedPrecondition(
                 f"image {reference.shown}: its content is not {reference.digest} as asked for"
             )
@@ -187,7 +189,8 @@ class ImageStore:
         if record is None and not staging.complete:
             record = self._look(staging.path, staging.name, recognize or self._recognize)
         prefix = IMAGE_PREFIX if reference.text.startswith(IMAGE_PREFIX) else ""
-        origin = ImageOrigin(source, staging.validator, f"{prefix}{reference.tagged}", handler)
+        name = f"{prefix}{reference.tagged}"
+        origin = ImageOrigin(source, staging.validator, name, handler, source_digest)
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class ImageOrigin:
     written down yet: such a name stands for every tag."""
     handler: str = ""
     """The handler that it was pulled for."""
+    digest: str = ""
+    """See `FetchedImage.digest`."""
 
 
 @frozen
@@ -264,8 +266,8 @@ class View:
     """Reference to digest."""
     images: Mapping[str, Image] = field(factory=dict)
     """By digest; those with a name."""
-    repositories: Mapping[str, Collection[str]] = field(factory=dict)
-    """Names without tags, by digest."""
+    pinned: Mapping[Reference, str] = field(factory=dict)
+    """`name@digest`, as its source or, without one, its file has it, to digest of the file."""
 
     def find(self, reference: Reference) -> Image | None:
         """The image that a reference means."""
@@ -273,8 +275,7 @@ class View:
             return self.images.get(reference.digest)
         if not reference.digest:
             return self.images.get(self.links.get(reference, ""))
-        known = reference.name in self.repositories.get(reference.digest, ())
-        return self.images.get(reference.digest) if known else None
+        return self.images.get(self.pinned.get(reference, ""))
 
     def find_any_tag(self, reference: Reference) -> Image | None:
         """As `find`; an image whose tag was not written down has any."""
@@ -301,7 +302,7 @@ def make_view(
     """Draw the picture again."""
     names: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
-    repositories: dict[str, set[str]] = {}
+    known: dict[Reference, str] = {}
     for reference, digest in links.items():
         record = records.get(digest)
         origin = record.origins.get(str(reference)) if record else None
@@ -309,8 +310,9 @@ def make_view(
         prefix = pulled.removesuffix(reference.tagged)
         # A name that was pulled by digest is known by that digest alone: it says nothing of
         # what the bare name leads to.
-        digests.setdefault(digest, set()).add(f"{prefix}{reference.name}@{digest}")
-        repositories.setdefault(digest, set()).add(reference.name)
+        told = (origin.digest if origin else "") or reference.digest or digest
+        digests.setdefault(digest, set()).add(f"{prefix}{reference.name}@{told}")
+        known[Reference(name=reference.name, digest=told)] = digest
         if not reference.digest:
             names.setdefault(digest, set()).add(pulled)
     images = {
@@ -328,4 +330,4 @@ def make_view(
         for digest, record in records.items()
         if digest in digests
     }
-    return View(dict(records), dict(links), images, repositories)
+    return View(dict(records), dict(links), images, known)

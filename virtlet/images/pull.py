@@ -187,7 +187,7 @@ class Images:
         keep = False
         try:
             fetched = self._fetch(work, route, staging, wanted)
-            if work.source.digest not in ("", staging.digest):
+            if work.source.digest not in ("", fetched.digest or staging.digest):
                 raise FailedPrecondition(
                     # The other digest would tell the content of what the caller may not read.
                     f"image {work.source.name}: its content is not {work.source.digest} as asked "
@@ -200,6 +200,7 @@ class Images:
                 fetched.annotations,
                 route.handler,
                 partial(self._recognize, work, route, staging, wanted),
+                fetched.digest,
             )
         except Unavailable:
             keep = bool(staging.size and staging.validator and not staging.complete)

@@ -49,11 +49,14 @@ class ImageSource:
     url: str = field(repr=False)
     """May hold credentials: show `name` in messages instead."""
     digest: str = ""
-    """`sha256:<64 hex>` that the content must have, or ""."""
+    """`sha256:<64 hex>` that the content must have, or ""; in a registry, its manifest."""
     transport: Transport = Transport()
     trusted: bool = False
     """True where the node's administrator chose the server, not the author of the pod: it may be
     in networks that other images may not come from, and is shown the pod's credentials."""
+    oci: str = ""
+    """`HOST/REPOSITORY:TAG` if the name may as well be that of an image in a registry: then a
+    plugin for these asks the host before another one downloads from `url`. Or ""."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -119,6 +122,9 @@ class FetchedImage:
     """Bytes, as the server promised or as counted."""
     annotations: Mapping[str, str] = field(factory=dict)
     """Anything worth showing in ImageStatus's info, such as the final media type."""
+    digest: str = ""
+    """`sha256:<64 hex>` by which the content is known where it comes from and which the plugin has
+    verified, if that is not the digest of the file: of a manifest in a registry. Or ""."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
