@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 PACKAGES=(
   # the hypervisor
   qemu-system-x86 qemu-utils virtiofsd libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+  # unpacking images
+  zstd
   # building libvirt-python
   libvirt-dev pkgconf gcc libc6-dev python3-dev python3-venv
   # pods' networks
@@ -14,7 +16,7 @@ PACKAGES=(
   # asking a guest by hand
   curl
   # building the tiny guest (its own packages are unpacked, not installed)
-  mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils zstd cpio
+  mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils cpio
   # the tests' real counterparts
   containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs
   # examining the units, applying them in tests; starts nothing where it is not the init system

@@ -22,6 +22,7 @@ from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -98,6 +99,10 @@ class Plugin:
         self, source: ImageSource, credentials: Credentials, staging: Staging
     ) -> FetchedImage:
         return FetchedImage(size=7, annotations={"from": source.url, "user": credentials.username})
+
+    @hookimpl
+    def virtlet_unpack_image(self, name: str, head: bytes) -> Conversion | None:
+        return Conversion(format=name, argv=("unpack",)) if head == b"packed" else None
 
     @hookimpl
     def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
@@ -283,6 +288,11 @@ def test_hook_fetch_image(hooks: Hooks) -> None:
     staging: Any = None
     fetched = hooks.fetch_image(PROFILE, source, Credentials(username="me"), staging)
     assert fetched == FetchedImage(size=7, annotations={"from": "mine://x", "user": "me"})
+
+
+def test_hook_unpack_image(hooks: Hooks) -> None:
+    assert hooks.unpack_image(PROFILE, "x", b"packed") == Conversion(format="x", argv=("unpack",))
+    assert hooks.unpack_image(PROFILE, "x", b"plain") is None
 
 
 def test_hook_recognize_image(hooks: Hooks, tmp_path: Path) -> None:

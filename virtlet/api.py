@@ -50,6 +50,7 @@ from virtlet.model.hypervisor import (
     Resize,
 )
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -112,6 +113,7 @@ __all__ = [
     "CommandLimits",
     "Confinement",
     "Console",
+    "Conversion",
     "Credentials",
     "DeadlineExceeded",
     "Device",

@@ -25,6 +25,7 @@ from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -96,6 +97,11 @@ def virtlet_fetch_image(
     source: ImageSource, credentials: Credentials, staging: Staging
 ) -> FetchedImage | None:
     """Write the content of an image into the staging file (first)."""
+
+
+@hookspec(firstresult=True)
+def virtlet_unpack_image(name: str, head: bytes) -> Conversion | None:
+    """Say which program unpacks an image while it is fetched, by how it begins (first)."""
 
 
 @hookspec(firstresult=True)
@@ -226,6 +232,7 @@ HOOKS: Mapping[str, str] = {
     "virtlet_hypervisor": "first",
     "virtlet_resolve_image": "first",
     "virtlet_fetch_image": "first",
+    "virtlet_unpack_image": "first",
     "virtlet_recognize_image": "first",
     "virtlet_admit_pod": "all",
     "virtlet_admit_vm": "all",

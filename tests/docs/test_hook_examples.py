@@ -1,5 +1,6 @@
 """Every example of docs/hooks.md, called through the core's facade."""
 
+import bz2
 import gzip
 import inspect
 import os
@@ -7,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +18,7 @@ from attrs import evolve
 
 from tests.docs.page import NAME, PROFILE, ROOT, Example, sections
 from tests.fakes import models
+from tests.fakes.image_source import FakeImageSource
 from tests.fakes.links import names
 from tests.images.disks import raw_disk, recognize
 from virtlet.core.cloud_init import merge
@@ -196,6 +199,18 @@ def test_example_of_virtlet_fetch_image(example: Example, tmp_path: Path) -> Non
         fetch(packed)
     with pytest.raises(NotFound, match="there is no"):
         fetch(tmp_path / "b.img.gz")
+
+
+def test_example_of_virtlet_unpack_image(example: Example, tmp_path: Path) -> None:
+    """What bzip2 has packed is unpacked on its way into the store."""
+    disk = raw_disk("packed")
+    server = FakeImageSource()
+    server.contents["a"] = bz2.compress(disk)
+    route = evolve(server.route(), unpack=partial(example.hooks.unpack_image, PROFILE))
+    store = ImageStore(Layout(tmp_path / "images", os.getgid()), in_use=set, recognize=recognize)
+    image = Images(store).pull(parse_reference("a"), route)
+    assert (image.path.read_bytes(), image.source_format) == (disk, "bzip2")
+    assert example.hooks.unpack_image(PROFILE, "a", disk[:512]) is None
 
 
 def test_example_of_virtlet_recognize_image(example: Example, tmp_path: Path) -> None:

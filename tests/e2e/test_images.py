@@ -1,9 +1,12 @@
 """Images as a kubelet asks for them, and what they boot to."""
 
+import json
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import yaml
@@ -42,16 +45,58 @@ def server(node: Playground) -> Iterator[ImageServer]:
         yield netns.inside(node.netns, lambda: stack.enter_context(image_server()))
 
 
-def test_a_machine_boots_from_a_raw_image(node: Playground, new_pod: PodFactory) -> None:
-    raw = node.directory / "tiny.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(TINY), str(raw)], check=True)
-    _offer(node, "raw", f"file://{raw}")
-    pod = new_pod()
-    pod.manifest.container.image.image = "raw"
-    pod = pod.up()
-    pod.wait_for_console("login:")
-    assert pod.status.state == cri.CONTAINER_RUNNING
-    pod.down()
+def _qemu_img(*arguments: str | Path) -> None:
+    subprocess.run(["qemu-img", "convert", *map(str, arguments)], check=True)
+
+
+def _packed(program: str, path: Path) -> Path:
+    subprocess.run([program, "-q", "-k", "-1", str(path)], check=True)
+    return next(path.parent.glob(f"{path.name}.*"))
+
+
+@pytest.fixture
+def formats(node: Playground) -> Iterator[Mapping[str, str]]:
+    """Images of the tiny guest in every format: name to what it becomes, from what."""
+    with tempfile.TemporaryDirectory(dir=node.directory) as name:
+        directory = Path(name)
+        for kind in ("raw", "vhdx"):
+            _qemu_img("-O", kind, TINY, directory / kind)
+        _qemu_img("-O", "vmdk", "-o", "subformat=streamOptimized", TINY, directory / "vmdk")
+        files = {
+            "raw": directory / "raw",
+            "raw-gz": _packed("gzip", directory / "raw"),
+            "vhdx-xz": _packed("xz", directory / "vhdx"),
+            "vmdk-zst": _packed("zstd", directory / "vmdk"),
+        }
+        for name, file in files.items():
+            _offer(node, name, f"file://{file}")
+        try:
+            yield {
+                "raw": "raw",
+                "raw-gz": "raw gzip",
+                "vhdx-xz": "qcow2 xz vhdx",
+                "vmdk-zst": "qcow2 zstd vmdk",
+            }
+        finally:
+            with node.client() as client:
+                for name in files:
+                    _remove(client, name)
+
+
+def test_a_machine_boots_from_every_format(formats: Mapping[str, str], new_pod: PodFactory) -> None:
+    """All other tests boot qcow2."""
+    pods = []
+    for name, format in formats.items():
+        pod = new_pod()
+        pod.manifest.container.image.image = name
+        pods.append(pod.up())
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=name), verbose=True)
+        info = json.loads(pod.client.call("ImageStatus", request).info["info"])
+        assert f"{info['format']} {info['sourceFormat']}".strip() == format
+    for pod in pods:
+        pod.wait_for_console("login:")
+        assert pod.status.state == cri.CONTAINER_RUNNING
+        pod.down()
 
 
 def test_an_image_has_the_names_that_it_was_pulled_by(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
-from virtlet.images.staging import ImageLimits, KnownImage, Lease, StagingFile
+from virtlet.images.lease import Lease
+from virtlet.images.staging import ImageLimits, KnownImage, StagingFile
 
 LIMITS = ImageLimits(size=1000, spare=0)
 

@@ -30,6 +30,8 @@ class CommandLimits:
     would take 64 MiB of them and end a busy program that has done nothing wrong."""
     output: int = 16 << 20
     """Bytes that it may print."""
+    file_size: int = 0
+    """Bytes that a file it writes may have; 0 is any."""
 
 
 def find_program(name: str, package: str) -> str:
@@ -81,14 +83,8 @@ def run(
         CommandError: it ended with another status; the message has the end of its stderr.
     """
     program = os.path.basename(argv[0])
-    installed = shutil.which(argv[0]) is not None
-    if confinement is not None and installed:
-        argv = confinement.wrap(argv)
-    if limits is not None and installed:
-        # prlimit(1) instead of code of ours between fork and exec, which threads make unsafe.
-        bounds = [f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}"]
-        argv = ["choom", "-n", str(HELPER_OOM_SCORE), "--", "prlimit", *bounds, "--", *argv]
-        env = {**(os.environ if env is None else env), "MALLOC_ARENA_MAX": "1"}
+    if shutil.which(argv[0]) is not None:
+        argv, env = _wrapped(argv, env, limits, confinement)
     with ExitStack() as stack:
         sink = stack.enter_context(_bounded(limits.output)) if limits else None
         try:
@@ -117,6 +113,54 @@ def run(
         if written >= limits.output:
             raise CommandError(f"{program} printed more than {limits.output} bytes")
         return os.pread(sink.fileno(), written, 0)
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    limits: CommandLimits,
+    confinement: Confinement,
+    package: str,
+) -> "subprocess.Popen[bytes]":
+    """Start a program that reads what we do not trust from one descriptor and writes to another.
+
+    Args:
+        argv: program and arguments; it gets none of our environment, and its stderr goes nowhere.
+        stdin: what it reads; subprocess.PIPE for a pipe.
+        stdout: what it writes.
+        limits: its bounds; not for what it prints, which is bounded by `file_size` in a file.
+        confinement: who it is instead of us.
+        package: the Debian package that has the program.
+
+    Raises:
+        FailedPrecondition: it is not installed.
+    """
+    find_program(argv[0], package)
+    words = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    argv, env = _wrapped(argv, words, limits, confinement)
+    return subprocess.Popen(
+        argv, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, env=env, bufsize=0
+    )
+
+
+def _wrapped(
+    argv: Sequence[str],
+    env: Mapping[str, str] | None,
+    limits: CommandLimits | None,
+    confinement: Confinement | None,
+) -> tuple[Sequence[str], Mapping[str, str] | None]:
+    """The command line and environment that confine a program and bound it."""
+    if confinement is not None:
+        argv = confinement.wrap(argv)
+    if limits is not None:
+        # prlimit(1) instead of code of ours between fork and exec, which threads make unsafe.
+        bounds = [f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}"]
+        bounds += [f"--fsize={limits.file_size}"] if limits.file_size else []
+        argv = ["choom", "-n", str(HELPER_OOM_SCORE), "--", "prlimit", *bounds, "--", *argv]
+        env = {**(os.environ if env is None else env), "MALLOC_ARENA_MAX": "1"}
+    return argv, env
 
 
 def _bounded(size: int) -> BinaryIO:

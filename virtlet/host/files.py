@@ -15,10 +15,14 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(content)
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        remove_file(temporary)
+        raise
 
 
 def make_private_directory(path: Path, *, uid: int = -1, gid: int = -1, mode: int = 0o700) -> None:

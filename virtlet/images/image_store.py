@@ -12,6 +12,7 @@ from attrs import evolve
 
 from virtlet.errors import (
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -131,7 +132,10 @@ class ImageStore:
         """
         view, named = self._view, str(reference)
         found = [
-            ((name == named, record.pulled_at), KnownImage(digest, record.size, origin.validator))
+            (
+                (name == named, record.pulled_at),
+                KnownImage(digest, record.fetched_size or record.size, origin.validator),
+            )
             for digest, record in view.records.items()
             if digest in view.images
             for name, origin in record.origins.items()
@@ -179,6 +183,7 @@ class ImageStore:
             InvalidArgument, ResourceExhausted: a VM cannot start from it.
             Unavailable: that could not be found out; the staging file is not used up.
             FailedPrecondition: the content has another digest than the reference says.
+            VirtletError: the disk is full, or fails; nothing is published.
         """
         digest = staging.digest
         if reference.digest and reference.digest != (source_digest or digest):
@@ -187,7 +192,7 @@ class ImageStore:
             )
         record = self._view.records.get(digest)
         if record is None and not staging.complete:
-            record = self._look(staging.path, staging.name, recognize or self._recognize)
+            record = self._look(staging.path, staging.name, recognize or self._recognize, staging)
         prefix = IMAGE_PREFIX if reference.text.startswith(IMAGE_PREFIX) else ""
         name = f"{prefix}{reference.tagged}"
         origin = ImageOrigin(source, staging.validator, name, handler, source_digest)
@@ -205,13 +210,20 @@ class ImageStore:
                 origins=origins,
                 annotations=annotations or record.annotations,
             )
-            write_record(self._layout.record(digest), record)
-            if digest in view.records:
-                staging.discard()
-            else:
-                self._layout.place(staging.path, digest)
+            new = digest not in view.records
+            try:
+                write_record(self._layout.record(digest), record)
+                if new:
+                    self._layout.place(staging.path, digest)
+                self._layout.link(reference, digest)
+            except OSError as error:
+                if new:
+                    self._layout.remove(digest)
+                raise staging.not_stored(error) from None
+            if new:
                 staging.release()
-            self._layout.link(reference, digest)
+            else:
+                staging.discard()
             links = {**view.links, reference: digest}
             self._view = make_view(self._layout, {**view.records, digest: record}, links)
             self._sweep()
@@ -326,18 +338,31 @@ class ImageStore:
         write_record(self._layout.record(digest), made)
         return made
 
-    def _look(self, path: Path, name: str, recognize: Recognize) -> ImageRecord:
-        """What is known of a file by its content alone."""
+    def _look(
+        self, path: Path, name: str, recognize: Recognize, staging: StagingFile | None = None
+    ) -> ImageRecord:
+        """What is known of a file by its content; a staging file is converted if it has to be."""
         plugin, found = recognize(name, path)
-        if found.virtual_size > self.limits.virtual_size:
-            raise ResourceExhausted(
-                f"image {name}: its disk of {found.virtual_size} bytes is over the limit of "
-                f"{self.limits.virtual_size} bytes"
-            )
+        self._check_disk(name, found)
+        if found.conversion is not None and staging is not None:
+            staging.convert(found.conversion, self._layout.emulator_gid)
+            plugin, found = recognize(name, path)
+            self._check_disk(name, found)
+        if found.conversion is not None:
+            raise InvalidArgument(f"image {name}: no VM starts from {found.format} as it is")
         return ImageRecord(
             format=found.format,
             size=path.stat().st_size,
             virtual_size=found.virtual_size,
             pulled_at=0,
             recognized_by=plugin,
+            fetched_size=staging.size if staging else 0,
+            source_format=staging.source_format if staging else "",
         )
+
+    def _check_disk(self, name: str, found: RecognizedImage) -> None:
+        if found.virtual_size > self.limits.virtual_size:
+            raise ResourceExhausted(
+                f"image {name}: its disk of {found.virtual_size} bytes is over the limit of "
+                f"{self.limits.virtual_size} bytes"
+            )

@@ -63,6 +63,10 @@ class ImageRecord:
     """What the fetching plugin reported last."""
     recognized_by: str = ""
     """The plugin that said what it is; "" where that was not written down yet."""
+    fetched_size: int = 0
+    """Bytes that were fetched, which may be packed; 0 where that was not written down yet."""
+    source_format: str = ""
+    """See `Image.source_format`."""
 
 
 def write_record(path: Path, record: ImageRecord) -> None:
@@ -141,7 +145,7 @@ class Layout:
         self.directory = directory
         self._data = directory / "data"
         self._links = directory / "links"
-        self._emulator_gid = emulator_gid
+        self.emulator_gid = emulator_gid
         try:
             # The emulator's user passes through on its way to a file that it is told of, no more.
             make_private_directory(directory, mode=0o711)
@@ -206,7 +210,7 @@ class Layout:
         """Set right who may read an image; returns what is known of its file."""
         path = self.data(digest)
         stat = path.stat()
-        if (stat.st_gid, stat.st_mode & 0o7777) != (self._emulator_gid, _READ_ONLY):
+        if (stat.st_gid, stat.st_mode & 0o7777) != (self.emulator_gid, _READ_ONLY):
             self._protect(path)
         return stat
 
@@ -214,7 +218,11 @@ class Layout:
         """Make a reference lead to an image, in one step."""
         path = self.new_part()
         path.symlink_to(Path("..", "data", digest.removeprefix("sha256:")))
-        path.replace(self._links / link_name(reference))
+        try:
+            path.replace(self._links / link_name(reference))
+        except OSError:
+            path.unlink()
+            raise
         _sync(self._links)
 
     def unlink(self, reference: Reference) -> None:
@@ -227,7 +235,7 @@ class Layout:
         remove_file(self.record(digest))
 
     def _protect(self, path: Path) -> None:
-        os.chown(path, -1, self._emulator_gid)
+        os.chown(path, -1, self.emulator_gid)
         path.chmod(_READ_ONLY)
 
 
@@ -326,6 +334,7 @@ def make_view(
             digests=tuple(sorted(digests[digest])),
             pulled_at=record.pulled_at,
             recognized_by=record.recognized_by,
+            source_format=record.source_format,
         )
         for digest, record in records.items()
         if digest in digests

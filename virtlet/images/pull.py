@@ -20,9 +20,11 @@ from virtlet.errors import (
     Unavailable,
 )
 from virtlet.images.image_store import ImageStore, Recognize
+from virtlet.images.lease import Lease
 from virtlet.images.singleflight import Abandoned, SingleFlight, apart, wait_for
-from virtlet.images.staging import Lease, StagingFile
+from virtlet.images.staging import StagingFile
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -64,6 +66,8 @@ class ImageRoute:
     resolve: Callable[[Reference], ImageSource]
     fetch: Fetch
     recognize: Recognize
+    unpack: Callable[[str, bytes], Conversion | None] = lambda name, head: None
+    """Says what unpacks content, given the image's name and its beginning."""
     handler: str = ""
     """Whose way it is, to be remembered with what comes over it."""
 
@@ -183,7 +187,7 @@ class Images:
     def _bring(self, work: _Work, route: ImageRoute, wanted: Callable[[], bool]) -> Image:
         started = time.monotonic()
         staging = self._take_staging(work)
-        staging.attend(wanted)
+        staging.attend(wanted, partial(route.unpack, work.source.name))
         keep = False
         try:
             fetched = self._fetch(work, route, staging, wanted)

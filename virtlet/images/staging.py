@@ -3,22 +3,32 @@
 import contextlib
 import errno
 import hashlib
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attrs import frozen
 
-from virtlet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VirtletError
-
-log = logging.getLogger(__name__)
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    VirtletError,
+)
+from virtlet.host.files import remove_file
+from virtlet.images.conversion import TooLarge, Unpacker, convert
+from virtlet.model.image import Conversion
 
 PART_PREFIX = "part_"
 _SPACE_CHECK = 16 << 20
 _LONGEST_VALIDATOR = 1024
+HEAD = 512
+"""Bytes by which it is known how content is unpacked."""
+_RATIO = 1000
+_ALWAYS_UNPACKED = 1 << 30
+"""Bytes that an image may unpack to whatever its ratio is: blank disks shrink to nothing."""
 
 
 @frozen
@@ -38,8 +48,16 @@ class ImageLimits:
         return cls(size=size, virtual_size=16 * size)
 
 
+Unpack = Callable[[bytes], Conversion | None]
+"""Says what unpacks content, by its first `HEAD` bytes, or fewer where it has no more."""
+
+
 def _always() -> bool:
     return True
+
+
+def _as_it_is(head: bytes) -> None:
+    """Nothing is unpacked."""
 
 
 @frozen
@@ -51,77 +69,10 @@ class KnownImage:
     validator: str
 
 
-class Lease:
-    """A plugin's hold on a staging file, for one fetch.
-
-    A plugin that waits for its server cannot be ended from outside; the lease can: whatever the
-    plugin asks of it after that raises Unavailable, and what the plugin gave it is closed.
-    """
-
-    def __init__(self, staging: "StagingFile") -> None:
-        self._staging = staging
-        self._lock = threading.Lock()
-        self._ended = False
-        self._closers: list[Callable[[], None]] = []
-
-    @property
-    def size(self) -> int:
-        """See `virtlet.model.image.Staging`."""
-        with self._held() as staging:
-            return staging.size
-
-    @property
-    def validator(self) -> str:
-        """See `virtlet.model.image.Staging`."""
-        with self._held() as staging:
-            return staging.validator
-
-    @property
-    def complete(self) -> bool:
-        """See `virtlet.model.image.Staging`."""
-        with self._held() as staging:
-            return staging.complete
-
-    def begin(self, validator: str, offset: int, total: int | None) -> None:
-        """See `StagingFile.begin`."""
-        with self._held() as staging:
-            staging.begin(validator, offset, total)
-
-    def write(self, chunk: bytes) -> None:
-        """See `StagingFile.write`."""
-        with self._held() as staging:
-            staging.write(chunk)
-
-    def at_end(self, close: Callable[[], None]) -> None:
-        """See `virtlet.model.image.Staging`."""
-        with self._held():
-            self._closers.append(close)
-
-    def end(self) -> None:
-        """Refuse whatever is asked from now on, and close what was given; idempotent."""
-        with self._lock:
-            self._ended = True
-            closers, self._closers = self._closers, []
-        for close in closers:
-            try:
-                close()
-            except Exception:
-                log.exception(
-                    "image plugin failed at the end of its fetch",
-                    extra={"image": self._staging.name},
-                )
-
-    @contextlib.contextmanager
-    def _held(self) -> Iterator["StagingFile"]:
-        with self._lock:
-            if self._ended:
-                # Another fetch may be at the file already: this one must not see what it has.
-                raise self._staging.cancelled()
-            yield self._staging
-
-
 class StagingFile:
-    """Implements `virtlet.model.image.Staging`; hashes while it is written.
+    """Implements `virtlet.model.image.Staging`; hashes while it is written, and unpacks.
+
+    Sizes, offsets and the digest are those of what is fetched. The file has what that unpacks to.
 
     It lives as long as the manager at most: after a crash nothing but the digest could tell
     whether its bytes reached the disk, so parts found at start-up are removed instead of resumed.
@@ -149,6 +100,10 @@ class StagingFile:
         self._validator = ""
         self._space_checked = 0
         self._wanted: Callable[[], bool] = _always
+        self._unpack: Unpack = _as_it_is
+        self._head: bytearray | None = None
+        self._unpacker: Unpacker | None = None
+        self._formats: list[str] = []
 
     # What a plugin sees
 
@@ -202,25 +157,58 @@ class StagingFile:
         if self._known or self._file is None:
             raise VirtletError(f"image {self.name}: staging was written to before begin")
         self._check_size(self._size + len(chunk))
-        if self._size - self._space_checked >= _SPACE_CHECK:
+        if self._unpacker or self._size - self._space_checked >= _SPACE_CHECK:
             self._check_space(0)
             self._space_checked = self._size
-        rest = memoryview(chunk)
-        try:
-            while rest:
-                written = os.write(self._file, rest)
-                self._hash.update(rest[:written])
-                self._size += written
-                rest = rest[written:]
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._full() from None
-            raise VirtletError(f"image {self.name}: cannot be stored: {error.strerror}") from None
+        if self._head is None:
+            self._store(self._file, chunk)
+            return
+        self._count(chunk)
+        self._head += chunk
+        if len(self._head) >= HEAD:
+            self._take_head(self._file)
 
     def at_end(self, close: Callable[[], None]) -> None:
         """Nothing: a file has no end before its fetch has one; leases have."""
 
+    def _count(self, chunk: bytes | memoryview) -> None:
+        self._hash.update(chunk)
+        self._size += len(chunk)
+
+    def _take_head(self, file: int) -> None:
+        """Find out how the content is unpacked, and store what there is of it."""
+        assert self._head is not None
+        chunk, self._head = bytes(self._head), None
+        conversion = self._unpack(chunk[:HEAD])
+        if conversion is not None:
+            self._formats.append(conversion.format)
+            self._unpacker = Unpacker(self.name, conversion, file, self._limits.size)
+        self._store(file, chunk, counted=True)
+
+    def _store(self, file: int, chunk: bytes, *, counted: bool = False) -> None:
+        if self._unpacker is not None:
+            if not counted:
+                self._count(chunk)
+            with self._unpacking():
+                self._unpacker.write(chunk)
+            self._check_ratio(file)
+            return
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                written = os.write(file, rest)
+                if not counted:
+                    self._count(rest[:written])
+                rest = rest[written:]
+        except OSError as error:
+            raise self.not_stored(error) from None
+
     # What the core sees
+
+    @property
+    def source_format(self) -> str:
+        """What it was before it was unpacked and converted; "" where it is as it came."""
+        return " ".join(self._formats)
 
     @property
     def total(self) -> int | None:
@@ -236,9 +224,10 @@ class StagingFile:
         """The error of a pull that nobody waits for any more."""
         return Unavailable(f"image {self.name}: the pull was cancelled by its caller")
 
-    def attend(self, wanted: Callable[[], bool]) -> None:
+    def attend(self, wanted: Callable[[], bool], unpack: Unpack = _as_it_is) -> None:
         """Serve a pull, until `wanted` says that nobody waits for it any more."""
         self._wanted = wanted
+        self._unpack = unpack
         self.touched = time.monotonic()
 
     def finish(self, size: int) -> None:
@@ -250,6 +239,7 @@ class StagingFile:
         Raises:
             Unavailable: bytes are missing; fetching again may bring them.
             FailedPrecondition: there is nothing at all.
+            InvalidArgument, ResourceExhausted: it cannot be unpacked.
         """
         self.touched = time.monotonic()
         expected = size if self._total is None or self._known else max(size, self._total)
@@ -259,19 +249,63 @@ class StagingFile:
             )
         if self.size == 0:
             raise FailedPrecondition(f"image {self.name}: its source is empty")
-        if self._file is not None:
-            os.fsync(self._file)
+        if self._file is not None and not self._known:
+            if self._head is not None:
+                self._take_head(self._file)
+            if self._unpacker is not None:
+                with self._unpacking():
+                    self._unpacker.finish()
+                self._check_ratio(self._file)
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise self.not_stored(error) from None
+
+    def convert(self, conversion: Conversion, gid: int) -> None:
+        """Have a program make another file of it, which takes its place.
+
+        Args:
+            conversion: the program.
+            gid: the group that it runs in, which may read the file.
+
+        Raises:
+            InvalidArgument, ResourceExhausted, FailedPrecondition: it cannot.
+            Unavailable: the pull was cancelled, or the program was ended.
+        """
+        target = self.path.with_name(f"{self.path.name}.converted")
+        limit = min(self._limits.size, max(self._free(), 1))
+        try:
+            convert(
+                self.name,
+                conversion,
+                self.path,
+                target,
+                limit=limit,
+                gid=gid,
+                wanted=self._wanted,
+            )
+            target.replace(self.path)
+        except (TooLarge, InvalidArgument) as error:
+            full = self._is_full() or (isinstance(error, TooLarge) and limit < self._limits.size)
+            raise (self._full() if full else error) from None
+        except OSError as error:
+            raise self.not_stored(error) from None
+        finally:
+            remove_file(target)
+        self.release()
+        self._formats.append(conversion.format)
 
     def discard(self) -> None:
         """Let go of the part file; idempotent."""
+        self._end_unpacker()
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        remove_file(self.path)
 
     def release(self) -> None:
         """Let go of the descriptor alone: the store has taken the file over."""
+        self._end_unpacker()
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -280,13 +314,32 @@ class StagingFile:
 
     def _truncate(self) -> None:
         if self._file is None:
+            remove_file(self.path)  # It may be a converted one.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o600)
+        self._end_unpacker()
+        self._formats.clear()
+        self._head = None if self._unpack is _as_it_is else bytearray()
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
         self._hash = hashlib.sha256()
         self._size = 0
         self._space_checked = 0
+
+    def _end_unpacker(self) -> None:
+        if self._unpacker is not None:
+            self._unpacker.end()
+            self._unpacker = None
+
+    @contextlib.contextmanager
+    def _unpacking(self) -> Iterator[None]:
+        try:
+            yield
+        except VirtletError as error:
+            self._validator = ""  # What comes next begins at byte 0.
+            if isinstance(error, InvalidArgument) and self._is_full():
+                raise self._full() from None
+            raise
 
     def _check_wanted(self) -> None:
         if not self._wanted():
@@ -299,10 +352,31 @@ class StagingFile:
                 "use a smaller image or raise imageSizeLimit"
             )
 
+    def _check_ratio(self, file: int) -> None:
+        most = max(_ALWAYS_UNPACKED, _RATIO * self._size)
+        if os.fstat(file).st_size > most:
+            raise ResourceExhausted(
+                f"image {self.name}: it unpacks to more than {_RATIO} times its size; offer it "
+                "unpacked, as qcow2"
+            )
+
     def _check_space(self, needed: int) -> None:
-        stat = os.statvfs(self.path.parent)
-        if stat.f_bavail * stat.f_frsize - self._limits.spare < needed:
+        if self._free() < needed:
             raise self._full()
+
+    def _free(self) -> int:
+        stat = os.statvfs(self.path.parent)
+        return stat.f_bavail * stat.f_frsize - self._limits.spare
+
+    def _is_full(self) -> bool:
+        """Whether a program that has failed most likely found no space."""
+        return self._free() <= 0
+
+    def not_stored(self, error: OSError) -> VirtletError:
+        """What to tell of a failure of the disk."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._full()
+        return VirtletError(f"image {self.name}: cannot be stored: {error.strerror}")
 
     def _full(self) -> ResourceExhausted:
         return ResourceExhausted(

@@ -128,6 +128,19 @@ class FetchedImage:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class Conversion:
+    """A program that makes an image of what was fetched: it reads its standard input and writes
+    its standard output. The core runs it as nobody, without network, in bounds."""
+
+    format: str
+    """What it reads, for messages and as `Image.source_format`: `gzip`, `vmdk`."""
+    argv: tuple[str, ...]
+    """Program and arguments."""
+    package: str = ""
+    """The Debian package that has the program."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class RecognizedImage:
     """What a plugin recognised a fetched file as."""
 
@@ -135,6 +148,10 @@ class RecognizedImage:
     """`qcow2`, `raw`, or a plugin's own word, by which disk plugins tell images apart."""
     virtual_size: int = 0
     """Bytes of the disk a guest sees; 0 where the image is no disk."""
+    conversion: Conversion | None = None
+    """What makes an image of the file where no VM can start from it as it is. Input and output are
+    regular files, which `/proc/self/fd/0` and `/proc/self/fd/1` name. What it writes is recognised
+    in place of the file, and must need no further conversion."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -142,7 +159,8 @@ class Image:
     """An image in the store."""
 
     id: str
-    """`sha256:<64 hex>` of the file."""
+    """`sha256:<64 hex>` of the content as it was fetched; the file is another one where that was
+    unpacked or converted."""
     path: Path
     """The file, read-only for the emulator's user."""
     format: str
@@ -159,6 +177,8 @@ class Image:
     """Nanoseconds since the epoch."""
     recognized_by: str = ""
     """The plugin that recognised it; "" of an image from before that was written down."""
+    source_format: str = ""
+    """What it was fetched as, where that was unpacked or converted: `gzip`, `vmdk`, `xz vhdx`."""
 
 
 def shown_name(name: str) -> str:

@@ -12,6 +12,7 @@ from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import ImageRoute, Images
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -80,8 +81,13 @@ def pull_image(plugin: object, name: str, directory: Path) -> Image:
         return ("", found) if found else ("", built_in.virtlet_recognize_image(name, file))
 
     built_in = ImageFormats()
+
+    def unpack(name: str, head: bytes) -> Conversion | None:
+        found: Conversion | None = hooks.virtlet_unpack_image(name=name, head=head)
+        return found or built_in.virtlet_unpack_image(name, head)
+
     images = Images(ImageStore(Layout(directory, 0), in_use=set, recognize=recognize))
-    return images.pull(parse_reference(name), ImageRoute("", resolve, fetch, recognize))
+    return images.pull(parse_reference(name), ImageRoute("", resolve, fetch, recognize, unpack))
 
 
 def rendered(machine: Machine) -> Element:

@@ -110,10 +110,86 @@ def test_a_qcow2_that_was_cut_off_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "disk")
 
 
-@pytest.mark.parametrize("kind", ["vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels"])
+@pytest.mark.parametrize("kind", ["vdi", "vpc", "qed", "qcow", "parallels"])
 def test_other_image_formats_are_named_and_refused(tmp_path: Path, kind: str) -> None:
     qemu_img("create", "-f", kind, tmp_path / "disk", "16M")
     with pytest.raises(InvalidArgument, match="convert"):
+        look(tmp_path / "disk")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vmdk", ""),
+        ("vmdk", "subformat=streamOptimized"),
+        ("vhdx", ""),
+        ("vhdx", "subformat=fixed"),
+    ],
+)
+def test_a_disk_of_another_hypervisor_is_to_be_converted(
+    tmp_path: Path, kind: str, options: str
+) -> None:
+    raw = write_raw(tmp_path / "raw", size=16 << 20)
+    extra = ["-o", options] if options else []
+    qemu_img("convert", "-f", "raw", "-O", kind, *extra, raw, tmp_path / "disk")
+    found = look(tmp_path / "disk")
+    assert (found.format, found.virtual_size) == (kind, 16 << 20)
+    assert found.conversion is not None
+    assert found.conversion.format == kind
+
+
+@pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentSparse"])
+def test_a_vmdk_of_several_files_is_refused(tmp_path: Path, subformat: str) -> None:
+    qemu_img("create", "-f", "vmdk", "-o", f"subformat={subformat}", tmp_path / "disk.vmdk", "16M")
+    for path in tmp_path.iterdir():
+        with pytest.raises(InvalidArgument, match="(other files|a part of|neither qcow2 nor)"):
+            look(path)
+
+
+def _changed(path: Path, offset: int, content: bytes) -> Path:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+    return path
+
+
+def test_a_vmdk_that_names_other_files_is_refused_unopened(tmp_path: Path) -> None:
+    other = write_raw(tmp_path / "other")
+    extent = f'# Disk DescriptorFile\ncreateType="monolithicFlat"\nRW 128 FLAT "{other}" 0\n'
+    qemu_img("create", "-f", "vmdk", tmp_path / "disk", "16M")
+    _changed(tmp_path / "disk", 12, bytes(8))  # Its capacity: QEMU then goes by its description.
+    _changed(tmp_path / "disk", 512, extent.encode())
+    with pytest.raises(InvalidArgument, match="a part of a VMDK image"):
+        look(tmp_path / "disk")
+    (tmp_path / "text").write_text(extent)
+    with pytest.raises(InvalidArgument, match="a VMDK description of other files"):
+        look(tmp_path / "text")
+
+
+def test_a_disk_of_another_hypervisor_with_a_parent_is_refused(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "vmdk", tmp_path / "base", "16M")
+    qemu_img("create", "-f", "vmdk", "-b", tmp_path / "base", "-F", "vmdk", tmp_path / "disk")
+    with pytest.raises(InvalidArgument, match="it stands on a parent disk"):
+        look(tmp_path / "disk")
+    qemu_img("create", "-f", "vhdx", tmp_path / "vhdx", "16M")
+    parameters = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
+    content = (tmp_path / "vhdx").read_bytes()
+    # The entry of the metadata table: id, offset and length; then block size and flags.
+    table = content.index(b"metadata")
+    entry = content.index(parameters, table)
+    flags = table + int.from_bytes(content[entry + 16 : entry + 20], "little") + 4
+    _changed(tmp_path / "vhdx", flags, b"\2\0\0\0")
+    with pytest.raises(InvalidArgument, match="a parent disk"):
+        look(tmp_path / "vhdx")
+
+
+@pytest.mark.parametrize(("kind", "length"), [("vmdk", 50), ("vmdk", 9000), ("vhdx", 70_000)])
+def test_a_disk_of_another_hypervisor_that_was_cut_off_is_refused(
+    tmp_path: Path, kind: str, length: int
+) -> None:
+    qemu_img("create", "-f", kind, tmp_path / "disk", "16M")
+    os.truncate(tmp_path / "disk", length)
+    with pytest.raises(InvalidArgument, match="image busybox: .*(damaged|ends within)"):
         look(tmp_path / "disk")
 
 

@@ -209,6 +209,7 @@ def image_info(
     """What `verbose` adds to an image's status; with it, how far the pulls under way are."""
     info = {
         "format": image.format,
+        "sourceFormat": image.source_format,
         "recognizedBy": image.recognized_by,
         "virtualSize": image.virtual_size,
         "path": str(image.path),

@@ -24,6 +24,7 @@ from virtlet.model.execution import ExecSession, GuestCommand
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import (
+    Conversion,
     Credentials,
     FetchedImage,
     Image,
@@ -173,6 +174,13 @@ class Hooks:
         about: dict[str, Any] = {"source": source, "credentials": credentials, "staging": staging}
         found: FetchedImage = self._first("virtlet_fetch_image", profile, what, **about)[1]
         return found
+
+    def unpack_image(self, profile: Profile, name: str, head: bytes) -> Conversion | None:
+        """What unpacks content that begins so; None where it is taken as it is."""
+        hook = "virtlet_unpack_image"
+        ask = partial(self._caller.call, hook, name=name, head=head)
+        found: tuple[str, Conversion] | None = self.first(hook, profile, ask)
+        return found[1] if found else None
 
     def recognize_image(
         self, profile: Profile, name: str, file: Path

@@ -104,6 +104,7 @@ def route(context: Context, profile: Profile) -> ImageRoute:
             profile, source, credentials, staging
         ),
         recognize=lambda name, file: hooks.recognize_image(profile, name, file),
+        unpack=lambda name, head: hooks.unpack_image(profile, name, head),
         handler=profile.handler,
     )
 

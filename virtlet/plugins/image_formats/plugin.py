@@ -11,25 +11,24 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from virtlet import hookimpl
 from virtlet.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from virtlet.host.commands import CommandError, CommandLimits, run
 from virtlet.host.confinement import NOBODY, Confinement
-from virtlet.model.image import RecognizedImage
+from virtlet.model.image import Conversion, RecognizedImage
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
+from virtlet.plugins.image_formats import foreign
 
 _CONVERT = "convert it with qemu-img convert -O qcow2"
 _UNPACK = "unpack it before offering it"
 
 _AT_START: tuple[tuple[bytes, str, str], ...] = (
     (b"LUKS\xba\xbe", "an encrypted LUKS volume", "decrypt it"),
-    (b"KDMV", "a VMDK image", _CONVERT),
-    (b"COWD", "a VMDK image", _CONVERT),
-    (b"# Disk DescriptorFile", "a VMDK description", _CONVERT),
-    (b"vhdxfile", "a VHDX image", _CONVERT),
+    (b"COWD", "a VMDK image of an old kind", _CONVERT),
+    (b"# Disk DescriptorFile", "a VMDK description of other files", _CONVERT),
     (b"conectix", "a VHD image", _CONVERT),  # codespell:ignore conectix
     (b"QED\0", "a QED image", _CONVERT),
     (b"WithoutFreeSpace", "a Parallels image", _CONVERT),
@@ -115,7 +114,10 @@ def recognise(path: Path, name: str, gid: int = NOBODY) -> RecognizedImage:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(2 * 4096 + len(b"EFI PART"))
+        head = file.read(foreign.HEAD)
+        if foreign.knows(head):
+            _let_read(file.fileno(), gid)
+            return _foreign_disk(file.fileno(), name, head, gid)
         if head.startswith(_QCOW2):
             header = parse_header(name, head)
             header.check(name)
@@ -128,6 +130,14 @@ def recognise(path: Path, name: str, gid: int = NOBODY) -> RecognizedImage:
         _let_read(file.fileno(), gid)
         _check_with_qemu(file.fileno(), name, found, gid)
     return found
+
+
+def _foreign_disk(file: int, name: str, head: bytes, gid: int) -> RecognizedImage:
+    found = foreign.look(name, head)
+    why = f"it is damaged, a part of an image, or stands on a parent disk; {_CONVERT}"
+    info = _ask(file, name, "info", found.format, gid, why)
+    foreign.check(name, found.format, info)
+    return evolve(found, virtual_size=int(info["virtual-size"]))
 
 
 def _let_read(descriptor: int, gid: int) -> None:
@@ -179,13 +189,15 @@ def _check_with_qemu(file: int, name: str, found: RecognizedImage, gid: int) -> 
             )
 
 
-def _ask(file: int, name: str, command: str, format: str, gid: int) -> dict[str, Any]:
+def _ask(
+    file: int, name: str, command: str, format: str, gid: int, why: str = "it is damaged"
+) -> dict[str, Any]:
     path = f"/proc/self/fd/{file}"
     text = _run(["qemu-img", command, "-U", "--output=json", "-f", format, path], name, file, gid)
     try:
         answer = json.loads(text)
     except ValueError:
-        raise InvalidArgument(f"image {name}: qemu-img cannot read it; it is damaged") from None
+        raise InvalidArgument(f"image {name}: qemu-img cannot read it; {why}") from None
     if not isinstance(answer, dict):
         raise InvalidArgument(f"image {name}: qemu-img cannot make sense of it")
     return answer
@@ -298,6 +310,11 @@ class Plugin:
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Remember which group may read images."""
         self._gid = node.emulator_gid
+
+    @hookimpl
+    def virtlet_unpack_image(self, name: str, head: bytes) -> Conversion | None:
+        """Unpack gzip, xz and zstd."""
+        return foreign.unpacking(head)
 
     @hookimpl
     def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage:
