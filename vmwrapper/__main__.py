@@ -1,7 +1,7 @@
 """Stands where libvirt expects QEMU: fetches what the launch needs, then becomes QEMU.
 
-libvirt starts it as a domain's <emulator>. Without our environment variables (libvirt asks for
-QEMU's capabilities that way) it execs the emulator with its arguments untouched. With them it
+libvirt starts it as a domain's <emulator>. Without our environment variables it execs the emulator
+only to ask for its version or, as libvirt does, its capabilities. With them it
 shows the VM's one-time token at the manager's launch socket, receives arguments, environment and
 open descriptors, and execs the emulator with them added. While it waits for the answer, the
 manager moves it into the VM's cgroups. Where the answer has mounts, the emulator is jailed: it runs
@@ -13,6 +13,7 @@ The manager copies this file to where the emulator's user can read it, with the 
 interpreter and the emulator put in.
 """
 
+import itertools
 import os
 import sys
 
@@ -69,13 +70,30 @@ def main(arguments: list[str]) -> int:
     try:
         if any(ours):
             emulator, arguments = hand_over(ours, arguments, environment)
-        else:
+        elif is_probe(arguments):
             drop_lent_capabilities()
+        else:
+            raise Failure(
+                EXIT_ENVIRONMENT,
+                f"no guest starts without {ENV_SOCKET}, {ENV_VM} and {ENV_TOKEN}, which the "
+                "manager writes into the domain document: it would run outside of its jail",
+            )
         execute(emulator, arguments, environment)
     except Failure as failure:
         sys.stderr.write(f"vmwrapper: {failure}\n")
         return failure.status
     return 0
+
+
+def is_probe(arguments: list[str]) -> bool:
+    """Whether it is a question that runs no guest: after QEMU's version, or, as of libvirt, after
+    its capabilities, with a machine of nothing."""
+    if arguments in (["-version"], ["--version"]):
+        return True
+    following = itertools.pairwise(arguments)
+    machines = [value for option, value in following if option.lstrip("-") in ("machine", "M")]
+    names = [value.partition(",accel=") for value in machines]
+    return bool(names) and all(name == "none" and "," not in rest for name, _, rest in names)
 
 
 def hand_over(

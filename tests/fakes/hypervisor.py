@@ -17,6 +17,7 @@ from virtlet.model.hypervisor import (
     Observation,
     Resize,
 )
+from virtlet.model.launch import LaunchPart
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine, VmExit
 
@@ -64,6 +65,8 @@ class FakeHypervisor(Hypervisor):
     """What running VMs have."""
     documents: dict[str, Element | None] = field(factory=dict)
     """What each VM was defined with."""
+    requires_launch: bool = False
+    """Whether a start counts only once the launch was fetched, which nobody does here."""
     reads: bool = False
     """Whether it wants a document of every VM."""
 
@@ -100,6 +103,9 @@ class FakeHypervisor(Hypervisor):
     def remove(self, vm_id: str) -> None:
         self.faults.strike("remove")
         self.domains.pop(vm_id, None)
+
+    def launch(self, machine: Machine) -> LaunchPart:
+        return LaunchPart(required=self.requires_launch)
 
     def start(self, vm_id: str) -> None:
         self.faults.strike("start")

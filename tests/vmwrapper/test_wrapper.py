@@ -99,6 +99,28 @@ def test_it_is_transparent_without_our_variables(setup: Setup) -> None:
     assert done["env"]["COLOUR"] == "blue"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-name", "x", "-machine", "q35,accel=kvm"),
+        ("-machine", "none", "-machine", "q35"),
+        ("-machine", "none,accel=kvm,type=q35"),
+        ("-machine", "none", "--M", "q35"),
+        ("-name", "-machine"),
+        (),
+    ],
+)
+def test_no_guest_starts_without_our_variables(setup: Setup, arguments: tuple[str, ...]) -> None:
+    """As of a document that lost them: neither jail nor cgroup would hold it."""
+    said = failed(setup.run(*arguments), wrapper.EXIT_ENVIRONMENT)
+    assert "outside of its jail" in said
+
+
+def test_anybody_may_ask_for_the_version(setup: Setup) -> None:
+    """Which starts no guest."""
+    assert seen(setup.run("--version"))["argv"] == ["--version"]
+
+
 def test_the_launch_is_put_on_top_of_what_libvirt_gave(setup: Setup) -> None:
     """Arguments come last, the environment is merged, and the token is gone."""
     part = LaunchPart(arguments=("-smbios", "type=11"), environment={"COLOUR": "red"})

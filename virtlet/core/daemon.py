@@ -104,6 +104,7 @@ def _assemble(
         run_dir=places.run_dir,
         instance=store.instance,
         vmwrapper=install_wrapper(places.vmwrapper, config[core_options.EMULATOR], uid, gid),
+        emulator=config[core_options.EMULATOR],
         emulator_problem=emulator_problem(config[core_options.EMULATOR], uid, gid),
         emulator_uid=uid,
         emulator_gid=gid,

@@ -189,12 +189,13 @@ class LaunchServer:
         if before is not None:
             before.launch.close()
 
-    def disarm(self, vm_id: str) -> None:
-        """Drop a launch nobody fetched, and close its descriptors; idempotent."""
+    def disarm(self, vm_id: str) -> bool:
+        """Drop a launch, and close its descriptors; idempotent. Whether nobody had fetched it."""
         with self._lock:
             armed = self._armed.pop(vm_id, None)
         if armed is not None:
             armed.launch.close()
+        return armed is not None
 
     def _accept(self) -> float:
         """Take the connections that wait, each on a thread of its own."""

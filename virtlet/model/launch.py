@@ -57,6 +57,9 @@ class LaunchPart:
     io_uring: bool = False
     """Whether a jailed emulator may use io_uring, which is refused otherwise: its requests pass the
     filters of system calls by."""
+    required: bool = False
+    """Whether a start fails if nobody fetched the launch meanwhile: the emulator was started past
+    vmwrapper then, without jail and cgroup. Of the hypervisor's part alone."""
 
 
 ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"

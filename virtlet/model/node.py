@@ -24,6 +24,8 @@ class Node:
     """User of emulators whose VM has none of its own, and of what is asked of an emulator apart
     from VMs; what a VM's emulator opens belongs to `user_of`."""
     emulator_gid: int
+    emulator: Path = Path("/usr/bin/qemu-system-x86_64")
+    """The default emulator. Guests start by vmwrapper alone; it may be asked for its version."""
     emulator_problem: str = ""
     """Why vmwrapper cannot start its default emulator, QEMU, with the remedy: it is not installed,
     or its user may not run it. A hypervisor that needs QEMU raises this as FailedPrecondition; ""

@@ -74,7 +74,7 @@ class QemuHypervisor(Hypervisor):
         """Find the emulators that an earlier manager started."""
         if self._node.emulator_problem:
             raise FailedPrecondition(self._node.emulator_problem)
-        # Without the variables of a launch, vmwrapper passes its arguments on to QEMU.
+        # Without the variables of a launch, vmwrapper starts QEMU for such a question alone.
         self._version = run([str(self._node.vmwrapper), "--version"]).decode().split()[3]
         self._records.load()
         for emulator in running(self._records.all().keys(), self._node):

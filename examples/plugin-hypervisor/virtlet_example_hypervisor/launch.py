@@ -40,7 +40,7 @@ def launch_part(machine: Machine) -> LaunchPart:
             os.close(descriptor)
         raise
     given = tuple(LaunchFd(name=name, fd=descriptor) for name, descriptor in fds.items())
-    return LaunchPart(arguments=arguments, fds=given)
+    return LaunchPart(arguments=arguments, fds=given, required=True)
 
 
 def _sockets(machine: Machine, fds: dict[str, int]) -> Iterator[str]:

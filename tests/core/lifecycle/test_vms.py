@@ -112,6 +112,18 @@ def test_a_start_that_fails_is_an_exit_with_its_reason_and_the_next_attempt_star
     manager.start(manager.create(pod, attempt=1))
 
 
+def test_an_emulator_that_fetched_no_launch_is_ended_and_does_not_count_as_started(
+    manager: Manager, node: Node, pod: str
+) -> None:
+    """It is neither in its jail nor in its cgroup."""
+    node.hypervisor.requires_launch = True
+    vm_id = manager.create(pod)
+    with pytest.raises(FailedPrecondition, match=r"without its launch.*is ended"):
+        manager.start(vm_id)
+    assert manager.vm(vm_id).phase is VmPhase.EXITED
+    assert node.hypervisor.running == set()
+
+
 def test_a_start_that_finds_the_pod_broken_stops_the_pod_so_that_it_is_run_again(
     manager: Manager, node: Node, pod: str
 ) -> None:

@@ -144,14 +144,16 @@ class Rig:
         self.hypervisor.define(machine, self.document(machine))
         return machine
 
-    def start(self, machine: Machine, part: LaunchPart | None = None) -> None:
+    def start(self, machine: Machine, part: LaunchPart | None = None) -> bool:
+        """Start it; whether it fetched its launch."""
         token = machine.environment[ENV_TOKEN]
         parts = [("libvirt_qemu", self.hypervisor.launch(machine))]
         self.launches.arm(machine.vm.id, token, [*parts, ("test", part)] if part else parts)
         try:
             self.hypervisor.start(machine.vm.id)
         finally:
-            self.launches.disarm(machine.vm.id)
+            left = self.launches.disarm(machine.vm.id)
+        return not left
 
     @contextmanager
     def running(

@@ -39,10 +39,12 @@ class Emulator:
         self.calls = directory / "calls"
         self.device = directory / "kvm"
         self.device.touch(0o600)
-        node = make_node(directory)
+        node = evolve(make_node(directory), emulator=directory / "qemu")
+        # Which names it, and is written again when it changes.
+        node.vmwrapper.write_text(str(node.emulator))
         status = 1 if kvm else 0
-        node.vmwrapper.write_text(_EMULATOR.format(calls=self.calls, status=status, before=before))
-        node.vmwrapper.chmod(0o755)
+        node.emulator.write_text(_EMULATOR.format(calls=self.calls, status=status, before=before))
+        node.emulator.chmod(0o755)
         self.node = node
 
     @property

@@ -8,14 +8,56 @@ import pytest
 from attrs import evolve
 
 from tests.fakes.boot_sector import write_boot_disk
-from tests.plugins.libvirt_qemu.rig import Rig
+from tests.plugins.libvirt_qemu.rig import QEMU, Rig
 from virtlet.model.disk import Disk, Share
+from virtlet.model.launch import ENV_TOKEN
 from virtlet.model.vm import Machine
 
 
 def _boots(rig: Rig, machine: Machine) -> None:
     with rig.running(machine=machine):
         pass
+
+
+@pytest.mark.parametrize("change", ["lose", "alter", "repeat"])
+def test_a_document_without_the_machines_variables_is_unfit(rig: Rig, change: str) -> None:
+    """As vmwrapper could not fetch the launch."""
+    machine = rig.machine()
+    document = rig.document(machine)
+    assert rig.hypervisor.review(machine, document) == ""
+    [(parent, token)] = [
+        (parent, child)
+        for parent in document.iter()
+        for child in parent
+        if child.get("name") == ENV_TOKEN
+    ]
+    if change == "lose":
+        parent.remove(token)
+    elif change == "alter":
+        token.set("value", "another")
+    else:
+        parent.append(token)
+    said = rig.hypervisor.review(machine, document)
+    assert "<qemu:env> elements" in said
+    assert machine.environment[ENV_TOKEN] not in said
+
+
+def test_an_emulator_that_was_started_past_vmwrapper_fetches_no_launch(rig: Rig) -> None:
+    """libvirt does not notice; the core ends it and fails the start."""
+    machine = evolve(rig.machine(), agent_socket=None)
+    document = rig.document(machine)
+    emulator = document.find("devices/emulator")
+    assert emulator is not None
+    emulator.text = str(QEMU)
+    try:
+        rig.hypervisor.define(machine, document)
+        assert rig.hypervisor.launch(machine).required
+        assert not rig.start(machine)
+    finally:
+        rig.hypervisor.remove(machine.vm.id)
+    with rig.running() as machine:
+        rig.hypervisor.stop(machine.vm.id)
+        assert rig.start(machine)
 
 
 def _seed(machine: Machine) -> Disk:

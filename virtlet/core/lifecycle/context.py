@@ -93,8 +93,8 @@ class Launches(Protocol):
     def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
         """Hold a launch ready for the wrapper that shows the token; takes the descriptors."""
 
-    def disarm(self, vm_id: str) -> None:
-        """Drop a launch nobody fetched, and close its descriptors; idempotent."""
+    def disarm(self, vm_id: str) -> bool:
+        """Drop a launch, and close its descriptors; idempotent. Whether nobody had fetched it."""
 
 
 Listener = Callable[[Event, PodRecord | None], None]

@@ -291,15 +291,22 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
         # The hypervisor knows what its emulator needs to see.
         parts = [(CORE, part), *((name, evolve(more, jail=False)) for name, more in asked)]
         try:
-            parts.insert(1, (plugin, hypervisor.launch(machine)))
+            own = hypervisor.launch(machine)
         except BaseException:
             close_all(item for _, other in parts for item in other.fds)
             raise
+        parts.insert(1, (plugin, own))
         context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts)
         try:
             hypervisor.start(vm.id)
         finally:
-            context.launches.disarm(vm.id)
+            left = context.launches.disarm(vm.id)
+        if left and own.required:
+            raise FailedPrecondition(
+                f"the emulator of VM {vm.id} runs without its launch, so neither in its jail nor "
+                f"in its cgroup, and is ended: something other than {machine.vmwrapper} started "
+                "it; see what edits its domain document"
+            )
 
     context.journal.perform(vm.id, RUNNING, start, plugin=plugin)
 

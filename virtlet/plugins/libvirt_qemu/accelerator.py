@@ -67,7 +67,7 @@ def probe_kvm(
     """Try KVM; takes a tenth of a second where it works, `TIME_LIMIT` seconds at most.
 
     Args:
-        emulator: QEMU, or a program that passes its arguments on to QEMU.
+        emulator: QEMU.
         uid: user that guests will run as.
         gid: its group.
         accelerator: QEMU's name of what is tried; `tcg` shows that the test itself works.
@@ -231,8 +231,8 @@ def examine(node: Node, *, ask_kvm: bool, device: Path = DEVICE) -> Host:
     host = _recall(memory, key)
     if host is not None and (host.kvm is not None or not ask_kvm):
         return host
-    version = host.qemu_version if host else _version(node.vmwrapper, as_user(*user))
-    kvm = probe_kvm(node.vmwrapper, *user, device=device) if ask_kvm else None
+    version = host.qemu_version if host else _version(node.emulator, as_user(*user))
+    kvm = probe_kvm(node.emulator, *user, device=device) if ask_kvm else None
     if kvm is not None:
         log.info("KVM probed", extra={"usable": kvm.usable, "problem": kvm.reason})
     host = Host(version, kvm)

@@ -21,6 +21,7 @@ from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_reas
 NAMESPACE = "urn:virtlet:domain:1"
 _PREFIX = "virtlet"
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+_VARIABLES = f"{{{_QEMU_NAMESPACE}}}commandline/{{{_QEMU_NAMESPACE}}}env"
 # At import, as one of two threads that register a namespace at the same time fails.
 ElementTree.register_namespace(_PREFIX, NAMESPACE)
 ElementTree.register_namespace("qemu", _QEMU_NAMESPACE)
@@ -44,7 +45,7 @@ def flaw(machine: Machine, domain: Element) -> str:
     """Why a document cannot be the machine's, as a clause; "" if it can.
 
     The domain is found by its uuid, and its files by its name, which must be unique. Only the
-    machine's emulator takes part in its launch.
+    machine's emulator, with the machine's variables, takes part in its launch.
     """
     vm_id = machine.vm.id
     if domain.tag != "domain":
@@ -55,6 +56,10 @@ def flaw(machine: Machine, domain: Element) -> str:
         return "whose <name> does not have the first 12 digits of the VM's id in it"
     if _texts(domain, "devices/emulator") != [str(machine.vmwrapper)]:
         return "whose <emulator> is not the machine's"
+    given = [(env.get("name"), env.get("value")) for env in domain.findall(_VARIABLES)]
+    lent = [item for item in given if item[0] in machine.environment]
+    if len(lent) != len(machine.environment) or dict(lent) != machine.environment:
+        return "whose <qemu:env> elements do not give vmwrapper the machine's variables"
     return ""
 
 

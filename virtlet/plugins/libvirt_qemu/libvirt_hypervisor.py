@@ -148,6 +148,7 @@ class LibvirtHypervisor(Hypervisor):
             nics.launch_part(machine),
             jail=self._jailed,
             visible=jail,
+            required=True,
             io_uring=machine.flavor.disk_io == "io_uring",
         )
 
