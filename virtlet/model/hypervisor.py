@@ -196,6 +196,11 @@ class Hypervisor(ABC):
     def subscribe(self, callback: DomainCallback) -> None:
         """Tell `callback` of every later change of our domains; one subscriber, set before open."""
 
+    def process(self, vm_id: str) -> int | None:
+        """Process id of a running VM's emulator, or None. Default: looked up in `stats`."""
+        consumed = self.stats().get(vm_id)
+        return None if consumed is None else consumed.pid
+
     def stats(self) -> Mapping[str, DomainStats]:
         """Consumption of all running domains of ours, by VM id, with one bulk call.
 

@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,30 @@ def test_consumption_is_told_by_one_call(rig: Rig) -> None:
         assert first.balloon == machine.flavor.memory
         until(lambda: rig.hypervisor.stats()[machine.vm.id].cpu_time > first.cpu_time, "CPU time")
     assert machine.vm.id not in rig.hypervisor.stats()
+
+
+def test_an_emulator_that_does_not_answer_holds_up_nobodys_statistics(rig: Rig) -> None:
+    """Its own are what is known without it, and the calls that wait for it end with its silence."""
+    with rig.running() as other, rig.running() as machine:
+        pid = rig.pid(machine)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                with ThreadPoolExecutor(1) as pool:
+                    stats = pool.submit(rig.hypervisor.stats).result(60)
+                assert stats[other.vm.id].balloon == other.flavor.memory
+                assert stats[machine.vm.id].pid == pid
+                assert rig.hypervisor.process(machine.vm.id) == pid
+            until(lambda: _measuring() == 1, "the end of all calls but the one that waits")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: not _measuring(), "the end of the calls that waited")
+        assert set(rig.hypervisor.stats()) == {other.vm.id, machine.vm.id}
+
+
+def _measuring() -> int:
+    """Calls for statistics that are under way."""
+    return sum(thread.name == "libvirt-measure" for thread in threading.enumerate())
 
 
 def test_a_document_that_libvirt_refuses_is_an_invalid_argument(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from virtlet.errors import (
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu import failures
+from virtlet.plugins.libvirt_qemu.consumption import MOST_SILENT, Figures, Measurement
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_event
 from virtlet.plugins.libvirt_qemu.domains import live_state, mark, written
 from virtlet.plugins.libvirt_qemu.failures import ended_by_signal, why
@@ -30,6 +32,35 @@ from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
 
 VM = "0123456789abcdef0123456789abcdef"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
+
+
+def test_statistics_wait_for_a_bounded_number_of_emulators() -> None:
+    """Calls that are late are left behind, and forgotten once they end."""
+    answered, asked = threading.Event(), []
+
+    def ask() -> Figures:
+        asked.append(threading.current_thread())
+        assert answered.wait(60)
+        return {}
+
+    measurement = Measurement(ask, patience=0.001)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"{MOST_SILENT} emulators do not answer"):
+            measurement.take()
+    assert len(asked) == MOST_SILENT
+    answered.set()
+    for thread in asked:
+        thread.join()
+    measurement._patience = 60
+    assert measurement.take() == {}
+
+
+def test_an_error_of_statistics_is_the_callers() -> None:
+    def ask() -> Figures:
+        raise Unavailable("libvirt is away")
+
+    with pytest.raises(Unavailable, match="is away"):
+        Measurement(ask).take()
 
 
 @pytest.mark.parametrize(

@@ -294,8 +294,8 @@ def _runs(context: Context, row: EffectRow) -> bool:
 
 
 def _set_oom_score_adj(hypervisor: Hypervisor, vm_id: str, value: int) -> None:
-    consumed = hypervisor.stats().get(vm_id)
-    if consumed is None or consumed.pid is None or not set_oom_score_adj(consumed.pid, value):
+    pid = hypervisor.process(vm_id)
+    if pid is None or not set_oom_score_adj(pid, value):
         log.info("oom_score_adj not set", extra={"vm": vm_id})
 
 

@@ -5,16 +5,22 @@ deploy/runtimeclass.yaml follow it. Statistics are those of virConnectGetAllDoma
 API; memory is in KiB there, times in nanoseconds.
 """
 
+import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
+from virtlet.errors import Unavailable
 from virtlet.model.disk import Disk
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
+
+log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 BASE = 64 * _MIB
@@ -42,6 +48,10 @@ FLAGS = (
     # Of domains that are busy with another call, only what is known without waiting.
     | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 )
+PATIENCE = 2.0
+"""Seconds that emulators get to answer; they take milliseconds."""
+MOST_SILENT = 16
+"""Calls that may be left behind. A daemon has 20 threads for calls."""
 _ENDED = ("Z", "X")
 """States of a process that has ended and is not reaped yet."""
 _KIB = 1024
@@ -63,6 +73,64 @@ def overhead(machine: Machine) -> int:
         return need + flavor.memory // RAM_PER_TABLE
     buffer = flavor.translation_buffer
     return need + buffer + buffer // NOTES_PER_BUFFER + flavor.memory // EMULATED_RAM_PER_TABLE
+
+
+Figures = Mapping[str, DomainStats]
+"""By VM id."""
+
+
+class Measurement:
+    """Asks for the statistics of all domains, and waits for no emulator that does not answer.
+
+    libvirt asks one emulator after another, and waits for each as long as it takes. A call that is
+    late is left behind. libvirt takes the silent domain for a busy one as long as that lasts, and
+    the next call passes it over: it tells what is known of it without asking.
+
+    Args:
+        ask: the call.
+        patience: seconds until it counts as late.
+    """
+
+    def __init__(self, ask: Callable[[], Figures], patience: float = PATIENCE) -> None:
+        self._ask = ask
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._late: list[Future[Figures]] = []
+
+    def take(self) -> Figures:
+        """The statistics of now.
+
+        Raises:
+            Unavailable: too many emulators do not answer.
+            VirtletError: what the call raises.
+        """
+        while True:
+            answer: Future[Figures] = Future()
+            self._check()
+            threading.Thread(
+                target=self._run, args=(answer,), name="libvirt-measure", daemon=True
+            ).start()
+            try:
+                return answer.result(self._patience)
+            except TimeoutError:
+                log.warning("an emulator does not answer: its statistics are incomplete")
+                with self._lock:
+                    self._late.append(answer)
+
+    def _check(self) -> None:
+        with self._lock:
+            self._late = [answer for answer in self._late if not answer.done()]
+            if len(self._late) >= MOST_SILENT:
+                raise Unavailable(
+                    f"cannot measure VMs: {MOST_SILENT} emulators do not answer libvirt; stop "
+                    "their pods"
+                )
+
+    def _run(self, answer: "Future[Figures]") -> None:
+        try:
+            answer.set_result(self._ask())
+        except Exception as error:
+            answer.set_exception(error)
 
 
 def stats_of(vm_id: str, pid: int | None, values: Mapping[str, Any]) -> DomainStats | None:

@@ -95,8 +95,9 @@ class LibvirtHypervisor(Hypervisor):
         self._domains = Domains(self._connections, node.instance)
         self._runs = RunRecords(node.state_dir("libvirt_qemu") / "runs")
         self._states = DomainStates(self._domains, self._runs, self._by_signal)
-        self._changes = DomainChanges(self._runs, self._states, self._process, self._by_signal)
+        self._changes = DomainChanges(self._runs, self._states, self.process, self._by_signal)
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
+        self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
 
     def open(self) -> None:
@@ -280,7 +281,10 @@ class LibvirtHypervisor(Hypervisor):
         return self._states.all()
 
     def stats(self) -> Mapping[str, DomainStats]:
-        """Consumption of all our running domains, by one call."""
+        """Consumption of all our running domains, by one call as a rule."""
+        return self._measurement.take()
+
+    def _measure(self) -> Mapping[str, DomainStats]:
         found: dict[str, DomainStats] = {}
         with self._domains.call("measure VMs") as connection:
             for domain, values in connection.getAllDomainStats(
@@ -318,7 +322,8 @@ class LibvirtHypervisor(Hypervisor):
         finally:
             os.close(pidfd)
 
-    def _process(self, vm_id: str) -> int | None:
+    def process(self, vm_id: str) -> int | None:
+        """The process of a running domain, which need not answer."""
         with self._domains.call(f"look at VM {vm_id}") as connection:
             domain = self._domains.find(connection, vm_id)
             if domain is None or not domain.isActive():
