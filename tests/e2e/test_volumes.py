@@ -3,6 +3,7 @@
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
 from tests.polling import until
+from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 from virtlet.host.mounts import at_or_below
 
 SIZE = 1 << 20
+ROOT_SIZE = 1 << 30
 UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
 
 
@@ -33,7 +36,8 @@ def block_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 def test_a_block_volume_is_read_and_written_by_the_guest(
     new_pod: PodFactory, block_device: tuple[Path, Path]
 ) -> None:
-    """At the path the pod names; the node's own device keeps its owner and mode."""
+    """At the path the pod names, with its serial number, within the pod's limits, and what the
+    guest discards is the node's again; the node's own device keeps its owner and mode."""
     device, file = block_device
     before = device.stat()
     pod = new_pod("with-block-volume")
@@ -42,6 +46,7 @@ def test_a_block_volume_is_read_and_written_by_the_guest(
     pod.manifest.container.devices.add(
         host_path=str(device), container_path="/dev/data", permissions="mrw"
     )
+    pod.pod.annotations.update({"VirtletDiskIOPS": "1000", "VirtletDiskBandwidth": "256Ki"})
     pod = pod.up()
     pod.wait_for_console("login:")
 
@@ -59,6 +64,18 @@ def test_a_block_volume_is_read_and_written_by_the_guest(
     subprocess.run(["blockdev", "--flushbufs", str(device)], check=True)
     assert file.read_bytes()[512:532] == b"written in the guest"
 
+    pages = "for d in /sys/block/sd*; do tail -c +5 $d/device/vpd_pg80; echo; done"
+    serials = run(pages).decode().split()
+    assert serials[0] == "root"
+    assert any(serial.startswith("volume-") for serial in serials[1:])
+    assert int(run("cat /sys/block/sda/queue/discard_max_bytes")) > 0
+    before_reading = time.monotonic()
+    run(
+        "dd if=/dev/sda of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null || "
+        "dd if=/dev/sda of=/dev/null bs=64k count=16"
+    )
+    assert time.monotonic() - before_reading > 2  # 1 MiB at 256 KiB a second
+
     pod.down()
     after = device.stat()
     assert (after.st_uid, after.st_gid, after.st_mode) == (
@@ -67,6 +84,55 @@ def test_a_block_volume_is_read_and_written_by_the_guest(
         before.st_mode,
     )
     assert not (pod.node.data_dir / "volumes" / pod.vm).exists()
+
+
+@pytest.fixture
+def root_device(tmp_path: Path) -> Iterator[Path]:
+    """An empty block device of a GiB."""
+    file = tmp_path / "root"
+    with file.open("wb") as empty:
+        empty.truncate(ROOT_SIZE)
+    argv = ["losetup", "--find", "--show", str(file)]
+    device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    yield Path(device)
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_persistent_root_survives_its_pod_its_attempt_and_the_manager(
+    own_node: Playground, root_device: Path
+) -> None:
+    """And starts one VM at a time."""
+
+    def pod() -> Pod:
+        made = Pod(own_node, own_node.client(), make_manifest(own_node))
+        made.manifest.container.devices.add(
+            host_path=str(root_device), container_path="/", permissions="mrw"
+        )
+        return made
+
+    at_end = ROOT_SIZE // 512 - 2
+    first = pod().up()
+    first.wait_for_console("login:")
+    _run(first, f"printf persistent | dd of=/dev/sda bs=512 seek={at_end} conv=fsync")
+    other = pod().run()
+    with pytest.raises(CallFailed, match=f"{root_device} is in use: another VM of this node"):
+        other.create()
+    other.client.remove_pod(other.id)
+    first.client.stop(first.vm, 0)
+    again = first.create(attempt=1)
+    again.client.start(again.vm)
+    until(lambda: "login:" in again.console(), "the second attempt", BOOT_TIMEOUT)
+    read = f"dd if=/dev/sda bs=512 skip={at_end} count=1 2>/dev/null | head -c 10"
+    assert _run(again, read) == "persistent"
+    again.down()
+
+    own_node.stop()
+    own_node.start()
+    second = pod().up()
+    second.wait_for_console("login:")
+    assert _run(second, read) == "persistent"
+    second.down()
+    assert own_node.settled_leftovers() == []
 
 
 @frozen

@@ -29,6 +29,10 @@ class Disk:
     """Where the pod wants it in the guest: a mount point or a device path; "" for root and seed."""
     filesystem: bool = False
     """True when the guest has to mount it at `guest_path`."""
+    offset: int = 0
+    """Bytes at the start of `path` that the guest does not see; of a raw disk."""
+    size: int = 0
+    """Bytes from `offset` on that the guest sees; needed with an offset."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -86,6 +86,8 @@ def _image(disk: Disk, node: str) -> dict[str, Any]:
         "discard": "unmap",
         "file": {"driver": driver, "filename": str(disk.path), "discard": "unmap"},
     }
+    if disk.offset:
+        image |= {"offset": disk.offset, "size": disk.size}
     if disk.backing is not None:
         backing = {"driver": "file", "filename": str(disk.backing)}
         # Named, because QEMU's guess would trust what the guest wrote there.

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.model import make_pod, make_vm, make_vm_config
 from virtlet.errors import InvalidArgument
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
+from virtlet.model.vm import Device
 from virtlet.plugins.cloudinit import guest_scripts
 from virtlet.plugins.cloudinit.object_sources import Sources
 from virtlet.plugins.cloudinit.userdata import UserData, environment, merge_over, user_data
@@ -50,6 +52,14 @@ def files(document: Any) -> dict[str, Any]:
 def test_a_pod_that_says_nothing_has_an_empty_document() -> None:
     assert told() == UserData({})
     assert told([Unneeded(guest_path="/dev/termination-log", reason="…")]) == UserData({})
+
+
+def test_a_root_disk_that_outlives_its_pod_is_told_its_network_at_every_boot() -> None:
+    """It has the MAC and the address of the pod before."""
+    device = Device(guest_path="/", host_path="/dev/sdx")
+    vm = make_vm(Path("/nonexistent"), config=evolve(make_vm_config(), devices=(device,)))
+    document = user_data(vm, [Unneeded(guest_path="/", reason="…")], Sources()).document
+    assert document == {"updates": {"network": {"when": ["boot-new-instance", "boot"]}}}
 
 
 def test_the_environment_is_a_file() -> None:

@@ -116,6 +116,17 @@ def all_machines() -> Mapping[str, Machine]:
             ),
         ),
         "nvme": evolve(_volumes(), flavor=evolve(flavor, disk_bus="nvme", disk_iothreads=2)),
+        "persistent": evolve(
+            machine,
+            root=Disk(
+                path=VOLUMES / "persistent-root",
+                format="raw",
+                block=True,
+                serial="root",
+                offset=512,
+                size=(10 << 30) - 512,
+            ),
+        ),
         "uefi": evolve(
             machine,
             flavor=evolve(

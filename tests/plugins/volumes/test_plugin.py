@@ -339,11 +339,6 @@ def test_a_device_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -
         serve(plugin, Device(guest_path="/dev/x", host_path=str(tmp_path / "missing")))
 
 
-def test_a_persistent_root_disk_is_refused(plugin: Plugin, block_node: Path) -> None:
-    with pytest.raises(Unimplemented, match=r"device path /: root disks that outlive"):
-        serve(plugin, Device(guest_path="/", host_path=str(block_node)))
-
-
 def test_a_block_device_by_path_needs_the_node_s_leave(plugin: Plugin, block_node: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"does not give away .*block-node: add it to raw"):
         serve(plugin, Mount(guest_path="/dev/data", host_path=str(block_node)))

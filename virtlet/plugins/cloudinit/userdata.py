@@ -207,8 +207,15 @@ def _generated(
         "write_files": [_write_file(file, mounted) for file in files],
         "mounts": _mounts(volumes),
         "runcmd": commands,
+        # A root disk that outlives its pod has the address of the last one.
+        "updates": {"network": {"when": ["boot-new-instance", "boot"]}} if _outlives(vm) else None,
     }
     return {key: value for key, value in document.items() if value}
+
+
+def _outlives(vm: Vm) -> bool:
+    """Whether the pod has a root disk of its own that later pods start from too."""
+    return any(device.guest_path == "/" for device in vm.config.devices)
 
 
 def _at_every_boot(script: str) -> str:

@@ -9,10 +9,12 @@ from attrs import evolve
 from virtlet import hookimpl
 from virtlet.host.files import remove_file, remove_tree
 from virtlet.host.mounts import unmount_below
-from virtlet.model.disk import Disk, Share, Volume
+from virtlet.model.disk import Disk, Share, Unneeded, Volume
+from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings
-from virtlet.model.vm import Device, Vm, VolumeRequest
+from virtlet.model.vm import Device, Machine, Vm, VolumeRequest
+from virtlet.plugins.volumes import persistent_root
 from virtlet.plugins.volumes.pod_volumes import (
     MountOrigin,
     make_node,
@@ -68,6 +70,8 @@ class Plugin:
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Serve every mount and device, or say why a VM cannot have it."""
         source = request.source
+        if isinstance(source, Device) and source.guest_path == persistent_root.GUEST_PATH:
+            return Unneeded(guest_path=source.guest_path, reason="it is the root disk itself")
         if isinstance(source, Device):
             return self._opened(vm, serve_device(source, request.role))
         root = self._config[KUBELET_ROOT_DIR]
@@ -93,8 +97,29 @@ class Plugin:
         else:
             remove_file(path)
 
+    @hookimpl
+    def virtlet_root_disk(self, vm: Vm) -> Disk | None:
+        """Start from the pod's block volume, where the pod has one with the device path `/`."""
+        device = persistent_root.device_of(vm)
+        if device is None or vm.image.format not in persistent_root.FORMATS:
+            return None
+        return persistent_root.make_root(vm, device, self._node)
+
+    @hookimpl
+    def virtlet_release_root_disk(self, vm: Vm) -> None:
+        """Remove the VM's own node of the device."""
+        remove_file(vm.directory / persistent_root.FILE_NAME)
+
+    @hookimpl
+    def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
+        """Keep the root disk's device from other VMs while this one runs."""
+        device = persistent_root.device_of(machine.vm)
+        if device is None or machine.root.path.name != persistent_root.FILE_NAME:
+            return None
+        return persistent_root.hold(machine.vm, device)
+
     def _opened(self, vm: Vm, disk: Disk) -> Disk:
         """The disk by a node that the emulator can open."""
-        node, path = self._node, vm.directory / disk.serial
-        make_node(disk.path, path, node.emulator_uid, node.emulator_gid, readonly=disk.readonly)
+        path = vm.directory / disk.serial
+        make_node(disk.path, path, *self._node.user_of(vm), readonly=disk.readonly)
         return evolve(disk, path=path)

@@ -222,13 +222,29 @@ def serve_device(device: Device, role: str) -> Disk:
     Raises:
         InvalidArgument: it is not a block device.
         FailedPrecondition: the host path does not exist.
-        Unimplemented: the device path asks for a persistent root disk.
     """
-    if device.guest_path == "/":
-        raise Unimplemented(
-            "device path /: root disks that outlive their pod are not served yet: give the "
-            "volume another devicePath"
-        )
+    return Disk(
+        path=block_device(device),
+        format="raw",
+        readonly=is_readonly(device),
+        block=True,
+        serial=role,
+        guest_path=device.guest_path,
+    )
+
+
+def is_readonly(device: Device) -> bool:
+    """Whether the pod may only read the device."""
+    return "w" not in (device.permissions or "rwm")
+
+
+def block_device(device: Device) -> Path:
+    """The block device itself; links of the kubelet are followed.
+
+    Raises:
+        InvalidArgument: it is something else.
+        FailedPrecondition: there is nothing at the host path.
+    """
     for given in (device.guest_path, device.host_path):
         if not given.startswith("/"):
             raise InvalidArgument(f"device: path {given!r} is not absolute")
@@ -244,11 +260,4 @@ def serve_device(device: Device, role: str) -> Disk:
             f"device {device.guest_path}: {device.host_path} is not a block device, the only kind "
             "that a VM can have: use a PersistentVolumeClaim with volumeMode Block"
         )
-    return Disk(
-        path=Path(path),
-        format="raw",
-        readonly="w" not in (device.permissions or "rwm"),
-        block=True,
-        serial=role,
-        guest_path=device.guest_path,
-    )
+    return Path(path)
