@@ -178,16 +178,18 @@ class KubeletPod:
         add(container_path="/etc/sec", host_path=secret, readonly=True)
 
 
-def _write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]]) -> None:
+def _write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]], second: int = 0) -> None:
     """Files (content, mode, group) as a kubelet writes them: links to a version of all of them."""
-    version = volume / "..2026_11_27_10_00_00.1"
+    version = volume / f"..2026_11_27_10_00_0{second}.1"
     version.mkdir(parents=True)
     for name, (content, mode, group) in files.items():
         (version / name).write_bytes(content)
         (version / name).chmod(mode)
         os.chown(version / name, 0, group)
-        (volume / name).symlink_to(f"..data/{name}")
-    (volume / "..data").symlink_to(version.name)
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
+    (volume / "..data_tmp").symlink_to(version.name)
+    (volume / "..data_tmp").replace(volume / "..data")
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +210,9 @@ def kubelet_pod(own_node: Playground) -> Iterator[KubeletPod]:
         subprocess.run(["umount", path], check=True)
 
 
+_UNTIL_CHANGED = 'until [ "$(cat /etc/sec/key)" = changed ]; do sleep 0.2; done; '
+
+
 def _run(pod: Pod, script: str) -> str:
     command = cri.ExecSyncRequest(container_id=pod.vm, cmd=["/bin/sh", "-c", script], timeout=90)
     reply = pod.client.call("ExecSync", command, timeout=100)
@@ -224,7 +229,10 @@ def _with_another_manager(pod: Pod) -> Pod:
 def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     own_node: Playground, kubelet_pod: KubeletPod
 ) -> None:
-    """Of both kinds of emptyDir, over a restart of the manager; nothing of it stays mounted."""
+    """Of both kinds of emptyDir, over a restart of the manager; nothing of it stays mounted.
+
+    A Secret that changes meanwhile reaches the guest.
+    """
     pod = kubelet_pod.pod.up()
     _run(pod, UNTIL_UP + "for at in /e /m; do echo written in the guest >$at/file; done")
     for name in ("e", "m"):
@@ -242,6 +250,10 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     seen = _run(pod, f"stat -L -c '%a %u:%g %n' {account}/namespace /etc/sec/key")
     assert seen.splitlines() == [f"644 0:0 {account}/namespace", "440 0:2000 /etc/sec/key"]
+
+    _write_atomic(kubelet_pod.volume("secret", "sec"), {"key": (b"changed", 0o400, 0)}, second=1)
+    changed = _run(pod, _UNTIL_CHANGED + "stat -L -c '%a %u:%g' /etc/sec/key; ls -A /etc/sec")
+    assert changed.split() == ["400", "0:0", "..2026_11_27_10_00_01.1", "..data", "key"]
 
     pod = _with_another_manager(pod)
     _run(pod, "echo and again >>/m/file")

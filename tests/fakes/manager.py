@@ -73,6 +73,8 @@ class Node:
     """The machine that a VM gets."""
     guest: Callable[[], bytes] | None = None
     """What any command in a guest prints; None for guests without an agent."""
+    shell: Callable[[bytes], int] | None = None
+    """Runs a script that a guest is given as input; None for guests without a shell."""
     hypervisor: FakeHypervisor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -157,7 +159,11 @@ class Plugin:
         self.node.disks.discard((vm.id, "root"))
 
     @hookimpl
-    def virtlet_guest_exec(self, machine: Machine, command: GuestCommand) -> "Printed | None":
+    def virtlet_guest_exec(
+        self, machine: Machine, command: GuestCommand
+    ) -> "Printed | Scripted | None":
+        if command.stdin and self.node.shell:
+            return Scripted(self.node.shell)
         return Printed(self.node.guest) if self.node.guest else None
 
 
@@ -170,6 +176,19 @@ class Printed(ExecSession):
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         streams.write_output(self._answer())
         return 0
+
+
+class Scripted(ExecSession):
+    """A shell that runs its input."""
+
+    def __init__(self, shell: Callable[[bytes], int]) -> None:
+        self._shell = shell
+
+    def run(self, streams: GuestStreams, timeout: float | None) -> int:
+        script = b""
+        while part := streams.read_input(1 << 16, 1.0):
+            script += part
+        return self._shell(script)
 
 
 class NoLaunches:

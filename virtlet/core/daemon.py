@@ -23,6 +23,7 @@ from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry, settings_of_departed
 from virtlet.core.lifecycle import effects, exits, recovery
 from virtlet.core.lifecycle.context import Context, KeyedLocks
+from virtlet.core.lifecycle.file_updates import FileUpdates
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.image_handlers import recognize_by_anyone
 from virtlet.core.lifecycle.journal import Journal, points_from_environment
@@ -78,6 +79,9 @@ def serve(registry: Registry, config: Settings) -> None:
         sampler = Sampler(context)
         sampler.start()
         undo.callback(sampler.stop)
+        updates = FileUpdates(context)
+        updates.start()
+        undo.callback(updates.stop)
         hub = ConsoleHub()
         hub.start()
         undo.callback(hub.stop)

@@ -89,7 +89,7 @@ def _watch(
     except Exception:
         log.exception("guest's mounts not looked at", extra={"vm": record.vm.id})
         return
-    if missing and _runs(context, record.vm.id):
+    if missing and runs(context, record.vm.id):
         tell_owner(context, record.vm, missing)
 
 
@@ -100,7 +100,7 @@ def _missing(
     assert record.machine is not None
     words, seen_up = "", False
     for pause in _pauses(pace):
-        if context.closing.wait(pause) or not _runs(context, record.vm.id):
+        if context.closing.wait(pause) or not runs(context, record.vm.id):
             return ""
         seen = _look(context, record.machine)
         if seen is not None:
@@ -121,7 +121,8 @@ def _pauses(pace: Pace) -> Iterator[float]:
     return itertools.chain(pace.pauses, itertools.repeat(pace.pauses[-1]))
 
 
-def _runs(context: Context, vm_id: str) -> bool:
+def runs(context: Context, vm_id: str) -> bool:
+    """Whether a VM runs, and nobody has asked it to end."""
     record = context.store.vms.get(vm_id)
     return record is not None and record.phase is VmPhase.RUNNING and not record.stopping
 
@@ -130,7 +131,7 @@ def _look(context: Context, machine: Machine) -> _Seen | None:
     """What the guest says; None when nobody in it answers."""
     vm_id = machine.vm.id
     streams = CollectedStreams(
-        ANSWER_LIMIT, lambda: context.closing.is_set() or not _runs(context, vm_id)
+        ANSWER_LIMIT, lambda: context.closing.is_set() or not runs(context, vm_id)
     )
     command = GuestCommand(argv=("/bin/sh", "-c", _LOOK), captured=True)
     try:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from posixpath import dirname
 from shlex import quote
 
+from virtlet.host.guest_files import GuestFile
 from virtlet.model.disk import Disk, Share, Volume
-from virtlet.plugins.cloudinit.guest_files import GuestFile
 
 MOUNT_SCRIPT = "/etc/cloud/mount-volumes.sh"
 SYMLINK_SCRIPT = "/etc/cloud/symlink-devs.sh"

@@ -14,11 +14,11 @@ from attrs import evolve, field, frozen
 
 from virtlet.cluster.api import Cluster, ObjectName
 from virtlet.errors import InvalidArgument, VirtletError
+from virtlet.host.guest_files import GuestFile
 from virtlet.model.bounded_yaml import load_yaml
 from virtlet.model.option import Annotation
 from virtlet.model.plain import UnquotedError, kind_of
 from virtlet.model.pod import Pod
-from virtlet.plugins.cloudinit.guest_files import GuestFile
 from virtlet.plugins.cloudinit.seed_annotations import (
     FILES_SOURCE,
     SSH_KEY_SOURCE,

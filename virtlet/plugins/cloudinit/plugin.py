@@ -14,7 +14,6 @@ from virtlet.model.option import Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
 from virtlet.plugins.cloudinit.datasources import meta_data, network_config
-from virtlet.plugins.cloudinit.guest_files import check_sysctls
 from virtlet.plugins.cloudinit.object_sources import check_sources, read_sources
 from virtlet.plugins.cloudinit.seed import FILE_NAME, write_seed
 from virtlet.plugins.cloudinit.seed_annotations import (
@@ -23,6 +22,7 @@ from virtlet.plugins.cloudinit.seed_annotations import (
     USER_DATA,
     USER_DATA_SCRIPT,
 )
+from virtlet.plugins.cloudinit.sysctls import check_sysctls
 from virtlet.plugins.cloudinit.userdata import user_data
 
 

@@ -9,15 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import InvalidArgument
+from virtlet.host.guest_files import GuestFile, read_all
 from virtlet.model.disk import GuestFiles, Share, Volume
 from virtlet.model.vm import Vm
-from virtlet.plugins.cloudinit.guest_files import (
-    SYSCTL_COMMAND,
-    SYSCTL_FILE,
-    GuestFile,
-    read_all,
-    sysctl_conf,
-)
 from virtlet.plugins.cloudinit.guest_scripts import (
     MARK_CONFIGURED,
     MOUNT_SCRIPT,
@@ -43,6 +37,7 @@ from virtlet.plugins.cloudinit.seed_annotations import (
     USER_DATA_SCRIPT,
     USER_DATA_SOURCE_KEY,
 )
+from virtlet.plugins.cloudinit.sysctls import SYSCTL_COMMAND, SYSCTL_FILE, sysctl_conf
 
 ENVIRONMENT = "/etc/cloud/environment"
 PLACEHOLDER = "@virtlet-mount-script@"

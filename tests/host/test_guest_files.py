@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from virtlet.model.disk import GuestFiles
-from virtlet.plugins.cloudinit.guest_files import (
+from virtlet.host.guest_files import (
     MAX_FILE,
     MAX_FILES,
     MAX_TOTAL,
     GuestFile,
     read_all,
 )
+from virtlet.model.disk import GuestFiles
 
 
 def kubelet_volume(root: Path, **files: bytes) -> Path:

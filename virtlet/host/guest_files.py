@@ -1,10 +1,10 @@
-"""What the seed writes into the guest: files of the node, and the pod's sysctls.
+"""Files of the node that guests get as they are: ConfigMaps, Secrets, tokens, single files.
 
-Sysctls are set by the guest itself: they are its kernel's, not the node's.
+They are read at a bounded cost. A kubelet replaces all files of such a volume in one step, as their
+directory's link `..data` leads to the directory of a version.
 """
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -13,20 +13,15 @@ from attrs import evolve, field, frozen
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from virtlet.model.disk import GuestFiles
-from virtlet.model.pod import Pod
-from virtlet.plugins.cloudinit.seed_annotations import USER_DATA_SCRIPT
 
+DATA = "..data"
+"""The link of a kubelet's volume that leads to the directory of its version."""
 MAX_FILE = 1 << 20
 """Bytes of one file; a ConfigMap or Secret cannot hold more."""
 MAX_TOTAL = 8 << 20
 """Bytes of all files of one VM."""
 MAX_FILES = 1000
 """Files of one VM."""
-
-SYSCTL_FILE = "/etc/sysctl.d/90-pod.conf"
-SYSCTL_COMMAND = f"sysctl -p {SYSCTL_FILE}"
-# The form that Kubernetes allows (sysctl names of its pod security context).
-_SYSCTL = re.compile(r"[a-z0-9](?:[-_a-z0-9]*[a-z0-9])?(?:[./][a-z0-9](?:[-_a-z0-9]*[a-z0-9])?)*")
 
 
 @frozen
@@ -74,7 +69,7 @@ def _sources(volume: GuestFiles) -> Iterator[tuple[str, Path]]:
         return
     # The kubelet replaces the target of `..data` in one step; it is resolved once, so that all
     # files are of one version.
-    current = volume.host_path / "..data"
+    current = volume.host_path / DATA
     top = Path(os.path.realpath(current if current.is_dir() else volume.host_path))
     for directory, directories, names in os.walk(top, onerror=_vanished):
         directories.sort()
@@ -113,27 +108,3 @@ def _read(source: Path, guest_path: str) -> GuestFile:
         )
     # A copy gets no set-user-id bit.
     return GuestFile(guest_path, content, status.st_mode & 0o777, status.st_uid, status.st_gid)
-
-
-def check_sysctls(pod: Pod) -> None:
-    """Refuse sysctls that would not reach the guest.
-
-    Raises:
-        InvalidArgument: a name or value is malformed, or the user-data is a script.
-    """
-    for name, value in pod.config.sysctls.items():
-        if not _SYSCTL.fullmatch(name):
-            raise InvalidArgument(f"sysctl {name!r} is not the name of a sysctl")
-        if not value.isprintable():
-            raise InvalidArgument(f"sysctl {name}: the value has control characters")
-    if pod.config.sysctls and USER_DATA_SCRIPT.of(pod):
-        raise InvalidArgument(
-            f"pod {pod.name}: sysctls are set by cloud-init in the guest, and annotation "
-            f"{USER_DATA_SCRIPT.name} is the whole user-data: set them in the script, or take one "
-            "of the two out"
-        )
-
-
-def sysctl_conf(pod: Pod) -> str:
-    """The pod's sysctls in the form of sysctl.conf(5); "" if it has none."""
-    return "".join(f"{name} = {value}\n" for name, value in sorted(pod.config.sysctls.items()))
