@@ -29,7 +29,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 log = logging.getLogger(__name__)
 
 
-class Lines(logging.Formatter):
+class LogLines(logging.Formatter):
     """Formats a record as a line.
 
     Args:
@@ -104,7 +104,7 @@ def set_up(level: str, form: str, stream: TextIO = sys.stderr) -> None:
         stream: where to.
     """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Lines(form))
+    handler.setFormatter(LogLines(form))
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(max(LEVELS[level], logging.WARNING))
     logging.getLogger("criproxy").setLevel(LEVELS[level])

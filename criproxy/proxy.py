@@ -21,7 +21,7 @@ from criproxy.routes.table import Table
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.messages import Code
 from criproxy.runtimes.connector import Connector
-from criproxy.runtimes.last_known import StateFile
+from criproxy.runtimes.last_known import InventoryFile
 from criproxy.runtimes.runtime import Runtime
 from criproxy.streaming_urls import StreamRelay, StreamUrls
 
@@ -78,7 +78,7 @@ class Proxy:
         saved = None
         if self._config.state_dir is not None:
             settings: RuntimeConfig = runtime.config
-            saved = StateFile(self._config.state_dir, settings.name, settings.socket)
+            saved = InventoryFile(self._config.state_dir, settings.name, settings.socket)
             saved.load(runtime.last)
         return Connector(runtime, self._outbox, saved)
 

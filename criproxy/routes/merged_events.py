@@ -33,7 +33,7 @@ _FINAL = (Code.UNIMPLEMENTED, Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Cod
 
 
 @frozen
-class Events:
+class MergedEvents:
     """Routes the calls.
 
     Args:

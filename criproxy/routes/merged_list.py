@@ -18,7 +18,7 @@ from criproxy.methods import BY_NAME, Method, parse_request, parse_response
 from criproxy.routes.one_image import ImageRouter
 from criproxy.routes.one_runtime import forward
 from criproxy.routes.runtime_part import Part, Question, read, start_read, together, unknown_to_all
-from criproxy.rpc.incoming import Follower, ServerCall
+from criproxy.rpc.incoming import CallFollower, ServerCall
 from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
 from criproxy.runtimes.runtime import Runtime
@@ -189,7 +189,7 @@ class MergedList:
         _Gathering(Question(call, method, request, raw), runtimes, self.join)
 
 
-class _Gathering(Follower):
+class _Gathering(CallFollower):
     """Gathers the parts of one answer; follows the client's side of the call."""
 
     def __init__(self, question: Question, runtimes: tuple[Runtime, ...], join: Join) -> None:

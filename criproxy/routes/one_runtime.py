@@ -15,7 +15,7 @@ from attrs import frozen
 from criproxy import image_names
 from criproxy.methods import Method, parse_request, parse_response
 from criproxy.routes.runtime_part import renames
-from criproxy.rpc.call_relay import Relay, Rewrite
+from criproxy.rpc.call_relay import CallRelay, Rewrite
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.messages import Code
 from criproxy.runtimes.owners import CONTAINER, SANDBOX, Owner, Owners
@@ -74,7 +74,7 @@ def forward(
             runtime.note_change()
 
     seconds = runtime.config.limits.call_seconds
-    Relay(
+    CallRelay(
         call,
         runtime.open,
         where=runtime.where,
@@ -229,7 +229,7 @@ class Unknown:
             record(code)
             runtime.note_change()
 
-        Relay(call, runtime.open, where=runtime.where, request=request, ended=ended)
+        CallRelay(call, runtime.open, where=runtime.where, request=request, ended=ended)
 
     def _target(self, call: ServerCall) -> tuple[Runtime, bytes | None]:
         if call.message is None or len(self.owners.runtimes) == 1:

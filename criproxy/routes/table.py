@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from criproxy.methods import BY_NAME, BY_PATH, Method
-from criproxy.routes.merged_events import Events
+from criproxy.routes.merged_events import MergedEvents
 from criproxy.routes.merged_list import Filtered, MergedList, MergedMetrics, filesystems, united
 from criproxy.routes.merged_stream import UNARY, MergedStream
 from criproxy.routes.new_pod import Chooser, NewPod
@@ -78,7 +78,7 @@ def _rules(owners: Owners, urls: StreamUrls) -> Mapping[str, Rule]:
         "ListMetricDescriptors": descriptors,
         "ListImages": merged,
         "ImageFsInfo": MergedList(filtered, filesystems),
-        "GetContainerEvents": Events(owners),
+        "GetContainerEvents": MergedEvents(owners),
         "PullImage": one_image,
         "ImageStatus": one_image,
         "RemoveImage": one_image,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from criproxy.http2.frames import ErrorCode, Header, first
 from criproxy.http2.stream import Sink, Stream
-from criproxy.rpc.incoming import Follower, ServerCall
+from criproxy.rpc.incoming import CallFollower, ServerCall
 from criproxy.rpc.messages import Code, MessageReader, RpcError, code_of, frame, of_http, of_reset
 from criproxy.rpc.outgoing import Opener
 
@@ -21,7 +21,7 @@ Rewrite = Callable[[bytes], bytes]
 _READ_BY_US = frozenset((b"grpc-accept-encoding",))
 
 
-class Relay(Sink, Follower):
+class CallRelay(Sink, CallFollower):
     """Relays one call.
 
     Args:

@@ -32,7 +32,7 @@ _RESPONSE_HEADERS: tuple[Header, ...] = (
 _HELD_BACK = 1 << 20
 
 
-class Follower:
+class CallFollower:
     """Takes over the client's side of a call once it is routed; the methods here do nothing."""
 
     def client_data(self, data: bytes, ended: bool) -> None:
@@ -86,7 +86,7 @@ class ServerCall(Sink):
         self._route = route
         self._done = done
         self._reader = MessageReader(limit)
-        self._follower: Follower | None = None
+        self._follower: CallFollower | None = None
         self._task: asyncio.Task[None] | None = None
         self._metadata: Sequence[Header] | None = None
         self._headers_sent = False
@@ -131,7 +131,7 @@ class ServerCall(Sink):
         """Seconds until the client's deadline, or None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def follow(self, follower: Follower) -> bytes:
+    def follow(self, follower: CallFollower) -> bytes:
         """Hand the client's side over; return the request's bytes after the first message."""
         if not self.finished:
             self._follower = follower
@@ -272,7 +272,7 @@ class ServerCall(Sink):
         self._done(self, code)
 
 
-def _let_go(task: asyncio.Task[None] | None, follower: Follower | None) -> None:
+def _let_go(task: asyncio.Task[None] | None, follower: CallFollower | None) -> None:
     if task is not None:
         task.cancel()
     if follower is not None:

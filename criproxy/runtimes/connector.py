@@ -13,7 +13,7 @@ from criproxy.http2.stream import Outbox
 from criproxy.methods import BY_NAME
 from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.availability import NotAnswered
-from criproxy.runtimes.last_known import INVENTORY, StateFile, to_save
+from criproxy.runtimes.last_known import INVENTORY, InventoryFile, to_save
 from criproxy.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Connector:
         saved: the file that keeps its last known items over restarts, or None.
     """
 
-    def __init__(self, runtime: Runtime, outbox: Outbox, saved: StateFile | None) -> None:
+    def __init__(self, runtime: Runtime, outbox: Outbox, saved: InventoryFile | None) -> None:
         self._runtime = runtime
         self._outbox = outbox
         self._saved = saved

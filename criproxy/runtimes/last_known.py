@@ -259,7 +259,7 @@ class State:
     update: bytes | None
 
 
-class StateFile:
+class InventoryFile:
     """The state file of one runtime.
 
     Args:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from tests.console.support import console_files, log_of, lost, numbered, printed, rotate
-from virtlet.console.console_files import Checkpoint, ConsoleFiles, StateFile, make_console
+from virtlet.console.console_files import Checkpoint, CheckpointFile, ConsoleFiles, make_console
 from virtlet.console.follower import BATCH
 from virtlet.console.log_writer import ConsoleLogs
 
@@ -111,7 +111,7 @@ def tear(files: ConsoleFiles, chance: random.Random) -> None:
     """Take bytes off the log that came after the checkpoint, as a torn write would lack them."""
     if not files.state.exists():
         return
-    state = StateFile(files.state)
+    state = CheckpointFile(files.state)
     saved = state.latest or Checkpoint()
     state.close()
     for path in log_of(files).parent.iterdir():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.console.support import console_files
-from virtlet.console.console_files import MARGIN, Checkpoint, RawFile, StateFile, make_console
+from virtlet.console.console_files import MARGIN, Checkpoint, CheckpointFile, RawFile, make_console
 
 MEGABYTE = 1024 * 1024
 
@@ -103,14 +103,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def saved(path: Path, *checkpoints: Checkpoint) -> None:
-    state = StateFile(path)
+    state = CheckpointFile(path)
     for checkpoint in checkpoints:
         state.save(checkpoint)
     state.close()
 
 
 def latest(path: Path) -> Checkpoint | None:
-    state = StateFile(path)
+    state = CheckpointFile(path)
     state.close()
     return state.latest
 
@@ -149,9 +149,9 @@ def test_garbage_is_no_checkpoint(path: Path) -> None:
 
 
 def test_a_second_holder_is_refused(path: Path) -> None:
-    state = StateFile(path)
+    state = CheckpointFile(path)
     with pytest.raises(BlockingIOError):
-        StateFile(path)
+        CheckpointFile(path)
     state.close()
     assert latest(path) is None
 

@@ -17,7 +17,7 @@ from attrs import evolve
 from tests.console.support import Emulator, log_of, lost, numbered, on_disk, printed
 from tests.console.test_crash import killed_writer
 from tests.polling import until
-from virtlet.console.console_files import ConsoleFiles, StateFile
+from virtlet.console.console_files import CheckpointFile, ConsoleFiles
 from virtlet.console.cri_log import encode, encode_loss
 from virtlet.console.follower import BATCH
 from virtlet.console.log_writer import KEEP, ConsoleLogs
@@ -145,7 +145,7 @@ def test_killed_before_the_blocks_went_they_go_at_the_next_start(
     logs.stop()
     guest.print(output)
     block(files)
-    state = StateFile(files.state)
+    state = CheckpointFile(files.state)
     assert state.latest is not None
     state.save(evolve(state.latest, before_gap=BATCH, gap=len(output) - KEPT))
     state.close()
@@ -222,7 +222,7 @@ def test_a_marker_that_was_not_noted_is_counted_and_a_torn_one_written_again(
     output = overfill(logs, guest, files, 3_000_000)
     logs.stop()
     log_of(files).rmdir()
-    state = StateFile(files.state)
+    state = CheckpointFile(files.state)
     assert state.latest is not None
     head, gap = state.latest.before_gap, state.latest.gap
     before = encode(output[:head], time.time_ns(), flush=True).text

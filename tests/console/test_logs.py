@@ -9,7 +9,7 @@ from attrs import evolve
 
 from tests.console.support import Emulator, console_files, log_of, printed
 from tests.polling import until
-from virtlet.console.console_files import ConsoleFiles, StateFile
+from virtlet.console.console_files import CheckpointFile, ConsoleFiles
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.errors import AlreadyExists, NotFound, Unavailable
 
@@ -327,7 +327,7 @@ def test_checkpoints_hold_no_output(
     guest.print(b"secret\n")
     logs.finish(files)
     assert b"secret" not in files.state.read_bytes()
-    state = StateFile(files.state)
+    state = CheckpointFile(files.state)
     assert state.latest is not None
     assert state.latest.raw_offset == len(b"secret\n")
     state.close()

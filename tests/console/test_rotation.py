@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.console.support import Emulator, console_files, log_of, printed, rotate
 from tests.polling import until
-from virtlet.console.console_files import ConsoleFiles, StateFile
+from virtlet.console.console_files import CheckpointFile, ConsoleFiles
 from virtlet.console.cri_log import decode, encode
 from virtlet.console.log_writer import ConsoleLogs
 
@@ -175,7 +175,7 @@ def test_any_write_may_be_torn_at_any_byte(pieces: list[bytes], torn: int, rotat
         for piece in pieces[:-1]:
             guest.print(piece)
         logs.stop()
-        state = StateFile(files.state)
+        state = CheckpointFile(files.state)
         assert state.latest is not None
         offset = state.latest.raw_offset
         state.close()

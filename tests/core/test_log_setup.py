@@ -102,7 +102,7 @@ def _record(with_error: bool) -> logging.LogRecord:
 @pytest.mark.parametrize("form", log_setup.FORMS)
 def test_the_cri_proxys_lines_have_the_same_form(form: str, with_error: bool) -> None:
     record = _record(with_error)
-    assert proxy_logs.Lines(form).format(record) == log_setup.Lines(form).format(record)
+    assert proxy_logs.LogLines(form).format(record) == log_setup.Lines(form).format(record)
     assert (proxy_logs.FORMS, proxy_logs.LEVELS) == (log_setup.FORMS, log_setup.LEVELS)
 
 

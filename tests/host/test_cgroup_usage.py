@@ -6,7 +6,7 @@ import pytest
 
 from virtlet.host.cgroup_usage import (
     CgroupUsage,
-    Cpu,
+    CpuTime,
     DeviceIo,
     Memory,
     Pressure,
@@ -99,8 +99,8 @@ def test_both_versions_tell_the_same(tmp_path: Path, files: dict[str, str], unif
 
 def test_cpu_time_is_as_exact_as_the_kernel_tells(tmp_path: Path) -> None:
     one, two = _tree(tmp_path / "1", V1, unified=False), _tree(tmp_path / "2", V2, unified=True)
-    assert one.cpu(GROUP) == Cpu(1_234_567_890, 1_000_000_000, 230_000_000)
-    assert two.cpu(GROUP) == Cpu(1_234_567_000, 1_000_000_000, 234_567_000)
+    assert one.cpu(GROUP) == CpuTime(1_234_567_890, 1_000_000_000, 230_000_000)
+    assert two.cpu(GROUP) == CpuTime(1_234_567_000, 1_000_000_000, 234_567_000)
 
 
 @pytest.mark.parametrize(

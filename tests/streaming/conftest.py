@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.polling import until_async
-from virtlet.streaming import Handlers, Limits, StreamingServer
+from virtlet.streaming import Handlers, SessionLimits, StreamingServer
 
 from .fakes.handlers import FakeConsole, LocalExec, LoopbackDialer
 
@@ -63,7 +63,7 @@ async def make_server(
     tasks = len(asyncio.all_tasks())
     async with AsyncExitStack() as stack:
 
-        async def make(limits: Limits | None = None, **options: Any) -> StreamingServer:
+        async def make(limits: SessionLimits | None = None, **options: Any) -> StreamingServer:
             handlers = Handlers(
                 exec=options.pop("exec", runner),
                 attach=options.pop("attach", FakeConsole()),

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from virtlet.streaming import AttachRequest, ExecRequest, Limits, StreamingServer, TerminalSize
+from virtlet.streaming import (
+    AttachRequest,
+    ExecRequest,
+    SessionLimits,
+    StreamingServer,
+    TerminalSize,
+)
 from virtlet.streaming.spdy_frames import GoAway, Ping, RstStream, SynReply, WindowUpdate
 
 from .conftest import ServerMaker
@@ -192,7 +198,7 @@ async def test_streams_that_the_session_has_not_are_reset(server: StreamingServe
 
 
 async def test_a_client_that_opens_too_few_streams_is_told_which(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(stream_creation_seconds=0.1))
+    server = await make_server(SessionLimits(stream_creation_seconds=0.1))
     async with await SpdyClient.connect(server.exec_url(request("true")), V4) as client:
         error = await client.open("error")
         await client.open("stderr")
@@ -281,7 +287,7 @@ async def test_a_client_that_vanishes_behind_unread_data_is_noticed(
     make_server: ServerMaker,
 ) -> None:
     waiting = Waiting()
-    server = await make_server(Limits(receive_buffer=65536), exec=waiting)
+    server = await make_server(SessionLimits(receive_buffer=65536), exec=waiting)
     url = server.exec_url(request("true", stdin=True, stderr=False))
     async with await SpdyClient.connect(url, V4) as client:
         await client.open("error")
@@ -316,7 +322,7 @@ async def test_a_client_that_does_not_read_holds_its_runner_back(make_server: Se
 async def test_a_slow_client_gets_all_output_after_the_command_ended(
     make_server: ServerMaker, runner: LocalExec
 ) -> None:
-    server = await make_server(Limits(linger_seconds=0.2), exec=runner)
+    server = await make_server(SessionLimits(linger_seconds=0.2), exec=runner)
     url = server.exec_url(request("head", "-c", "3000000", "/dev/zero", stderr=False))
     async with await SpdyClient.connect(url, V4) as client:
         error = await client.open("error")

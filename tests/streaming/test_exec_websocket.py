@@ -7,7 +7,13 @@ import pytest
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from tests.polling import until_async
-from virtlet.streaming import AttachRequest, ExecRequest, Limits, StreamingServer, TerminalSize
+from virtlet.streaming import (
+    AttachRequest,
+    ExecRequest,
+    SessionLimits,
+    StreamingServer,
+    TerminalSize,
+)
 
 from .conftest import ServerMaker
 from .fakes.runners import Failing, Sizes, Waiting
@@ -98,7 +104,7 @@ async def test_a_client_with_unread_stdin_hears_that_the_server_lives(
     make_server: ServerMaker,
 ) -> None:
     waiting = Waiting()
-    server = await make_server(Limits(receive_buffer=65536), exec=waiting)
+    server = await make_server(SessionLimits(receive_buffer=65536), exec=waiting)
     async with await WebSocketClient.connect(
         server.exec_url(request("true", stdin=True)), V5
     ) as client:
@@ -114,7 +120,7 @@ async def test_a_client_that_vanishes_behind_unread_data_is_noticed(
     make_server: ServerMaker,
 ) -> None:
     waiting = Waiting()
-    server = await make_server(Limits(receive_buffer=65536), exec=waiting)
+    server = await make_server(SessionLimits(receive_buffer=65536), exec=waiting)
     async with await WebSocketClient.connect(
         server.exec_url(request("true", stdin=True)), V5
     ) as client:

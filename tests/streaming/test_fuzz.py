@@ -12,8 +12,8 @@ from tests.polling import until_async
 from virtlet.streaming import (
     ExecRequest,
     Handlers,
-    Limits,
     PortForwardRequest,
+    SessionLimits,
     StreamingServer,
 )
 from virtlet.streaming.spdy_frames import FrameEncoder, SynStream
@@ -23,7 +23,7 @@ from .fakes.runners import Waiting
 from .fakes.spdy_client import SpdyClient, upgrade
 from .fakes.targets import echo, listening
 
-LIMITS = Limits(linger_seconds=0.2, dial_seconds=0.2, stream_creation_seconds=0.2)
+LIMITS = SessionLimits(linger_seconds=0.2, dial_seconds=0.2, stream_creation_seconds=0.2)
 FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -11,8 +11,8 @@ import pytest
 
 from tests.polling import until_async
 from virtlet.errors import FailedPrecondition
-from virtlet.streaming import Limits, PortForwardRequest, StreamingServer
-from virtlet.streaming.spdy_frames import Data, RstStream
+from virtlet.streaming import PortForwardRequest, SessionLimits, StreamingServer
+from virtlet.streaming.spdy_frames import DataFrame, RstStream
 
 from .conftest import ServerMaker
 from .fakes.spdy_client import ClientStream, SpdyClient
@@ -71,7 +71,7 @@ async def test_a_client_may_go_on_after_the_pod_has_ended(server: StreamingServe
 async def test_a_connection_that_only_the_client_keeps_open_is_given_up(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(half_closed_seconds=0.1))
+    server = await make_server(SessionLimits(half_closed_seconds=0.1))
     async with listening(sender(b"all")) as port, client_of(server) as client:
         data, error = await pair(client, port)
         assert await error.read_all() == b""
@@ -83,7 +83,7 @@ async def test_a_connection_that_only_the_client_keeps_open_is_given_up(
 async def test_streams_are_done_with_whether_the_client_ends_them_or_not(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(max_streams=2, half_closed_seconds=0.05))
+    server = await make_server(SessionLimits(max_streams=2, half_closed_seconds=0.05))
     async with listening(sender(b"all")) as port, client_of(server) as client:
         for number in range(5):
             headers = {"port": str(port), "requestID": str(number)}
@@ -166,7 +166,7 @@ class SlowDialer:
 
 async def test_a_pod_that_does_not_answer_is_given_up(make_server: ServerMaker) -> None:
     dialer = SlowDialer()
-    server = await make_server(Limits(dial_seconds=0.1), ports=dialer)
+    server = await make_server(SessionLimits(dial_seconds=0.1), ports=dialer)
     async with client_of(server) as client:
         _, error = await pair(client, 80)
         assert (await error.read_all()).endswith(b"no answer within 0.1 seconds")
@@ -205,11 +205,11 @@ async def test_a_reset_by_the_client_closes_the_pods_connection(server: Streamin
 async def test_a_reset_by_the_client_ends_an_upload_that_the_pod_does_not_read(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(receive_buffer=1 << 30))
+    server = await make_server(SessionLimits(receive_buffer=1 << 30))
     async with listening(sleep) as port, listening(echo) as other, client_of(server) as client:
         data, error = await pair(client, port)
         for _ in range(3):
-            client.send_later(Data(data.stream_id, bytes(8_000_000)))
+            client.send_later(DataFrame(data.stream_id, bytes(8_000_000)))
         client.send_later(RstStream(data.stream_id, 5))
         assert await error.read_all() == b""
         data, _ = await pair(client, other, 1)
@@ -226,7 +226,7 @@ async def test_an_answer_to_an_upload_that_the_pod_refuses_arrives(server: Strea
     async with listening(refuse) as port, client_of(server) as client:
         data, error = await pair(client, port)
         for _ in range(3):
-            client.send_later(Data(data.stream_id, bytes(8_000_000)))
+            client.send_later(DataFrame(data.stream_id, bytes(8_000_000)))
         assert (await data.read_all()).startswith(b"too large")
         assert await error.read_all() == b""
 
@@ -255,13 +255,13 @@ async def test_a_client_that_vanishes_closes_all_its_connections(server: Streami
 async def test_a_pod_that_reads_nothing_is_cut_off_for_the_sake_of_others(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(stall_seconds=0.3))
+    server = await make_server(SessionLimits(stall_seconds=0.3))
     async with listening(sleep) as stuck, listening(echo) as port, client_of(server) as client:
         other, _ = await pair(client, port, 1)
         data, error = await pair(client, stuck)
         for _ in range(4):  # more than the kernel's buffers take
-            client.send_later(Data(data.stream_id, bytes(16_000_000)))
-        client.send_later(Data(other.stream_id, b"still here", fin=True))
+            client.send_later(DataFrame(data.stream_id, bytes(16_000_000)))
+        client.send_later(DataFrame(other.stream_id, b"still here", fin=True))
         assert await other.read_all() == b"still here"
         assert data.reset_status == 7
         assert await error.read_all() == b""
@@ -270,7 +270,7 @@ async def test_a_pod_that_reads_nothing_is_cut_off_for_the_sake_of_others(
 async def test_a_pod_that_reads_nothing_gets_longer_while_it_is_alone(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(stall_seconds=0.2))
+    server = await make_server(SessionLimits(stall_seconds=0.2))
     release = asyncio.Event()
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -280,13 +280,13 @@ async def test_a_pod_that_reads_nothing_gets_longer_while_it_is_alone(
     async with listening(late) as port, listening(sleep) as stuck, client_of(server) as client:
         data, _ = await pair(client, port)
         for number in range(4):
-            client.send_later(Data(data.stream_id, bytes(16_000_000), fin=number == 3))
+            client.send_later(DataFrame(data.stream_id, bytes(16_000_000), fin=number == 3))
         await asyncio.sleep(0.8)
         release.set()
         assert len(await data.read_all()) == 64
         data, _ = await pair(client, stuck, 1)
         for _ in range(4):
-            client.send_later(Data(data.stream_id, bytes(16_000_000)))
+            client.send_later(DataFrame(data.stream_id, bytes(16_000_000)))
         await data.ended.wait()
         assert data.reset_status == 7
 
@@ -326,7 +326,7 @@ async def test_streams_of_other_kinds_and_doubles_are_refused(server: StreamingS
 
 
 async def test_half_a_pair_is_given_up(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(stream_creation_seconds=0.1))
+    server = await make_server(SessionLimits(stream_creation_seconds=0.1))
     async with client_of(server) as client:
         error = await client.open("error", port="80", requestID="0")
         assert await error.read_all() == b"no data stream came for request 0"
@@ -345,7 +345,7 @@ async def test_old_clients_pair_by_stream_numbers(server: StreamingServer) -> No
 
 
 async def test_streams_over_the_limit_are_refused(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(max_streams=4))
+    server = await make_server(SessionLimits(max_streams=4))
     async with listening(echo) as port, client_of(server) as client:
         pairs = [await pair(client, port, number) for number in range(2)]
         extra = await client.open("error", port=str(port), requestID="9")

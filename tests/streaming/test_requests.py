@@ -13,8 +13,8 @@ from virtlet.streaming import (
     ExecRequest,
     ExitStatus,
     Handlers,
-    Limits,
     PortForwardRequest,
+    SessionLimits,
     StreamingServer,
 )
 from virtlet.streaming.lifetime import TokenStore
@@ -188,7 +188,7 @@ async def test_a_url_serves_one_connection(server: StreamingServer) -> None:
 
 
 async def test_a_url_ends_after_its_time(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(token_seconds=0.1))
+    server = await make_server(SessionLimits(token_seconds=0.1))
     url = server.attach_url(ATTACH)
     await asyncio.sleep(0.15)
     with pytest.raises(Refused, match=r"404 .*older than 0\.1 seconds; ask for a new one"):
@@ -276,7 +276,7 @@ async def test_a_bad_websocket_handshake_is_refused(
 
 
 async def test_a_request_that_does_not_end_is_given_up(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(head_seconds=0.1))
+    server = await make_server(SessionLimits(head_seconds=0.1))
     text = await answer(server, "GET /exec/x HTTP/1.1\r\n")
     assert text.startswith("HTTP/1.1 408")
     assert "no whole request within 0.1 seconds" in text

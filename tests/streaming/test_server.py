@@ -15,8 +15,8 @@ from virtlet.streaming import (
     AttachRequest,
     ExecRequest,
     Handlers,
-    Limits,
     PortForwardRequest,
+    SessionLimits,
     StreamingServer,
 )
 from virtlet.streaming.spdy_frames import Ping
@@ -37,7 +37,7 @@ V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
 async def test_connections_over_the_limit_are_told_so_and_others_go_on(
     make_server: ServerMaker,
 ) -> None:
-    server = await make_server(Limits(max_connections=2))
+    server = await make_server(SessionLimits(max_connections=2))
     async with (
         listening(echo) as port,
         await SpdyClient.connect(server.port_forward_url(FORWARD)) as one,
@@ -79,8 +79,10 @@ async def test_clients_without_a_token_keep_no_place_from_those_with_one(
     make_server: ServerMaker, sent: bytes
 ) -> None:
     """Hundreds of connections, and more come while commands are run."""
-    server = await make_server(Limits(head_seconds=300, linger_seconds=300, max_connections=4))
-    waiting = Limits().max_waiting
+    server = await make_server(
+        SessionLimits(head_seconds=300, linger_seconds=300, max_connections=4)
+    )
+    waiting = SessionLimits().max_waiting
     async with await _idle(server, 300, sent):
         for _ in range(5):
             assert await _runs(server)
@@ -90,15 +92,15 @@ async def test_clients_without_a_token_keep_no_place_from_those_with_one(
 
 
 async def test_a_client_without_a_token_is_let_go_soon(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(head_seconds=0.2, linger_seconds=0.2))
+    server = await make_server(SessionLimits(head_seconds=0.2, linger_seconds=0.2))
     async with await _idle(server, 20):
         await until_async(lambda: server.sessions)
         await until_async(lambda: not server.sessions)
-    assert Limits().head_seconds <= 5
+    assert SessionLimits().head_seconds <= 5
 
 
 async def test_a_token_is_not_spent_where_no_place_is_left(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(max_connections=1))
+    server = await make_server(SessionLimits(max_connections=1))
     url = server.port_forward_url(FORWARD)
     async with await SpdyClient.connect(server.port_forward_url(FORWARD)):
         with pytest.raises(Refused, match="503"):
@@ -135,7 +137,7 @@ async def test_50_sessions_at_once_do_not_mix(server: StreamingServer) -> None:
 
 async def test_a_session_without_data_is_ended_though_pings_come(make_server: ServerMaker) -> None:
     waiting = Waiting()
-    server = await make_server(Limits(idle_seconds=2.0), exec=waiting)
+    server = await make_server(SessionLimits(idle_seconds=2.0), exec=waiting)
     async with await SpdyClient.connect(server.exec_url(EXEC), V4) as client:
         error = await client.open("error")
         await client.open("stdout")
@@ -150,7 +152,7 @@ async def test_a_session_without_data_is_ended_though_pings_come(make_server: Se
 
 
 async def test_data_keeps_a_session_alive(make_server: ServerMaker) -> None:
-    server = await make_server(Limits(idle_seconds=2.0))
+    server = await make_server(SessionLimits(idle_seconds=2.0))
     async with (
         listening(echo) as port,
         await SpdyClient.connect(server.port_forward_url(FORWARD)) as client,
@@ -201,7 +203,7 @@ async def test_a_stopping_server_does_not_wait_for_a_handler_that_does_not_end(
                     continue
 
     wedged = Wedged()
-    server = await make_server(Limits(linger_seconds=0.1), exec=wedged)
+    server = await make_server(SessionLimits(linger_seconds=0.1), exec=wedged)
     async with await WebSocketClient.connect(server.exec_url(EXEC), V5):
         await wedged.started.wait()
         async with asyncio.timeout(5):
@@ -277,7 +279,7 @@ async def test_a_client_that_vanishes_from_tls_is_noticed(
 async def test_a_plain_client_of_tls_is_let_go(make_server: ServerMaker, certificate: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    server = await make_server(Limits(head_seconds=0.2), tls=context)
+    server = await make_server(SessionLimits(head_seconds=0.2), tls=context)
     for octets in (b"GET / HTTP/1.1\r\n\r\n", b""):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(octets)
@@ -292,7 +294,7 @@ async def test_clients_that_begin_no_tls_keep_no_place(
 ) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    server = await make_server(Limits(head_seconds=300), tls=context)
+    server = await make_server(SessionLimits(head_seconds=300), tls=context)
     trust = ssl.create_default_context(cafile=certificate / "cert.pem")
     async with await _idle(server, 300):
         assert await _runs(server, trust)

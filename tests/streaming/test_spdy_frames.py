@@ -12,7 +12,7 @@ from virtlet.streaming.handlers import ProtocolError
 from virtlet.streaming.spdy_frames import (
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
-    Data,
+    DataFrame,
     Frame,
     FrameDecoder,
     FrameEncoder,
@@ -20,7 +20,7 @@ from virtlet.streaming.spdy_frames import (
     Headers,
     Ping,
     RstStream,
-    Settings,
+    SettingsFrame,
     SynReply,
     SynStream,
     WindowUpdate,
@@ -41,11 +41,11 @@ frames = st.one_of(
     st.builds(SynReply, stream_ids, headers, st.booleans()),
     st.builds(Headers, stream_ids, headers, st.booleans()),
     st.builds(RstStream, stream_ids, words),
-    st.builds(Settings, st.dictionaries(st.integers(0, 0xFFFFFF), words, max_size=4)),
+    st.builds(SettingsFrame, st.dictionaries(st.integers(0, 0xFFFFFF), words, max_size=4)),
     st.builds(Ping, words),
     st.builds(GoAway, stream_ids, words),
     st.builds(WindowUpdate, stream_ids, st.integers(0, 0x7FFFFFFF)),
-    st.builds(Data, stream_ids, st.binary(max_size=300), st.booleans()),
+    st.builds(DataFrame, stream_ids, st.binary(max_size=300), st.booleans()),
 )
 
 
@@ -55,12 +55,12 @@ def joined(decoded: list[Frame]) -> list[Frame]:
     for frame in decoded:
         last = whole[-1] if whole else None
         if (
-            isinstance(frame, Data)
-            and isinstance(last, Data)
+            isinstance(frame, DataFrame)
+            and isinstance(last, DataFrame)
             and not last.fin
             and last.stream_id == frame.stream_id
         ):
-            whole[-1] = Data(frame.stream_id, last.data + frame.data, frame.fin)
+            whole[-1] = DataFrame(frame.stream_id, last.data + frame.data, frame.fin)
         else:
             whole.append(frame)
     return whole
@@ -124,9 +124,9 @@ def test_the_dictionary_is_that_of_the_protocol() -> None:
         (RstStream(5, 3), "80030003 00000008 00000005 00000003"),
         (GoAway(9, 1), "80030007 00000008 00000009 00000001"),
         (WindowUpdate(3, 65536), "80030009 00000008 00000003 00010000"),
-        (Settings({4: 100}), "80030004 0000000c 00000001 00000004 00000064"),
-        (Data(3, b"hello"), "00000003 00000005 68656c6c6f"),
-        (Data(3, b"", fin=True), "00000003 01000000"),
+        (SettingsFrame({4: 100}), "80030004 0000000c 00000001 00000004 00000064"),
+        (DataFrame(3, b"hello"), "00000003 00000005 68656c6c6f"),
+        (DataFrame(3, b"", fin=True), "00000003 01000000"),
     ],
 )
 def test_frames_have_the_bytes_of_the_protocol(frame: Frame, octets: str) -> None:
@@ -145,17 +145,17 @@ def test_a_long_data_frame_is_passed_on_before_it_is_whole() -> None:
     decoder = FrameDecoder()
     head = struct.pack(">II", 7, 1 << 24 | MAX_DATA_BYTES)
     parts = list(decoder.feed(head + bytes(200_000)))
-    assert {type(part) for part in parts} == {Data}
-    assert sum(len(part.data) for part in parts if isinstance(part, Data)) == 200_000
-    assert not any(part.fin for part in parts if isinstance(part, Data))
+    assert {type(part) for part in parts} == {DataFrame}
+    assert sum(len(part.data) for part in parts if isinstance(part, DataFrame)) == 200_000
+    assert not any(part.fin for part in parts if isinstance(part, DataFrame))
     *_, last = decoder.feed(bytes(MAX_DATA_BYTES - 200_000))
-    assert isinstance(last, Data)
+    assert isinstance(last, DataFrame)
     assert last.fin
 
 
 def test_more_data_than_a_frame_holds_is_not_encoded() -> None:
     with pytest.raises(ValueError, match="do not fit into one frame"):
-        FrameEncoder().encode(Data(1, bytes(MAX_DATA_BYTES + 1)))
+        FrameEncoder().encode(DataFrame(1, bytes(MAX_DATA_BYTES + 1)))
 
 
 def control(kind: int, body: bytes, version: int = 3, length: int | None = None) -> bytes:

@@ -14,7 +14,7 @@ import uvloop
 from tests.fakes.links import loopback_up
 from tests.polling import until_async
 from virtlet.host import netns
-from virtlet.streaming import ExecRequest, Handlers, Limits, StreamingServer
+from virtlet.streaming import ExecRequest, Handlers, SessionLimits, StreamingServer
 
 from .fakes.handlers import FakeConsole, LoopbackDialer
 from .fakes.runners import Flooding, Waiting
@@ -49,7 +49,7 @@ async def vanish(server: StreamingServer) -> None:
 
 async def serving(runner: Flooding | Waiting) -> StreamingServer:
     handlers = Handlers(exec=runner, attach=FakeConsole(), ports=LoopbackDialer())
-    limits = Limits(silent_seconds=SILENT)
+    limits = SessionLimits(silent_seconds=SILENT)
     server = StreamingServer("127.0.0.1", 0, handlers, limits=limits)
     await server.start()
     return server

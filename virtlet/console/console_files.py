@@ -236,7 +236,7 @@ class Checkpoint:
         return evolve(self, raw_offset=self.raw_offset + count, gap=self.gap - count)
 
 
-class StateFile:
+class CheckpointFile:
     """A state file, held open and locked: one process at a time writes a VM's log.
 
     Raises:

@@ -16,7 +16,7 @@ import time
 
 from attrs import evolve
 
-from virtlet.console.console_files import Checkpoint, ConsoleFiles, RawFile, StateFile
+from virtlet.console.console_files import Checkpoint, CheckpointFile, ConsoleFiles, RawFile
 from virtlet.console.cri_log import (
     HEADER_SIZE,
     CriLog,
@@ -50,7 +50,7 @@ class Follower:
     def __init__(self, files: ConsoleFiles) -> None:
         self.files = files
         self.raw: RawFile | None = None
-        self._state: StateFile | None = None
+        self._state: CheckpointFile | None = None
         self._log: CriLog | NoLog | None = None
         self._checkpoint = Checkpoint()
         self.seen = 0  # size of the raw file when last looked at, in bytes
@@ -63,7 +63,7 @@ class Follower:
         self.close()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self._state = StateFile(self.files.state)
+            self._state = CheckpointFile(self.files.state)
             saved = self._state.latest
             self.raw = self._open_raw()
             self._checkpoint = self._start(saved)
@@ -188,7 +188,7 @@ class Follower:
         """
         self.close()
         with contextlib.closing(self):
-            self._state = StateFile(self.files.state)
+            self._state = CheckpointFile(self.files.state)
             saved = self._state.latest
             self.raw = self._open_raw()
             if self.raw is None:

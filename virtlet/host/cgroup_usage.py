@@ -41,7 +41,7 @@ class Memory:
 
 
 @frozen
-class Cpu:
+class CpuTime:
     """Nanoseconds, where a unit is not said."""
 
     used: int
@@ -99,19 +99,19 @@ class CgroupUsage:
         """Whether there is such a group."""
         return any((mount / group).is_dir() for mount in self._mounts)
 
-    def cpu(self, group: Path) -> Cpu | None:
+    def cpu(self, group: Path) -> CpuTime | None:
         """CPU time of a group."""
         used = self._number(group, "cpuacct.usage")
         if used is not None:
             ticks = self._table(group, "cpuacct.stat")
-            return Cpu(used, ticks.get("user", 0) * _TICK, ticks.get("system", 0) * _TICK)
+            return CpuTime(used, ticks.get("user", 0) * _TICK, ticks.get("system", 0) * _TICK)
         told = self._table(group, "cpu.stat")
         if "usage_usec" not in told:
             return None
         used, user, system = (
             told.get(f"{name}_usec", 0) * _MICRO for name in ("usage", "user", "system")
         )
-        return Cpu(used, user, system)
+        return CpuTime(used, user, system)
 
     def throttling(self, group: Path) -> Throttling | None:
         """What the group's own quota did."""

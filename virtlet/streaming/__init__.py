@@ -19,7 +19,7 @@ from virtlet.streaming.handlers import (
     StreamClosed,
     TerminalSize,
 )
-from virtlet.streaming.lifetime import Limits
+from virtlet.streaming.lifetime import SessionLimits
 from virtlet.streaming.streaming_server import StreamingServer
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "ExitStatus",
     "Handlers",
     "InputStream",
-    "Limits",
     "OutputStream",
     "PortDialer",
     "PortForwardRequest",
+    "SessionLimits",
     "SessionStreams",
     "StreamClosed",
     "StreamingServer",

@@ -17,7 +17,7 @@ from virtlet.streaming.handlers import (
     Handlers,
     PortForwardRequest,
 )
-from virtlet.streaming.lifetime import Activity, Lifetime, Limits, TokenStore
+from virtlet.streaming.lifetime import Activity, Lifetime, SessionLimits, TokenStore
 from virtlet.streaming.port_forward import Forwarder
 from virtlet.streaming.spdy_sessions import COMMAND_PROTOCOLS as SPDY_COMMANDS
 from virtlet.streaming.spdy_sessions import FORWARD_PROTOCOLS as SPDY_FORWARDS
@@ -204,7 +204,7 @@ class Dispatcher:
 
     tokens: TokenStore[SessionRequest]
     handlers: Handlers
-    limits: Limits
+    limits: SessionLimits
     stopping: asyncio.Event
     is_full: Callable[[], bool]
 

@@ -18,7 +18,7 @@ KIB = 1024
 
 
 @frozen(kw_only=True)
-class Limits:
+class SessionLimits:
     """Bounds; all times in seconds."""
 
     max_connections: int = field(default=512, validator=gt(0))
@@ -205,7 +205,7 @@ class Lifetime:
     name: str
     activity: Activity
     stopping: asyncio.Event
-    limits: Limits
+    limits: SessionLimits
 
     async def spend(
         self,

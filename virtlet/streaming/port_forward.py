@@ -11,7 +11,7 @@ from attrs import frozen
 
 from virtlet.errors import VirtletError
 from virtlet.streaming.handlers import PortDialer, PortForwardRequest, StreamClosed
-from virtlet.streaming.lifetime import Limits, cancel, first_of
+from virtlet.streaming.lifetime import SessionLimits, cancel, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Forwarder:
 
     dialer: PortDialer
     request: PortForwardRequest
-    limits: Limits
+    limits: SessionLimits
 
     async def forward(self, port: int, data: DataStream, error: ErrorStream) -> None:
         """Carry one connection to its end, then close both streams.

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from virtlet.streaming.handlers import ProtocolError, StreamClosed
-from virtlet.streaming.lifetime import Activity, Limits
+from virtlet.streaming.lifetime import Activity, SessionLimits
 from virtlet.streaming.spdy_frames import (
-    Data,
+    DataFrame,
     Frame,
     FrameDecoder,
     FrameEncoder,
@@ -16,7 +16,7 @@ from virtlet.streaming.spdy_frames import (
     Ping,
     ResetStatus,
     RstStream,
-    Settings,
+    SettingsFrame,
     SynReply,
     SynStream,
 )
@@ -77,7 +77,7 @@ class SpdyStream:
             if self._finished:
                 raise StreamClosed("the stream was closed before")
             part = data if len(data) <= FRAME_BYTES else data[start : start + FRAME_BYTES]
-            await self._send(Data(self.stream_id, part))
+            await self._send(DataFrame(self.stream_id, part))
 
     async def close(self) -> None:
         """End our way of the stream; the client may go on sending."""
@@ -86,7 +86,7 @@ class SpdyStream:
         self._finished = True
         if self.inbox.ended:
             self._closed(self)
-        await self._send(Data(self.stream_id, b"", fin=True))
+        await self._send(DataFrame(self.stream_id, b"", fin=True))
 
     async def abort(self) -> None:
         """Tear the stream down because its other side broke."""
@@ -135,7 +135,7 @@ class SpdyConnection:
         self,
         wire: Wire,
         accept: Callable[[SpdyStream], None],
-        limits: Limits,
+        limits: SessionLimits,
         activity: Activity,
         patience: float | None = None,
     ) -> None:
@@ -178,12 +178,12 @@ class SpdyConnection:
         An empty SETTINGS frame means nothing to any client. A PING will not do: Go's client
         answers it in the order of its data, and takes no more from us until it could.
         """
-        self._wire.probe(self._encoder.encode(Settings({})))
+        self._wire.probe(self._encoder.encode(SettingsFrame({})))
 
     async def _send(self, frame: Frame) -> None:
         # Nothing may wait between encoding and handing over: header blocks share one history,
         # and a frame cut in two would end the connection.
-        if isinstance(frame, Data):
+        if isinstance(frame, DataFrame):
             self._activity.touch()
         try:
             await self._wire.write(self._encoder.encode(frame))
@@ -192,7 +192,7 @@ class SpdyConnection:
 
     async def _handle(self, frame: Frame) -> None:
         match frame:
-            case Data():
+            case DataFrame():
                 await self._data(frame)
             case SynStream():
                 await self._open(frame)
@@ -253,7 +253,7 @@ class SpdyConnection:
     def _forget(self, stream: SpdyStream) -> None:
         self._streams.pop(stream.stream_id, None)
 
-    async def _data(self, frame: Data) -> None:
+    async def _data(self, frame: DataFrame) -> None:
         self._activity.touch()
         stream = self._streams.get(frame.stream_id)
         if stream is None:

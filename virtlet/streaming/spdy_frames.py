@@ -96,7 +96,7 @@ def _parse(raw: bytes) -> dict[str, str]:
     return dict(zip(names, texts[1::2], strict=True))
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """Types of control frames."""
 
     SYN_STREAM = 1
@@ -166,7 +166,7 @@ class RstStream:
 
 
 @frozen
-class Settings:
+class SettingsFrame:
     """Values by their number."""
 
     values: Mapping[int, int]
@@ -196,7 +196,7 @@ class WindowUpdate:
 
 
 @frozen
-class Data:
+class DataFrame:
     """Bytes of a stream: a frame, or up to 64 KiB of one, for long frames are passed on in parts.
 
     `fin` is set with the last part of a frame that ends its direction of the stream.
@@ -207,7 +207,17 @@ class Data:
     fin: bool = False
 
 
-Frame = SynStream | SynReply | Headers | RstStream | Settings | Ping | GoAway | WindowUpdate | Data
+Frame = (
+    SynStream
+    | SynReply
+    | Headers
+    | RstStream
+    | SettingsFrame
+    | Ping
+    | GoAway
+    | WindowUpdate
+    | DataFrame
+)
 
 
 class FrameEncoder:
@@ -223,7 +233,7 @@ class FrameEncoder:
             ValueError: data over the 16 MiB of a frame.
         """
         match frame:
-            case Data(stream_id, data, fin):
+            case DataFrame(stream_id, data, fin):
                 if len(data) > MAX_DATA_BYTES:
                     raise ValueError(f"{len(data)} bytes of data do not fit into one frame")
                 head = _HEAD.pack(stream_id & _ID, fin * FLAG_FIN << 24 | len(data))
@@ -231,27 +241,27 @@ class FrameEncoder:
             case SynStream(stream_id, headers, fin, unidirectional):
                 flags = fin * FLAG_FIN | unidirectional * FLAG_UNIDIRECTIONAL
                 body = _SYN.pack(stream_id, 0, 0, 0) + self._packer.pack(headers)
-                return _control(Kind.SYN_STREAM, body, flags)
+                return _control(FrameKind.SYN_STREAM, body, flags)
             case SynReply(stream_id, headers, fin):
                 body = _WORD.pack(stream_id) + self._packer.pack(headers)
-                return _control(Kind.SYN_REPLY, body, fin * FLAG_FIN)
+                return _control(FrameKind.SYN_REPLY, body, fin * FLAG_FIN)
             case Headers(stream_id, headers, fin):
                 body = _WORD.pack(stream_id) + self._packer.pack(headers)
-                return _control(Kind.HEADERS, body, fin * FLAG_FIN)
+                return _control(FrameKind.HEADERS, body, fin * FLAG_FIN)
             case RstStream(stream_id, status):
-                return _control(Kind.RST_STREAM, _PAIR.pack(stream_id, status))
-            case Settings(values):
+                return _control(FrameKind.RST_STREAM, _PAIR.pack(stream_id, status))
+            case SettingsFrame(values):
                 pairs = b"".join(_PAIR.pack(number, value) for number, value in values.items())
-                return _control(Kind.SETTINGS, _WORD.pack(len(values)) + pairs)
+                return _control(FrameKind.SETTINGS, _WORD.pack(len(values)) + pairs)
             case Ping(ping_id):
-                return _control(Kind.PING, _WORD.pack(ping_id))
+                return _control(FrameKind.PING, _WORD.pack(ping_id))
             case GoAway(last_stream_id, status):
-                return _control(Kind.GOAWAY, _PAIR.pack(last_stream_id, status))
+                return _control(FrameKind.GOAWAY, _PAIR.pack(last_stream_id, status))
             case WindowUpdate(stream_id, delta):
-                return _control(Kind.WINDOW_UPDATE, _PAIR.pack(stream_id, delta))
+                return _control(FrameKind.WINDOW_UPDATE, _PAIR.pack(stream_id, delta))
 
 
-def _control(kind: Kind, body: bytes, flags: int = 0) -> bytes:
+def _control(kind: FrameKind, body: bytes, flags: int = 0) -> bytes:
     return _HEAD.pack(_CONTROL | VERSION << 16 | kind, flags << 24 | len(body)) + body
 
 
@@ -280,7 +290,7 @@ class FrameDecoder:
                 size = min(self._data_left, _PART_BYTES)
                 part, view = view[:size], view[size:]
                 self._data_left -= len(part)
-                yield Data(self._stream_id, bytes(part), self._fin and not self._data_left)
+                yield DataFrame(self._stream_id, bytes(part), self._fin and not self._data_left)
                 continue
             wanted = self._wanted() - len(self._partial)
             self._partial += view[:wanted]
@@ -299,7 +309,7 @@ class FrameDecoder:
                 self._fin = bool(second >> 24 & FLAG_FIN)
                 self._data_left = second & MAX_DATA_BYTES
                 if not self._data_left:
-                    yield Data(first, b"", self._fin)
+                    yield DataFrame(first, b"", self._fin)
 
     def _wanted(self) -> int:
         """Return how many bytes what is being collected has, as far as is known."""
@@ -323,38 +333,38 @@ class FrameDecoder:
         fin = bool(flags & FLAG_FIN)
         try:
             match kind:
-                case Kind.SYN_STREAM:
+                case FrameKind.SYN_STREAM:
                     stream_id, _associated, _priority, _slot = _SYN.unpack_from(body)
                     headers = self._unpacker.unpack(body[_SYN.size :])
                     one_way = bool(flags & FLAG_UNIDIRECTIONAL)
                     return SynStream(stream_id & _ID, headers, fin, one_way)
-                case Kind.SYN_REPLY | Kind.HEADERS:
+                case FrameKind.SYN_REPLY | FrameKind.HEADERS:
                     (stream_id,) = _WORD.unpack_from(body)
                     headers = self._unpacker.unpack(body[_WORD.size :])
-                    cls = SynReply if kind == Kind.SYN_REPLY else Headers
+                    cls = SynReply if kind == FrameKind.SYN_REPLY else Headers
                     return cls(stream_id & _ID, headers, fin)
-                case Kind.RST_STREAM:
+                case FrameKind.RST_STREAM:
                     stream_id, status = _PAIR.unpack(body)
                     return RstStream(stream_id & _ID, status)
-                case Kind.SETTINGS:
+                case FrameKind.SETTINGS:
                     return _settings(body)
-                case Kind.PING:
+                case FrameKind.PING:
                     return Ping(*_WORD.unpack(body))
-                case Kind.GOAWAY:
+                case FrameKind.GOAWAY:
                     last, status = _PAIR.unpack(body)
                     return GoAway(last & _ID, status)
-                case Kind.WINDOW_UPDATE:
+                case FrameKind.WINDOW_UPDATE:
                     stream_id, delta = _PAIR.unpack(body)
                     return WindowUpdate(stream_id & _ID, delta & _ID)
         except struct.error:
-            name = Kind(kind).name
+            name = FrameKind(kind).name
             raise ProtocolError(f"a {name} frame has the wrong length, {len(body)}") from None
         return None
 
 
-def _settings(body: bytes) -> Settings:
+def _settings(body: bytes) -> SettingsFrame:
     (count,) = _WORD.unpack_from(body)
     pairs = body[_WORD.size :]
     if len(pairs) != count * _PAIR.size:
         raise ProtocolError(f"a SETTINGS frame of {len(body)} bytes cannot hold {count} values")
-    return Settings({number & 0xFFFFFF: value for number, value in _PAIR.iter_unpack(pairs)})
+    return SettingsFrame({number & 0xFFFFFF: value for number, value in _PAIR.iter_unpack(pairs)})

@@ -22,7 +22,7 @@ from virtlet.streaming.handlers import (
     StreamClosed,
     StreamsMissing,
 )
-from virtlet.streaming.lifetime import Activity, Lifetime, Limits, cancel
+from virtlet.streaming.lifetime import Activity, Lifetime, SessionLimits, cancel
 from virtlet.streaming.port_forward import Forwarder
 from virtlet.streaming.spdy_connection import SpdyConnection, SpdyStream, StreamRefused
 from virtlet.streaming.spdy_frames import ResetStatus
@@ -72,7 +72,7 @@ class SpdyCommand:
         wire: Wire,
         request: ExecRequest | AttachRequest,
         protocol: str,
-        limits: Limits,
+        limits: SessionLimits,
         activity: Activity,
     ) -> None:
         self._connection = SpdyConnection(wire, self._accept, limits, activity)

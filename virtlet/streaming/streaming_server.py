@@ -14,7 +14,7 @@ from virtlet.streaming.handlers import (
     Handlers,
     PortForwardRequest,
 )
-from virtlet.streaming.lifetime import Limits, TokenStore, cancel, first_of
+from virtlet.streaming.lifetime import SessionLimits, TokenStore, cancel, first_of
 from virtlet.streaming.wire import TcpWire
 from virtlet.threads import BackOff
 
@@ -56,7 +56,7 @@ class StreamingServer:
         handlers: Handlers,
         *,
         tls: ssl.SSLContext | None = None,
-        limits: Limits | None = None,
+        limits: SessionLimits | None = None,
         advertised_host: str | None = None,
     ) -> None:
         try:
@@ -65,7 +65,7 @@ class StreamingServer:
             raise InvalidArgument(f"streaming address {address!r} is no IP address") from None
         self._port = port
         self._tls = tls
-        self._limits = limits or Limits()
+        self._limits = limits or SessionLimits()
         self._host = advertised_host or _reachable(self._address)
         self._tokens: TokenStore[SessionRequest] = TokenStore(
             self._limits.token_seconds, self._limits.max_pending_tokens

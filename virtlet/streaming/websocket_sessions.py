@@ -21,7 +21,7 @@ from virtlet.streaming.handlers import (
     SessionStreams,
     StreamClosed,
 )
-from virtlet.streaming.lifetime import Activity, Lifetime, Limits, cancel
+from virtlet.streaming.lifetime import Activity, Lifetime, SessionLimits, cancel
 from virtlet.streaming.port_forward import Forwarder
 from virtlet.streaming.websocket import ChannelOutput, ChannelSocket, WebSocket
 from virtlet.streaming.wire import Inbox
@@ -64,7 +64,7 @@ class WebSocketCommand:
         socket: WebSocket,
         request: ExecRequest | AttachRequest,
         protocol: str,
-        limits: Limits,
+        limits: SessionLimits,
         activity: Activity,
     ) -> None:
         self._socket = socket

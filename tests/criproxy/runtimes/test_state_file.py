@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from criproxy.runtimes.last_known import LastKnown, StateFile
+from criproxy.runtimes.last_known import InventoryFile, LastKnown
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.polling import until
@@ -88,7 +88,7 @@ def test_a_proxy_that_is_killed_has_saved_what_a_runtime_had_when_it_came_and_wh
 ) -> None:
     def saved() -> set[str]:
         last = LastKnown()
-        StateFile(str(run_dir / "state"), VM, str(virtlet.path)).load(last)
+        InventoryFile(str(run_dir / "state"), VM, str(virtlet.path)).load(last)
         return last.sandboxes
 
     old = cri.PodSandbox(id="old")

@@ -7,7 +7,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from virtlet.streaming.spdy_frames import (
-    Data,
+    DataFrame,
     Frame,
     FrameDecoder,
     FrameEncoder,
@@ -61,7 +61,7 @@ class ClientStream:
         self.changed = asyncio.Condition()
 
     async def send(self, data: bytes, *, fin: bool = False) -> None:
-        await self.client.send(Data(self.stream_id, data, fin))
+        await self.client.send(DataFrame(self.stream_id, data, fin))
 
     async def close(self) -> None:
         await self.send(b"", fin=True)
@@ -161,7 +161,7 @@ class SpdyClient:
         match frame:
             case SynReply(stream_id):
                 self.streams[stream_id].replied.set()
-            case Data(stream_id, data, fin):
+            case DataFrame(stream_id, data, fin):
                 stream = self.streams[stream_id]
                 assert stream.replied.is_set(), "Go's client drops data before the reply"
                 stream.received += data

@@ -12,7 +12,7 @@ from virtlet.core.metrics.sample import NicSample, PodSample, VmSample
 from virtlet.core.metrics.sampler import Sampler, Samples
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
-from virtlet.host.cgroup_usage import CgroupUsage, Cpu, Memory
+from virtlet.host.cgroup_usage import CgroupUsage, CpuTime, Memory
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Vm
 
@@ -179,7 +179,7 @@ def _memory(sample: VmSample) -> cri.MemoryUsage:
     )
 
 
-def _pod_cpu(group: Cpu | None, now: int, vms: Sequence[VmSample]) -> cri.CpuUsage | None:
+def _pod_cpu(group: CpuTime | None, now: int, vms: Sequence[VmSample]) -> cri.CpuUsage | None:
     """Of the pod: what its control group has used, with emulators that are gone."""
     if group is None:
         return _cpu(vms[0]) if vms else None

@@ -19,7 +19,7 @@ from virtlet.core.metrics.sample import (
 from virtlet.core.store.records import PodRecord, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
-from virtlet.host.cgroup_usage import CgroupUsage, Cpu, DeviceIo, Memory, Pressure, Throttling
+from virtlet.host.cgroup_usage import CgroupUsage, CpuTime, DeviceIo, Memory, Pressure, Throttling
 from virtlet.model.pod import Pod
 
 _BLOCK_DEVICES = Path("/sys/dev/block")
@@ -62,7 +62,7 @@ class PodFigures:
     at: int
     """Nanoseconds since the epoch."""
     network: PodSample | None
-    cpu: Cpu | None
+    cpu: CpuTime | None
     memory: Memory | None
 
 
