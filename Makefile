@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo test test-fast lint format proto bench fuzz golden clean
+.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz golden clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -17,6 +17,9 @@ setup: ## install what demo and tests need (a second when nothing is missing)
 
 demo: setup ## boot a VM as a pod and take it away again (KEEP=1 leaves it running)
 	@$(PY) -m virtlet.cli.main demo
+
+debian-guest: setup ## build/debian.qcow2, a Debian 13 with cloud-init (minutes; the tests do it themselves)
+	@images/debian/build.sh build/debian.qcow2
 
 test: setup ## all tests: unit, integration, end to end
 	$(PY) -m pytest $(SIDE_BY_SIDE)

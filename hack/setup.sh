@@ -17,6 +17,8 @@ PACKAGES=(
   curl
   # building the tiny guest (its own packages are unpacked, not installed)
   mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils cpio
+  # building the Debian guest, which tests do when they need it, and UEFI for it
+  mmdebstrap fdisk libarchive13t64 ovmf
   # the tests' real counterparts
   containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs
   # examining the units, applying them in tests; starts nothing where it is not the init system
