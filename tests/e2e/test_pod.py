@@ -12,6 +12,7 @@ from tests.fakes.pod_cgroup import pod_cgroup
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
+from virtlet.core.lifecycle.effects import MOST_THREADS
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
 
@@ -272,6 +273,8 @@ def test_the_emulator_lives_in_a_group_below_the_pods_with_the_pods_limits(
         files = ("cpu.max", "cpu.cfs_quota_us")
         quotas = [path for group in groups for path in (group / pod.vm / f for f in files)]
         assert {p.read_text().split()[0] for p in quotas if p.exists()} <= {"100000"}
+        counting = [path for group in groups for path in [group / pod.vm / "pids.max"]]
+        assert {int(p.read_text()) for p in counting if p.exists()} <= {MOST_THREADS + 1}
         pod.client.remove_pod(pod.id)
         assert not any((group / pod.vm).exists() for group in groups)
 

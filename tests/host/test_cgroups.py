@@ -1,5 +1,7 @@
 """Control groups, on this node's own hierarchies where it has them, and on made-up ones."""
 
+import contextlib
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -65,13 +67,52 @@ def test_a_process_in_the_group_is_limited_and_the_group_goes_when_it_is_gone(
     process = subprocess.Popen(["sleep", "60"])
     try:
         (limited[0] / "cgroup.procs").write_text(str(process.pid))
-        with pytest.raises(OSError, match="busy"):
-            cgroups.remove(pod_group, "vm")
+        if not (limited[0] / "cgroup.kill").exists():
+            with pytest.raises(OSError, match="busy"):
+                cgroups.remove(pod_group, "vm")
     finally:
         process.kill()
         process.wait()
     cgroups.remove(pod_group, "vm")
     cgroups.remove(pod_group, "vm")
+    assert cgroups.find(pod_group, "vm") == ()
+
+
+def test_a_group_holds_a_bounded_number_of_threads(pod_group: str) -> None:
+    """The kernel refuses one more."""
+    groups = cgroups.create(pod_group, "vm")
+    try:
+        assert cgroups.bound_tasks(groups, 2) == {}
+        bounded = [group for group in groups if (group / "pids.max").exists()]
+        if not bounded:
+            pytest.skip("no hierarchy counts processes here")
+        script = (
+            f"echo $$ >{bounded[0]}/cgroup.procs; (:) && echo one; (: & : & : & wait) || echo many"
+        )
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("one")
+        assert "fork" in done.stderr
+    finally:
+        cgroups.remove(pod_group, "vm")
+
+
+def test_what_is_left_in_a_group_is_killed_with_it(pod_group: str) -> None:
+    """Where the kernel can: version 2."""
+    groups = cgroups.create(pod_group, "vm")
+    able = [group for group in groups if (group / "cgroup.kill").exists()]
+    if not able:
+        cgroups.remove(pod_group, "vm")
+        pytest.skip("no group of version 2 can be made here")
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        for group in groups:
+            with contextlib.suppress(OSError):  # a cpuset of version 1 may be empty
+                (group / "cgroup.procs").write_text(str(process.pid))
+        cgroups.remove(pod_group, "vm")
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
     assert cgroups.find(pod_group, "vm") == ()
 
 

@@ -92,13 +92,18 @@ def find(parent: str, name: str, mounts: Path = MOUNTS) -> tuple[Path, ...]:
 
 
 def remove(parent: str, name: str, mounts: Path = MOUNTS) -> None:
-    """Remove what `create` made; its processes must be gone. Idempotent.
+    """Remove what `create` made. What is left in it is killed (version 2). Idempotent.
 
     Raises:
         OSError: a process is still in it.
     """
     deadline = time.monotonic() + _LEAVING
-    for group in find(parent, name, mounts):
+    groups = find(parent, name, mounts)
+    for group in groups:
+        # Also what is started meanwhile; since Linux 5.14.
+        if (group / "cgroup.kill").exists():
+            (group / "cgroup.kill").write_text("1")
+    for group in groups:
         while True:
             try:
                 group.rmdir()
@@ -126,6 +131,17 @@ def limit(groups: tuple[Path, ...], resources: Resources) -> Mapping[str, str]:
         for file, reason in _write(_settings(group, resources)).items():
             failed[str(file)] = reason
     return failed
+
+
+def bound_tasks(groups: tuple[Path, ...], most: int) -> Mapping[str, str]:
+    """Let groups have that many threads.
+
+    Returns:
+        File to the reason, for each that could not be written.
+    """
+    files = (group / "pids.max" for group in groups)
+    failed = _write({file: str(most) for file in files if file.exists()})
+    return {str(file): reason for file, reason in failed.items()}
 
 
 def held(groups: tuple[Path, ...], resources: Resources) -> Mapping[str, str]:

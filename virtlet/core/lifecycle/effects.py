@@ -41,6 +41,8 @@ CGROUP = "cgroup"
 RUNNING = "running"
 START = frozenset({CONSOLE, CGROUP, RUNNING})
 """The effects of a start."""
+MOST_THREADS = 1024
+"""Of an emulator beside its vCPUs'. QEMU has up to 64 for each I/O thread, and some dozens more."""
 ROOT, SEED = "root", "seed"
 """Roles of disks; that of a volume is the one of its request."""
 
@@ -265,7 +267,12 @@ def make_cgroup(context: Context, record: VmRecord) -> None:
         if problem:
             log.warning("VM without a cgroup", extra={"vm": vm.id, "problem": problem})
             return
-        failed = cgroups.limit(groups, record.resources)
+        flavor = record.machine.flavor if record.machine else Flavor()
+        most = MOST_THREADS + max(flavor.vcpus, flavor.max_vcpus)
+        failed = {
+            **cgroups.limit(groups, record.resources),
+            **cgroups.bound_tasks(groups, most),
+        }
         if failed:
             log.warning("cgroup limits not set", extra={"vm": vm.id, "problem": failed})
 
