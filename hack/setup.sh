@@ -20,7 +20,7 @@ PACKAGES=(
   # building the Debian guest, which tests do when they need it, and UEFI for it
   mmdebstrap fdisk libarchive13t64 ovmf
   # the tests' real counterparts
-  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs
+  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs skopeo
   # examining the units, applying them in tests; starts nothing where it is not the init system
   systemd libseccomp2
 )
@@ -63,6 +63,19 @@ if [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraint
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     -c constraints.txt -e '.[dev]'
   touch "$stamp"
+fi
+
+# Unpacked, not installed: the package starts a service.
+registry=build/docker-registry
+if [ ! -x "$registry/usr/bin/docker-registry" ]; then
+  say "the tests' registry in $registry"
+  work=$(mktemp -d build/.docker-registry.XXXXXX)
+  fetch() { (cd "$work" && apt-get download -q docker-registry) >"$work.log" 2>&1; }
+  fetch || { apt-get update >"$work.log" 2>&1 && fetch; } || { cat "$work.log" >&2; exit 1; }
+  dpkg-deb -x "$work"/docker-registry_*.deb "$work/root"
+  rm -rf "$registry"
+  mv "$work/root" "$registry"
+  rm -rf "$work" "$work.log"
 fi
 
 images/tiny/build.sh build/tiny.qcow2

@@ -27,10 +27,14 @@ class Resource:
     ranges: bool = True
     status: int = 0
     """Answered instead, when not 0."""
+    code: int = 200
+    """Answered with the content, where it is all of it."""
     location: str = ""
     """Where a redirecting status leads."""
     authorization: str = ""
     """Demanded, when not empty."""
+    challenge: Mapping[str, str] = field(factory=dict)
+    """Headers of the answer that demands it."""
     breaks: list[int] = field(factory=list)
     """For each coming answer, after how many bytes of the body it breaks."""
     pause: float = 0.0
@@ -84,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         if resource.on_request:
             resource.on_request()
         if resource.authorization and headers.get("authorization") != resource.authorization:
-            self._head(401, {"Content-Length": "0"})
+            self._head(401, {"Content-Length": "0", **resource.challenge})
         elif resource.status:
             location = {"Location": resource.location} if resource.location else {}
             self._head(resource.status, {"Content-Length": "0", **location, **resource.headers})
@@ -113,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         if resource.etag and request.headers.get("if-none-match") == resource.etag:
             self._head(304, told)
             return
-        start, status, size = 0, 200, len(resource.content)
+        start, status, size = 0, resource.code, len(resource.content)
         asked = _RANGE.fullmatch(request.headers.get("range", ""))
         same = request.headers.get("if-range", resource.etag) in (
             resource.etag,

@@ -57,7 +57,7 @@ def tls_context(name: str, transport: Transport, *, own: bool) -> ssl.SSLContext
 
     Args:
         name: the image's name, for messages.
-        transport: the transport; its authorities replace the node's.
+        transport: the transport; its authorities replace the node's, unless it says otherwise.
         own: False for a server that a redirect led to: that one is not shown the client's
             certificate, has a name of its own, and may be known to the node's authorities.
 
@@ -67,7 +67,7 @@ def tls_context(name: str, transport: Transport, *, own: bool) -> ssl.SSLContext
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     authorities = "\n".join(c.cert for c in transport.certificates if c.key is None)
     try:
-        if not (authorities and own):
+        if transport.trust_node or not (authorities and own):
             _trust_as_the_node(context)
         if authorities:
             context.load_verify_locations(cadata=authorities)

@@ -48,7 +48,6 @@ class Session:
         authorization: what its server is shown, and no other.
         reach: where servers may be that the administrator does not name.
         headers: for its server, and for no other.
-        connection: made by this session; sessions that follow each other may share one.
 
     Attributes:
         name: the image's.
@@ -68,7 +67,6 @@ class Session:
         authorization: Authorization,
         reach: Reach,
         headers: Mapping[str, str] | None = None,
-        connection: Connection | None = None,
     ) -> None:
         for library in ("httpx", "httpcore"):
             # Their records hold whole addresses and headers.
@@ -79,7 +77,7 @@ class Session:
         self._reach = reach
         self._timeout = source.transport.timeout or _TIMEOUT
         self._headers = headers or {}
-        self._connection = connection or Connection()
+        self._connection = Connection()
         self.pinned = bool(source.digest)
         self.own = True
         self.kept_back = ""

@@ -38,6 +38,8 @@ class Transport:
     certificates: tuple[TlsCertificate, ...] = ()
     server_name: str = ""
     insecure: bool = False
+    trust_node: bool = False
+    """Whether the node's authorities are trusted beside those of `certificates`."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -106,6 +106,24 @@ class TestAddresses:
         other = ImageSource(name="a", url="docker://example.com/a")
         assert plugin.virtlet_fetch_image(other, Credentials(), None) is None  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize(
+        ("name", "oci"),
+        [
+            ("quay.io/containerdisks/fedora:41", "quay.io/containerdisks/fedora:41"),
+            ("quay.io/containerdisks/fedora", "quay.io/containerdisks/fedora:latest"),
+            (f"localhost:5000/a@sha256:{'1' * 64}", "localhost:5000/a"),
+            ("example.com/images/cirros.qcow2:latest", ""),
+            ("example.com/images/cirros.img.xz", ""),
+            ("example.com/Images/cirros", ""),
+            ("host/cirros:1", ""),
+            ("cirros:1", ""),
+        ],
+    )
+    def test_one_that_may_be_in_a_registry_says_so(
+        self, plugin: Plugin, name: str, oci: str
+    ) -> None:
+        assert resolved(plugin, name).oci == oci
+
     def test_a_bare_name_still_is_a_name_and_only_fetching_it_fails(
         self, plugin: Plugin, directory: Path
     ) -> None:

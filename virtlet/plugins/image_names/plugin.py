@@ -55,6 +55,15 @@ OPTIONS: tuple[Option[Any], ...] = (TRANSLATIONS_DIR, REGEXP_TRANSLATION, DOWNLO
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.~:+,=-]+")
 
+_REGISTRIES = ("oci", "docker")
+"""Schemes of addresses in registries."""
+# Grammar of repositories: OCI's distribution specification, "Pulling manifests".
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+|/)[a-z0-9]+)*")
+_FILE = re.compile(
+    r"\.(?:qcow2?|img|raw|iso|vmdk|vhdx?|vdi|disk|bin|gz|xz|zst|bz2|lz4|zip|tar|tgz|7z|ova)$"
+)
+"""How the names of files end that are no images' of a registry."""
+
 UNKNOWN = "untranslated"
 """Scheme of the address of a name without a translation: it may be in the store already, so that
 only fetching it is an error."""
@@ -115,14 +124,14 @@ class Translator:
     def resolve(self, image: Reference) -> ImageSource | None:
         """The source of an image; None if its scheme is left to other plugins.
 
-        The tag does not count, because the kubelet appends `:latest` to names without one.
+        The tag counts in registries alone: the kubelet appends `:latest` to names without one.
 
         Raises:
             InvalidArgument: the name is malformed.
         """
         check_name(image.name)
         if image.scheme:
-            known = image.scheme in ("file", "http", "https")
+            known = image.scheme in ("file", "http", "https", "oci")
             return (
                 ImageSource(name=image.name, url=image.name, digest=image.digest) if known else None
             )
@@ -130,8 +139,12 @@ class Translator:
         target = self._translate(image.name, files)
         if target is None:
             url = self._plain(image.name, files)
-            return ImageSource(name=image.name, url=url, digest=image.digest)
+            oci = _in_registry(image) if scheme_of(url) else ""
+            return ImageSource(name=image.name, url=url, digest=image.digest, oci=oci)
         url = target.url if scheme_of(target.url) else f"{self._protocol}://{target.url}"
+        if scheme_of(url) in _REGISTRIES and not re.search("[:@]", url.rpartition("/")[2]):
+            # In a registry a tag is a part of the address, and here the only one.
+            url += f":{image.tag}" if image.tag else ""
         return ImageSource(
             name=image.name,
             url=url,
@@ -170,7 +183,7 @@ class Translator:
 
     def _plain(self, name: str, files: Mapping[Path, _File]) -> str:
         host, slash, _ = name.partition("/")
-        looks_like_host = "." in host or ":" in host or host == "localhost"
+        looks_like_host = _looks_like_host(host)
         # `a/b` may be a name of a file that cannot be read now: a host `a` may have another image.
         unsure = not looks_like_host and any(file.problem for file in files.values())
         if not slash or unsure:
@@ -204,6 +217,18 @@ class Translator:
         except OSError:
             return {}
         return stamps
+
+
+def _looks_like_host(word: str) -> bool:
+    return "." in word or ":" in word or word == "localhost"
+
+
+def _in_registry(image: Reference) -> str:
+    """`HOST/REPOSITORY:TAG` if a name may be an image's in a registry, else ""."""
+    host, _, path = image.name.partition("/")
+    if not _looks_like_host(host) or not _REPOSITORY.fullmatch(path) or _FILE.search(path):
+        return ""
+    return image.tagged
 
 
 def _read(path: Path, stamp: _Stamp, before: _File | None) -> _File:
