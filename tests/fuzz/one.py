@@ -103,7 +103,15 @@ def main(name: str, seconds: str, directory: str) -> None:
         _at_random(measured, seeds, float(seconds), found)
         return
     # Not what tests import besides: to watch the whole of the core takes a minute at each start.
-    ours = ("model", "plugins", "streaming", "console", "launch")
+    ours = (
+        "model",
+        "plugins",
+        "streaming",
+        "console",
+        "launch",
+        "core.cri.requests",
+        "image_servers",
+    )
     watched = [*(f"virtlet.{part}" for part in ours), "criproxy.http2", "vmwrapper"]
     watched += ["wsproto", "hyperframe", "hpack", "yaml"]
     with atheris.instrument_imports(include=watched):

@@ -10,43 +10,64 @@ import json
 import os
 import re
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
 
 from attrs import evolve
+from google.protobuf.message import DecodeError
 
 from criproxy.http2.endpoints import ClientConnection, ServerConnection
 from criproxy.http2.frames import Header
 from criproxy.http2.stream import Outbox, Sink, Stream
+from tests.console.support import console_files as files_of
+from tests.console.support import log_of, rotate
+from tests.console.support import printed as printed_in
 from tests.fakes.model import make_pod, make_vm_config
 from tests.plugins.domain_xml.test_render import FIRMWARE, plain
+from virtlet.console.console_files import ConsoleFiles, make_console
 from virtlet.console.cri_log import decode, encode
-from virtlet.errors import InvalidArgument, ResourceExhausted, Unavailable, VirtletError
+from virtlet.console.follower import Follower
+from virtlet.core.cri import requests
+from virtlet.cri import api_pb2 as cri
+from virtlet.errors import (
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+    VirtletError,
+)
 from virtlet.image_servers.pace import Bounds
 from virtlet.image_servers.reach import Reach
+from virtlet.images.layout import link_name
 from virtlet.launch.server import parse_request
 from virtlet.model.bounded_yaml import MOST_VALUES, load_yaml
 from virtlet.model.image import Credentials, ImageSource
 from virtlet.model.network import Network, Nic
 from virtlet.model.plain import UnquotedError
+from virtlet.model.reference import parse_reference
 from virtlet.plugins.domain_xml.render import Renderer
 from virtlet.plugins.flavors.choose import choose
 from virtlet.plugins.flavors.cpu import parse_cpu
 from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
-from virtlet.plugins.image_formats.plugin import identify, parse_header
+from virtlet.plugins.image_formats.plugin import identify, parse_header, recognise
 from virtlet.plugins.image_http.download import download
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.dhcp import configuration
+from virtlet.plugins.network_cni.frame_filter import rules
 from virtlet.streaming.handlers import ProtocolError, StreamClosed
 from virtlet.streaming.spdy_frames import FrameDecoder
 from virtlet.streaming.websocket import TunnelWire, WebSocket
 from vmwrapper.__main__ import unpack
+
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where files of an input are: not on a disk."""
 
 
 def agent_answer(data: bytes) -> None:
@@ -146,6 +167,71 @@ def console_log(data: bytes) -> None:
         decode(data)
     except ValueError:
         return
+
+
+_MOST_STEPS = 64
+
+
+def console_files(data: bytes) -> None:
+    """A console's files: what a guest printed is in the logs once, whatever was killed or rotated.
+
+    An emulator that was taken over, and others who write there, bring the log writer to nothing but
+    an error of the operating system.
+    """
+    hostile = data[:1] > b"\x7f"
+    with tempfile.TemporaryDirectory(prefix="virtlet-fuzz-", dir=_MEMORY) as place:
+        files = files_of(Path(place))
+        make_console(files)
+        follower, output, at = Follower(files), b"", 1
+        try:
+            follower.open()
+            for _ in range(_MOST_STEPS):
+                step, size = data[at : at + 1], int.from_bytes(data[at + 1 : at + 2])
+                chunk = data[at + 2 : at + 2 + size]
+                at += 2 + size
+                match int.from_bytes(step) % 8:
+                    case 0 | 1 | 2 as kind:
+                        printed = chunk * (1, 4, 200)[kind]
+                        with files.raw.open("ab") as raw:
+                            raw.write(printed)
+                        output += printed
+                    case 3:
+                        follower.step()
+                    case 4:
+                        follower.step(flush=True)
+                    case 5:  # what a kill leaves is not closed, but the lock goes
+                        follower.close()
+                        follower = Follower(files)
+                        follower.open()
+                    case 6 if log_of(files).exists():
+                        rotate(files)
+                        follower.reopen()
+                    case 7 if hostile:
+                        _spoil(files, chunk)
+            follower.finish()
+        except OSError:
+            assert hostile
+            return
+        finally:
+            follower.close()
+        assert hostile or printed_in(files) == output
+
+
+def _spoil(files: ConsoleFiles, chunk: bytes) -> None:
+    """Do what no emulator and no kubelet does."""
+    kind, rest = chunk[:1], chunk[1:]
+    number = int.from_bytes(rest[:4])
+    match int.from_bytes(kind) % 4:
+        case 0 | 1 as shrink:
+            size = files.raw.stat().st_size
+            os.truncate(files.raw, size // 2 if shrink else size + number % (1 << 26))
+        case 2:
+            with log_of(files).open("ab") as log:
+                log.write(rest)
+        case _:
+            with files.state.open("r+b") as state:
+                state.seek(number % 256)
+                state.write(rest[4:])
 
 
 def spdy(data: bytes) -> None:
@@ -275,10 +361,11 @@ def http2_client(data: bytes) -> None:
 
 
 _LINE = re.compile(r"[a-z0-9-]+(=[^\n\r]*)?")
+_ADDRESS = re.compile(r"[0-9a-f:.]+")
 
 
 def cni_result(data: bytes) -> None:
-    """A CNI result, up to the text that dnsmasq reads."""
+    """A CNI result, up to the texts that dnsmasq and nft read."""
     try:
         result = parse(json.loads(data), "1.0.0")
     except (ValueError, RecursionError):
@@ -290,7 +377,11 @@ def cni_result(data: bytes) -> None:
         addresses=tuple(str(found.address) for found in result.addresses),
         routes=result.routes,
     )
-    bridged = BridgedNic(0, "eth0", nic.mac, 1500, (), (), (), (), "169.254.77.1")
+    guests = tuple(str(ip_interface(address).ip) for address in nic.addresses)
+    bridged = BridgedNic(0, "eth0", nic.mac, 1500, (), (), guests, (), "169.254.77.1", nic.mac)
+    # What nft reads of them has no character that ends a value.
+    rules([bridged], spoofing=False)
+    assert all(map(_ADDRESS.fullmatch, guests))
     try:
         text = configuration("box", Network(netns=None, nics=(nic,), dns=result.dns), [bridged])
     except InvalidArgument:
@@ -298,6 +389,42 @@ def cni_result(data: bytes) -> None:
     for line in text.splitlines():
         assert _LINE.fullmatch(line), line
         assert not line.startswith(("dhcp-script", "conf-", "addn-hosts", "log-")), line
+
+
+def _check_line(error: VirtletError) -> None:
+    """A message is one line for people."""
+    assert str(error).isprintable()
+    assert len(str(error)) < 1000
+
+
+def cri_request(data: bytes) -> None:
+    """A pod or container of a CRI client, which is taken or refused in one line."""
+    pod, container = cri.PodSandboxConfig(), cri.ContainerConfig()
+    try:
+        if data[:1] < b"\x80":
+            pod.ParseFromString(data[1:])
+            requests.pod_config(pod)
+        else:
+            container.ParseFromString(data[1:])
+            requests.vm_config(container)
+    except DecodeError:
+        return
+    except (InvalidArgument, Unimplemented) as error:
+        _check_line(error)
+
+
+def image_name(data: bytes) -> None:
+    """The name of an image, which is a file name in the store."""
+    try:
+        reference = parse_reference(data.decode(errors="replace"))
+    except InvalidArgument as error:
+        _check_line(error)
+        return
+    name = link_name(reference)
+    assert "/" not in name
+    assert "\0" not in name
+    assert name not in ("", ".", "..")
+    assert len(os.fsencode(name)) <= 255
 
 
 def launch_wire(data: bytes) -> None:
@@ -315,6 +442,17 @@ def image(data: bytes) -> None:
         parse_header("x", b"QFI\xfb" + data).check("x")
     except InvalidArgument:
         return
+
+
+def image_file(data: bytes) -> None:
+    """A disk image, which qemu-img looks at too."""
+    with tempfile.TemporaryDirectory(prefix="virtlet-fuzz-", dir=_MEMORY) as place:
+        file = Path(place) / "image"
+        file.write_bytes(data)
+        with contextlib.suppress(InvalidArgument, Unavailable):
+            found = recognise(file, "x")
+            assert found.format in ("raw", "qcow2")
+            assert found.virtual_size > 0
 
 
 class _Answering:
@@ -385,13 +523,17 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         cpu_setting,
         pod_domain,
         console_log,
+        console_files,
         spdy,
         websocket,
         http2_server,
         http2_client,
         cni_result,
+        cri_request,
+        image_name,
         launch_wire,
         image,
+        image_file,
         http_answer,
     )
 }
