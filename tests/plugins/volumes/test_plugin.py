@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.model import make_pod, make_vm
 from tests.plugins.volumes.conftest import EMULATOR, configured
-from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.mounts import at_or_below
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount, VolumeRequest
@@ -261,12 +261,6 @@ def test_a_path_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> 
 def test_relative_paths_are_refused(plugin: Plugin, source: Mount | Device) -> None:
     with pytest.raises(InvalidArgument, match="is not absolute"):
         serve(plugin, source)
-
-
-def test_flexvolumes_are_refused_with_what_to_use(plugin: Plugin, pod_dir: Path) -> None:
-    path = pod_dir / "volumes/virtlet~flexvolume_driver/disk"
-    with pytest.raises(Unimplemented, match=r"mount /disk: FlexVolumes .* PersistentVolumeClaim"):
-        serve(plugin, Mount(guest_path="/disk", host_path=str(path)))
 
 
 def test_a_block_volume_is_a_disk_and_the_kubelet_s_link_is_followed(

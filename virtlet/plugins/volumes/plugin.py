@@ -13,8 +13,16 @@ from virtlet.model.disk import Disk, Share, Unneeded, Volume
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings
-from virtlet.model.vm import Device, Machine, Vm, VolumeRequest
+from virtlet.model.pod import Pod
+from virtlet.model.vm import Device, Machine, Vm, VmConfig, VolumeRequest
 from virtlet.plugins.volumes import persistent_root
+from virtlet.plugins.volumes.flexvolume import serve_flexvolume
+from virtlet.plugins.volumes.new_disks import (
+    EMPTY_DIR_DISKS,
+    check_empty_dirs,
+    empty_dir,
+    serve_empty_dir,
+)
 from virtlet.plugins.volumes.pod_volumes import (
     MountOrigin,
     make_node,
@@ -58,13 +66,19 @@ class Plugin:
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        """Declare the annotation about ownership."""
-        return [CHOWN_MOUNTS]
+        """Declare the annotations about shared directories."""
+        return [CHOWN_MOUNTS, EMPTY_DIR_DISKS]
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Keep the settings."""
         self._config, self._node = settings, node
+
+    @hookimpl
+    def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
+        """Refuse disks of emptyDirs that are not there."""
+        root = self._config[KUBELET_ROOT_DIR]
+        check_empty_dirs(EMPTY_DIR_DISKS.of(pod), config, root, pod.config.metadata.uid)
 
     @hookimpl
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
@@ -77,6 +91,12 @@ class Plugin:
         root = self._config[KUBELET_ROOT_DIR]
         origin = origin_of(source.host_path, root, vm.pod.config.metadata.uid)
         raw_devices = self._config[RAW_DEVICES]
+        size = EMPTY_DIR_DISKS.of(vm.pod).get(empty_dir(source, root, vm.pod.config.metadata.uid))
+        if size is not None:
+            return serve_empty_dir(vm, source, request.role, size, self._node)
+        if origin is MountOrigin.FLEXVOLUME:
+            disk = serve_flexvolume(vm, source, request.role, raw_devices, self._node)
+            return self._opened(vm, disk) if disk.block else disk
         volume = serve_mount(source, origin, request.role, raw_devices)
         if isinstance(volume, Disk):
             return self._opened(vm, volume)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.files import remove_file
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount
@@ -96,7 +96,6 @@ def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Seque
     Raises:
         InvalidArgument: a VM cannot have such a mount.
         FailedPrecondition: the host path does not exist.
-        Unimplemented: FlexVolumes are not served.
     """
     for path in (mount.guest_path, mount.host_path):
         if not path.startswith("/"):
@@ -105,11 +104,6 @@ def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Seque
         return Unneeded(
             guest_path=mount.guest_path,
             reason="a VM leaves no termination message; its output is in the pod's log",
-        )
-    if origin is MountOrigin.FLEXVOLUME:
-        raise Unimplemented(
-            f"mount {mount.guest_path}: FlexVolumes (virtlet/flexvolume_driver) are not served "
-            "yet: use a PersistentVolumeClaim with volumeMode Block or Filesystem"
         )
     if origin in (MountOrigin.CONFIG, MountOrigin.SECRET, MountOrigin.HOSTS):
         # The kubelet gives them what the pod says: defaultMode, the items' modes, fsGroup.
@@ -128,7 +122,7 @@ def _by_content(mount: Mount, role: str, raw_devices: Sequence[str]) -> Volume:
             driver="9p",
         )
     if stat.S_ISBLK(mode):
-        return _node_disk(mount, role, raw_devices)
+        return node_disk(mount, mount.host_path, role, raw_devices)
     if not stat.S_ISREG(mode):
         raise InvalidArgument(
             f"mount {mount.guest_path}: {mount.host_path} is a {_kind(mode)}, which a VM cannot "
@@ -151,14 +145,30 @@ def _mode(mount: Mount) -> int:
         ) from None
 
 
-def _node_disk(mount: Mount, role: str, raw_devices: Sequence[str]) -> Disk:
-    path = os.path.realpath(mount.host_path)
+def node_disk(
+    mount: Mount, host_path: str, role: str, raw_devices: Sequence[str], *, filesystem: bool = False
+) -> Disk:
+    """The disk that a device of the node becomes, if pods may have it by its path.
+
+    Args:
+        mount: of the pod.
+        host_path: of the device; links are followed.
+        role: name of the request; becomes the disk's serial number.
+        raw_devices: globs of devices that pods may have.
+        filesystem: whether the guest mounts it.
+
+    Raises:
+        InvalidArgument: the node does not give it away, or it is no block device.
+        FailedPrecondition: there is nothing at the path.
+    """
+    path = os.path.realpath(host_path)
     name = path.removeprefix("/dev/")
     if name == path or not any(_matches(name, glob) for glob in raw_devices):
         raise InvalidArgument(
             f"mount {mount.guest_path}: the node does not give away {path}: add it to rawDevices "
             "in the manager's configuration, or use a block PersistentVolumeClaim"
         )
+    block_device(Device(guest_path=mount.guest_path, host_path=path))
     return Disk(
         path=Path(path),
         format="raw",
@@ -166,6 +176,7 @@ def _node_disk(mount: Mount, role: str, raw_devices: Sequence[str]) -> Disk:
         block=True,
         serial=role,
         guest_path=mount.guest_path,
+        filesystem=filesystem,
     )
 
 

@@ -1,0 +1,125 @@
+"""Volumes of the FlexVolume driver `virtlet/flexvolume_driver`.
+
+The driver, deploy/flexvolume/flexvolume_driver, writes the options of a volume to a file in the
+volume's directory. Options that start with `kubernetes.io/` are the kubelet's own.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.model.disk import Disk
+from virtlet.model.node import Node
+from virtlet.model.plain import quote
+from virtlet.model.vm import Mount, Vm
+from virtlet.plugins.volumes.new_disks import check_size, make_disk_file
+from virtlet.plugins.volumes.pod_volumes import node_disk
+
+OPTIONS_FILE = "virtlet-flexvolume.json"
+_LONGEST = 64 << 10
+_DEFAULT_CAPACITY = "1024MB"
+_CAPACITY = re.compile(r"\s*([0-9]{1,18})\s*(\S*)\s*", re.ASCII)
+_UNITS = {"B": 1, "bytes": 1, "": 10**6}
+for _power, _letter in enumerate("KMGTPE", 1):
+    _UNITS |= {f"{_letter}B": 1000**_power, _letter: 1024**_power, f"{_letter}iB": 1024**_power}
+    _UNITS[f"{_letter}i"] = 1024**_power
+"""Units of Virtlet 1, which are those of libvirt's storage volumes (MB is 10^6, M and MiB are 2^20;
+a number alone is of MB), and those of Kubernetes."""
+_KNOWN = {"qcow2": {"capacity"}, "raw": {"path"}}
+"""Types and their options."""
+
+
+def serve_flexvolume(
+    vm: Vm, mount: Mount, role: str, raw_devices: Sequence[str], node: Node
+) -> Disk:
+    """The disk that a volume asks for.
+
+    Args:
+        vm: which mounts it.
+        mount: of the pod.
+        role: name of the request; becomes the disk's serial number.
+        raw_devices: globs of block devices that pods may have by their path.
+        node: the node.
+
+    Raises:
+        InvalidArgument: an option is wrong; names it, and shows no value of one that is not known.
+        FailedPrecondition: the driver did not write the options, or a device is not there.
+        Unimplemented: the type is not served.
+        ResourceExhausted: the node has no space for the disk.
+    """
+    options = _options(mount)
+    kind = options.get("type", "")
+    if kind == "ceph":
+        raise Unimplemented(
+            f"mount {mount.guest_path}: FlexVolumes of type ceph are not served, as emulators have "
+            "no network of the node's: use a PersistentVolumeClaim of ceph-csi with volumeMode "
+            "Block, which the node maps as a device"
+        )
+    if kind not in _KNOWN:
+        raise _wrong(mount, f"type {quote(kind)} is none of {', '.join(map(repr, _KNOWN))}")
+    unknown = sorted(
+        name for name in set(options) - _KNOWN[kind] - {"type"} if "kubernetes.io/" not in name
+    )
+    if unknown:
+        raise _wrong(
+            mount, f"type {kind} has no option {unknown[0]!r}; it has {', '.join(_KNOWN[kind])}"
+        )
+    if kind == "raw":
+        if not options.get("path", "").startswith("/"):
+            raise _wrong(mount, "option path is not the absolute path of a device")
+        return node_disk(mount, options["path"], role, raw_devices, filesystem=True)
+    try:
+        size = capacity(options.get("capacity") or _DEFAULT_CAPACITY)
+    except ValueError as error:
+        raise _wrong(mount, f"capacity: {error}") from None
+    path = vm.directory / role
+    make_disk_file(path, size, *node.user_of(vm))
+    return Disk(
+        path=path,
+        format="raw",
+        readonly=mount.readonly,
+        serial=role,
+        guest_path=mount.guest_path,
+        filesystem=True,
+    )
+
+
+def capacity(text: str) -> int:
+    """Bytes of a capacity as Virtlet 1 takes it.
+
+    Raises:
+        ValueError: it is none, or none that a disk can have.
+    """
+    match = _CAPACITY.fullmatch(text)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(
+            f"{quote(text)} is no size: write a number and a unit like 1024MB or 10GiB"
+        )
+    return check_size(int(match[1]) * _UNITS[match[2]])
+
+
+def _options(mount: Mount) -> Mapping[str, str]:
+    path = Path(mount.host_path) / OPTIONS_FILE
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            text = file.read(_LONGEST + 1)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"mount {mount.guest_path}: {path}: {error.strerror}: is deploy/flexvolume's driver "
+            "the one that the kubelet calls?"
+        ) from None
+    try:
+        options = json.loads(text) if len(text) <= _LONGEST else None
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict) or not all(isinstance(v, str) for v in options.values()):
+        raise _wrong(mount, f"{path} is no JSON object of texts of at most 64 KiB")
+    return options
+
+
+def _wrong(mount: Mount, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"mount {mount.guest_path}: FlexVolume: {problem}")
