@@ -15,6 +15,7 @@ from virtlet.images.pull import ImageRoute, Images, Retry
 from virtlet.images.staging import ImageLimits
 from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
 from virtlet.model.reference import Reference, parse_reference
+from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
 from virtlet.plugins.image_names.plugin import Plugin as ImageNames
 from virtlet.plugins.image_oci.plugin import REGISTRY_CONFIGS_DIR, Plugin
 from virtlet.testing import configured, make_node, make_settings
@@ -91,7 +92,8 @@ class Node:
             assert source is not None
             return source
 
-        route = ImageRoute("", resolve, partial(self._fetch, self.plugin()), recognize)
+        unpack = ImageFormats().virtlet_unpack_image
+        route = ImageRoute("", resolve, partial(self._fetch, self.plugin()), recognize, unpack)
         return self.images.pull(parse_reference(name), route, credentials)
 
     def plugin(self) -> Plugin:
