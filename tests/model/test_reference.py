@@ -52,6 +52,21 @@ def test_a_name_without_a_tag_has_the_tag_that_a_kubelet_gives_it(
     assert reference.name == text.removeprefix("virtlet.cloud/") or ":" in text
 
 
+@pytest.mark.parametrize("text", ["x:v1\n", "host:5000/x:a\n", "x:v1\r", "x:v1 "])
+def test_a_blank_behind_a_tag_is_refused(text: str) -> None:
+    """And is looked at once: a line end let the search for tags go on for ever."""
+    with pytest.raises(InvalidArgument, match="no blanks"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize("part", ["virtlet.cloud/", ":a", "hunter2@"])
+def test_a_text_that_goes_on_for_ever_is_refused_unread(part: str) -> None:
+    """Its parts would each be taken off a text of megabytes."""
+    with pytest.raises(InvalidArgument, match="longer than 255") as caught:
+        parse_reference("x" + part * 400_000)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_what_follows_an_at_is_not_shown() -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_reference("https://user:hunter2@example.com/x")

@@ -13,12 +13,14 @@ _BARE_ID = re.compile(r"[0-9a-f]{64}")
 _UNSAFE = re.compile(r"[\s%\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 # Grammar of tags in the distribution project's reference package.
-_TAG = re.compile(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+_TAG = re.compile(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 DEFAULT_TAG = "latest"
 """The tag that a kubelet gives a name without one."""
 
 LONGEST = 255
 """Bytes of the longest reference: the longest file name, since its link is named after it."""
+_LONGEST_TEXT = 4096
+"""Characters that are looked at, with prefixes and tags that do not count."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -86,6 +88,9 @@ def parse_reference(text: str) -> Reference:
     Raises:
         InvalidArgument: it is empty, too long, or could not be a link's name in the store.
     """
+    if len(text) > _LONGEST_TEXT:
+        # Not shown: where a password in it ends may be further on.
+        raise InvalidArgument(f"an image name of {len(text)} characters: longer than {LONGEST}")
     bare = text
     while bare.startswith(IMAGE_PREFIX):
         bare = bare.removeprefix(IMAGE_PREFIX)
