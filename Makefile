@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz golden clean
+.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -50,6 +50,19 @@ golden: setup ## write the golden documents again; read the difference before co
 
 fuzz: setup ## feed mutated inputs for MINUTES=10; findings are in build/fuzz (KEEP=1 adds to the corpus)
 	$(PY) -m tests.fuzz $(or $(MINUTES),10)
+
+# Of the shipped installation; `make audit` needs the index or osv.dev to know of vulnerabilities.
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-package win-inet-pton --custom-compile-command 'make lock'
+
+lock: setup ## pin dependencies with hashes in requirements.txt and requirements-build.txt (UPGRADE=1 takes newer ones)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lock]'
+	$(LOCK) $(if $(UPGRADE),--upgrade) -c constraints.txt setup.cfg -o requirements.txt
+	echo 'setuptools>=68' | $(LOCK) $(if $(UPGRADE),--upgrade) - -o requirements-build.txt
+
+audit: setup ## ask for known vulnerabilities of what is pinned
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lock]'
+	.venv/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-build.txt
 
 bench: setup ## measure, and print the table
 	$(PY) -m bench
