@@ -25,6 +25,7 @@ from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu.domain_events import DomainEvent
+from virtlet.plugins.libvirt_qemu.domain_logs import INTERVAL, KEPT, LONGEST, cut
 
 _FOREIGN = """
 <domain type="qemu">
@@ -249,6 +250,45 @@ def test_consumption_is_told_by_one_call(rig: Rig) -> None:
         assert first.balloon == machine.flavor.memory
         until(lambda: rig.hypervisor.stats()[machine.vm.id].cpu_time > first.cpu_time, "CPU time")
     assert machine.vm.id not in rig.hypervisor.stats()
+
+
+def test_an_emulators_log_is_cut_and_its_next_line_follows(rig: Rig) -> None:
+    """Whatever it writes; the end of what was there is kept."""
+    hypervisor: Any = rig.hypervisor
+    with rig.running() as machine:
+        stderr = Path(f"/proc/{rig.pid(machine)}/fd/2")
+        log = Path(os.readlink(stderr))
+        before = log.read_bytes()
+        assert hypervisor.cut_logs() == INTERVAL
+        assert log.read_bytes() == before, "a short one is left alone"
+        with log.open("ab") as flood:
+            for number in range(LONGEST // 100 + 1):
+                flood.write(f"{number:099}\n".encode())
+        hypervisor.cut_logs()
+        text = log.read_bytes()
+        assert len(text) <= KEPT + 100
+        assert text.endswith(f"{LONGEST // 100:099}\n".encode())
+        assert text.startswith(b"virtlet: what stood here was cut off")
+        # It appends, so that the kernel puts its next line there.
+        flags = (stderr.parent.parent / "fdinfo" / "2").read_text().splitlines()[1].split()[1]
+        assert int(flags, 8) & os.O_APPEND
+    assert not log.exists()
+
+
+def test_a_log_that_is_large_in_name_alone_is_left_and_a_link_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    cut(tmp_path / "none")
+    sparse, other, link = (tmp_path / name for name in ("sparse", "other", "link"))
+    sparse.touch()
+    os.truncate(sparse, 1 << 40)
+    cut(sparse)
+    assert sparse.stat().st_size == 1 << 40
+    other.write_bytes(bytes(LONGEST + 4096))
+    link.symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        cut(link)
+    assert other.stat().st_size == LONGEST + 4096
 
 
 def test_an_emulator_that_does_not_answer_holds_up_nobodys_statistics(rig: Rig) -> None:

@@ -35,7 +35,13 @@ from virtlet.model.launch import LaunchPart, Visible
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
-from virtlet.plugins.libvirt_qemu import consumption, failures, libvirt_process, nics
+from virtlet.plugins.libvirt_qemu import (
+    consumption,
+    domain_logs,
+    failures,
+    libvirt_process,
+    nics,
+)
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.consumption import overhead
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, forced
@@ -53,6 +59,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
 )
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
 from virtlet.plugins.libvirt_qemu.visible import visible
+from virtlet.threads import Worker
 
 _FORGET_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
@@ -97,6 +104,7 @@ class LibvirtHypervisor(Hypervisor):
         self._states = DomainStates(self._domains, self._runs, self._by_signal)
         self._changes = DomainChanges(self._runs, self._states, self.process, self._by_signal)
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
+        self._logs = Worker("libvirt-logs", self.cut_logs)
         self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
 
@@ -112,6 +120,7 @@ class LibvirtHypervisor(Hypervisor):
         self._connections.open()
         self._watch.start()
         self._watch.connected()
+        self._logs.start(domain_logs.INTERVAL)
         self._learning = threading.Thread(
             target=self._learn_emulator, name="libvirt-warm-up", daemon=True
         )
@@ -122,6 +131,7 @@ class LibvirtHypervisor(Hypervisor):
         if self._learning is not None:
             # Else a probe under way would go on without an end.
             self._learning.join(_LEARNING)
+        self._logs.stop()
         self._connections.close()
         self._watch.stop()
 
@@ -347,6 +357,14 @@ class LibvirtHypervisor(Hypervisor):
 
     def _log(self, name: str) -> Path:
         return self._place.logs / f"{name}.log"
+
+    def cut_logs(self) -> float:
+        """Keep our domains' logs small; returns the seconds until the next look."""
+        with contextlib.suppress(VirtletError), self._domains.call("look at logs") as connection:
+            for _, domain in self._domains.all(connection):
+                with contextlib.suppress(OSError):
+                    domain_logs.cut(self._log(domain.name()))
+        return domain_logs.INTERVAL
 
     def _clean(self, name: str) -> None:
         """Delete what libvirt leaves of a domain that is undefined."""
