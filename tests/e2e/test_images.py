@@ -18,6 +18,7 @@ from tests.fakes.registry import docker_registry
 from tests.polling import until
 from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.playground import Playground
+from virtlet.cli.pull_progress import how_far
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 
@@ -200,3 +201,29 @@ def test_a_pull_that_fails_says_of_whom_and_is_left_to_the_kubelet(
             CallFailed, match=r"oci:443 does not resolve .*names of an image plugin"
         ):
             client.pull("virtlet.cloud/oci/registry.example.com/x:latest")
+
+
+def test_a_pull_tells_whoever_asks_how_far_it_is(node: Playground, server: ImageServer) -> None:
+    """`virtlet pull` draws its bar from that."""
+    content = TINY.read_bytes()
+    more = threading.Event()
+    server.resources["/x"] = Resource(content, '"v1"', breaks=[1 << 20])
+
+    def wait() -> None:
+        if len(server.requests) == 2:
+            more.wait(300)
+
+    server.resources["/x"].on_request = wait
+    _offer(node, "far", f"{server.url}/x")
+    with node.client() as client:
+        assert how_far(client, "virtlet.cloud/far") is None
+        request = cri.PullImageRequest(image=cri.ImageSpec(image="far:latest"))
+        call = client.images.PullImage.future(request)
+        try:
+            told = (1 << 20, len(content))
+            until(lambda: how_far(client, "virtlet.cloud/far") == told, "the progress", 30)
+        finally:
+            more.set()
+        assert call.result().image_ref == _status(client, "far").id
+        assert how_far(client, "virtlet.cloud/far") is None
+        _remove(client, "far")

@@ -345,9 +345,10 @@ def test_reads_do_not_wait_for_a_pull(images: Images, server: FakeImageSource) -
 def test_progress_tells_how_far_pulls_are(images: Images, server: FakeImageSource) -> None:
     seen: list[tuple[Progress, ...]] = []
     server.before_write = lambda: seen.append(images.progress())
-    size = images.pull(parse_reference("x"), server.route()).size
-    assert seen[0] == (Progress("x", 0, size),)
-    assert seen[2] == (Progress("x", 2000, size),)
+    name = parse_reference("x")
+    size = images.pull(name, server.route()).size
+    assert seen[0] == (Progress("x", 0, size, name),)
+    assert seen[2] == (Progress("x", 2000, size, name),)
     assert images.progress() == ()
 
 

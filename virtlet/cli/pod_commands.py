@@ -10,6 +10,7 @@ from rich.table import Table
 
 from virtlet.cli.client import CallFailed, Client, default_socket, follow_log
 from virtlet.cli.manifest import read_manifest
+from virtlet.cli.pull_progress import progress_bar
 from virtlet.cli.steps import TerminalReporter, bring_up, take_down
 from virtlet.cri import api_pb2 as cri
 
@@ -130,7 +131,14 @@ def images(socket: str) -> None:
 @_socket
 def pull(image: str, handler: str, socket: str) -> None:
     """Pull an image into the store."""
-    with Client(socket) as client, TerminalReporter().step(f"PullImage        {image}"):
+    terminal = Terminal(highlight=False, soft_wrap=True)
+    title = f"PullImage        {image}"
+    report = TerminalReporter(terminal)
+    with (
+        Client(socket) as client,
+        report.step(title, spinner=False),
+        progress_bar(client, image, terminal),
+    ):
         image_id = client.pull(image, handler=handler)
     click.echo(image_id)
 

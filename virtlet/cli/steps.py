@@ -41,11 +41,11 @@ class TerminalReporter:
         self._terminal = terminal or Terminal(highlight=False, soft_wrap=True)
 
     @contextmanager
-    def step(self, title: str) -> Iterator[None]:
+    def step(self, title: str, *, spinner: bool = True) -> Iterator[None]:
         """Show a step while it lasts, and its duration when it is done."""
         started = time.monotonic()
         try:
-            if self._terminal.is_terminal:
+            if spinner and self._terminal.is_terminal:
                 with self._terminal.status(title):
                     yield
             else:

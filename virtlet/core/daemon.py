@@ -143,6 +143,7 @@ def _assemble(
         in_use=lambda: {record.vm.image.id for record in store.vms.values()},
         recognize=recognize_by_anyone(hooks, profiles),
         limits=ImageLimits.of(config[core_options.IMAGE_LIMIT]),
+        pinned=config[core_options.PINNED_IMAGES],
     )
 
     hypervisors = Hypervisors(hooks, profiles)

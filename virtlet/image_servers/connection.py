@@ -118,7 +118,7 @@ class Connection:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._ended = False
+        self._ended = threading.Event()
 
     def trace(self, name: str, details: dict[str, Any]) -> None:
         """Take over the socket of a connection that was just made; an httpx trace function."""
@@ -129,15 +129,19 @@ class Connection:
             if self._socket is not None:
                 self._socket.close()
             self._socket = duplicate
-            if self._ended:
+            if self._ended.is_set():
                 _shut(duplicate)
 
     def end(self) -> None:
         """End this connection, and each that is made later, at once."""
         with self._lock:
-            self._ended = True
+            self._ended.set()
             if self._socket is not None:
                 _shut(self._socket)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless nothing is to be asked any more."""
+        self._ended.wait(seconds)
 
     def close(self) -> None:
         """Let go of the socket, whose request is over; the next one gets another."""

@@ -4,6 +4,7 @@ Source: RFC 9110, 15.4, for redirects.
 """
 
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -27,6 +28,10 @@ _LONGEST_HEAD = 3
 """Timeouts, which are for a silence, that connections, redirects and headers may take in all: a
 server that sends a byte now and then is never silent."""
 _MAX_REDIRECTS = 10
+_LONGEST_WAIT = 30.0
+"""Seconds that a server may ask for by Retry-After. Where it wants more, the pull fails, as other
+pulls of the node wait for this one."""
+_MOST_WAITS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LOOK = "check the image's name, and that the server is up and the node may reach it"
 _BROKEN = "the connection broke or its answer is malformed"
@@ -36,6 +41,8 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": f"virtlet/{__version__}",
 }
+
+log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=BaseException)
 
@@ -110,15 +117,25 @@ class Session:
         limit = _MAX_REDIRECTS if limit < 0 else limit
         self._asked = url = self._start
         with self._errors(), self._in_time() as has_begun:
-            for _ in range(limit + 1):
+            redirects = waits = 0
+            while redirects <= limit:
                 with ExitStack() as stack:
                     response = stack.enter_context(self._request(url, headers))
                     location = response.headers.get("Location")
-                    if response.status_code not in _REDIRECTS or location is None:
+                    wait = _asked_to_wait(response) if waits < _MOST_WAITS else None
+                    if wait is None and (
+                        response.status_code not in _REDIRECTS or location is None
+                    ):
                         has_begun()
                         yield response
                         return
-                self._asked = url = self._redirect(url, location)
+                if wait is None:
+                    redirects += 1
+                    self._asked = url = self._redirect(url, location)
+                    continue
+                waits += 1
+                log.info("image server asks to wait", extra={"image": self.name, "seconds": wait})
+                self._connection.pause(wait)
         raise FailedPrecondition(
             f"image {self.name}: {self.server} redirects more than {limit} times; "
             "see maxRedirects of its transport"
@@ -270,6 +287,14 @@ class Session:
             f"{text}; if {host}/… are names of an image plugin, the handler of the pod's "
             "RuntimeClass must name that plugin under `handlers:` in the manager's configuration"
         )
+
+
+def _asked_to_wait(response: httpx.Response) -> float | None:
+    """Seconds after which a busy server wants to be asked again (RFC 9110, 10.2.3)."""
+    told = response.headers.get("Retry-After", "")
+    if response.status_code not in (429, 503) or not re.fullmatch(r"[0-9]{1,9}", told):
+        return None
+    return float(told) if float(told) <= _LONGEST_WAIT else None
 
 
 def _host_port(url: str) -> str:

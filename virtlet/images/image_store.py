@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from attrs import evolve
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 _BEGINNING = re.compile(r"(?:sha256:)?([0-9a-f]{1,63})")
 """An id that the client cut short."""
 
+_VERSION = re.compile(r"(:[^:/]*|@.*)$")
+"""A tag or digest."""
+
 Recognize = Callable[[str, Path], tuple[str, RecognizedImage]]
 """Says which plugin knows what an image is, and what, given the image's name and file."""
 
@@ -58,6 +62,8 @@ class ImageStore:
         recognize: says what a file is whose record was lost, or where a pull has no way of its own.
         look_patience: seconds that a start waits for it.
         limits: bounds for one image.
+        pinned: globs of the names, with or without prefix and tag, of images that stay although
+            nothing uses them.
     """
 
     def __init__(
@@ -68,9 +74,11 @@ class ImageStore:
         recognize: Recognize,
         look_patience: float = LOOK_PATIENCE,
         limits: ImageLimits | None = None,
+        pinned: tuple[str, ...] = (),
     ) -> None:
         self.limits = limits or ImageLimits()
         self._in_use = in_use
+        self._pinned = pinned
         self._recognize = recognize
         self._look_patience = look_patience
         self._layout = layout
@@ -147,6 +155,13 @@ class ImageStore:
         """What the plugin that fetched an image reported."""
         record = self._view.records.get(digest)
         return record.annotations if record else {}
+
+    def pinned(self, image: Image) -> bool:
+        """Whether the kubelet's garbage collection has to leave an image alone."""
+        called = {name.removeprefix(IMAGE_PREFIX) for name in (*image.names, *image.digests)}
+        called |= {re.sub(_VERSION, "", name) for name in called}
+        globs = [glob.removeprefix(IMAGE_PREFIX) for glob in self._pinned]
+        return any(fnmatchcase(name, glob) for name in called for glob in globs)
 
     def usage(self) -> FilesystemUsage:
         """What the images, parts included, take."""

@@ -33,11 +33,14 @@ from virtlet.model.image import (
     Staging,
 )
 from virtlet.model.reference import Reference, is_digest
+from virtlet.threads import BackOff
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ANONYMOUS = Credentials()
+TELL_AFTER = 30.0
+"""Seconds from one line of the log about a download to the next."""
 MOST_LEFT = 64
 """Threads that hang in a plugin for nobody; each may hold a connection too."""
 
@@ -79,7 +82,9 @@ class Retry:
     attempts: int = 20
     """Tries in one pull; each after the first follows one that broke and had got further."""
     delay: float = 0.5
-    """Seconds between them."""
+    """Seconds between the first two; each further pause is longer."""
+    longest_delay: float = 10.0
+    """Seconds of the longest pause."""
     keep_parts: float = 1800.0
     """Seconds that a broken download waits for the next pull of its source."""
 
@@ -93,6 +98,8 @@ class Progress:
     """Bytes there."""
     total: int | None
     """Bytes in all, where known."""
+    reference: Reference
+    """What it is pulled as."""
 
 
 @frozen
@@ -125,7 +132,7 @@ class Images:
         self._left: set[Future[Any]] = set()
         self._flights: SingleFlight[Image] = SingleFlight()
         self._lock = threading.Lock()
-        self._under_way: dict[Hashable, StagingFile] = {}
+        self._under_way: dict[_Work, StagingFile] = {}
         self._broken: dict[Hashable, StagingFile] = {}
 
     def pull(
@@ -174,8 +181,8 @@ class Images:
     def progress(self) -> tuple[Progress, ...]:
         """How far the pulls under way are."""
         with self._lock:
-            stagings = list(self._under_way.values())
-        return tuple(Progress(s.name, s.size, s.total) for s in stagings)
+            under_way = list(self._under_way.items())
+        return tuple(Progress(s.name, s.size, s.total, work.reference) for work, s in under_way)
 
     def close(self) -> None:
         """Let go of broken downloads."""
@@ -231,6 +238,7 @@ class Images:
         itself, lets other pods wait meanwhile.
         """
         tries = 0
+        pauses = BackOff(self._retry.delay, self._retry.longest_delay)
         while True:
             tries += 1
             before = _progress(staging)
@@ -255,16 +263,15 @@ class Images:
                         "problem": str(error),
                     },
                 )
-            self._pause(wanted)
+            _pause(pauses.pause(), wanted)
 
     def _fetch_once(
         self, work: _Work, route: ImageRoute, staging: StagingFile, wanted: Callable[[], bool]
     ) -> FetchedImage:
         lease = Lease(staging)
         try:
-            return self._ask(
-                work, lambda: route.fetch(work.source, work.credentials, lease), wanted
-            )
+            fetch = partial(route.fetch, work.source, work.credentials, lease)
+            return self._ask(work, fetch, _telling(staging, wanted))
         finally:
             lease.end()
 
@@ -316,11 +323,6 @@ class Images:
 
         outcome.add_done_callback(ended)
 
-    def _pause(self, wanted: Callable[[], bool]) -> None:
-        end = time.monotonic() + self._retry.delay
-        while wanted() and (left := end - time.monotonic()) > 0:
-            time.sleep(min(0.1, left))
-
     def _take_staging(self, work: _Work) -> StagingFile:
         now = time.monotonic()
         with self._lock:
@@ -346,6 +348,27 @@ class Images:
                 self._broken[work] = staging
         if not keep:
             staging.discard()
+
+
+def _telling(staging: StagingFile, wanted: Callable[[], bool]) -> Callable[[], bool]:
+    """As `wanted`; the log tells now and then how far the download is, as CRI has no way to."""
+    told = time.monotonic()
+
+    def asked() -> bool:
+        nonlocal told
+        if time.monotonic() - told >= TELL_AFTER:
+            told = time.monotonic()
+            extra = {"image": staging.name, "size": staging.size, "total": staging.total}
+            log.info("image is being fetched", extra=extra)
+        return wanted()
+
+    return asked
+
+
+def _pause(seconds: float, wanted: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while wanted() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(0.1, left))
 
 
 def _progress(staging: StagingFile) -> int:

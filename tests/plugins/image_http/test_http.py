@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,9 +17,12 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
+from virtlet.images.lease import Lease
+from virtlet.images.singleflight import apart
 from virtlet.images.staging import StagingFile
 from virtlet.model.image import Credentials, ImageSource, Transport
 from virtlet.plugins.image_http.plugin import Plugin
+from virtlet.testing import configured
 
 from .conftest import CONTENT, Stagings, Start, fetch, written
 
@@ -244,6 +248,43 @@ class TestErrors:
         server.resources["/x"] = Resource(status=status)
         with pytest.raises(error, match=rf"image x: 127.0.0.1:\d+ .*{status}"):
             fetch(f"{server.url}/x", staging)
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_busy_server_is_asked_again_when_it_says_when(
+        self, server: ImageServer, staging: StagingFile, status: int
+    ) -> None:
+        def recover() -> None:
+            server.resources["/x"].status = 0 if len(server.requests) == 3 else status
+
+        busy = {"Retry-After": "0"}
+        server.resources["/x"] = Resource(CONTENT, headers=busy, on_request=recover)
+        fetch(f"{server.url}/x", staging)
+        assert staging.path.read_bytes() == CONTENT
+        assert len(server.requests) == 3
+
+    @pytest.mark.parametrize(("seconds", "requests"), [("0", 4), ("31", 1), ("soon", 1)])
+    def test_a_server_that_stays_busy_is_left_to_the_kubelet(
+        self, server: ImageServer, staging: StagingFile, seconds: str, requests: int
+    ) -> None:
+        server.resources["/x"] = Resource(status=429, headers={"Retry-After": seconds})
+        with pytest.raises(Unavailable, match="cannot serve it now"):
+            fetch(f"{server.url}/x", staging)
+        assert len(server.requests) == requests
+
+    def test_a_pull_that_waits_for_a_busy_server_ends_when_nobody_waits_for_it(
+        self, server: ImageServer, staging: StagingFile
+    ) -> None:
+        server.resources["/x"] = Resource(status=503, headers={"Retry-After": "30"})
+        lease = Lease(staging)
+        source = ImageSource(name="x", url=f"{server.url}/x", trusted=True)
+        plugin = configured(Plugin(), staging.path.parent)
+        asked = threading.Event()
+        server.resources["/x"].on_request = asked.set
+        outcome = apart(lambda: plugin.virtlet_fetch_image(source, Credentials(), lease))
+        assert asked.wait(30)
+        lease.end()
+        with pytest.raises(Unavailable):
+            outcome.result(20)
 
     def test_nobody_there_is_unavailable(self, staging: StagingFile) -> None:
         with image_server() as gone:

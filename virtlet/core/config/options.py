@@ -90,6 +90,15 @@ IMAGE_LIMIT = Option(
     default="64Gi",
     help="largest image file, and largest virtual disk an image may declare (times 16)",
 )
+PINNED_IMAGES = Option(
+    field="pinnedImages",
+    flag="--pinned-images",
+    env="VIRTLET_PINNED_IMAGES",
+    kind=WORDS,
+    default="",
+    help="images that the kubelet's garbage collection leaves alone: names with or without tag, "
+    "and globs, such as fedora:* or registry.example.com/golden/*",
+)
 EMULATOR_USER = Option(
     field="emulatorUser",
     flag="--emulator-user",
@@ -226,6 +235,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     DATABASE,
     IMAGE_DIR,
     IMAGE_LIMIT,
+    PINNED_IMAGES,
     EMULATOR_USER,
     EMULATOR,
     CGROUP_DRIVER,

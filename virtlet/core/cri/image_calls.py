@@ -1,5 +1,7 @@
 """The image calls."""
 
+from collections.abc import Mapping, Sequence
+
 from virtlet.core.cri import replies, requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.cri.replies import streamed
@@ -8,7 +10,7 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
 from virtlet.images.layout import FilesystemUsage, measure
-from virtlet.model.image import Image
+from virtlet.model.image import Image, shown_name
 from virtlet.model.reference import Reference, parse_reference
 
 
@@ -38,29 +40,43 @@ class ImageCalls:
     def list(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """ListImages."""
         wanted = request.filter.image.image
+        store = self._context.images.store
         if wanted:
-            image = self._context.images.store.find(parse_reference(wanted))
-            return cri.ListImagesResponse(images=[replies.image_item(image)] if image else [])
-        return cri.ListImagesResponse(
-            images=[replies.image_item(image) for image in self._context.images.store.list()]
-        )
+            found = store.find(parse_reference(wanted))
+            images = [found] if found else []
+        else:
+            images = [*store.list()]
+        return cri.ListImagesResponse(images=[self._item(image) for image in images])
+
+    def _item(self, image: Image) -> cri.Image:
+        return replies.image_item(image, pinned=self._context.images.store.pinned(image))
 
     def status(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
-        """ImageStatus: empty when the image is not there."""
+        """ImageStatus: empty when the image is not there; verbose tells of pulls all the same."""
         image = self._context.images.store.find(_reference(request.image))
         if image is None:
-            return cri.ImageStatusResponse()
+            pulls = replies.pulls_info(self._pulls()) if request.verbose else {}
+            return cri.ImageStatusResponse(info=pulls)
         return cri.ImageStatusResponse(
-            image=replies.image_item(image),
+            image=self._item(image),
             info=self._info(image) if request.verbose else {},
         )
 
-    def _info(self, image: Image) -> dict[str, str]:
-        store = self._context.images.store
-        pulls = [
-            {"name": pull.name, "bytes": pull.size, "total": pull.total}
+    def _pulls(self) -> Sequence[Mapping[str, object]]:
+        """How far the pulls under way are."""
+        return [
+            {
+                "name": pull.name,
+                "reference": shown_name(str(pull.reference)),
+                "bytes": pull.size,
+                "total": pull.total,
+            }
             for pull in self._context.images.progress()
         ]
+
+    def _info(self, image: Image) -> dict[str, str]:
+        store = self._context.images.store
+        pulls = self._pulls()
         handler = store.handler(parse_reference(image.id))
         return replies.image_info(image, handler, store.annotations(image.id), pulls)
 

@@ -189,7 +189,7 @@ def vm_info(record: VmRecord) -> dict[str, str]:
     return {"info": json.dumps(info)}
 
 
-def image_item(image: Image) -> cri.Image:
+def image_item(image: Image, *, pinned: bool) -> cri.Image:
     """An image in a list or status."""
     return cri.Image(
         id=image.id,
@@ -197,6 +197,7 @@ def image_item(image: Image) -> cri.Image:
         repo_digests=image.digests,
         size=image.size,
         spec=cri.ImageSpec(image=image.id),
+        pinned=pinned,
     )
 
 
@@ -219,6 +220,11 @@ def image_info(
         "pullsUnderWay": list(pulls),
     }
     return {"info": json.dumps(info)}
+
+
+def pulls_info(pulls: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """What `verbose` tells of an image that is not there: how far the pulls under way are."""
+    return {"info": json.dumps({"pullsUnderWay": list(pulls)})}
 
 
 def labelled(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

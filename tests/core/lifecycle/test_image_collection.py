@@ -1,0 +1,110 @@
+"""The kubelet's garbage collection of images: its calls in their order, as pkg/kubelet/images makes
+them (image_gc_manager.go)."""
+
+import pytest
+from attrs import evolve
+
+from tests.fakes.manager import Manager
+from tests.images.conftest import put
+from tests.images.disks import recognize
+from virtlet.core.cri import replies
+from virtlet.core.cri.image_calls import ImageCalls
+from virtlet.core.lifecycle import pods, vms
+from virtlet.cri import api_pb2 as cri
+from virtlet.images.image_store import ImageStore
+from virtlet.images.layout import Layout
+from virtlet.images.pull import Images
+from virtlet.model.pod import PodConfig, PodMetadata
+from virtlet.model.reference import parse_reference
+from virtlet.model.vm import VmConfig, VmMetadata
+
+
+class Kubelet:
+    """Looks at images as a kubelet does, and remembers what was in use when."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.calls = ImageCalls(manager.context)
+
+    def used_bytes(self) -> int:
+        (images,) = self.calls.fs_info(cri.ImageFsInfoRequest()).image_filesystems
+        return int(images.used_bytes.value)
+
+    def listed(self) -> dict[str, cri.Image]:
+        images = self.calls.list(cri.ListImagesRequest()).images
+        return {image.id: image for image in images}
+
+    def collect(self, bytes_to_free: int) -> int:
+        """Remove unused images, the least recently used first, until enough is said to be free."""
+        vms_of_now = self.manager.store.vms.values()
+        in_use = {replies.vm_item(record).image_id for record in vms_of_now}
+        freed = 0
+        for image in self.listed().values():
+            if freed >= bytes_to_free:
+                break
+            if image.id in in_use or image.pinned:
+                continue
+            spec = cri.ImageSpec(image=image.id)
+            self.calls.remove(cri.RemoveImageRequest(image=spec))
+            freed += image.size
+        return freed
+
+
+@pytest.fixture
+def kubelet(manager: Manager) -> Kubelet:
+    return Kubelet(manager)
+
+
+def _vm(manager: Manager, image: str) -> str:
+    metadata = PodMetadata(name="web", uid="uid-web", namespace="default")
+    logs = str(manager.context.node.data_dir / "logs")
+    pod = pods.run_pod(manager.context, PodConfig(metadata=metadata, log_directory=logs), "")
+    config = VmConfig(metadata=VmMetadata(name="guest"), image=image, user_image="used:v1")
+    return vms.create_vm(manager.context, pod, config)
+
+
+def test_collection_frees_what_it_counts_and_leaves_what_vms_use(
+    manager: Manager, kubelet: Kubelet
+) -> None:
+    store = manager.context.images.store
+    used, idle = (put(store, name, name) for name in ("used:v1", "idle"))
+    for name in ("tagged:v1", "tagged:v2"):
+        put(store, name, "tagged")
+    vm = _vm(manager, used)
+    before = kubelet.used_bytes()
+    size = kubelet.listed()[idle].size
+    # By id, an image goes with all its names.
+    assert kubelet.collect(1 << 40) == 2 * size
+    assert kubelet.listed().keys() == {used}
+    assert before - kubelet.used_bytes() >= 2 * size
+    assert store.get(parse_reference("tagged:v2")) is None
+    vms.remove_vm(manager.context, vm)
+    kubelet.collect(1)
+    assert kubelet.listed() == {}
+    assert not list((manager.context.node.data_dir / "images" / "data").iterdir())
+
+
+def test_collection_stops_when_it_has_freed_enough(manager: Manager, kubelet: Kubelet) -> None:
+    store = manager.context.images.store
+    oldest, newest = put(store, "oldest", "a"), put(store, "newest", "b")
+    assert kubelet.collect(1) == 64 * 1024
+    assert kubelet.listed().keys() == {newest}
+    assert store.get(parse_reference(oldest)) is None
+
+
+def test_collection_leaves_pinned_images(manager: Manager, kubelet: Kubelet) -> None:
+    layout = Layout(manager.context.node.data_dir / "pinned", 0)
+    pinned = ("fedora:*", "virtlet.cloud/golden/*", "exact:v1", "whole")
+    store = ImageStore(layout, in_use=set, recognize=recognize, pinned=pinned)
+    kubelet.calls = ImageCalls(evolve(manager.context, images=Images(store)))
+    stay = ("virtlet.cloud/fedora:41", "golden/a", "virtlet.cloud/exact:v1", "whole:v3")
+    for name in (*stay, "fedora-extra", "exact:v2", "other/golden/a", "wholes"):
+        put(store, name, name)
+    kubelet.collect(1 << 40)
+    left = kubelet.listed().values()
+    assert {name for image in left for name in image.repo_tags} == {*stay, "golden/a:latest"} - {
+        "golden/a"
+    }
+    # An operator removes them as any other.
+    store.remove(parse_reference("exact:v1"))
+    assert len(kubelet.listed()) == 3
