@@ -91,6 +91,14 @@ def test_a_block_volume_is_read_and_written_by_the_guest(
     assert (cache / "disk.img").stat().st_size == 64 << 20
     assert b"written" in (cache / "disk.img").read_bytes()
 
+    os.truncate(file, 2 * SIZE)
+    subprocess.run(["losetup", "--set-capacity", str(device)], check=True)
+    sectors = 2 * SIZE // 512
+    run(
+        f"until grep -qx {sectors} /sys/class/block/$(basename $(readlink -f /dev/data))/size; "
+        "do sleep 0.5; done"
+    )
+
     pages = "for d in /sys/block/sd*; do tail -c +5 $d/device/vpd_pg80; echo; done"
     serials = run(pages).decode().split()
     assert len(set(serials)) == len(serials) == 4

@@ -1,6 +1,9 @@
 """The documents of the built-in renderer start, whatever the machine is made of."""
 
+import json
 import os
+import stat
+import subprocess
 from pathlib import Path
 
 import libvirt_qemu
@@ -12,6 +15,9 @@ from tests.plugins.libvirt_qemu.rig import QEMU, Rig
 from virtlet.model.disk import Disk, Share
 from virtlet.model.launch import ENV_TOKEN
 from virtlet.model.vm import Machine
+from virtlet.plugins.libvirt_qemu.disk_growth import DiskGrowth
+
+MIB = 1 << 20
 
 
 def _boots(rig: Rig, machine: Machine) -> None:
@@ -142,6 +148,42 @@ def test_a_machine_starts_from_nvme(rig: Rig) -> None:
         assert said.count("dev: nvme,") == 3
         for serial in ("disk-0", "volume-0", "volume-1"):
             assert f'serial = "{serial}"' in said
+
+
+@pytest.mark.parametrize("bus", ["scsi", "virtio"])
+def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path: Path) -> None:
+    """Once, and after a look that came when nothing had changed; a shrunk one is left alone."""
+    machine = rig.machine()
+    growth = DiskGrowth(rig.hypervisor._domains)  # type: ignore[attr-defined]
+    file = tmp_path / "device"
+    file.write_bytes(bytes(MIB))
+    attach = ["losetup", "--find", "--show", str(file)]
+    found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    node = machine.vm.directory / "volume-0"
+    os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
+    rig.give_away(node)
+    disk = Disk(path=node, format="raw", block=True, serial="volume-0")
+    flavor = evolve(machine.flavor, disk_bus=bus)
+
+    def resized(size: int) -> int:
+        """Bytes of the guest's disk after the device got a size."""
+        os.truncate(file, size)
+        subprocess.run(["losetup", "--set-capacity", found], check=True)
+        growth.look()
+        with rig.domain(machine) as domain:
+            said = libvirt_qemu.qemuMonitorCommand(
+                domain, json.dumps({"execute": "query-block"}), 0
+            )
+        sizes = [d["inserted"]["image"]["virtual-size"] for d in json.loads(said)["return"]]
+        return int(sizes[-1])
+
+    try:
+        with rig.running(machine=evolve(machine, flavor=flavor, volumes=(disk,))):
+            assert [resized(n * MIB) for n in (1, 3, 3, 4, 2)] == [n * MIB for n in (1, 3, 3, 4, 4)]
+        growth.look()
+        assert growth._known == {}
+    finally:
+        subprocess.run(["losetup", "--detach", found], check=True)
 
 
 @pytest.mark.parametrize(("bus", "most"), [("scsi", 26), ("virtio", 20), ("nvme", 20)])

@@ -44,6 +44,7 @@ from virtlet.plugins.libvirt_qemu import (
 )
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.consumption import overhead
+from virtlet.plugins.libvirt_qemu.disk_growth import DiskGrowth
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, forced
 from virtlet.plugins.libvirt_qemu.domain_events import DomainChanges, DomainWatch
 from virtlet.plugins.libvirt_qemu.domain_resize import Resizer
@@ -105,6 +106,7 @@ class LibvirtHypervisor(Hypervisor):
         self._changes = DomainChanges(self._runs, self._states, self.process, self._by_signal)
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
         self._logs = Worker("libvirt-logs", self.cut_logs)
+        self._growth = DiskGrowth(self._domains)
         self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
 
@@ -121,6 +123,7 @@ class LibvirtHypervisor(Hypervisor):
         self._watch.start()
         self._watch.connected()
         self._logs.start(domain_logs.INTERVAL)
+        self._growth.start()
         self._learning = threading.Thread(
             target=self._learn_emulator, name="libvirt-warm-up", daemon=True
         )
@@ -132,6 +135,7 @@ class LibvirtHypervisor(Hypervisor):
             # Else a probe under way would go on without an end.
             self._learning.join(_LEARNING)
         self._logs.stop()
+        self._growth.stop()
         self._connections.close()
         self._watch.stop()
 

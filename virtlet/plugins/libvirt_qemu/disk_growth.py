@@ -1,0 +1,133 @@
+"""Block devices that grow while a VM runs: the guest is told of their new size.
+
+Nobody calls a runtime when a volume has grown: a CSI plugin grows the device on the node, and for
+volumes of mode Block that is all. So the devices are looked at. Asking their size takes no libvirt;
+it is called when a VM is seen for the first time, and when a device has grown.
+"""
+
+import logging
+import os
+import stat
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+from attrs import define
+
+from virtlet.errors import VirtletError
+from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine
+from virtlet.threads import Worker
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 10.0
+"""Seconds between looks."""
+
+
+@define
+class _Device:
+    """A disk that is a block device of the node."""
+
+    target: str
+    """Its name in the domain document."""
+    path: str
+    size: int
+    """Bytes that the guest sees."""
+    failed: int = 0
+    """A size that the emulator did not take; tried again, and told once."""
+
+
+class DiskGrowth:
+    """Looks at the devices of running VMs on a thread of its own, which an emulator that does not
+    answer may hold up.
+
+    Args:
+        domains: finds the VMs.
+    """
+
+    def __init__(self, domains: Domains) -> None:
+        self._domains = domains
+        self._known: dict[str, list[_Device]] = {}
+        """Of running VMs."""
+        self._worker = Worker("disk-growth", self._turn)
+
+    def start(self) -> None:
+        """Start looking; idempotent."""
+        self._worker.start(INTERVAL)
+
+    def stop(self) -> None:
+        """End; idempotent."""
+        self._worker.stop()
+
+    def _turn(self) -> float:
+        try:
+            self.look()
+        except VirtletError as error:
+            log.info("devices not looked at", extra={"problem": str(error)})
+        return INTERVAL
+
+    def look(self) -> None:
+        """Tell the guests of all devices that have grown since the last look.
+
+        Raises:
+            Unavailable: libvirt is away.
+        """
+        with self._domains.call("look at the devices of VMs") as connection:
+            running = {}
+            for vm_id, domain in self._domains.all(connection):
+                with missing_is_fine():
+                    if domain.isActive():
+                        devices = self._known.get(vm_id)
+                        running[vm_id] = _devices(domain) if devices is None else devices
+                        for device in running[vm_id]:
+                            _grow(vm_id, domain, device)
+        self._known = running
+
+
+def _devices(domain: Any) -> list[_Device]:
+    found = []
+    for disk in ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/disk[@type='block']"):
+        source, target = disk.find("source"), disk.find("target")
+        # A disk that can only be read keeps its size, and one that is a part of its device too.
+        if source is None or target is None or disk.find("readonly") is not None:
+            continue
+        if source.find("slices") is None:
+            name = target.get("dev", "")
+            capacity, _, _ = domain.blockInfo(name)
+            found.append(_Device(name, source.get("dev", ""), capacity))
+    return found
+
+
+def _grow(vm_id: str, domain: Any, device: _Device) -> None:
+    size = _size(device.path)
+    if size <= device.size:
+        return
+    about = {"vm": vm_id, "disk": device.target, "bytes": size}
+    try:
+        domain.blockResize(device.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    except libvirt.libvirtError as error:
+        if device.failed != size and domain.isActive():
+            log.warning("disk not grown", extra=about | {"problem": str(error)})
+        device.failed = size
+    else:
+        log.info("disk grown", extra=about)
+        device.size = size
+
+
+def _size(path: str) -> int:
+    """Bytes of a block device; 0 where there is none any more.
+
+    The directory is the emulator's user's, so no link is followed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            return 0
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
