@@ -110,6 +110,7 @@ make_root() {
 		--essential-hook="sync-in $here/rootfs /" \
 		--customize-hook="sync-out /var/cache/apt/archives $cache" \
 		--customize-hook='cd "$1" && mv boot/vmlinuz-* boot/vmlinuz && mv boot/initrd.img-* boot/initrd.img' \
+		--customize-hook='chroot "$1" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service' \
 		--customize-hook='cp "$1"/usr/lib/systemd/boot/efi/systemd-bootx64.efi "$1"/boot/' \
 		--customize-hook="sync-out /boot $work/boot" \
 		--customize-hook='find "$1"/usr/share/ca-certificates "$1"/etc/ssl/certs -name "*[^ -~]*" -delete' \

@@ -1,7 +1,9 @@
 """A node with a manager, and pods on it: all of it real."""
 
+import fcntl
 import itertools
 import os
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -129,6 +131,17 @@ def example_plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
     packages = map(read_package, sorted((ROOT / "examples").glob("plugin-*")))
     paths = pretend_installed(packages, tmp_path_factory.mktemp("plugins"))
     return os.pathsep.join(map(str, paths))
+
+
+@pytest.fixture(scope="session")
+def debian_image() -> Path:
+    """The Debian guest's image, built once by whichever process of the tests needs it first."""
+    image = ROOT / "build" / "debian.qcow2"
+    image.parent.mkdir(exist_ok=True)
+    with (image.parent / "debian.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run([ROOT / "images" / "debian" / "build.sh", image], check=True)
+    return image
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,11 @@ REQUESTS = Path(__file__).with_name("requests.jsonl")
 
 KUBERNETES_KEYS = ("io.kubernetes.", "kubernetes.io/")
 """Beginnings of the labels and annotations that are a kubelet's own; others are a pod's."""
-OF_A_POD = ("kubernetes.io/target-runtime",)
+OF_A_POD = (
+    "kubernetes.io/target-runtime",
+    "kubernetes.io/ingress-bandwidth",
+    "kubernetes.io/egress-bandwidth",
+)
 """Annotations with such a beginning that a pod has itself."""
 
 ASKED_FOR = {
