@@ -1,0 +1,234 @@
+"""The manifests of examples/pods, as a kubelet brings them: each is admitted, and boots."""
+
+import base64
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.e2e.conftest import AS_THE_UNIT, ROOT, TINY, Pod
+from tests.fakes import kubelet
+from tests.fakes.api_server import ApiServer, serving
+from tests.fakes.kubelet import volumes
+from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
+from virtlet.host import netns
+
+PODS = {path.stem: path for path in sorted((ROOT / "examples" / "pods").glob("*.yaml"))}
+UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
+
+
+@pytest.fixture(scope="module")
+def examples_node() -> Iterator[Playground]:
+    """A node whose settings are not the defaults."""
+    directory = Path(tempfile.mkdtemp(prefix="virtlet-", dir="/var/tmp"))
+    settings = {
+        "fdServerSocketPath": str(directory / "launch.sock"),
+        "databasePath": str(directory / "pods.db"),
+        "imageDir": str(directory / "store"),
+        "imageSizeLimit": "1Gi",
+        "emulatorUser": "libvirt-qemu",
+        "emulator": "/usr/bin/qemu-system-x86_64",
+        "cgroupDriver": "cgroupfs",
+        "logLevel": "debug",
+        "logFormat": "text",
+        "kubeconfig": str(directory / "kubeconfig"),
+        "handlers": {"virtlet": {}},
+    }
+    with Playground(
+        {"tiny": TINY, "debian": TINY},  # Debian itself boots in test_debian.py.
+        subnet="10.133.0.0/16",
+        settings=settings,
+        directory=directory,
+        wrapper=AS_THE_UNIT,
+    ) as playground:
+        yield playground
+
+
+@pytest.fixture(scope="module")
+def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
+    """A VM of every example, made and started; they boot side by side."""
+    node, made = examples_node, {}
+    api = ApiServer(namespaces={"default"})
+    with node.client() as client, ExitStack() as cleanup:
+        netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
+        for name, path in PODS.items():
+            example = volumes.Example.read(path, name)
+            for (kind, of), document in example.objects.items():
+                if kind == "ConfigMap":
+                    api.put("configmaps", "default", of, data=document["data"])
+                elif kind == "Secret":
+                    data = {key: b64(text) for key, text in document["stringData"].items()}
+                    api.put("secrets", "default", of, type="Opaque", data=data)
+            manifest = example.manifest(node.log_root)
+            dns = cri.DNSConfig()
+            dns.CopyFrom(manifest.pod.dns_config)
+            kubelet.complete(manifest, node.kubelet_dir)
+            if example.pod["spec"].get("dnsPolicy") == "None":
+                manifest.pod.dns_config.CopyFrom(dns)
+            cleanup.enter_context(volumes.made(example, manifest, node.kubelet_dir))
+            made[name] = Pod(node, client, manifest).up()
+        yield made
+        for pod in made.values():
+            pod.client.stop(pod.vm, 0)
+            pod.down()
+        assert node.settled_leftovers() == []
+
+
+def b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def run(pod: Pod, script: str) -> list[str]:
+    """The lines that a script prints in the guest, once it is up."""
+    output = pod.exec("/bin/sh", "-c", UNTIL_UP + script, timeout=120)
+    assert output.exit_code == 0, output.stderr
+    return output.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_every_example_is_admitted_and_started(pods: dict[str, Pod], name: str) -> None:
+    assert pods[name].status.state == cri.CONTAINER_RUNNING
+
+
+def test_settings_of_the_node_are_in_force(pods: dict[str, Pod], examples_node: Playground) -> None:
+    """Paths, the emulator and its user, the cgroup driver, and the log's form and level."""
+    directory, pod = examples_node.directory, pods["tiny"]
+    assert (directory / "pods.db").stat().st_size > 0
+    assert (directory / "launch.sock").is_socket()
+    assert len(list((directory / "store" / "data").glob("*.json"))) == 1
+    assert Path(f"/proc/{pod.emulator}/exe").readlink().name == "qemu-system-x86_64"
+    assert Path(f"/proc/{pod.emulator}").stat().st_uid != 0
+    driver = pod.client.call("RuntimeConfig", cri.RuntimeConfigRequest()).linux.cgroup_driver
+    assert driver == cri.CGROUPFS
+    lines = examples_node.log_file.read_text().splitlines()
+    assert [line for line in lines if line.startswith("{")] == []
+    assert any(" DEBUG " in line or " debug " in line for line in lines)
+
+
+def test_a_script_is_the_whole_user_data(pods: dict[str, Pod]) -> None:
+    pods["tiny"].wait_for_console("hello from the user-data of examples/pods/tiny.yaml")
+    assert run(pods["tiny"], "grep GREETING /etc/cloud/environment") != []
+
+
+def test_a_machine_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
+    files = "/sys/block/vda/size /sys/class/dmi/id/product_uuid"
+    script = f"nproc; cat {files}; grep -m1 'model name' /proc/cpuinfo"
+    cpus, sectors, uuid, model = run(pods["machine"], script)
+    assert (cpus, int(sectors) * 512) == ("2", 1 << 30)
+    assert uuid == "7e57ab1e-0000-4000-8000-00000badcafe"
+    assert "QEMU Virtual CPU" in model
+
+
+def test_a_machine_that_can_grow_has_room_for_it(pods: dict[str, Pod]) -> None:
+    arguments = " ".join(pods["growing"].command_line)
+    assert "maxcpus=2" in arguments
+    assert "virtio-mem" in arguments
+
+
+def test_volumes_of_kubernetes_are_files_and_directories(
+    pods: dict[str, Pod], examples_node: Playground
+) -> None:
+    pod = pods["volumes"]
+    script = """
+        cat /etc/settings/greeting; echo; cat /etc/settings/app.ini /etc/about/labels
+        cat /etc/credentials/password; echo; stat -L -c %a /etc/credentials/password
+        ls /etc/everything | sort | tr '\\n' ' '; echo
+        ls /node/UTC
+        for at in /scratch /memory; do echo written >$at/file; done
+        touch /node/file 2>/dev/null || echo read-only
+    """
+    assert run(pod, script) == [
+        "hello",
+        "colour = blue",
+        'tier="example"',
+        "hunter2",
+        "400",
+        "app.ini greeting password ",
+        "/node/UTC",
+        "read-only",
+    ]
+    directory = examples_node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~empty-dir"
+    for name in ("scratch", "memory"):
+        assert (directory / name / "file").read_text() == "written\n"
+
+
+def test_claims_are_a_disk_and_a_directory(pods: dict[str, Pod], examples_node: Playground) -> None:
+    pod = pods["claims"]
+    script = """
+        until [ -b /dev/data ]; do sleep 0.2; done
+        printf 'on the disk' | dd of=/dev/data conv=notrunc,fsync 2>/dev/null; head -c 11 /dev/data
+        echo; echo in the file >/files/file
+    """
+    assert run(pod, script) == ["on the disk"]
+    directory = examples_node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~csi"
+    assert (directory / "files/file").read_text() == "in the file\n"
+
+
+def test_a_block_volume_is_a_disk(pods: dict[str, Pod]) -> None:
+    assert run(pods["block-volume"], "until [ -b /dev/data ]; do sleep 0.2; done") == []
+
+
+def test_a_root_disk_may_be_a_volume(pods: dict[str, Pod]) -> None:
+    """The guest sees the volume's size, less what is kept in front of the disk."""
+    (sectors,) = run(pods["persistent-root"], "cat /sys/block/sda/size")
+    assert volumes.DEVICE_SIZE - (8 << 20) < int(sectors) * 512 < volumes.DEVICE_SIZE
+
+
+def test_an_empty_dir_may_be_a_disk(pods: dict[str, Pod]) -> None:
+    mounted = "until grep ' /var/lib/scratch ext4' /proc/mounts; do sleep 0.2; done"
+    script = f"{mounted} >/dev/null; df -k /var/lib/scratch | tail -n 1"
+    (line,) = run(pods["empty-dir-disk"], script)
+    assert int(line.split()[1]) > 4 << 20
+
+
+def test_a_flex_volume_is_a_disk(pods: dict[str, Pod]) -> None:
+    script = "until grep ' /data ext4' /proc/mounts; do sleep 0.2; done; echo written >/data/file"
+    (line,) = run(pods["flexvolume"], script)
+    assert line.startswith("/dev/sd")
+
+
+def test_the_network_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
+    pod = pods["network"]
+    lines = run(pod, "hostname; cat /etc/resolv.conf; ip -4 -o addr show eth0")
+    assert lines[0] == "a-name-of-its-own"
+    assert {"nameserver 10.96.0.10", "search example.com", "options ndots:2"} <= set(lines)
+    assert f" {pod.address}/" in lines[-1]
+
+
+def test_cloud_init_gets_what_the_pod_says(pods: dict[str, Pod]) -> None:
+    pod = pods["cloud-config"]
+    lines = run(pod, "hostname; cat /etc/motd; tail -n 1 /root/.ssh/authorized_keys")
+    assert lines[:2] == ["named-by-meta-data", "welcome"]
+    assert lines[2].endswith("you@example.com")
+    pod.wait_for_console("user-data of examples/pods/cloud-config.yaml")
+
+
+def test_user_data_keys_and_files_come_from_objects(pods: dict[str, Pod]) -> None:
+    pod = pods["objects"]
+    script = "cat /etc/app/token; echo; stat -c %a /etc/app/token; cat /root/.ssh/authorized_keys"
+    token, mode, key = run(pod, script)
+    assert (token, mode) == ("hunter2", "600")
+    assert key.endswith("you@example.com")
+    pod.wait_for_console("user-data of a ConfigMap")
+
+
+def test_a_whole_document_comes_from_an_object(pods: dict[str, Pod]) -> None:
+    assert run(pods["object-document"], "cat /etc/from-document") == ["a whole document"]
+
+
+def test_disks_have_the_limits_of_the_pod(pods: dict[str, Pod], examples_node: Playground) -> None:
+    """In the document that libvirt has of the VM, for each of its disks."""
+    name = str(UUID(pods["disks"].vm))
+    documents = examples_node.data_dir.glob("libvirt/etc/qemu/*.xml")
+    (document,) = (text for path in documents if name in (text := path.read_text()))
+    for element, value in {
+        "total_iops_sec": 2000,
+        "total_iops_sec_max": 4000,
+        "total_bytes_sec": 50 << 20,
+        "total_bytes_sec_max": 200 << 20,
+    }.items():
+        assert f"<{element}>{value}</{element}>" in document
