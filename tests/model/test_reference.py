@@ -55,8 +55,11 @@ def test_a_name_without_a_tag_has_the_tag_that_a_kubelet_gives_it(
 @pytest.mark.parametrize("text", ["x:v1\n", "host:5000/x:a\n", "x:v1\r", "x:v1 "])
 def test_a_blank_behind_a_tag_is_refused(text: str) -> None:
     """And is looked at once: a line end let the search for tags go on for ever."""
-    with pytest.raises(InvalidArgument, match="no blanks"):
+    with pytest.raises(InvalidArgument, match="no blanks") as caught:
         parse_reference(text)
+    with pytest.raises(InvalidArgument, match="no blanks") as longer:
+        parse_reference("\0" * 4000 + text)
+    assert len(str(longer.value)) < len(str(caught.value)) + 300
 
 
 @pytest.mark.parametrize("part", ["virtlet.cloud/", ":a", "hunter2@"])

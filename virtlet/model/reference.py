@@ -111,8 +111,8 @@ def parse_reference(text: str) -> Reference:
         raise InvalidArgument("an image name is empty: give a name, a name@sha256:… or an id")
     if _UNSAFE.search(tagged) or tagged.startswith("."):
         raise InvalidArgument(
-            f"image name {shown_name(tagged)!r}: no blanks, control characters, % or leading dot; "
-            "name such a file in an image translation file instead"
+            f"image name {shown_name(tagged)[:60]!r}: no blanks, control characters, % or leading "
+            "dot; name such a file in an image translation file instead"
         )
     tag = tagged.removeprefix(name).removeprefix(":")
     if digest:
