@@ -1,10 +1,12 @@
 """Programs of the node: what a bounded one is given."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from virtlet.host.commands import CommandError, CommandLimits, run
+from virtlet.host.confinement import NOBODY, Confinement
 
 _SAY = "echo $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX $OWN"
 
@@ -17,6 +19,21 @@ def test_a_bounded_program_gets_one_arena_beside_its_environment(
 ) -> None:
     said = run(["sh", "-c", _SAY], env=env, limits=CommandLimits(cpu_seconds=7, memory=1 << 28))
     assert said.decode() == f"262144 7 1{own}\n"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"limits": CommandLimits()}, {"confinement": Confinement(uid=NOBODY, gid=NOBODY)}],
+    ids=str,
+)
+def test_a_program_that_is_bounded_or_confined_has_nothing_of_our_environment(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """Which may hold secrets."""
+    monkeypatch.setenv("VIRTLET_SECRET", "hunter2")
+    names = {line.partition("=")[0] for line in run(["env"], **how).decode().splitlines()}
+    assert names - {"MALLOC_ARENA_MAX"} == {"PATH", "LC_ALL"}
+    assert "VIRTLET_SECRET" in run(["env"]).decode()
 
 
 def test_an_unbounded_program_has_its_environment_alone() -> None:

@@ -50,6 +50,11 @@ def find_program(name: str, package: str) -> str:
     return path
 
 
+def clean_environment() -> dict[str, str]:
+    """What a program needs to be found and to speak English; ours may hold secrets."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -68,7 +73,8 @@ def run(
     Args:
         argv: program and arguments; never a shell line.
         stdin: what it reads.
-        env: its whole environment; None passes ours on. Limits add to it.
+        env: its whole environment. None passes ours on, but to a program that is bounded or
+            confined, which gets a clean one. Limits add to it.
         timeout: seconds before it is killed.
         limits: bounds for untrusted input.
         confinement: who the program is instead of us.
@@ -83,6 +89,8 @@ def run(
         CommandError: it ended with another status; the message has the end of its stderr.
     """
     program = os.path.basename(argv[0])
+    if env is None and (limits or confinement):
+        env = clean_environment()
     if shutil.which(argv[0]) is not None:
         argv, env = _wrapped(argv, env, limits, confinement)
     with ExitStack() as stack:
@@ -138,8 +146,7 @@ def start(
         FailedPrecondition: it is not installed.
     """
     find_program(argv[0], package)
-    words = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
-    argv, env = _wrapped(argv, words, limits, confinement)
+    argv, env = _wrapped(argv, clean_environment(), limits, confinement)
     return subprocess.Popen(
         argv, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, env=env, bufsize=0
     )

@@ -5,6 +5,7 @@ unshare(1) for namespaces, choom(1) for the OOM killer. Code of ours between for
 be safe beside threads.
 """
 
+import ctypes
 import os
 import pwd
 from collections.abc import Sequence
@@ -61,3 +62,11 @@ def as_user(uid: int, gid: int) -> Confinement:
     except KeyError:
         groups = [gid]
     return Confinement(uid=uid, gid=gid, groups=tuple(groups))
+
+
+def landlock() -> int:
+    """Which version of Landlock the kernel offers; 0 where it has none, or has it switched off."""
+    create_ruleset, version = 444, 1  # the same number on every architecture; <linux/landlock.h>
+    call = ctypes.CDLL(None).syscall
+    call.restype = ctypes.c_long
+    return max(0, int(call(ctypes.c_long(create_ruleset), None, ctypes.c_size_t(0), version)))

@@ -52,6 +52,8 @@ class HypervisorInfo:
     version: str
     accelerator: str
     """`kvm`, `qemu` for emulation without KVM, or the hypervisor's own word."""
+    isolation: str = ""
+    """What keeps emulators from the node and from each other, in a few words for people."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

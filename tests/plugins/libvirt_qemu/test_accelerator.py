@@ -13,9 +13,10 @@ from attrs import evolve
 
 from tests.fakes.model import make_config, make_node
 from tests.plugins.libvirt_qemu.rig import QEMU, emulator_user
+from virtlet.host.confinement import landlock
 from virtlet.plugins.libvirt_qemu import accelerator
 from virtlet.plugins.libvirt_qemu.accelerator import TIME_LIMIT, Host, examine, probe_kvm
-from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin, make_hypervisor
+from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin, isolation, make_hypervisor
 
 _EMULATOR = """#!/bin/sh
 echo "$*" >> {calls}
@@ -77,6 +78,23 @@ def open_path() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="virtlet-test-") as directory:
         Path(directory).chmod(0o777)
         yield Path(directory)
+
+
+def test_what_keeps_emulators_from_the_node_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the kernel's Landlock, or that there is none."""
+    node = Emulator(tmp_path, kvm=True).node
+    config = make_config(OPTIONS, disableKVM="true")
+    told = make_hypervisor(config, node).info().isolation
+    assert told == isolation(landlock())
+    assert ("without Landlock" in caplog.text) is (landlock() == 0)
+    assert (isolation(0), isolation(7)) == (
+        "jail, no Landlock (the kernel lacks it, or its list of LSMs does)",
+        "jail, Landlock 7",
+    )
+    config = make_config(OPTIONS, disableKVM="true", emulatorJail="off")
+    assert make_hypervisor(config, node).info().isolation == "none: emulatorJail is off"
 
 
 def test_another_emulator_or_user_or_boot_is_asked_again(open_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.fakes.users import as_user
 from virtlet.errors import FailedPrecondition
 from virtlet.model.network import Route
 from virtlet.model.pod import DnsConfig
-from virtlet.plugins.network_cni import cni_config, cni_result
+from virtlet.plugins.network_cni import cni_config, cni_plugins, cni_result
 from virtlet.plugins.network_cni.cni_config import SUPPORTED, at_least, load
 
 JSON = st.recursive(
@@ -274,3 +274,19 @@ def test_closed_directory() -> None:
         text = str(caught.value)
         assert f"CNI configuration directory {directory}: permission denied to nobody at" in text
         assert f"at {parent} (drwx------, of root): let it enter" in text
+
+
+def test_a_plugin_gets_the_managers_environment_without_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no CNI variable but those of its call."""
+    monkeypatch.setenv("VIRTLET_SECRET", "hunter2")
+    monkeypatch.setenv("CNI_IFNAME", "stray0")
+    monkeypatch.setenv("KUBECONFIG", "/etc/kubeconfig")
+    plugin = tmp_path / "told"
+    plugin.write_text(
+        '#!/bin/sh\necho "[\\"$VIRTLET_SECRET\\", \\"$CNI_IFNAME\\", \\"$KUBECONFIG\\"]"\n'
+    )
+    plugin.chmod(0o755)
+    told = cni_plugins.invoke(tmp_path, "told", "VERSION", {}, {}, timeout=60)
+    assert told == ["", "", "/etc/kubeconfig"]

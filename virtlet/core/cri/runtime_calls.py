@@ -108,6 +108,7 @@ class RuntimeCalls:
                     "name": hypervisor.info().name,
                     "version": hypervisor.info().version,
                     "accelerator": hypervisor.info().accelerator,
+                    "isolation": hypervisor.info().isolation,
                 }
                 for plugin, hypervisor in context.hypervisors.all.items()
                 if context.hypervisors.health(plugin).ready

@@ -2,7 +2,7 @@
 
 from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition
-from virtlet.host.commands import run
+from virtlet.host.commands import clean_environment, run
 from virtlet.host.files import new_disk_file, remove_file
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
@@ -40,7 +40,7 @@ def create_overlay(vm: Vm, size: int, uid: int, gid: int) -> Disk:
         command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2"]
         command += ["-F", image.format, "-b", str(image.path.absolute())]
         command += [f"/proc/self/fd/{descriptor}", str(sectors * _SECTOR)]
-        run(command, pass_fds=(descriptor,), package="qemu-utils")
+        run(command, env=clean_environment(), pass_fds=(descriptor,), package="qemu-utils")
     return Disk(
         path=path, format="qcow2", backing=image.path, backing_format=image.format, serial="root"
     )

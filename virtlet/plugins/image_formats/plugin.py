@@ -213,7 +213,6 @@ def _run(argv: list[str], name: str, file: int, gid: int) -> bytes:
             return run(
                 argv,
                 timeout=_TIMEOUT,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
                 limits=_BOUNDS,
                 confinement=Confinement(uid=NOBODY, gid=gid, network=False),
                 pass_fds=(file,),

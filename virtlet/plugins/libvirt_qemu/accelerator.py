@@ -20,7 +20,7 @@ from typing import Any
 
 from attrs import asdict, frozen
 
-from virtlet.host.commands import run
+from virtlet.host.commands import clean_environment, run
 from virtlet.host.confinement import Confinement, as_user
 from virtlet.host.files import write_atomically
 from virtlet.model.node import Node
@@ -120,6 +120,7 @@ def _boot(emulator: Path, image: Path, accelerator: str, user: Confinement) -> V
     try:
         process = subprocess.Popen(
             user.wrap(command),
+            env=clean_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -200,6 +201,7 @@ def _may_open(device: Path, uid: int, gid: int) -> bool:
         user=uid,
         group=gid,
         extra_groups=_groups(uid, gid),
+        env={},
         check=False,
     )
     return done.returncode == 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition
+from virtlet.host.confinement import landlock
 from virtlet.model.hypervisor import Hypervisor, HypervisorInfo
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, TEXT, Option, Settings, choice
@@ -65,6 +66,7 @@ JAIL: Option[str] = Option(
 
 OPTIONS = (LIBVIRT_URI, DISABLE_KVM, KVM, JAIL)
 
+_NO_LANDLOCK = "no Landlock (the kernel lacks it, or its list of LSMs does)"
 _LONGEST_LOG = 1 << 20
 _LOG_SETTING = "LIBVIRT_LOG_OUTPUTS"
 
@@ -86,12 +88,23 @@ def make_hypervisor(config: Settings, node: Node) -> "LibvirtHypervisor":
     kvm = not config[DISABLE_KVM] and (forced or (host.kvm is not None and host.kvm.usable))
     if asked and not kvm and host.kvm is not None:
         log.warning("guests are emulated, which is slow", extra={"problem": host.kvm.reason})
+    jailed = config[JAIL] == "required"
     info = HypervisorInfo(
-        name="QEMU", version=host.qemu_version, accelerator="kvm" if kvm else "qemu"
+        name="QEMU",
+        version=host.qemu_version,
+        accelerator="kvm" if kvm else "qemu",
+        isolation=isolation(landlock()) if jailed else "none: emulatorJail is off",
     )
+    if jailed and not landlock():
+        log.warning("emulators are jailed without Landlock", extra={"problem": _NO_LANDLOCK})
     with _quietly(place.root / "log/libvirt.log" if place.root else None):
         from virtlet.plugins.libvirt_qemu.libvirt_hypervisor import LibvirtHypervisor
-    return LibvirtHypervisor(place, node, info, jailed=config[JAIL] == "required")
+    return LibvirtHypervisor(place, node, info, jailed=jailed)
+
+
+def isolation(version: int) -> str:
+    """What jailed emulators are held by, with a version of Landlock, or 0 for none."""
+    return f"jail, Landlock {version}" if version else f"jail, {_NO_LANDLOCK}"
 
 
 @contextlib.contextmanager

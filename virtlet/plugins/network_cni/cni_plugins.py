@@ -148,7 +148,9 @@ def invoke(
         CniError: it failed or printed something else.
     """
     path = find(directory, plugin)
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("CNI_")}
+    # Plugins may want what the node's administrator gave the manager, but not its settings.
+    others = (item for item in os.environ.items() if not item[0].startswith(("CNI_", "VIRTLET_")))
+    environment = dict(others)
     environment.update(parameters, CNI_COMMAND=command, CNI_PATH=str(directory))
     try:
         process = subprocess.Popen(
