@@ -7,7 +7,7 @@ oras pushes it, is files alone: its only layer is the disk, or the one that is c
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhauste
 from virtlet.image_servers.pace import Bounds
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.plugins.image_oci import hosts, manifests
+from virtlet.plugins.image_oci.ahead import ahead
 from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, Entry, TooMuch, unpacked
 from virtlet.plugins.image_oci.manifests import Descriptor, Malformed, Manifest
 from virtlet.plugins.image_oci.registry import NoRegistry, Registry, Repository
@@ -148,9 +149,13 @@ def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
     for number, layer in reversed(tuple(enumerate(manifest.layers))):
         if "encrypted" in layer.media_type:
             raise Malformed("it has an encrypted layer, and there is no key for it")
-        with closing(registry.blob(layer)) as chunks:
-            pieces = unpacked(chunks)
-            search.layer(_verified(pieces, diff_ids[number]) if diff_ids else pieces)
+        with ahead(registry.blob(layer)) as chunks:
+            diff_id = diff_ids[number] if diff_ids else ""
+            # Of a layer that is not packed it is the blob's digest.
+            known = diff_id in ("", layer.digest)
+            pieces = unpacked(chunks) if known else _verified(unpacked(chunks), diff_id)
+            with ahead(pieces) as ready:
+                search.layer(ready)
         if search.is_over:
             break
     if not search.found:
@@ -174,7 +179,7 @@ def _disk_among(layers: tuple[Descriptor, ...]) -> Descriptor:
 
 def _bring_file(registry: Registry, layer: Descriptor, staging: Staging) -> None:
     """A layer that is the disk itself, or an archive with it, whatever its media type says."""
-    with closing(registry.blob(layer)) as chunks:
+    with ahead(registry.blob(layer)) as chunks:
         head = next(chunks, b"")
         whole = chain((head,), chunks)
         if _starts_archive(head):

@@ -1,0 +1,51 @@
+"""Reading ahead ends with its reader, and brings errors in their place."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.polling import until
+from virtlet.errors import Unavailable
+from virtlet.plugins.image_oci.ahead import ahead
+
+
+def no_thread_is_left() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name == "image-layer"]
+
+
+def test_everything_comes_in_order_and_then_the_error() -> None:
+    def chunks() -> Iterator[bytes]:
+        for number in range(5000):
+            yield b"%4d" % number * 300
+        raise Unavailable("broken")
+
+    got = []
+    with pytest.raises(Unavailable, match="broken"), ahead(chunks()) as taken:
+        got.extend(taken)
+    assert b"".join(got) == b"".join(b"%4d" % number * 300 for number in range(5000))
+    until(no_thread_is_left)
+
+
+def test_no_more_than_some_mib_are_made_ahead() -> None:
+    made = threading.Semaphore(0)
+
+    def chunks() -> Iterator[bytes]:
+        while True:
+            made.release()
+            yield bytes(1 << 20)
+
+    with ahead(chunks()) as taken:
+        # Four that wait, and the one that there is no room for.
+        for _ in range(5):
+            assert made.acquire(timeout=20)
+        assert not made.acquire(timeout=0.2)
+        next(taken)
+        assert made.acquire(timeout=20)
+    until(no_thread_is_left)
+
+
+def test_readers_in_a_row_all_end_when_the_last_one_leaves() -> None:
+    with ahead(iter([bytes(1 << 20)] * 100)) as first, ahead(first) as second:
+        next(second)
+    until(no_thread_is_left)
