@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
+from virtlet.errors import FailedPrecondition
 from virtlet.image_servers.reach import Reach
 
 WINDOW = 60.0
@@ -54,3 +55,24 @@ class Pace:
                     raise TimeoutError
                 self._waited, self._bytes = 0.0, 0
             yield chunk
+
+
+def paced(image: str, server: str, chunks: Iterator[bytes], least_rate: int) -> Iterator[bytes]:
+    """Pass on what a server sends.
+
+    Args:
+        image: the image's name, for messages.
+        server: the server's, for messages.
+        chunks: what it sends.
+        least_rate: bytes a second; 0 is any.
+
+    Raises:
+        FailedPrecondition: it comes more slowly.
+    """
+    try:
+        yield from Pace(least_rate).chunks(chunks)
+    except TimeoutError:
+        raise FailedPrecondition(
+            f"image {image}: {server} sends less than {least_rate} bytes a second, so that it "
+            "would hold up other pulls; use a faster server, or set imageLeastRate lower"
+        ) from None

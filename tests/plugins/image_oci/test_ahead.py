@@ -20,7 +20,7 @@ def test_everything_comes_in_order_and_then_the_error() -> None:
             yield b"%4d" % number * 300
         raise Unavailable("broken")
 
-    got = []
+    got: list[bytes] = []
     with pytest.raises(Unavailable, match="broken"), ahead(chunks()) as taken:
         got.extend(taken)
     assert b"".join(got) == b"".join(b"%4d" % number * 300 for number in range(5000))

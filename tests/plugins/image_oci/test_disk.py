@@ -158,6 +158,25 @@ class TestContainerDisks:
             made = image([info.tobuf(tarfile.GNU_FORMAT)])
             refused(node, server, made, "a header that is too long")
 
+    def test_headers_are_bounded_together(
+        self, node: Node, server: ImageServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layers, "MOST_EXTENSIONS", 1 << 20)
+        long = {"SCHILY.xattr.user.x": "x" * 100_000}
+        many = [(regular(f"{number}", pax_headers=long), b"") for number in range(12)]
+        refused(node, server, image([archive(many)]), "more than 1 MiB of headers")
+
+    @pytest.mark.parametrize(
+        "records", [b"5 a=\n" * 50_000, b"9 path=x\n", b"99 path=x\n", b"x path=x\n", b"0 \n"]
+    )
+    def test_an_extended_header_is_read_or_refused(
+        self, node: Node, server: ImageServer, records: bytes
+    ) -> None:
+        header = regular("x", len(records), type=tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
+        layer = header + records + bytes(-len(records) % 512) + archive({"disk/x": b""})
+        known = "an extended header that is none|a number that is none|without a disk|is empty"
+        refused(node, server, image([layer]), known)
+
     @pytest.mark.parametrize(
         ("layer", "match"),
         [
@@ -328,6 +347,8 @@ class TestManifests:
         layer = archive({"disk/x.img": DISK})
         many = manifest(descriptor(b"{}", "x"), [descriptor(layer, TAR)] * (MOST_LAYERS + 1), [])
         refused(node, server, many, f"{MOST_LAYERS + 1} layers; the most is")
+        large = manifest(descriptor(b"{}", "x"), [{**descriptor(layer, TAR), "size": 1 << 40}], [])
+        refused(node, server, large, f"layers have {1 << 40} bytes; the most is")
         kind = "application/vnd.oci.image.config.v1+json"
         config = {**descriptor(b"{}", kind), "size": 1 << 40}
         huge = manifest(config, [descriptor(layer, TAR)], [layer])

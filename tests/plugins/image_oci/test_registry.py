@@ -139,6 +139,18 @@ class TestSecrets:
         assert not any("authorization" in request.headers for request in server.requests)
         node.pull(f"{node.plain(server)}/vms/a:1", SECRET)
 
+    def test_plain_http_of_a_registry_is_not_that_of_its_token_server(
+        self, node: Node, server: ImageServer, other: ImageServer
+    ) -> None:
+        container_disk(DISK).serve(server, "vms/a", "1")
+        node.allowed = "127.0.0.0/8,::1/128"
+        realm = f"{other.url.replace('127.0.0.1', 'localhost')}/token"
+        protect(server, f'Bearer realm="{realm}"', "Bearer t0ken")
+        path = "/token?scope=repository%3Avms%2Fa%3Apull"
+        other.resources[path] = Resource(b'{"token": "t0ken"}')
+        node.pull(f"{node.plain(server)}/vms/a:1", SECRET)
+        assert authorizations(other) == {path: ""}
+
     def test_those_of_another_registry_are_not_sent(self, node: Node, server: ImageServer) -> None:
         container_disk(DISK).serve(server, "vms/a", "1")
         protect(server, 'Basic realm="x"', BASIC)

@@ -17,7 +17,7 @@ from virtlet.errors import (
     VirtletError,
 )
 from virtlet.image_servers.authorization import authorization
-from virtlet.image_servers.pace import Bounds, Pace
+from virtlet.image_servers.pace import Bounds, paced
 from virtlet.image_servers.session import Session
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 
@@ -68,15 +68,8 @@ def _attempt(
                 "that sends Content-Length"
             )
         staging.begin(_validator(response) if offset == 0 else staging.validator, offset, total)
-        try:
-            for chunk in Pace(least_rate).chunks(response.iter_raw()):
-                staging.write(chunk)
-        except TimeoutError:
-            raise FailedPrecondition(
-                f"image {session.name}: {session.server} sends less than {least_rate} bytes a "
-                "second, so that it would hold up other pulls; use a faster server, or set "
-                "imageLeastRate lower"
-            ) from None
+        for chunk in paced(session.name, session.server, response.iter_raw(), least_rate):
+            staging.write(chunk)
         return FetchedImage(
             size=staging.size if total is None else total, annotations=_told(response)
         )

@@ -20,7 +20,8 @@ from virtlet.plugins.image_oci import hosts, manifests
 from virtlet.plugins.image_oci.ahead import ahead
 from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, Entry, TooMuch, unpacked
 from virtlet.plugins.image_oci.manifests import Descriptor, Malformed, Manifest
-from virtlet.plugins.image_oci.registry import NoRegistry, Registry, Repository
+from virtlet.plugins.image_oci.registry import Registry
+from virtlet.plugins.image_oci.server import NoRegistry, Repository
 
 # Grammar of repositories and tags: OCI's distribution specification, "Pulling manifests".
 _ADDRESS = re.compile(
@@ -32,6 +33,8 @@ SCHEMES = ("oci", "docker")
 """Of addresses in registries; the second one as skopeo writes it."""
 _DISK = re.compile(r"\.(?:qcow2|img|raw|iso|vmdk|vhdx|disk)(?:\.(?:gz|xz|zst))?$", re.I)
 _HOW = "put it into the image with `ADD disk.qcow2 /disk/`"
+MOST_PACKED = 128 << 30
+"""Bytes of all layers of an image as they are stored."""
 _WHITEOUT = ".wh."
 """Source: "Whiteouts" in layer.md of OCI's image specification."""
 _OPAQUE = ".wh..wh..opq"
@@ -45,8 +48,6 @@ class _Address:
     reference: str
     """A tag or digest."""
     scheme: str
-    user: str
-    """`USER:PASSWORD` of the address, percent-encoded, or ""."""
 
 
 def fetch_disk(
@@ -79,7 +80,7 @@ def fetch_disk(
         servers = hosts.endpoints(
             certs_dir, address.repository.registry, scheme=address.scheme, trusted=source.trusted
         )
-        registry = Registry(source, address.repository, servers, credentials, bounds, address.user)
+        registry = Registry(source, address.repository, servers, credentials, bounds)
         # A silent server would keep the thread and the connection of a pull nobody waits for.
         staging.at_end(registry.close)
         try:
@@ -126,7 +127,7 @@ def _address(source: ImageSource) -> _Address:
     if registry == "docker.io" and "/" not in name:
         name = f"library/{name}"
     reference = digest or match["tag"] or "latest"
-    return _Address(Repository(registry, name), reference, scheme, match["user"] or "")
+    return _Address(Repository(registry, name, match["user"] or ""), reference, scheme)
 
 
 @contextmanager
@@ -141,6 +142,9 @@ def _named(image: str) -> Iterator[None]:
 
 
 def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
+    packed = sum(layer.size for layer in manifest.layers)
+    if packed > MOST_PACKED:
+        raise Malformed(f"its layers have {packed} bytes; the most is {MOST_PACKED}")
     if manifest.is_artifact:
         _bring_file(registry, _disk_among(manifest.layers), staging)
         return

@@ -23,10 +23,12 @@ MOST_ENTRIES = 500_000
 """Entries of all layers of an image; container images of whole distributions have some 50,000."""
 MOST_BESIDE = 32 << 30
 """Unpacked bytes of all layers of an image beside its disk."""
-_LONGEST_HEADER = 1 << 20
-"""Bytes of a header that extends another, such as a long name."""
-_LARGEST_WINDOW = 1 << 27
-"""Bytes that zstd may look back; `zstd --long` asks for no more."""
+MOST_EXTENSIONS = 128 << 20
+"""Bytes of all headers of an image's layers that extend others, such as long names."""
+_LONGEST_HEADER = 256 << 10
+"""Bytes of one of them; most of it may be an extended attribute."""
+_LARGEST_WINDOW = 1 << 25
+"""Bytes that zstd may look back; what makes images asks for 8 MiB at most."""
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _EXTENDING = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
@@ -154,12 +156,19 @@ class Budget:
     def __init__(self) -> None:
         self._entries = MOST_ENTRIES
         self._bytes = MOST_BESIDE
+        self._extensions = MOST_EXTENSIONS
 
     def entry(self) -> None:
         """Count an entry."""
         self._entries -= 1
         if self._entries < 0:
             raise TooMuch(f"its layers have more than {MOST_ENTRIES} entries")
+
+    def extension(self, size: int) -> None:
+        """Count bytes of a header that extends another."""
+        self._extensions -= size
+        if self._extensions < 0:
+            raise TooMuch(f"its layers have more than {MOST_EXTENSIONS >> 20} MiB of headers")
 
     def beside(self, size: int) -> None:
         """Count unpacked bytes that are not the disk's."""
@@ -263,6 +272,7 @@ class Archive:
     def _extension(self, info: tarfile.TarInfo) -> bytes:
         if info.size > _LONGEST_HEADER:
             raise Damaged("its archive has a header that is too long")
+        self._budget.extension(info.size)
         content = b"".join(self._take(info.size))
         self._left = -info.size % BLOCK
         self._pass()
@@ -310,16 +320,17 @@ def _parse(block: bytes) -> tarfile.TarInfo:
 def _records(content: bytes) -> dict[str, str]:
     """What a header of POSIX's says of the next entry, as far as it counts here."""
     found = {}
-    while content:
-        digits, _, _ = content.partition(b" ")
-        length = _number(_text(digits[:20]))
-        if not len(digits) + 1 < length <= len(content):
+    start = 0
+    while start < len(content):
+        digits = content[start : start + 20].partition(b" ")[0]
+        end = start + _number(_text(digits))
+        if not start + len(digits) + 1 < end <= len(content):
             raise Damaged("its archive has an extended header that is none")
-        key, _, value = content[len(digits) + 1 : length - 1].partition(b"=")
+        key, _, value = content[start + len(digits) + 1 : end - 1].partition(b"=")
         name = _text(key)
         if name in ("path", "size") or name.startswith("GNU.sparse."):
             found[name] = _text(value)
-        content = content[length:]
+        start = end
     return found
 
 
