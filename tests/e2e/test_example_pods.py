@@ -8,11 +8,15 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import AS_THE_UNIT, ROOT, TINY, Pod
 from tests.fakes import kubelet
 from tests.fakes.api_server import ApiServer, serving
+from tests.fakes.image_server import Resource, image_server
 from tests.fakes.kubelet import volumes
+from tests.fakes.oci_images import container_disk
+from tests.fakes.registry import docker_registry
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
@@ -37,6 +41,8 @@ def examples_node() -> Iterator[Playground]:
         "logFormat": "text",
         "kubeconfig": str(directory / "kubeconfig"),
         "handlers": {"virtlet": {}},
+        "imageRegistryConfigsDir": str(directory / "certs.d"),
+        "pinnedImages": "virtlet.cloud/tiny",
     }
     with Playground(
         {"tiny": TINY, "debian": TINY},  # Debian itself boots in test_debian.py.
@@ -55,6 +61,7 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
     api = ApiServer(namespaces={"default"})
     with node.client() as client, ExitStack() as cleanup:
         netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
+        serve_images(node, cleanup)
         for name, path in PODS.items():
             example = volumes.Example.read(path, name)
             for (kind, of), document in example.objects.items():
@@ -76,6 +83,26 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
             pod.client.stop(pod.vm, 0)
             pod.down()
         assert node.settled_leftovers() == []
+
+
+def serve_images(node: Playground, cleanup: ExitStack) -> None:
+    """The images of a registry and of a web server, both in place of public ones."""
+
+    def serve() -> None:
+        registry = cleanup.enter_context(docker_registry(node.directory / "registry"))
+        image = container_disk(TINY.read_bytes(), "disk/fedora.qcow2")
+        target = f"docker://{registry}/containerdisks/fedora:41"
+        image.push(node.directory / "layout", target, "--dest-tls-verify=false")
+        hosts = node.directory / "certs.d" / "quay.io"
+        hosts.mkdir(parents=True)
+        (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
+        web = cleanup.enter_context(image_server())
+        web.resources["/cirros.img"] = Resource(TINY.read_bytes())
+        name = "download.cirros-cloud.net/0.6.3/cirros-0.6.3-x86_64-disk.img"
+        translations = {"translations": [{"name": name, "url": f"{web.url}/cirros.img"}]}
+        (node.directory / "images" / "web.yaml").write_text(yaml.safe_dump(translations))
+
+    netns.inside(node.netns, serve)
 
 
 def b64(text: str) -> str:
@@ -107,6 +134,20 @@ def test_settings_of_the_node_are_in_force(pods: dict[str, Pod], examples_node: 
     lines = examples_node.log_file.read_text().splitlines()
     assert [line for line in lines if line.startswith("{")] == []
     assert any(" DEBUG " in line or " debug " in line for line in lines)
+
+
+def test_images_come_from_a_registry_and_a_web_server(pods: dict[str, Pod]) -> None:
+    """They have the names of the pods, and boot."""
+    for name, part in {"container-disk": "fedora@sha256:", "web-image": "disk.img@sha256:"}.items():
+        pod = pods[name]
+        assert part in pod.status.image_ref
+        run(pod, "true")
+
+
+def test_a_pinned_image_is_told_as_such(pods: dict[str, Pod]) -> None:
+    """By whichever of its names it is asked for: all examples have the same content."""
+    request = cri.ImageStatusRequest(image=pods["container-disk"].image)
+    assert pods["tiny"].client.call("ImageStatus", request).image.pinned
 
 
 def test_a_script_is_the_whole_user_data(pods: dict[str, Pod]) -> None:
