@@ -42,6 +42,15 @@ def arguments(pid: int) -> Sequence[bytes]:
     return _strings(pid, "cmdline")
 
 
+def children(pid: int) -> Sequence[int]:
+    """Processes that a process has started; none when it has ended."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
+
+
 def sessions() -> Mapping[int, Collection[int]]:
     """Ids of all processes by their session.
 

@@ -18,6 +18,7 @@ from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, VirtletE
 from virtlet.host.files import remove_file
 from virtlet.host.processes import (
     HELPER_OOM_SCORE,
+    children,
     end_process,
     ended,
     open_process,
@@ -351,10 +352,13 @@ class LibvirtHypervisor(Hypervisor):
         return None
 
     def _set_scores_of_helpers(self, number: int) -> None:
-        """Keep the kernel from sparing what libvirt started beside the emulator: virtiofsd."""
+        """Keep the kernel from sparing what libvirt started beside the emulator: virtiofsd, and
+        the child in which it serves."""
         for file in self._place.state.glob(f"{number}-*-fs.pid"):
             with contextlib.suppress(OSError, ValueError):
-                set_oom_score_adj(int(file.read_text()), HELPER_OOM_SCORE)
+                server = int(file.read_text())
+                for pid in (server, *children(server)):
+                    set_oom_score_adj(pid, HELPER_OOM_SCORE)
 
     def _by_signal(self, name: str) -> bool:
         return failures.ended_by_signal(self._log(name))
