@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from virtlet.cli.manifest import BadManifest, pod_manifest, read_manifest
 from virtlet.core.config.options import CORE_OPTIONS
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.registry import discover
@@ -93,3 +94,28 @@ def test_every_row_names_a_test_and_what_boots_has_a_manifest(title: str) -> Non
     if title in ("Annotations", "Volumes"):
         served = [row for row in rows if not row[2].startswith("refused: ")]
         assert [row[0] for row in served if not row[1]] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_one_document_without_a_kubelets_volumes_runs_by_hand(
+    path: Path, tmp_path: Path
+) -> None:
+    """`virtlet run` takes it; others it refuses with the reason, and drops nothing of them."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    if len(documents) == 1 and "volumes" not in _pod(path)["spec"]:
+        assert read_manifest(path, tmp_path).container.image.image.startswith("virtlet.cloud/")
+    else:
+        with pytest.raises(BadManifest, match="holds . documents|takes a kubelet"):
+            read_manifest(path, tmp_path)
+
+
+def test_the_guides_pods_and_annotations_are_real(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guide" / "your-image.md").read_text()
+    blocks = [
+        yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", guide, re.M | re.S)
+    ]
+    (pod,) = (block for block in blocks if block.get("kind") == "Pod")
+    pod_manifest(pod, tmp_path)
+    hooks, _ = _built_in()
+    declared = {one.name for _, one in hooks.annotations()}
+    assert set(re.findall(r"\bVirtlet[A-Z]\w+", guide)) <= declared
