@@ -28,6 +28,7 @@ MEASUREMENTS = {
     "forward": "port-forward",
     "console": "loud consoles",
     "loud": "loud guests",
+    "containerdisk": "pull of a containerDisk",
     "criproxy": "CRI proxy",
 }
 """Module of this package to what it measures, in the order of measuring."""

@@ -13,8 +13,6 @@ import yaml
 
 from tests.e2e.conftest import TINY, PodFactory
 from tests.fakes.image_server import ImageServer, Resource, image_server
-from tests.fakes.oci_images import container_disk
-from tests.fakes.registry import docker_registry
 from tests.polling import until
 from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.playground import Playground
@@ -100,31 +98,6 @@ def test_a_machine_boots_from_every_format(formats: Mapping[str, str], new_pod: 
         pod.wait_for_console("login:")
         assert pod.status.state == cri.CONTAINER_RUNNING
         pod.down()
-
-
-def test_a_machine_boots_from_a_container_disk(
-    node: Playground, new_pod: PodFactory, tmp_path: Path
-) -> None:
-    with ExitStack() as stack:
-        registry = netns.inside(
-            node.netns, lambda: stack.enter_context(docker_registry(tmp_path / "registry"))
-        )
-        made = container_disk(TINY.read_bytes(), "disk/tiny.qcow2")
-        target = f"docker://{registry}/vms/tiny:41"
-        netns.inside(
-            node.netns, lambda: made.push(tmp_path / "layout", target, "--dest-tls-verify=false")
-        )
-        hosts = node.directory / "certs.d" / registry
-        hosts.mkdir(parents=True)
-        (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
-        pod = new_pod()
-        pod.manifest.container.image.image = f"virtlet.cloud/{registry}/vms/tiny:41"
-        pod = pod.up()
-        pod.wait_for_console("login:")
-        assert pod.status.image_ref == f"virtlet.cloud/{registry}/vms/tiny@{made.digest}"
-        assert _status(pod.client, pod.status.image_ref).id == pod.status.image_id
-        pod.down()
-        _remove(pod.client, f"virtlet.cloud/{registry}/vms/tiny:41")
 
 
 def test_an_image_has_the_names_that_it_was_pulled_by(
