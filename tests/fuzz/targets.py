@@ -12,7 +12,7 @@ import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -57,6 +57,10 @@ from virtlet.plugins.flavors.cpu import parse_cpu
 from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
 from virtlet.plugins.image_formats.plugin import identify, parse_header, recognise
 from virtlet.plugins.image_http.download import download
+from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, TooMuch, unpacked
+from virtlet.plugins.image_oci.manifests import INDEXES, MANIFESTS, Malformed, Manifest, diff_ids
+from virtlet.plugins.image_oci.manifests import choose as choose_manifest
+from virtlet.plugins.image_oci.manifests import parse as parse_manifest
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.dhcp import configuration
@@ -455,6 +459,45 @@ def image_file(data: bytes) -> None:
             assert found.virtual_size > 0
 
 
+_MOST_UNPACKED = 8 << 20
+
+
+def oci_layer(data: bytes) -> None:
+    """A layer of an image in a registry, packed or not."""
+
+    def some() -> Iterator[bytes]:
+        left = _MOST_UNPACKED
+        for piece in unpacked(data[at : at + 997] for at in range(0, len(data), 997)):
+            left -= len(piece)
+            if left < 0:
+                raise TooMuch("it is more than an input may unpack to")
+            yield piece
+
+    archive = Archive(some(), Budget())
+    with contextlib.suppress(Damaged, TooMuch):
+        if not archive.starts():
+            return
+        for entry in archive.entries():
+            assert entry.path == os.path.normpath(entry.path)
+            assert entry.path.startswith("/")
+            assert entry.size >= 0
+            if entry.is_file:
+                assert sum(map(len, archive.content(entry))) == entry.size
+
+
+def oci_manifest(data: bytes) -> None:
+    """A manifest, index or configuration of such an image."""
+    kinds = (*sorted(MANIFESTS), *sorted(INDEXES), "text/plain")
+    kind, content = kinds[int.from_bytes(data[:1]) % len(kinds)], data[1:]
+    try:
+        found = parse_manifest(content, kind)
+        if not isinstance(found, Manifest):
+            choose_manifest(found, "linux/amd64")
+        diff_ids(content, 1)
+    except Malformed as error:
+        _check_line(error)
+
+
 class _Answering:
     """A server that answers every request with the same bytes, and hangs up."""
 
@@ -534,6 +577,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         launch_wire,
         image,
         image_file,
+        oci_layer,
+        oci_manifest,
         http_answer,
     )
 }

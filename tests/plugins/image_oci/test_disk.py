@@ -253,6 +253,15 @@ class TestManifests:
         assert found.path.read_bytes() == DISK
         assert found.digests == (f"{node.plain(server)}/vms/a@{made.digest}",)
 
+    def test_a_platform_that_is_no_word_is_not_quoted(
+        self, node: Node, server: ImageServer
+    ) -> None:
+        """It would be lines of the log, of any length."""
+        made = index(
+            {"linux/a\nb": container_disk(DISK), f"linux/{'x' * 5000}": container_disk(DISK)}
+        )
+        refused(node, server, made, f"no manifest for {OURS}; there are: none$")
+
     def test_there_may_be_none_for_it(self, node: Node, server: ImageServer) -> None:
         made = index({"linux/s390x": container_disk(DISK), "linux/mips": container_disk(DISK)})
         refused(node, server, made, f"no manifest for {OURS}; there are: linux/mips, linux/s390x")

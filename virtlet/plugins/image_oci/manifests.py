@@ -35,6 +35,8 @@ _CONFIGS = (
 )
 _OLD = ("application/vnd.docker.distribution.manifest.v1",)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+"""Of a platform: what messages can show."""
 _TITLE = "org.opencontainers.image.title"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SHOWN = 6
@@ -179,4 +181,5 @@ def _descriptor(given: Any, what: str) -> Descriptor:
 
 def _platform(given: Mapping[str, Any]) -> str:
     parts = (given.get(key) for key in ("os", "architecture", "variant"))
-    return "/".join(part for part in parts if isinstance(part, str) and part)
+    words = [part for part in parts if isinstance(part, str) and part]
+    return "/".join(word if _WORD.fullmatch(word) else "unknown" for word in words)
