@@ -40,6 +40,7 @@ format: setup ## format the code
 
 proto: setup ## make the CRI stubs from proto/
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/virtlet/cri/api.proto
+	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/virtlet/cri/csi/*.proto
 
 docs: setup ## write docs/settings.md and docs/types.md from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md

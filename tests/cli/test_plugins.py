@@ -75,8 +75,12 @@ def test_the_order_is_that_of_the_calls(installed: dict[str, str], config: Path)
     """A first hook asks third-party plugins before the built-in ones; others come after them."""
     said = json.loads(virtlet("--config", str(config), "--json", env=installed).stdout)
     handlers = {handler["name"]: handler for handler in said["handlers"]}
-    assert handlers["copy"]["hooks"]["virtlet_root_disk"] == ["example_disk", "disk_qcow2"]
-    assert handlers[""]["hooks"]["virtlet_root_disk"] == ["disk_qcow2"]
+    assert handlers["copy"]["hooks"]["virtlet_root_disk"] == [
+        "example_disk",
+        "volumes",
+        "disk_qcow2",
+    ]
+    assert handlers[""]["hooks"]["virtlet_root_disk"] == ["volumes", "disk_qcow2"]
     assert "virtlet_guest_exec" not in handlers["quiet"]["hooks"]
     assert "flavors" in said["manager"]["virtlet_annotations"]
     assert said["manager"]["virtlet_configure"][-2:] == ["example_disk", "example_events"]
@@ -89,7 +93,7 @@ def test_the_table_says_the_same(installed: dict[str, str], config: Path) -> Non
     assert "example_disk 1.0 virtlet-example-disk serves 'copy'" in words
     assert "misspelt is refused: " in words
     assert "handler 'copy' calls as handler '', but" in words
-    assert "virtlet_root_disk example_disk, disk_qcow2" in words
+    assert "virtlet_root_disk example_disk, volumes, disk_qcow2" in words
     assert f"configuration: {config}" in words
 
 

@@ -10,6 +10,7 @@ from virtlet.cli.ending import CommandFailed, Ended
 from virtlet.errors import VirtletError
 
 COMMANDS = {
+    "csi": "csi",
     "demo": "demo",
     "images": "pod_commands",
     "logs": "pod_commands",
@@ -22,6 +23,8 @@ COMMANDS = {
     "stop": "pod_commands",
 }
 """Command to the module of this package that has a function of its name."""
+FUNCTIONS = {"csi": "csi_command"}
+"""Those whose function has another name."""
 
 
 class _Commands(click.Group):
@@ -36,7 +39,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"virtlet.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 10.0
 """Seconds between looks."""
+PATIENCE = 1.0
+"""Seconds for a look under way when the manager ends."""
 
 
 @define
@@ -56,8 +58,8 @@ class DiskGrowth:
         self._worker.start(INTERVAL)
 
     def stop(self) -> None:
-        """End; idempotent."""
-        self._worker.stop()
+        """End, also where an emulator does not answer; idempotent."""
+        self._worker.stop(PATIENCE)
 
     def _turn(self) -> float:
         try:

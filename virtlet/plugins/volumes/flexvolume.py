@@ -1,14 +1,14 @@
-"""Volumes of the FlexVolume driver `virtlet/flexvolume_driver`.
+"""Volumes of our FlexVolume driver (`virtlet/flexvolume_driver`) and CSI driver (`virtlet.cloud`).
 
-The driver, deploy/flexvolume/flexvolume_driver, writes the options of a volume to a file in the
-volume's directory. Options that start with `kubernetes.io/` are the kubelet's own.
+The drivers, deploy/flexvolume/flexvolume_driver and `virtlet csi`, write the options of a volume to
+a file in the volume's directory. Options with `kubernetes.io/` in them are the kubelet's own.
 """
 
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from virtlet.model.disk import Disk
@@ -19,6 +19,7 @@ from virtlet.plugins.volumes.new_disks import check_size, make_disk_file
 from virtlet.plugins.volumes.pod_volumes import node_disk
 
 OPTIONS_FILE = "virtlet-flexvolume.json"
+CSI_DRIVER = "virtlet.cloud"
 _LONGEST = 64 << 10
 _DEFAULT_CAPACITY = "1024MB"
 _CAPACITY = re.compile(r"\s*([0-9]{1,18})\s*(\S*)\s*", re.ASCII)
@@ -50,31 +51,15 @@ def serve_flexvolume(
         Unimplemented: the type is not served.
         ResourceExhausted: the node has no space for the disk.
     """
-    options = _options(mount)
-    kind = options.get("type", "")
-    if kind == "ceph":
-        raise Unimplemented(
-            f"mount {mount.guest_path}: FlexVolumes of type ceph are not served, as emulators have "
-            "no network of the node's: use a PersistentVolumeClaim of ceph-csi with volumeMode "
-            "Block, which the node maps as a device"
-        )
-    if kind not in _KNOWN:
-        raise _wrong(mount, f"type {quote(kind)} is none of {', '.join(map(repr, _KNOWN))}")
-    unknown = sorted(
-        name for name in set(options) - _KNOWN[kind] - {"type"} if "kubernetes.io/" not in name
-    )
-    if unknown:
-        raise _wrong(
-            mount, f"type {kind} has no option {unknown[0]!r}; it has {', '.join(_KNOWN[kind])}"
-        )
-    if kind == "raw":
-        if not options.get("path", "").startswith("/"):
-            raise _wrong(mount, "option path is not the absolute path of a device")
-        return node_disk(mount, options["path"], role, raw_devices, filesystem=True)
     try:
-        size = capacity(options.get("capacity") or _DEFAULT_CAPACITY)
-    except ValueError as error:
-        raise _wrong(mount, f"capacity: {error}") from None
+        options = _options(mount)
+        size = check_options(options)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"mount {mount.guest_path}: {error}") from None
+    except Unimplemented as error:
+        raise Unimplemented(f"mount {mount.guest_path}: {error}") from None
+    if options["type"] == "raw":
+        return node_disk(mount, options["path"], role, raw_devices, filesystem=True)
     path = vm.directory / role
     make_disk_file(path, size, *node.user_of(vm))
     return Disk(
@@ -85,6 +70,66 @@ def serve_flexvolume(
         guest_path=mount.guest_path,
         filesystem=True,
     )
+
+
+def check_options(options: Mapping[str, str]) -> int:
+    """Check the options of a volume.
+
+    Returns:
+        Bytes of the disk; 0 for a device of the node, which has its size.
+
+    Raises:
+        InvalidArgument: an option is wrong; names it, and shows no value of one that is not known.
+        Unimplemented: the type is not served.
+    """
+    kind = options.get("type", "")
+    if kind == "ceph":
+        raise Unimplemented(
+            "volumes of type ceph are not served, as emulators have no network of the node's: use "
+            "a PersistentVolumeClaim of ceph-csi with volumeMode Block, which the node maps as a "
+            "device"
+        )
+    if kind not in _KNOWN:
+        raise InvalidArgument(
+            f"volume: type {quote(kind)} is none of {', '.join(map(repr, _KNOWN))}"
+        )
+    for name in sorted(set(options) - _KNOWN[kind] - {"type"}):
+        if "kubernetes.io/" not in name:
+            raise InvalidArgument(
+                f"volume: type {kind} has no option {name!r}; it has {', '.join(_KNOWN[kind])}"
+            )
+    if kind == "raw":
+        if not options.get("path", "").startswith("/"):
+            raise InvalidArgument("volume: option path is not the absolute path of a device")
+        return 0
+    try:
+        return capacity(options.get("capacity") or _DEFAULT_CAPACITY)
+    except ValueError as error:
+        raise InvalidArgument(f"volume: capacity: {error}") from None
+
+
+def is_csi(mount: Mount, root: Path, pod_uid: str) -> bool:
+    """Whether an inline volume of our CSI driver is mounted, by what its kubelet wrote beside it.
+
+    Args:
+        mount: of the pod.
+        root: the kubelet's directory of pods.
+        pod_uid: of the pod.
+    """
+    try:
+        inside = PurePosixPath(mount.host_path).relative_to(root / pod_uid).parts
+    except ValueError:
+        return False
+    match inside:
+        case ("volumes", "kubernetes.io~csi", name, "mount") if name != "..":
+            pass
+        case _:
+            return False
+    try:
+        said = json.loads((Path(mount.host_path).parent / "vol_data.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("driverName") == CSI_DRIVER
 
 
 def capacity(text: str) -> int:
@@ -117,9 +162,5 @@ def _options(mount: Mount) -> Mapping[str, str]:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict) or not all(isinstance(v, str) for v in options.values()):
-        raise _wrong(mount, f"{path} is no JSON object of texts of at most 64 KiB")
+        raise InvalidArgument(f"volume: {path} is no JSON object of texts of at most 64 KiB")
     return options
-
-
-def _wrong(mount: Mount, problem: str) -> InvalidArgument:
-    return InvalidArgument(f"mount {mount.guest_path}: FlexVolume: {problem}")

@@ -16,7 +16,7 @@ from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Device, Machine, Vm, VmConfig, VolumeRequest
 from virtlet.plugins.volumes import persistent_root
-from virtlet.plugins.volumes.flexvolume import serve_flexvolume
+from virtlet.plugins.volumes.flexvolume import is_csi, serve_flexvolume
 from virtlet.plugins.volumes.new_disks import (
     EMPTY_DIR_DISKS,
     check_empty_dirs,
@@ -94,7 +94,8 @@ class Plugin:
         size = EMPTY_DIR_DISKS.of(vm.pod).get(empty_dir(source, root, vm.pod.config.metadata.uid))
         if size is not None:
             return serve_empty_dir(vm, source, request.role, size, self._node)
-        if origin is MountOrigin.FLEXVOLUME:
+        inline = is_csi(source, root, vm.pod.config.metadata.uid)
+        if inline or origin is MountOrigin.FLEXVOLUME:
             disk = serve_flexvolume(vm, source, request.role, raw_devices, self._node)
             return self._opened(vm, disk) if disk.block else disk
         volume = serve_mount(source, origin, request.role, raw_devices)

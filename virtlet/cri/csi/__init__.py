@@ -1,0 +1,1 @@
+"""Stubs of CSI and of the kubelet's registration of plugins, generated from proto/."""
