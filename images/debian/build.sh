@@ -93,13 +93,17 @@ find_mirrors() {
 
 # Writes the guest's files to $work/root.tar, and what its boot loaders read to $work/boot.
 make_root() {
+	local options=() line
 	# How this machine reaches its mirrors (proxies, dates) holds for the guest's packages too.
-	apt-config dump --no-empty Acquire | grep -v '^Acquire::\(GzipIndexes\|CompressionTypes\)' >"$work/apt.conf"
+	while read -r line; do
+		options+=(--aptopt="$line")
+	done < <(apt-config dump --no-empty Acquire |
+		grep -v '^Acquire::\(GzipIndexes\|CompressionTypes\|Languages\)')
 	mkdir -p "$cache" "$work/boot"
 	# mke2fs takes no names outside ASCII from a tar. Those are certificates, in a bundle as well.
 	mmdebstrap --quiet --variant=minbase --format=tar \
 		--include="$(sed '/^#/d; /^$/d' "$here/packages.list" | paste -sd,)" \
-		--aptopt="$work/apt.conf" \
+		"${options[@]}" \
 		--dpkgopt=force-unsafe-io \
 		--dpkgopt='path-exclude=/usr/share/doc/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' \
