@@ -226,9 +226,10 @@ def test_an_empty_dir_may_be_a_disk(pods: dict[str, Pod]) -> None:
     assert int(line.split()[1]) > 4 << 20
 
 
-def test_a_flex_volume_is_a_disk(pods: dict[str, Pod]) -> None:
-    script = "until grep ' /data ext4' /proc/mounts; do sleep 0.2; done; echo written >/data/file"
-    (line,) = run(pods["flexvolume"], script)
+@pytest.mark.parametrize(("name", "path"), [("flexvolume", "/data"), ("csi-volume", "/scratch")])
+def test_a_volume_of_our_drivers_is_a_disk(pods: dict[str, Pod], name: str, path: str) -> None:
+    mounted = f"until grep ' {path} ext4' /proc/mounts; do sleep 0.2; done"
+    (line,) = run(pods[name], f"{mounted}; echo written >{path}/file")
     assert line.startswith("/dev/sd")
 
 

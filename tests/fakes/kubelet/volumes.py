@@ -6,12 +6,16 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import grpc
 import yaml
 from attrs import frozen
 
+from virtlet.cli.csi import serving
 from virtlet.cli.manifest import PodManifest, pod_manifest
+from virtlet.cri.csi import csi_pb2 as csi
 
 Document = dict[str, Any]
 FLEXVOLUME_DRIVER = Path(__file__).parents[3] / "deploy" / "flexvolume" / "flexvolume_driver"
@@ -95,6 +99,8 @@ def _directory(example: Example, volume: Document, pod: Path, cleanup: ExitStack
             _run("sh", str(FLEXVOLUME_DRIVER), "mount", str(made), given)
             cleanup.callback(_run, "sh", str(FLEXVOLUME_DRIVER), "unmount", str(made))
             return made
+        case {"csi": {"driver": driver, "volumeAttributes": attributes}}:
+            return _inline(_made(pod, "csi", name), driver, attributes, cleanup)
         case {"persistentVolumeClaim": _}:
             return _made(pod, "csi", name, 0o755)
         case {"projected": {"sources": sources}}:
@@ -115,6 +121,37 @@ def _made(pod: Path, plugin: str, name: str, mode: int = 0o755) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(mode)
     return path
+
+
+def _inline(above: Path, driver: str, attributes: Mapping[str, str], cleanup: ExitStack) -> Path:
+    """An inline volume of Virtlet's CSI driver, which serves in this process."""
+    (above / "vol_data.json").write_text(json.dumps({"driverName": driver}))
+    socket = Path(cleanup.enter_context(TemporaryDirectory())) / "csi.sock"
+    cleanup.enter_context(serving(socket, socket.with_name("registration.sock"), "node"))
+    channel = cleanup.enter_context(grpc.insecure_channel(f"unix:{socket}"))
+
+    def call(name: str, request: Any) -> None:
+        method = channel.unary_unary(
+            f"/csi.v1.Node/{name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=bytes,
+        )
+        method(request, timeout=20, wait_for_ready=True)
+
+    target = str(above / "mount")
+    publish = csi.NodePublishVolumeRequest(
+        volume_id=f"csi-{above.name}",
+        target_path=target,
+        volume_capability=csi.VolumeCapability(
+            mount=csi.VolumeCapability.MountVolume(),
+            access_mode=csi.VolumeCapability.AccessMode(mode=1),
+        ),
+        volume_context={"csi.storage.k8s.io/ephemeral": "true", **attributes},
+    )
+    call("NodePublishVolume", publish)
+    unpublish = csi.NodeUnpublishVolumeRequest(volume_id=publish.volume_id, target_path=target)
+    cleanup.callback(call, "NodeUnpublishVolume", unpublish)
+    return Path(target)
 
 
 def _files(example: Example, source: Document) -> dict[str, str]:
