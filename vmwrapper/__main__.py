@@ -18,6 +18,8 @@ import os
 import sys
 
 EMULATOR = "/usr/bin/qemu-system-x86_64"
+USER: "tuple[int, int, tuple[int, ...]]" = (0, 0, ())
+"""User, group and further groups that questions about the emulator are answered as."""
 
 # The other side has these names in virtlet/model/launch.py; a test holds them together.
 ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"
@@ -68,10 +70,27 @@ def main(arguments: list[str]) -> int:
     ours = [environment.pop(name, None) for name in (ENV_SOCKET, ENV_VM, ENV_TOKEN)]
     emulator = EMULATOR
     try:
+        root = os.getuid() == 0 and USER[0] != 0
         if any(ours):
+            if root:
+                raise Failure(
+                    EXIT_REFUSED,
+                    "no emulator runs as root, as this one would: the domain's document has to "
+                    'name its user, in <seclabel model="dac">',
+                )
             emulator, arguments = hand_over(ours, arguments, environment)
         elif is_probe(arguments):
             drop_lent_capabilities()
+            if root:
+                try:
+                    arguments = leave_root(arguments)
+                except OSError as error:
+                    raise Failure(
+                        EXIT_EXEC,
+                        f"QEMU is asked nothing as root, and user {USER[0]} cannot be taken on "
+                        f"({error.strerror}): libvirt runs without privileges to gain, so name "
+                        "that user in its qemu.conf",
+                    ) from None
         else:
             raise Failure(
                 EXIT_ENVIRONMENT,
@@ -128,7 +147,7 @@ def hand_over(
             f"the manager's answer for VM {vm} does not fit together: are manager and vmwrapper "
             "of one version?",
         ) from None
-    arguments = arguments + added
+    arguments = [*without_accelerator(arguments, added), *added]
     if mounts:
         try:
             visible = [path for path, _, _ in mounts]
@@ -237,6 +256,42 @@ def drop_lent_capabilities() -> None:
 
     pr_cap_ambient, clear_all = 47, 4  # <linux/prctl.h>
     ctypes.CDLL(None).prctl(pr_cap_ambient, clear_all, 0, 0, 0)
+
+
+def leave_root(arguments: list[str]) -> list[str]:
+    """Become the emulator's user for a question of a driver that runs as root.
+
+    libvirt sees KVM as root does, and asks again and again where the answer differs. So a user that
+    may not open it gets a descriptor.
+
+    Returns:
+        The arguments for QEMU.
+    """
+    import ctypes
+
+    no_new_privs = 38  # <linux/prctl.h>
+    uid, gid, groups = USER
+    for position, value in enumerate(arguments):
+        if arguments[position - 1] == "-qmp" and value.startswith("unix:"):
+            # Made by libvirt for this question; monitor and process id go there.
+            directory = os.path.dirname(value[len("unix:") :].partition(",")[0])
+            os.chown(directory, uid, gid, follow_symlinks=False)
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR)
+    except OSError:
+        kvm = -1
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+    zero = ctypes.c_ulong(0)
+    ctypes.CDLL(None).prctl(no_new_privs, ctypes.c_ulong(1), zero, zero, zero)
+    if kvm >= 0 and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        asked, instead = "none,accel=kvm:tcg", ("-accel", "kvm,device=/dev/fdset/64")
+        if asked in arguments:
+            os.set_inheritable(kvm, True)
+            arguments = ["none" if value == asked else value for value in arguments]
+            arguments += ["-add-fd", f"fd={kvm},set=64", *instead, "-accel", "tcg"]
+    return arguments
 
 
 class Jail:
@@ -414,6 +469,14 @@ def own_paths(emulator: str, arguments: list[str], visible: list[str]) -> list[s
         ):
             paths.append(before.rpartition('"')[2])
     return paths
+
+
+def without_accelerator(arguments: list[str], added: list[str]) -> list[str]:
+    """The arguments without -accel, where the manager adds its own: KVM as a descriptor."""
+    if "-accel" not in added:
+        return arguments
+    before = ["", *arguments]
+    return [a for a, b in zip(arguments, before, strict=False) if "-accel" not in (a, b)]
 
 
 def without_locks(arguments: list[str], readable: list[str]) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_second_manager_on_one_image_directory_is_refused_and_changes_nothing_
     images = node.data_dir / "images"
     assert _virtlet(node, "pull", "virtlet.cloud/tiny").returncode == 0
     before = _owners_and_modes(images)
-    own = ["--data-dir", str(tmp_path), "--emulator-user", "root"]
+    own = ["--data-dir", str(tmp_path), "--emulator-user", "nobody"]
     ran = _virtlet(node, "serve", *own, "--image-dir", images)
     assert ran.returncode == 1
     assert "another manager works on" in ran.stderr
@@ -147,10 +147,12 @@ def _owners_and_modes(directory: Path) -> dict[str, tuple[int, int, int]]:
         (["--config", "/nonexistent.yaml"], "/nonexistent.yaml"),
         (["--emulator-user", "nobody-here"], "there is no such user"),
         (
-            ["--emulator-user", "root", "--libvirt-uri", "qemu://system"],
+            ["--libvirt-uri", "qemu://system"],
             "only qemu:///system and qemu:///embed",
         ),
-        (["--emulator-user", "root", "--image-dir", "/proc/x"], "--image-dir /proc/x"),
+        (["--image-dir", "/proc/x"], "--image-dir /proc/x"),
+        (["--emulator-user", "root"], "root, as which no emulator runs"),
+        (["--vm-users", "0-70000"], "flag --vm-users"),
     ],
 )
 def test_a_manager_that_cannot_start_says_why_in_one_line(

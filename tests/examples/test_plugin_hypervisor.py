@@ -219,10 +219,10 @@ def test_disks_of_every_kind_are_attached(rig: PlainRig, board: str, bus: str) -
     overlay = directory / "root,1.qcow2"
     create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, overlay]
     subprocess.run(list(map(str, create)), check=True)
-    rig.give_away(overlay)
+    rig.give_away(overlay, machine)
     for name in ("volume", "tools", "seed"):
         (directory / name).write_bytes(bytes(1 << 20))
-        rig.give_away(directory / name)
+        rig.give_away(directory / name, machine)
     machine = evolve(
         machine,
         flavor=evolve(machine.flavor, machine=board, disk_bus=bus, vcpus=2, system_uuid=_UUID),

@@ -70,6 +70,12 @@ class FakeHypervisor(Hypervisor):
     reads: bool = False
     """Whether it wants a document of every VM."""
 
+    as_vm: bool = False
+    """Whether emulators run as their VM's own user."""
+
+    def runs_as_vm(self) -> bool:
+        return self.as_vm
+
     def open(self) -> None:
         self.faults.strike("open")
 

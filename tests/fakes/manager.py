@@ -1,7 +1,7 @@
 """The lifecycle on a node in memory: one plugin does everything, and fails when it is told to."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from virtlet.core.vm_consoles import VmConsoles
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
-from virtlet.model.disk import Disk
+from virtlet.launch.server import LaunchDoor
+from virtlet.model.disk import Disk, Share
 from virtlet.model.event import Event
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
@@ -43,7 +44,7 @@ from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
-from virtlet.model.vm import Machine, Vm, VmConfig, VmMetadata
+from virtlet.model.vm import Machine, Mount, Vm, VmConfig, VmMetadata, VolumeRequest
 
 IMAGE = "tiny"
 DISK = raw_disk("guest")
@@ -75,6 +76,8 @@ class Node:
     """What any command in a guest prints; None for guests without an agent."""
     shell: Callable[[bytes], int] | None = None
     """Runs a script that a guest is given as input; None for guests without a shell."""
+    share: Share | None = None
+    """What serves every mount."""
     hypervisor: FakeHypervisor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -148,9 +151,14 @@ class Plugin:
         return self.node.flavor(config)
 
     @hookimpl
+    def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Share | None:
+        return self.node.share
+
+    @hookimpl
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
         self.node.disks.add((vm.id, "root"))
         self.node.faults.strike("root_disk")
+        (vm.directory / "root").touch()
         return Disk(path=vm.directory / "root")
 
     @hookimpl
@@ -197,7 +205,13 @@ class NoLaunches:
     path = Path("/nowhere")
     cgroup_required = True
 
-    def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
+    def arm(
+        self,
+        vm_id: str,
+        token: str,
+        parts: list[tuple[str, LaunchPart]],
+        door: LaunchDoor | None = None,
+    ) -> None:
         pass
 
     def disarm(self, vm_id: str) -> bool:
@@ -287,12 +301,13 @@ class Manager:
         logs = str(self.node.root / "logs" / name)
         return pods.run_pod(self.context, PodConfig(metadata=metadata, log_directory=logs), "")
 
-    def create(self, pod_id: str, attempt: int = 0) -> str:
+    def create(self, pod_id: str, attempt: int = 0, mounts: Sequence[str] = ()) -> str:
         """PullImage and CreateContainer."""
         image_handlers.pull(self.context, parse_reference(IMAGE), Credentials())
         config = VmConfig(
             metadata=VmMetadata(name="guest", attempt=attempt),
             image=IMAGE,
+            mounts=tuple(Mount(guest_path=path, host_path=path) for path in mounts),
             log_path=f"guest/{attempt}.log",
         )
         return vms.create_vm(self.context, pod_id, config)

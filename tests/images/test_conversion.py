@@ -182,7 +182,7 @@ def test_a_disk_of_another_hypervisor_is_converted(
     content = (tmp_path / kind).read_bytes()
     image = pull(Images(store), server, content)
     assert (image.format, image.source_format, image.virtual_size) == ("qcow2", kind, 4 << 20)
-    assert image.path.stat().st_mode & 0o777 == 0o440
+    assert image.path.stat().st_mode & 0o777 == 0o444
     assert image.path.stat().st_uid == os.getuid()
     qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, image.path)
     # Packed, it is another image of the same disk.

@@ -13,6 +13,7 @@ from virtlet.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from virtlet.host.files import appear_at, make_private_directory
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout, measure
 from virtlet.model.image import RecognizedImage
@@ -62,25 +63,39 @@ class TestPublish:
         assert link.is_symlink()
         assert link.read_bytes() == raw_disk()
 
-    def test_the_emulator_can_read_images_and_nothing_else(self, store: ImageStore) -> None:
+    def test_the_emulator_can_read_images_and_nothing_else(
+        self, store: ImageStore, tmp_path: Path
+    ) -> None:
+        """By the name in its VM's directory: nobody but root has a way into the store."""
         image_id = put(store, "a")
         image = store.get(parse_reference(image_id))
         assert image is not None
         stat = image.path.stat()
-        assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, EMULATOR_GID, 0o440)
+        assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, 0, 0o444)
         for directory in (image.path.parent, image.path.parent.parent):
-            assert directory.stat().st_mode & 0o7777 == 0o711
-        # It starts there, because pytest's directories on the way are the tester's alone.
-        reads = 'cat "$0" >/dev/null && ! test -w "$0" && ! ls . 2>/dev/null && ! cat "$0.json"'
-        subprocess.run(
-            ["sh", "-c", reads, image.path.name],
-            cwd=image.path.parent,
-            user=EMULATOR_GID,
-            group=EMULATOR_GID,
-            extra_groups=[],
-            check=True,
-            stderr=subprocess.DEVNULL,
-        )
+            assert directory.stat().st_mode & 0o7777 == 0o700
+        tmp_path.chmod(0o711)
+        vm = tmp_path / "vm"
+        make_private_directory(vm, uid=0, gid=EMULATOR_GID, mode=0o710)
+        appear_at(image.path, vm / "image")
+        reads = 'cat "$0" && ! test -w "$0" && ! ls "${0%/*}" && ! mv "$0" "${0%/*}/other"'
+        for group, way, works in (
+            (EMULATOR_GID, "vm/image", True),
+            (EMULATOR_GID + 1, "vm/image", False),
+            (EMULATOR_GID, str(image.path.relative_to(tmp_path)), False),
+        ):
+            done = subprocess.run(
+                ["sh", "-c", reads, way],
+                # It starts there, because pytest's directories on the way are the tester's alone.
+                cwd=tmp_path,
+                user=group,
+                group=group,
+                extra_groups=[],
+                check=False,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            assert (done.returncode == 0) is works, (group, way)
 
     def test_the_same_content_is_kept_once_under_all_its_names(self, store: ImageStore) -> None:
         assert put(store, "a") == put(store, "b")
@@ -434,7 +449,7 @@ class TestRestart:
         image = store.get(parse_reference("example.com/x"))
         assert image is not None
         assert image.format == "qcow2"
-        assert image.path.stat().st_mode & 0o777 == 0o440
+        assert image.path.stat().st_mode & 0o777 == 0o444
 
     def test_a_name_from_before_tags_were_kept_is_found_by_every_tag(
         self, store: ImageStore, open_store: Callable[[], ImageStore]

@@ -18,7 +18,7 @@ import pytest
 
 from tests.polling import until
 from virtlet.errors import FailedPrecondition, PluginError
-from virtlet.launch.server import LaunchServer
+from virtlet.launch.server import LaunchDoor, LaunchServer
 from virtlet.model.launch import LaunchFd, LaunchPart
 
 VM = "0123456789abcdef0123456789abcdef"
@@ -253,6 +253,53 @@ def test_silent_peers_hold_up_nobody(server: LaunchServer, tmp_path: Path) -> No
     assert time.monotonic() - before < 8, "each is waited for for ten seconds otherwise"
     for client in idle:
         client.close()
+
+
+def test_a_vm_with_a_user_of_its_own_has_a_socket_of_its_own(
+    server: LaunchServer, tmp_path: Path
+) -> None:
+    """As long as it is armed; its launch is to be had nowhere else."""
+    door = LaunchDoor(tmp_path / "own", os.getuid(), os.getgid())
+    server.arm(VM, "token", [], door)
+    assert stat.S_IMODE(door.path.stat().st_mode) == 0o600
+    assert "no launch waits" in refused(tmp_path / "s", request(VM, "token"))
+    assert ask(door.path, request(VM, "token"))[0] == ["."]
+    assert "no longer" in refused(door.path, request(VM, "token"))
+    server.disarm(VM)
+    assert not door.path.exists()
+    server.arm(VM, "token", [], door)
+    server.stop()
+    assert not door.path.exists()
+
+
+def test_a_socket_of_one_vm_serves_its_user_alone(server: LaunchServer, tmp_path: Path) -> None:
+    """Neither root, which gets through to every socket, nor the launch of another VM."""
+    door = LaunchDoor(tmp_path / "own", 2_000_000_000, 2_000_000_001)
+    server.arm(VM, "token", [], door)
+    info = door.path.stat()
+    assert (info.st_uid, info.st_gid) == (door.uid, door.gid)
+    assert f"user {os.getuid()} is not" in refused(door.path, request(VM, "token"))
+    other = "f" * 32
+    server.arm(other, "token", [], LaunchDoor(tmp_path / "other", os.getuid(), os.getgid()))
+    assert "no launch waits" in refused(tmp_path / "other", request(VM, "token"))
+    assert ask(tmp_path / "other", request(other, "token"))[0] == ["."]
+
+
+def test_peers_of_one_vm_hold_up_no_other(server: LaunchServer, tmp_path: Path) -> None:
+    """However many there are, and although they say nothing."""
+    doors = [LaunchDoor(tmp_path / name, os.getuid(), os.getgid()) for name in ("one", "two")]
+    for number, door in enumerate(doors):
+        server.arm(str(number) * 32, "token", [], door)
+    with contextlib.ExitStack() as clients:
+        for _ in range(100):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(doors[0].path))
+        assert ask(doors[1].path, request("1" * 32, "token"))[0] == ["."]
+        # Of its own, four are served at a time.
+        client = clients.enter_context(socket.socket(socket.AF_UNIX))
+        client.settimeout(30)
+        client.connect(str(doors[0].path))
+        assert client.recv(1) == b""
 
 
 def test_a_killed_wrapper_costs_the_launch_only(server: LaunchServer, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pwd
 import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +34,8 @@ fds = {{}}
 for argument in sys.argv:
     if argument.startswith("fd="):
         fds[argument] = os.read(int(argument[3:]), 100).decode()
-print(json.dumps({{"argv": sys.argv[1:], "env": dict(os.environ), "fds": fds}}))
+ids = [os.getresuid(), os.getresgid()]
+print(json.dumps({{"argv": sys.argv[1:], "env": dict(os.environ), "fds": fds, "ids": ids}}))
 sys.exit(7)
 """
 
@@ -119,6 +122,61 @@ def test_no_guest_starts_without_our_variables(setup: Setup, arguments: tuple[st
 def test_anybody_may_ask_for_the_version(setup: Setup) -> None:
     """Which starts no guest."""
     assert seen(setup.run("--version"))["argv"] == ["--version"]
+
+
+@pytest.fixture
+def installed() -> Iterator[Path]:
+    """A wrapper for the emulator's user, who can get at it and at the emulator."""
+    user = pwd.getpwnam("libvirt-qemu")
+    with tempfile.TemporaryDirectory(prefix="vt-", dir="/var/tmp") as directory:
+        place = Path(directory)
+        place.chmod(0o711)
+        emulator = place / "emulator"
+        emulator.write_text(_EMULATOR.replace(sys.executable, "/usr/bin/python3", 1))
+        emulator.chmod(0o755)
+        yield install_wrapper(place / "bin" / "vmwrapper", emulator, user.pw_uid, user.pw_gid)
+
+
+def _as_root(path: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(path), *arguments],
+        env={"PATH": "/usr/bin:/bin", **more},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_a_question_of_a_driver_that_is_root_is_answered_as_the_emulators_user(
+    installed: Path,
+) -> None:
+    """Who can write where libvirt waits for the answer, and gains nothing."""
+    user = pwd.getpwnam("libvirt-qemu")
+    place = installed.parent.parent / "qmp-1"
+    place.mkdir(mode=0o700)
+    asked = ["-machine", "none,accel=tcg", "-qmp", f"unix:{place}/qmp.monitor,server=on"]
+    done = seen(_as_root(installed, *asked))
+    assert done["argv"] == asked
+    assert done["ids"] == [[user.pw_uid] * 3, [user.pw_gid] * 3]
+    assert place.stat().st_uid == user.pw_uid
+
+
+def test_no_emulator_runs_as_root(installed: Path) -> None:
+    """A document that names no user has libvirt start it as the driver's."""
+    variables = {names.ENV_SOCKET: "/s", names.ENV_VM: VM, names.ENV_TOKEN: TOKEN}
+    assert "no emulator runs as root" in failed(
+        _as_root(installed, "-name", "x", **variables), wrapper.EXIT_REFUSED
+    )
+
+
+def test_an_accelerator_of_the_launch_takes_the_place_of_libvirts(setup: Setup) -> None:
+    """KVM comes as a descriptor."""
+    part = LaunchPart(arguments=("-accel", "kvm,device=/dev/fdset/64"))
+    setup.server.arm(VM, TOKEN, [("test", part)])
+    done = seen(setup.launch("-name", "x", "-accel", "kvm", "-S"))
+    assert done["argv"] == ["-name", "x", "-S", "-accel", "kvm,device=/dev/fdset/64"]
 
 
 def test_the_launch_is_put_on_top_of_what_libvirt_gave(setup: Setup) -> None:

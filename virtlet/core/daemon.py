@@ -32,6 +32,7 @@ from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
 from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
+from virtlet.core.vm_users import VmUsers
 from virtlet.errors import FailedPrecondition
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
@@ -118,6 +119,7 @@ def _assemble(
     hooks = _start_plugins(registry, config, undo, here, store)
     profiles = Profiles(config.sections.get("handlers", {}), registry)
 
+    users = VmUsers(config[core_options.VM_USERS], store, places)
     launches = LaunchServer(
         config[core_options.FD_SERVER_SOCKET],
         uid,
@@ -159,6 +161,7 @@ def _assemble(
         events=events,
         reserve=reserve,
         locks=KeyedLocks(hooks.watch.hanging),
+        new_user=users.take,
     )
     undo.callback(context.images.close)
     context.journal = Journal(
@@ -200,7 +203,7 @@ def _emulator_user(config: Settings) -> tuple[int, int]:
     """User and group id that the emulator runs as.
 
     Raises:
-        FailedPrecondition: there is no such user.
+        FailedPrecondition: there is no such user, or it is root.
     """
     option = core_options.EMULATOR_USER
     name = config[option]
@@ -212,4 +215,9 @@ def _emulator_user(config: Settings) -> tuple[int, int]:
             "does not run as root instead: create it (the "
             "hypervisor's package brings the default one) or name another"
         ) from None
+    if entry.pw_uid == 0:
+        raise FailedPrecondition(
+            f"{option.flag} {quote(name)}: that is root, as which no emulator runs: a guest that "
+            "takes one over would have the node; name another user"
+        )
     return entry.pw_uid, entry.pw_gid

@@ -66,7 +66,7 @@ class Paths:
         return self.data_dir / "volumes"
 
     def vm(self, vm: str) -> Path:
-        """The emulator's user's (`Vm.directory`): disks, and shares until the VM has ended."""
+        """Its emulator's alone (`Vm.directory`): disks, the image, and shares until its end."""
         return self.vms / vm
 
     @property
@@ -86,6 +86,10 @@ class Paths:
     def console(self, vm: str) -> Path:
         """The console: `console.out`, `console.in`, and in `console.state` how far it is logged."""
         return self.vm_runtime(vm) / "console"
+
+    def launch_socket(self, vm: str) -> Path:
+        """Where vmwrapper fetches the launch of a VM that has a user of its own."""
+        return self.vm_runtime(vm) / "launch"
 
     def agent_socket(self, vm: str) -> Path:
         """The guest agent's channel."""

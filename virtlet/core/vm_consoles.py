@@ -17,8 +17,8 @@ class VmConsoles:
     Args:
         logs: writes them.
         paths: where consoles are.
-        uid: the emulator's user.
-        gid: the emulator's group.
+        uid: user of emulators whose VM has none of its own.
+        gid: group of that user.
         disabled: do not write what guests print to pod logs.
     """
 
@@ -33,7 +33,9 @@ class VmConsoles:
 
     def prepare(self, vm: Vm) -> None:
         """Make the console for an emulator that is about to start, and follow it."""
-        self._logs.prepare(self.files(vm), uid=self._uid, gid=self._gid)
+        uid = self._uid if vm.uid is None else vm.uid
+        gid = self._gid if vm.gid is None else vm.gid
+        self._logs.prepare(self.files(vm), uid=uid, gid=gid)
 
     def follow(self, vm: Vm) -> None:
         """Follow the console of a VM that an earlier manager started."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,42 @@ def make_private_directory(path: Path, *, uid: int = -1, gid: int = -1, mode: in
     path.mkdir(parents=True, exist_ok=True)
     os.chown(path, uid, gid)
     path.chmod(mode)
+
+
+def change_owner(path: Path, before: int, uid: int, gid: int) -> None:
+    """Give a file or block device to a user, if it belongs to the one before; follows no link.
+
+    Raises:
+        OSError: it is not there, or cannot be given.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        known = stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
+        if known and status.st_uid == before:
+            os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+    finally:
+        os.close(descriptor)
+
+
+def appear_at(source: Path, path: Path) -> None:
+    """Give a file that nobody writes a second name; on another file system it is mounted there.
+
+    What is there is replaced.
+    """
+    remove_file(path)
+    with contextlib.suppress(OSError):
+        os.link(source, path, follow_symlinks=False)
+        return
+    opened = [os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)]
+    try:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        os.close(os.open(path, flags, 0o600))
+        opened.append(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        mounts.bind(opened[0], opened[1], readonly=True, follow=False, inner=False)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:

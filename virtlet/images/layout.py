@@ -29,7 +29,7 @@ SUFFIX = ".json"
 VERSION = 1
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_READ_ONLY = 0o440
+_READ_ONLY = 0o444
 
 
 @frozen
@@ -135,7 +135,7 @@ class Layout:
 
     Args:
         directory: the images directory; made with all below it.
-        emulator_gid: group that may read images.
+        emulator_gid: group of programs that look into images.
 
     Raises:
         FailedPrecondition: the directory cannot be made.
@@ -147,10 +147,9 @@ class Layout:
         self._links = directory / "links"
         self.emulator_gid = emulator_gid
         try:
-            # The emulator's user passes through on its way to a file that it is told of, no more.
-            make_private_directory(directory, mode=0o711)
-            make_private_directory(self._data, mode=0o711)
-            make_private_directory(self._links, mode=0o700)
+            # A VM gets a name of its image elsewhere; nobody else has a way to it.
+            for path in (directory, self._data, self._links):
+                make_private_directory(path, mode=0o700)
         except OSError as error:
             raise FailedPrecondition(f"--image-dir {directory}: {error}") from None
 
@@ -201,16 +200,16 @@ class Layout:
                     yield reference, f"sha256:{target.name}"
 
     def place(self, part: Path, digest: str) -> None:
-        """Move a part, already on the disk, to where the emulator can read it and nobody write."""
+        """Move a part, already on the disk, to the images, which nobody writes to."""
         self._protect(part)
         part.replace(self.data(digest))
         _sync(self._data)
 
     def protect(self, digest: str) -> os.stat_result:
-        """Set right who may read an image; returns what is known of its file."""
+        """Set the owner and mode of an image right; returns what is known of its file."""
         path = self.data(digest)
         stat = path.stat()
-        if (stat.st_gid, stat.st_mode & 0o7777) != (self.emulator_gid, _READ_ONLY):
+        if (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) != (*_owner(), _READ_ONLY):
             self._protect(path)
         return stat
 
@@ -235,8 +234,12 @@ class Layout:
         remove_file(self.record(digest))
 
     def _protect(self, path: Path) -> None:
-        os.chown(path, -1, self.emulator_gid)
+        os.chown(path, *_owner())
         path.chmod(_READ_ONLY)
+
+
+def _owner() -> tuple[int, int]:
+    return os.geteuid(), os.getegid()
 
 
 def _sync(directory: Path) -> None:

@@ -29,7 +29,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from attrs import define
+from attrs import define, frozen
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file
@@ -47,7 +47,11 @@ _END = b"\0"
 _TIMEOUT = 10.0
 """Seconds a peer may take to ask, and to take the answer."""
 _MOST_PEERS = 64
-"""Peers served at a time. Any emulator may connect: none may tie up the manager."""
+"""Peers served at a time of those that share a user: none may tie up the manager."""
+_MOST_PEERS_OF_ONE = 4
+"""The same at a socket of one VM, whose wrapper connects once."""
+_TURN = 16
+"""Connections that are taken at one socket before the others have their turn."""
 _PAUSES = (0.1, 1.0)
 """Seconds until the next try, where the node has no descriptor left: at first, and at most."""
 
@@ -105,20 +109,41 @@ def answer(launch: Launch, jail: JailMounts) -> bytes:
     return _END.join(records) + _END
 
 
+@frozen
+class LaunchDoor:
+    """A socket for the launch of one VM, which only its emulator's user may connect to."""
+
+    path: Path
+    uid: int
+    gid: int
+
+
+@define(eq=False)
+class _Listener:
+    """A socket that is listened on."""
+
+    socket: socket.socket
+    uid: int
+    peers: threading.BoundedSemaphore
+
+
 @define
 class _Armed:
-    """A launch that waits for its wrapper."""
+    """A launch that waits for its wrapper, at one socket."""
 
     token: str
-    launch: Launch
+    launch: Launch | None
+    """None once it is handed over."""
+    door: LaunchDoor
 
 
 class LaunchServer:
-    """Serves vmwrapper on a unix socket that only the emulator's user may connect to.
+    """Serves vmwrapper on unix sockets: one for VMs whose emulators share a user, and one for each
+    other VM while it starts, so that no emulator is in another's way.
 
     Args:
-        path: of the socket.
-        uid: the emulator's user.
+        path: of the socket of those that share a user.
+        uid: that user.
         gid: its group.
         cgroup_required: whether an emulator that cannot join its cgroups gets no launch.
     """
@@ -126,12 +151,12 @@ class LaunchServer:
     def __init__(self, path: Path, uid: int, gid: int, *, cgroup_required: bool = True) -> None:
         self.path = path
         self.cgroup_required = cgroup_required
-        self._uid = uid
-        self._gid = gid
+        self._shared = LaunchDoor(path, uid, gid)
         self._lock = threading.Lock()
         self._armed: dict[str, _Armed] = {}
-        self._peers = threading.BoundedSemaphore(_MOST_PEERS)
-        self._socket: socket.socket | None = None
+        self._listeners: dict[LaunchDoor, _Listener] = {}
+        self._closed: list[_Listener] = []
+        """Those that the worker is to close: it may wait for them."""
         self._worker = Worker("launch-server", self._accept)
         self._back_off = BackOff(*_PAUSES)
 
@@ -141,36 +166,62 @@ class LaunchServer:
         Raises:
             FailedPrecondition: the socket cannot be made.
         """
+        self._listen(self._shared, _MOST_PEERS)
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Listen no more, and drop every launch nobody fetched; idempotent."""
+        self._worker.stop()
+        with self._lock:
+            armed, self._armed = self._armed, {}
+            doors = list(self._listeners)
+        for door in doors:
+            self._shut(door)
+        self._close_listeners()
+        for item in armed.values():
+            if item.launch is not None:
+                item.launch.close()
+
+    def _listen(self, door: LaunchDoor, most: int) -> None:
+        """Make a socket, for so many peers at a time."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            remove_file(self.path)
-            listener.bind(str(self.path))
-            self.path.chmod(0o600)
-            os.chown(self.path, self._uid, self._gid)
+            remove_file(door.path)
+            listener.bind(str(door.path))
+            door.path.chmod(0o600)
+            os.chown(door.path, door.uid, door.gid)
             listener.listen(128)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
             raise FailedPrecondition(
-                f"cannot make the launch socket {self.path}: {error}; see fdServerSocketPath"
+                f"cannot make the launch socket {door.path}: {error}; see fdServerSocketPath"
             ) from None
-        self._socket = listener
-        self._worker.start()
-
-    def stop(self) -> None:
-        """Listen no more, and drop every launch nobody fetched; idempotent."""
-        listener, self._socket = self._socket, None
-        if listener is None:
-            return
-        self._worker.stop()
-        listener.close()
-        remove_file(self.path)
         with self._lock:
-            armed, self._armed = self._armed, {}
-        for item in armed.values():
-            item.launch.close()
+            peers = threading.BoundedSemaphore(most)
+            self._listeners[door] = _Listener(listener, door.uid, peers)
 
-    def arm(self, vm_id: str, token: str, parts: Sequence[tuple[str, LaunchPart]]) -> None:
+    def _shut(self, door: LaunchDoor) -> None:
+        with self._lock:
+            listener = self._listeners.pop(door, None)
+            if listener is not None:
+                self._closed.append(listener)
+        if listener is not None:
+            remove_file(door.path)
+
+    def _close_listeners(self) -> None:
+        with self._lock:
+            closed, self._closed = self._closed, []
+        for listener in closed:
+            listener.socket.close()
+
+    def arm(
+        self,
+        vm_id: str,
+        token: str,
+        parts: Sequence[tuple[str, LaunchPart]],
+        door: LaunchDoor | None = None,
+    ) -> None:
         """Hold a launch ready for the one wrapper that shows the token.
 
         Args:
@@ -178,79 +229,98 @@ class LaunchServer:
             token: the one-time proof; used up by the first wrapper that shows it.
             parts: plugin name and its part. Their descriptors are the server's from now on, also
                 when this raises.
+            door: a socket for this launch alone, as long as it is armed; None is that of all.
 
         Raises:
             PluginError: the parts do not fit together.
+            FailedPrecondition: the socket cannot be made.
         """
         launch = merge_launch(parts)
+        self.disarm(vm_id)
         with self._lock:
-            before = self._armed.pop(vm_id, None)
-            self._armed[vm_id] = _Armed(token, launch)
-        if before is not None:
-            before.launch.close()
+            self._armed[vm_id] = _Armed(token, launch, door or self._shared)
+        if door is not None:
+            try:
+                self._listen(door, _MOST_PEERS_OF_ONE)
+            except BaseException:
+                self.disarm(vm_id)
+                raise
+            self._worker.wake()
 
     def disarm(self, vm_id: str) -> bool:
         """Drop a launch, and close its descriptors; idempotent. Whether nobody had fetched it."""
         with self._lock:
             armed = self._armed.pop(vm_id, None)
         if armed is not None:
-            armed.launch.close()
-        return armed is not None
+            if armed.launch is not None:
+                armed.launch.close()
+            if armed.door != self._shared:
+                self._shut(armed.door)
+                self._worker.wake()
+        return armed is not None and armed.launch is not None
 
     def _accept(self) -> float:
         """Take the connections that wait, each on a thread of its own."""
-        if (listener := self._socket) is None:
-            return math.inf
-        self._worker.files = {listener.fileno(): select.POLLIN}
-        while not self._worker.stopping:
+        with self._lock:
+            listeners = dict(self._listeners)
+        self._close_listeners()
+        self._worker.files = {item.socket.fileno(): select.POLLIN for item in listeners.values()}
+        for door, listener in listeners.items():
             try:
-                peer, _ = listener.accept()
-            except BlockingIOError:
-                self._back_off.reset()
-                break
+                self._accept_at(door, listener)
             except OSError as error:
                 log.error("launches wait", extra={"problem": error.strerror})
                 self._worker.files = {}
                 return self._back_off.pause()
-            if not self._peers.acquire(blocking=False):
+        self._back_off.reset()
+        return math.inf
+
+    def _accept_at(self, door: LaunchDoor, listener: _Listener) -> None:
+        """Take some of the connections that wait at a socket: others have their turn."""
+        for _ in range(_TURN):
+            if self._worker.stopping:
+                return
+            try:
+                peer, _ = listener.socket.accept()
+            except BlockingIOError:
+                return
+            if not listener.peers.acquire(blocking=False):
                 peer.close()
                 continue
             serve = threading.Thread(
-                target=self._serve, args=(peer,), name="launch-peer", daemon=True
+                target=self._serve, args=(peer, door, listener), name="launch-peer", daemon=True
             )
             try:
                 serve.start()
             except RuntimeError as error:
                 peer.close()
-                self._peers.release()
+                listener.peers.release()
                 log.error("launch not handed over", extra={"problem": str(error)})
-        return math.inf
 
-    def _serve(self, peer: socket.socket) -> None:
+    def _serve(self, peer: socket.socket, door: LaunchDoor, listener: _Listener) -> None:
         try:
             with peer:
                 peer.settimeout(_TIMEOUT)
-                self._answer(peer)
+                self._answer(peer, door)
         except OSError as error:
             log.warning("launch not handed over", extra={"problem": str(error)})
         finally:
-            self._peers.release()
+            listener.peers.release()
 
-    def _answer(self, peer: socket.socket) -> None:
+    def _answer(self, peer: socket.socket, door: LaunchDoor) -> None:
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
         vm_id, token = _request(peer)
-        if uid not in (self._uid, 0):
+        if uid != door.uid:
             peer.sendall(refusal(f"user {uid} is not the emulator's"))
             return
-        armed = self._take(vm_id, token)
-        if armed is None:
+        launch = self._take(vm_id, token, door)
+        if launch is None:
             log.warning("launch refused", extra={"vm": vm_id, "peer": pid})
             peer.sendall(
                 refusal("no launch waits for it, or the token is not (or no longer) valid")
             )
             return
-        launch = armed.launch
         try:
             failed = join_cgroups(pid, launch.cgroups, vm_id)
             if failed and self.cgroup_required:
@@ -290,13 +360,16 @@ class LaunchServer:
         finally:
             launch.close()
 
-    def _take(self, vm_id: str, token: str) -> _Armed | None:
+    def _take(self, vm_id: str, token: str, door: LaunchDoor) -> Launch | None:
         """Use up the token: nobody gets the launch a second time."""
         with self._lock:
             armed = self._armed.get(vm_id)
-            if armed is None or not hmac.compare_digest(armed.token.encode(), token.encode()):
+            if armed is None or armed.door != door:
                 return None
-            return self._armed.pop(vm_id)
+            if not hmac.compare_digest(armed.token.encode(), token.encode()):
+                return None
+            launch, armed.launch = armed.launch, None
+            return launch
 
 
 def _request(peer: socket.socket) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from virtlet.errors import FailedPrecondition
 from virtlet.host.files import write_atomically
 
 _EMULATOR_LINE = 'EMULATOR = "/usr/bin/qemu-system-x86_64"\n'
-"""The line of vmwrapper's source that the emulator's path is put into."""
+_USER_LINE = 'USER: "tuple[int, int, tuple[int, ...]]" = (0, 0, ())\n'
+"""Lines of vmwrapper's source that the emulator's path and its user are put into."""
 
 
 def install_wrapper(wrapper: Path, emulator: Path, uid: int, gid: int) -> Path:
@@ -34,7 +35,7 @@ def install_wrapper(wrapper: Path, emulator: Path, uid: int, gid: int) -> Path:
         FailedPrecondition: the user cannot execute it, or any Python interpreter.
     """
     groups = _groups(uid, gid)
-    text = _text(_interpreter(uid, groups), emulator)
+    text = _text(_interpreter(uid, groups), emulator, (uid, gid, tuple(sorted(groups))))
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     wrapper.parent.chmod(0o755)
     if not wrapper.is_file() or wrapper.read_bytes() != text or _mode(wrapper) != 0o755:
@@ -57,13 +58,17 @@ def emulator_problem(emulator: Path, uid: int, gid: int) -> str:
     return _problem(emulator, uid, _groups(uid, gid), "set `emulator` to one it can")
 
 
-def _text(interpreter: Path, emulator: Path) -> bytes:
+def _text(interpreter: Path, emulator: Path, user: tuple[int, int, tuple[int, ...]]) -> bytes:
     source = (importlib.resources.files("vmwrapper") / "__main__.py").read_text()
-    before, found, after = source.partition(_EMULATOR_LINE)
-    if not found:
-        raise FailedPrecondition(
-            "vmwrapper/__main__.py has no line for the emulator's path: install Virtlet again"
-        )
+    for line, value in ((_EMULATOR_LINE, str(emulator)), (_USER_LINE, user)):
+        before, found, after = source.partition(line)
+        if not found:
+            raise FailedPrecondition(
+                "vmwrapper/__main__.py has no line for the emulator or its user: install Virtlet "
+                "again"
+            )
+        name = line.partition(" = ")[0]
+        source = f"{before}{name} = {value!r}\n{after}"
     try:
         status = emulator.stat()
         identity = f"{status.st_size} {status.st_mtime_ns}"
@@ -74,7 +79,7 @@ def _text(interpreter: Path, emulator: Path) -> bytes:
     return (
         f"#!{interpreter} -IS\n"
         f"# Written by Virtlet. The emulator's size and time: {identity}\n"
-        f"{before}EMULATOR = {str(emulator)!r}\n{after}"
+        f"{source}"
     ).encode()
 
 

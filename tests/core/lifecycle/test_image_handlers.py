@@ -229,8 +229,11 @@ def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_e
     ):
         _create(kernels, "")
     assert not any("vm-" in point or "volume" in point for point in manager.points)
-    vm = _create(kernels, "kernel")
-    assert kernels.store.vms[vm].vm.image == image
+    vm_id = _create(kernels, "kernel")
+    vm = kernels.store.vms[vm_id].vm
+    # The VM has a name of its own of it.
+    assert vm.image == evolve(image, path=vm.directory / "image")
+    assert vm.image.path.samefile(image.path)
 
 
 def test_content_is_what_the_handler_that_pulled_it_first_takes_it_for(kernels: Context) -> None:

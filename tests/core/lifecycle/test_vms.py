@@ -1,13 +1,15 @@
 """VMs up and down, with a hypervisor that fails."""
 
+import stat
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.fakes.manager import Manager, Node
+from tests.fakes.manager import DISK, Manager, Node
 from virtlet.core.lifecycle import pods, vms
-from virtlet.core.store.records import PodPhase, VmPhase
+from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
 from virtlet.errors import (
     FailedPrecondition,
     NotFound,
@@ -16,7 +18,9 @@ from virtlet.errors import (
     Unavailable,
     UndoIncomplete,
 )
+from virtlet.model.disk import Share
 from virtlet.model.event import EventKind
+from virtlet.model.launch import ENV_SOCKET
 from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.vm import VmConfig, VmExit, VmMetadata
 
@@ -303,3 +307,67 @@ def test_a_start_of_an_unknown_vm_or_in_a_stopped_pod_is_refused(
     manager.stop_pod(pod)
     with pytest.raises(FailedPrecondition, match="is stopped"):
         manager.start(vm_id)
+
+
+def _owner(path: Path) -> tuple[int, int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
+def test_a_vm_with_a_user_of_its_own_has_files_of_its_own(
+    manager: Manager, node: Node, pod: str
+) -> None:
+    """Its emulator opens what is there and makes nothing; a disk of a plugin that does not know of
+    users is given to it."""
+    node.hypervisor.as_vm = True
+    manager.context.new_user = lambda: 2_000_000_000
+    vm = manager.vm(manager.create(pod)).vm
+    paths = manager.context.paths
+    assert (vm.uid, vm.gid) == (2_000_000_000, 2_000_000_000)
+    assert _owner(vm.directory) == (0, vm.gid, 0o710)
+    assert _owner(paths.vm_runtime(vm.id)) == (0, vm.gid, 0o710)
+    assert _owner(vm.image.path) == (0, 0, 0o444)
+    assert vm.image.path.read_bytes() == DISK
+    assert _owner(vm.directory / "root")[:2] == (vm.uid, vm.gid)
+    environment = node.hypervisor.machines[vm.id].environment
+    assert environment[ENV_SOCKET] == str(paths.launch_socket(vm.id))
+    manager.start(vm.id)
+    for name in ("console.out", "console.in"):
+        assert _owner(paths.vm_runtime(vm.id) / name) == (vm.uid, vm.gid, 0o600)
+    manager.remove(vm.id)
+    assert not vm.directory.exists()
+
+
+def test_a_vm_of_a_hypervisor_that_knows_of_no_users_has_the_nodes(
+    manager: Manager, pod: str
+) -> None:
+    """And files as before."""
+    manager.context.new_user = lambda: 2_000_000_000
+    vm = manager.vm(manager.create(pod)).vm
+    assert (vm.uid, vm.gid) == (None, None)
+    node = manager.context.node
+    assert node.user_of(vm) == (node.emulator_uid, node.emulator_gid)
+    assert _owner(vm.directory) == (node.emulator_uid, node.emulator_gid, 0o700)
+    assert _owner(manager.context.paths.vm_runtime(vm.id)) == (0, 0, 0o711)
+
+
+def test_a_vm_whose_shares_belong_to_emulators_has_the_nodes_user(
+    manager: Manager, node: Node, pod: str
+) -> None:
+    """Else the next VM could not read what this one wrote there."""
+    node.hypervisor.as_vm = True
+    manager.context.new_user = lambda: 2_000_000_000
+    found: dict[str, VmRecord] = {}
+    for driver in ("9p", "virtiofs"):
+        node.share = Share(
+            host_path=node.root, guest_path="/s", tag="s", readonly=False, driver=driver
+        )
+        vm_id = manager.create(pod, attempt=len(found), mounts=("/s",))
+        found[driver] = manager.vm(vm_id)
+    emulators = manager.context.node
+    shared, own = found["9p"].vm, found["virtiofs"].vm
+    assert (shared.uid, own.uid) == (None, 2_000_000_000)
+    assert _owner(shared.directory) == (emulators.emulator_uid, emulators.emulator_gid, 0o700)
+    assert node.hypervisor.machines[shared.id].vm == shared
+    launches = manager.context.launches
+    assert node.hypervisor.machines[shared.id].environment[ENV_SOCKET] == str(launches.path)

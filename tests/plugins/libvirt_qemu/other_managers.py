@@ -91,7 +91,8 @@ def probes(directory: Path) -> list[int]:
             words = process.joinpath("cmdline").read_text().split("\0")
         except OSError:
             continue
-        if "none,accel=kvm:tcg" in words and any(str(directory) in word for word in words):
+        asks = "none" in words or "none,accel=kvm:tcg" in words
+        if asks and any(str(directory) in word for word in words):
             found.append(int(process.name))
     return found
 

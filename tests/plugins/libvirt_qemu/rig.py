@@ -19,7 +19,8 @@ from attrs import evolve
 from tests.fakes.boot_sector import write_boot_disk
 from tests.fakes.model import make_config, make_image, make_pod, make_vm
 from tests.polling import until
-from virtlet.launch.server import LaunchServer
+from virtlet.host.files import make_private_directory
+from virtlet.launch.server import LaunchDoor, LaunchServer
 from virtlet.launch.wrapper import install_wrapper
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
@@ -35,6 +36,7 @@ QEMU = Path("/usr/bin/qemu-system-x86_64")
 PATIENCE = 20.0
 """Seconds to wait for what takes one on an idle machine."""
 _names = itertools.count()
+_users = itertools.count(2_100_000_000)
 
 
 def emulator_user() -> tuple[int, int]:
@@ -101,22 +103,39 @@ class Rig:
         self.hypervisor.close()
         self.launches.stop()
 
-    def machine(self, vm_id: str = "") -> Machine:
-        """A machine with the boot sector guest on its disk."""
+    def machine(self, vm_id: str = "", *, shared: bool = False) -> Machine:
+        """A machine with the boot sector guest on its disk.
+
+        Args:
+            vm_id: its id.
+            shared: whether it has no user of its own, as with a hypervisor that knows of none.
+        """
+        shared = shared or not self.hypervisor.runs_as_vm()
         vm_id = vm_id or uuid.uuid4().hex
         runtime = self.node.run_dir / f"{next(_names)}"
         directory = self.node.data_dir / "volumes" / vm_id
-        self._make_directory(directory)
-        self._make_directory(runtime)
+        user = None if shared else next(_users)
+        vm = evolve(
+            make_vm(directory, make_pod(), image=make_image(directory / "image")),
+            id=vm_id,
+            uid=user,
+            gid=user,
+        )
+        uid, gid = self.node.user_of(vm)
+        for path in (directory, runtime):
+            path.parent.mkdir(mode=0o711, exist_ok=True)
+            if shared:
+                make_private_directory(path, uid=uid, gid=gid)
+            else:
+                make_private_directory(path, uid=0, gid=gid, mode=0o710)
         root = directory / "root.img"
         write_boot_disk(root)
-        self.give_away(root)
         console = Console(output=runtime / "console.out", input=runtime / "console.in")
         os.mkfifo(console.input)
         console.output.touch()
-        for path in (console.input, console.output):
-            self.give_away(path)
-        vm = evolve(make_vm(directory, make_pod(), image=make_image(directory / "image")), id=vm_id)
+        for path in (root, console.input, console.output):
+            path.chmod(0o600)
+            os.chown(path, uid, gid)
         return Machine(
             vm=vm,
             flavor=Flavor(memory=64 << 20, disk_bus="virtio"),
@@ -127,7 +146,7 @@ class Rig:
             accelerator=self.hypervisor.info().accelerator,
             vmwrapper=self.node.vmwrapper,
             environment={
-                ENV_SOCKET: str(self.launches.path),
+                ENV_SOCKET: str(self.launches.path if shared else runtime / "launch"),
                 ENV_VM: vm_id,
                 ENV_TOKEN: f"token-of-{vm_id}",
             },
@@ -148,7 +167,8 @@ class Rig:
         """Start it; whether it fetched its launch."""
         token = machine.environment[ENV_TOKEN]
         parts = [("libvirt_qemu", self.hypervisor.launch(machine))]
-        self.launches.arm(machine.vm.id, token, [*parts, ("test", part)] if part else parts)
+        parts = [*parts, ("test", part)] if part else parts
+        self.launches.arm(machine.vm.id, token, parts, self.door(machine))
         try:
             self.hypervisor.start(machine.vm.id)
         finally:
@@ -210,10 +230,13 @@ class Rig:
         assert pid is not None
         return pid
 
-    def _make_directory(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o711, exist_ok=True)
-        path.mkdir(mode=0o700)
-        self.give_away(path)
+    def door(self, machine: Machine) -> LaunchDoor | None:
+        """Where the launch of a VM with a user of its own is fetched."""
+        uid, gid = machine.vm.uid, machine.vm.gid
+        if uid is None or gid is None:
+            return None
+        return LaunchDoor(machine.runtime_directory / "launch", uid, gid)
 
-    def give_away(self, path: Path) -> None:
-        os.chown(path, self.node.emulator_uid, self.node.emulator_gid)
+    def give_away(self, path: Path, machine: Machine) -> None:
+        """Give a file to a VM's emulator."""
+        os.chown(path, *self.node.user_of(machine.vm))

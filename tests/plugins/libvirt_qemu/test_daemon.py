@@ -46,7 +46,7 @@ def test_a_vm_comes_and_goes(rig: Rig) -> None:
         assert rig.hypervisor.list()[machine.vm.id].state is DomainState.RUNNING
         assert rig.hypervisor.stats()[machine.vm.id].cpu_time > 0
         owner = os.stat(f"/proc/{rig.pid(machine)}").st_uid
-        assert owner == rig.node.emulator_uid
+        assert owner == machine.vm.uid
         before = machine.root.path.stat()
         rig.hypervisor.shutdown(machine.vm.id)
         ended = rig.wait_for_end(machine)

@@ -88,7 +88,7 @@ def test_disks_are_as_fast_as_the_flavor_says(rig: Rig, bus: str) -> None:
     machine = rig.machine()
     data = machine.vm.directory / "volume-0.raw"
     data.write_bytes(bytes(1 << 20))
-    rig.give_away(data)
+    rig.give_away(data, machine)
     flavor = evolve(
         machine.flavor,
         disk_bus=bus,
@@ -133,7 +133,7 @@ def test_a_machine_starts_from_nvme(rig: Rig) -> None:
     for number in range(2):
         path = machine.vm.directory / f"volume-{number}.raw"
         path.write_bytes(bytes(1 << 20))
-        rig.give_away(path)
+        rig.give_away(path, machine)
         volumes.append(
             Disk(path=path, format="raw", serial=f"volume-{number}", readonly=number == 1)
         )
@@ -161,7 +161,7 @@ def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path:
     found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     node = machine.vm.directory / "volume-0"
     os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
-    rig.give_away(node)
+    rig.give_away(node, machine)
     disk = Disk(path=node, format="raw", block=True, serial="volume-0")
     flavor = evolve(machine.flavor, disk_bus=bus)
 
@@ -194,7 +194,7 @@ def test_as_many_disks_as_allowed(rig: Rig, bus: str, most: int, tmp_path: Path)
     for number in range(most - 1):
         path = machine.vm.directory / f"volume-{number}.raw"
         path.write_bytes(bytes(1 << 20))
-        rig.give_away(path)
+        rig.give_away(path, machine)
         volumes.append(Disk(path=path, format="raw", serial=f"volume-{number}"))
     flavor = evolve(machine.flavor, disk_bus=bus)
     _boots(rig, evolve(machine, flavor=flavor, volumes=tuple(volumes), seed=_seed(machine)))
@@ -208,7 +208,7 @@ def test_shared_directories(rig: Rig, driver: str) -> None:
     for tag in ("one", "two"):
         path = machine.vm.directory / tag
         path.mkdir()
-        rig.give_away(path)
+        rig.give_away(path, machine)
         shares.append(
             Share(
                 host_path=path,
@@ -226,7 +226,7 @@ def test_what_serves_a_share_is_not_spared_by_the_kernel_as_the_manager_is(rig: 
     machine = rig.machine()
     path = machine.vm.directory / "shared"
     path.mkdir()
-    rig.give_away(path)
+    rig.give_away(path, machine)
     share = Share(host_path=path, guest_path="/mnt", tag="shared", driver="virtiofs")
     own = Path("/proc/self/oom_score_adj")
     before = own.read_text()

@@ -229,7 +229,7 @@ def test_what_the_launch_adds_reaches_the_emulator(rig: Rig) -> None:
         assert b"COLOUR=blue" in environment
         assert not [v for v in environment if v.startswith(b"VIRTLET_")]
         assert process.joinpath("exe").readlink() == Path("/usr/bin/qemu-system-x86_64")
-        assert process.stat().st_uid == rig.node.emulator_uid
+        assert process.stat().st_uid == machine.vm.uid
 
 
 def test_the_guest_agents_socket_is_ours_alone(rig: Rig) -> None:
@@ -373,7 +373,7 @@ def test_qemus_last_words_are_in_the_error(rig: Rig) -> None:
 
 def test_the_wrappers_last_words_are_in_the_error(rig: Rig) -> None:
     """A launch that is not armed is refused, and the start says why."""
-    machine = rig.define()
+    machine = rig.define(rig.machine(shared=True))
     with pytest.raises(FailedPrecondition, match="vmwrapper: the manager refused the launch"):
         rig.hypervisor.start(machine.vm.id)
     rig.hypervisor.remove(machine.vm.id)

@@ -19,25 +19,58 @@ from attrs import evolve
 from tests.plugins.libvirt_qemu import attack
 from tests.plugins.libvirt_qemu.rig import Rig
 from virtlet.errors import FailedPrecondition
-from virtlet.model.launch import LaunchPart
+from virtlet.model.launch import ENV_SOCKET, LaunchPart
 from virtlet.model.vm import Machine
 
 _NEWUSER = 0x10000000
-_HELD_ANYWAY = {"another VM's agent"}
-"""What libvirt's own modes keep from the emulator's user."""
+_HELD_ANYWAY = {
+    "another VM's agent",
+    "libvirt's state",
+    "libvirt's library",
+    "libvirt's logs",
+    "libvirt's directory of another VM",
+}
+"""What owners and modes keep from any emulator without a jail."""
+_HELD_BY_ITS_USER = {
+    "another VM's disk",
+    "another VM's image",
+    "another VM's directory",
+    "a link in another VM's directory",
+    "another VM's console",
+    "another VM's keyboard",
+    "a link in another VM's sockets",
+    "a link in its own directory",
+    "a link in its own sockets",
+    "a link in the place of its own disk",
+    "another emulator's end",
+    "another emulator's limits",
+    "another emulator's CPUs",
+    "another emulator's priority",
+    "another emulator's memory by ptrace",
+    "another emulator's memory by proc",
+    "another emulator's files by proc",
+    "another emulator's variables",
+    "another VM's launch",
+    "the launch socket",
+}
+"""What a user of its own keeps from an emulator without a jail."""
 
 
 @contextmanager
-def _neighbour(rig: Rig) -> Iterator[tuple[Machine, int]]:
-    """Another VM, running, and its emulator's process."""
-    with rig.running() as machine:
-        yield machine, rig.pid(machine)
+def _neighbour(rig: Rig, *, shared: bool) -> Iterator[tuple[Machine, int]]:
+    """Another VM, running, and its emulator's process; it is about to be started once more."""
+    with rig.running(machine=rig.machine(shared=shared)) as machine:
+        rig.launches.arm(machine.vm.id, "another token", [], rig.door(machine))
+        try:
+            yield machine, rig.pid(machine)
+        finally:
+            rig.launches.disarm(machine.vm.id)
 
 
 @contextmanager
-def _attacker(rig: Rig) -> Iterator[tuple[Machine, Path]]:
+def _attacker(rig: Rig, *, shared: bool) -> Iterator[tuple[Machine, Path]]:
     """A VM that is defined, and the program that is started instead of its emulator."""
-    machine = rig.define()
+    machine = rig.define(rig.machine(shared=shared))
     program = rig.node.data_dir / "attack"
     shutil.copy(attack.__file__, program)
     program.write_text("#!/usr/bin/python3 -IS\n" + program.read_text())
@@ -53,6 +86,7 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
     data, libvirt = rig.node.data_dir, rig.node.data_dir / "libvirt"
     assert other.agent_socket is not None
     mine_runtime, other_runtime = mine.runtime_directory, other.runtime_directory
+    (other_library,) = (libvirt / "lib/qemu").glob(f"domain-*-virtlet-{other.vm.id[:12]}")
     tries: dict[str, tuple[str, Any]] = {
         "another VM's disk": ("write", str(other.root.path)),
         "another VM's image": ("read", str(other.vm.image.path)),
@@ -77,7 +111,9 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
         "libvirt's state": ("write", str(libvirt / "run/qemu")),
         "libvirt's library": ("write", str(libvirt / "lib/qemu")),
         "libvirt's logs": ("read", str(libvirt / "log/qemu")),
+        "libvirt's directory of another VM": ("write", str(other_library)),
         "the launch socket": ("connect", str(rig.launches.path)),
+        "another VM's launch": ("connect", other.environment[ENV_SOCKET]),
         "the node's loopback": ("dial", port),
         "the node's users": ("read", "/etc/passwd"),
         "the data directory": ("read", str(data / "bin")),
@@ -91,18 +127,28 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
     return {"report": str(mine.root.path), "tries": tries}
 
 
-def _attack(rig: Rig, *, jail: bool) -> dict[str, dict[str, str]]:
+def _attack(rig: Rig, *, jail: bool, shared: bool = False) -> dict[str, dict[str, str]]:
     """Run the attack beside another VM.
+
+    Args:
+        rig: has both VMs.
+        jail: whether the attacker is jailed.
+        shared: whether both run as one user.
 
     Returns:
         What was said of each try, under "succeeded" or "refused".
     """
     listener = socket.create_server(("127.0.0.1", 0))
-    with listener, _neighbour(rig) as (other, pid), _attacker(rig) as (mine, program):
-        # What the node lets everybody read and pass through is the worst case.
-        for path in (other.vm.directory, other.runtime_directory):
-            path.chmod(0o777)
+    with (
+        listener,
+        _neighbour(rig, shared=shared) as (other, pid),
+        _attacker(rig, shared=shared) as (mine, program),
+    ):
         other.vm.image.path.touch()
+        if jail or shared:
+            # What the node lets everybody read and pass through is the worst case.
+            for path in (other.vm.directory, other.runtime_directory):
+                path.chmod(0o777)
         plan = _plan(rig, mine, other, pid, listener.getsockname()[1])
         part = LaunchPart(emulator=program, environment={"ATTACK": json.dumps(plan)})
         launch = rig.hypervisor.launch
@@ -123,15 +169,24 @@ def _attack(rig: Rig, *, jail: bool) -> dict[str, dict[str, str]]:
     return result
 
 
-def test_a_compromised_emulator_reaches_nothing_but_its_own_vm(rig: Rig) -> None:
-    """Whatever the modes of the node's files are."""
-    assert _attack(rig, jail=True)["succeeded"] == {}
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_compromised_emulator_reaches_nothing_but_its_own_vm(rig: Rig, shared: bool) -> None:
+    """Whatever the modes of the node's files are, and whether the two share a user."""
+    assert _attack(rig, jail=True, shared=shared)["succeeded"] == {}
 
 
 def test_each_wall_is_the_jails(rig: Rig) -> None:
-    """Without the jail the same tries succeed."""
-    refused = _attack(rig, jail=False)["refused"]
+    """Without the jail the same tries succeed of emulators that share a user, but for those that
+    only root could."""
+    refused = _attack(rig, jail=False, shared=True)["refused"]
     assert set(refused) == _HELD_ANYWAY, refused
+
+
+def test_a_user_of_its_own_is_a_second_wall(rig: Rig) -> None:
+    """Without the jail an emulator reaches what is everybody's, and nothing of other VMs, nor can
+    it put anything in the place of what root opens."""
+    refused = _attack(rig, jail=False)["refused"]
+    assert set(refused) == _HELD_ANYWAY | _HELD_BY_ITS_USER, refused
 
 
 def test_a_running_emulator_is_in_the_jail(rig: Rig) -> None:

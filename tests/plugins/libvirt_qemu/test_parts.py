@@ -1,6 +1,7 @@
 """The small parts of the hypervisor: URIs, marks, records, log lines, events and errors."""
 
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from virtlet.plugins.libvirt_qemu.consumption import MOST_SILENT, Figures, Measu
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_event
 from virtlet.plugins.libvirt_qemu.domains import live_state, mark, written
 from virtlet.plugins.libvirt_qemu.failures import ended_by_signal, why
-from virtlet.plugins.libvirt_qemu.qemu_conf import configuration, locate
+from virtlet.plugins.libvirt_qemu.qemu_conf import locate, prepare_root, take_back, tell_of_owner
 
 VM = "0123456789abcdef0123456789abcdef"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -101,12 +102,54 @@ def test_uris_that_are_not_served(uri: str) -> None:
 
 
 def test_the_embedded_driver_leaves_files_and_cgroups_alone(tmp_path: Path) -> None:
-    """And runs emulators as the emulator's user."""
-    text = configuration(make_node(tmp_path, uid=12, gid=34))
+    """And answers questions about QEMU as the emulator's user."""
+    prepare_root(tmp_path, make_node(tmp_path, uid=12, gid=34))
+    text = (tmp_path / "etc/qemu.conf").read_text()
     assert 'user = "+12"' in text
     assert 'group = "+34"' in text
     assert "dynamic_ownership = 0" in text
     assert "cgroup_controllers = [ ]" in text
+
+
+def test_libvirts_directories_are_taken_back_and_what_was_planted_is_removed(
+    tmp_path: Path,
+) -> None:
+    """Links, and state that libvirt has not written; what is libvirt's stays."""
+    state, library = tmp_path / "run/qemu", tmp_path / "lib/qemu"
+    for directory in (state, library / "domain-1-mine", library / "nvram"):
+        directory.mkdir(parents=True)
+    (library / "save").symlink_to("/etc")
+    (state / "planted.xml").symlink_to("/etc/passwd")
+    for name, owner in (("mine.xml", 0), ("other.xml", 12)):
+        (state / name).touch()
+        os.chown(state / name, owner, 0)
+    for directory in (state, library, library / "nvram", library / "domain-1-mine"):
+        os.chown(directory, 12, 34)
+    take_back(tmp_path)
+    assert {path.name for path in state.iterdir() if path.is_file()} == {"mine.xml"}
+    assert not (library / "save").is_symlink()
+    assert (library / "domain-1-mine").stat().st_uid == 12
+    owners = {path: path.stat() for path in (tmp_path, state, library, library / "save")}
+    assert {(status.st_uid, status.st_gid) for status in owners.values()} == {(0, 0)}
+    assert [stat.S_IMODE(status.st_mode) for status in owners.values()] == [
+        0o711,
+        0o700,
+        0o711,
+        0o700,
+    ]
+
+
+def test_a_daemon_whose_directories_belong_to_emulators_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the lines that its configuration needs."""
+    node = make_node(tmp_path, uid=12, gid=34)
+    tell_of_owner(tmp_path, node)
+    tell_of_owner(tmp_path / "none", node)
+    assert caplog.text == ""
+    os.chown(tmp_path, 12, 34)
+    tell_of_owner(tmp_path, node)
+    assert 'write `user = "+0"` and `group = "+0"` into qemu.conf' in caplog.text
 
 
 def test_a_mark_replaces_an_older_one_and_keeps_the_rest() -> None:

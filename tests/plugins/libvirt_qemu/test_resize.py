@@ -145,7 +145,7 @@ def test_machines_of_every_kind_have_room_to_grow(
     if shared:
         path = machine.vm.directory / "share"
         path.mkdir()
-        rig.give_away(path)
+        rig.give_away(path, machine)
         machine = evolve(
             machine,
             volumes=(Share(host_path=path, guest_path="/mnt", tag="share", driver="virtiofs"),),

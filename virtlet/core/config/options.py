@@ -11,6 +11,11 @@ from typing import Any
 from virtlet.core.log_setup import FORMS, LEVELS
 from virtlet.model.endpoint import socket_path
 from virtlet.model.option import BOOLEAN, BYTES, PATH, TEXT, WORDS, Kind, Option, choice, integer
+from virtlet.model.plain import quote
+
+LEAST_ID, MOST_ID = 65536, 0x7FFF_FFFF
+"""Of users: below are those of the system, people and systemd; what is above is negative to some
+programs."""
 
 
 def _absolute(text: str) -> Path:
@@ -33,6 +38,18 @@ def _host(text: str) -> str:
         raise ValueError(f"{text!r} is no host name or IP address") from None
 
 
+def _ids(text: str) -> range | None:
+    if text == "shared":
+        return None
+    match = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)
+    ids = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+    if not ids:
+        raise ValueError(f"{quote(text)} is neither FIRST-LAST nor shared")
+    if ids[0] < LEAST_ID or ids[-1] > MOST_ID:
+        raise ValueError(f"ids are from {LEAST_ID} to {MOST_ID}")
+    return ids
+
+
 def _level(text: str) -> str:
     numbers = {"0": "error", "1": "info", **dict.fromkeys("2345", "debug")}
     return choice(*LEVELS).parse(numbers.get(text.strip(), text.strip()))
@@ -40,6 +57,7 @@ def _level(text: str) -> str:
 
 ABSOLUTE: Kind[Path] = Kind(name="absolute path", parse=_absolute)
 SOCKET: Kind[Path] = Kind(name="absolute path or unix:// URL", parse=_socket)
+IDS: Kind[range | None] = Kind(name="FIRST-LAST or shared", parse=_ids)
 HOST: Kind[str] = Kind(name="host", parse=_host)
 
 DATA_DIR = Option(
@@ -105,7 +123,17 @@ EMULATOR_USER = Option(
     env="VIRTLET_EMULATOR_USER",
     kind=TEXT,
     default="libvirt-qemu",
-    help="user the emulator runs as; must exist",
+    help="user of emulators whose VM has none of its own (`vmUsers`), and of what is asked of the "
+    "emulator apart from VMs; must exist, and not be root",
+)
+VM_USERS = Option(
+    field="vmUsers",
+    flag="--vm-users",
+    env="VIRTLET_VM_USERS",
+    kind=IDS,
+    default="2100000000-2100065535",
+    help="ids FIRST-LAST that nobody else on the node has: each VM's emulator runs as a user and "
+    "group of its own out of these. `shared` has all run as `emulatorUser`",
 )
 EMULATOR = Option(
     field="emulator",
@@ -237,6 +265,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     IMAGE_LIMIT,
     PINNED_IMAGES,
     EMULATOR_USER,
+    VM_USERS,
     EMULATOR,
     CGROUP_DRIVER,
     VM_CGROUP,

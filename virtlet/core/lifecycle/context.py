@@ -19,6 +19,7 @@ from virtlet.core.store.store import Store
 from virtlet.core.vm_consoles import VmConsoles
 from virtlet.errors import Unavailable
 from virtlet.images.pull import Images
+from virtlet.launch.server import LaunchDoor
 from virtlet.model.event import Event
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
@@ -90,8 +91,15 @@ class Launches(Protocol):
     def cgroup_required(self) -> bool:
         """Whether a VM whose emulator cannot join a cgroup does not start."""
 
-    def arm(self, vm_id: str, token: str, parts: list[tuple[str, LaunchPart]]) -> None:
-        """Hold a launch ready for the wrapper that shows the token; takes the descriptors."""
+    def arm(
+        self,
+        vm_id: str,
+        token: str,
+        parts: list[tuple[str, LaunchPart]],
+        door: LaunchDoor | None = None,
+    ) -> None:
+        """Hold a launch ready for the wrapper that shows the token, at a socket of the VM's own or
+        the one of all; takes the descriptors."""
 
     def disarm(self, vm_id: str) -> bool:
         """Drop a launch, and close its descriptors; idempotent. Whether nobody had fetched it."""
@@ -127,6 +135,8 @@ class Context:
     reserve: DiskReserve
     journal: Journal = field(init=False)
     locks: KeyedLocks = field(factory=KeyedLocks)
+    new_user: Callable[[], int | None] = lambda: None
+    """A user and group for a new VM; None for the node's."""
     order: threading.RLock = field(factory=threading.RLock)
     """Held while a change is committed and told of, so that events keep the order of changes."""
     changed: threading.Condition = field(factory=threading.Condition)

@@ -6,7 +6,7 @@ effect; the journal calls it in the reverse order of its rows.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
@@ -19,10 +19,12 @@ from virtlet.core.lifecycle.journal import CORE
 from virtlet.core.store.records import EffectRow, VmRecord, decode
 from virtlet.errors import FailedPrecondition
 from virtlet.host import cgroups
-from virtlet.host.files import make_private_directory, remove_tree
+from virtlet.host.files import appear_at, change_owner, make_private_directory, remove_tree
 from virtlet.launch.merge import close_all
+from virtlet.launch.server import LaunchDoor
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.flavor import Flavor
+from virtlet.model.image import Image
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
@@ -43,6 +45,8 @@ START = frozenset({CONSOLE, CGROUP, RUNNING})
 """The effects of a start."""
 MOST_THREADS = 1024
 """Of an emulator beside its vCPUs'. QEMU has up to 64 for each I/O thread, and some dozens more."""
+IMAGE = "image"
+"""Name of the image in the VM's directory."""
 ROOT, SEED = "root", "seed"
 """Roles of disks; that of a volume is the one of its request."""
 
@@ -111,24 +115,51 @@ def _tear_down_network(context: Context, row: EffectRow) -> None:
     context.hooks.teardown_network(row.plugin, _pod(context, row), _record(row, Network))
 
 
-# The VM's directory for disks, its emulator's own, and ours for its sockets and console.
+# The VM's directory for disks, and the one for its sockets and console.
 
 
-def make_vm_directories(context: Context, vm: Vm) -> None:
-    """Make them."""
-    node = context.node
+def make_vm_directories(context: Context, vm: Vm, image: Image) -> None:
+    """Make them, with a name of the image: its emulator has no way to the image store.
+
+    Args:
+        context: the manager.
+        vm: whose directories.
+        image: as it is in the store.
+    """
 
     def make() -> None:
-        make_private_directory(vm.directory, uid=node.emulator_uid, gid=node.emulator_gid)
-        # The emulator opens what we made for it there, and cannot put anything else in its place.
-        make_private_directory(context.paths.vm_runtime(vm.id), mode=0o711)
+        give_directories(context, vm)
+        appear_at(image.path, vm.image.path)
 
     context.journal.perform(vm.id, VM_DIRECTORIES, make)
+
+
+def give_directories(context: Context, vm: Vm) -> None:
+    """Let the emulator of a VM through, and nobody else who is not root.
+
+    It opens what we made for it there. One with a group of its own cannot put anything else in its
+    place.
+    """
+    uid, gid = context.node.user_of(vm)
+    runtime = context.paths.vm_runtime(vm.id)
+    if vm.gid is None:
+        make_private_directory(vm.directory, uid=uid, gid=gid)
+        make_private_directory(runtime, gid=0, mode=0o711)
+    else:
+        make_private_directory(vm.directory, uid=0, gid=gid, mode=0o710)
+        make_private_directory(runtime, uid=0, gid=gid, mode=0o710)
 
 
 def _remove_vm_directories(context: Context, row: EffectRow) -> None:
     remove_tree(context.paths.vm_runtime(row.owner))
     remove_tree(_vm(context, row).directory)
+
+
+def give_to_shared_user(context: Context, vm: Vm, user: int) -> None:
+    """Give the node's user what was made for a user of the VM's own."""
+    give_directories(context, vm)
+    for path in vm.directory.iterdir():
+        change_owner(path, user, *context.node.user_of(vm))
 
 
 # Disks, shares and files that plugins make for a VM.
@@ -213,6 +244,27 @@ def _release_disk(context: Context, row: EffectRow) -> None:
     else:
         (request,) = (r for r in _volume_requests(vm) if r.role == row.role)
         hooks.release_volume(row.plugin, vm, request, volume)
+
+
+def give_disks(context: Context, vm: Vm, disks: Iterable[Volume | None]) -> None:
+    """Give a VM's own user the files of disks that were made for the node's.
+
+    A plugin need not know of users of VMs. A read-only disk elsewhere may be that of other VMs too.
+
+    Raises:
+        FailedPrecondition: one is gone, or cannot be given.
+    """
+    if vm.uid is None or vm.gid is None:
+        return
+    for disk in disks:
+        if isinstance(disk, Disk) and (disk.path.parent == vm.directory or not disk.readonly):
+            try:
+                change_owner(disk.path, context.node.emulator_uid, vm.uid, vm.gid)
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"disk {disk.path} of VM {vm.name} cannot be given to its emulator's user: "
+                    f"{error.strerror}"
+                ) from None
 
 
 # The VM, known to the hypervisor.
@@ -303,7 +355,10 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
             close_all(item for _, other in parts for item in other.fds)
             raise
         parts.insert(1, (plugin, own))
-        context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts)
+        door = None
+        if vm.uid is not None and vm.gid is not None:
+            door = LaunchDoor(context.paths.launch_socket(vm.id), vm.uid, vm.gid)
+        context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
         try:
             hypervisor.start(vm.id)
         finally:

@@ -51,7 +51,9 @@ def machine_of(
         accelerator=context.hypervisors.named(hypervisor).info().accelerator,
         vmwrapper=node.vmwrapper,
         environment={
-            ENV_SOCKET: str(context.launches.path),
+            ENV_SOCKET: str(
+                context.launches.path if vm.uid is None else context.paths.launch_socket(vm.id)
+            ),
             ENV_VM: vm.id,
             ENV_TOKEN: secrets.token_urlsafe(32),
         },

@@ -20,6 +20,7 @@ from virtlet.core.lifecycle.notices import (
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.errors import AlreadyExists, FailedPrecondition, PodBroken
+from virtlet.model.disk import Share, Volume
 from virtlet.model.event import EventKind
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image, shown_name
@@ -66,26 +67,34 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         id=vm_id,
         pod=pod.pod,
         config=config,
-        image=image,
+        image=evolve(image, path=directory / effects.IMAGE),
         network=pod.network,
         directory=directory,
         created_at=time.time_ns(),
     )
     hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
     context.hypervisors.require(hypervisor)
+    runs_it = context.hypervisors.named(hypervisor)
     _check_format(context, vm)
     context.hooks.admit_vm(pod.pod, config)
     flavor = context.hooks.flavor(pod.pod, config, image)
+    user = context.new_user() if runs_it.runs_as_vm() else None
+    vm = evolve(vm, uid=user, gid=user)
 
     record = VmRecord(vm, VmPhase.CREATING, hypervisor)
     context.journal.commit("vm-creating", lambda: context.store.put_vm(record))
     with context.journal.undone_on_error(vm_id, then=lambda: context.store.delete_vm(vm_id)):
-        effects.make_vm_directories(context, vm)
+        effects.make_vm_directories(context, vm, image)
         volumes = effects.serve_volumes(context, vm)
+        if user is not None and any(_belongs_to_users(volume) for volume in volumes):
+            record = evolve(record, vm=evolve(vm, uid=None, gid=None))
+            context.store.put_vm(record)
+            effects.give_to_shared_user(context, record.vm, user)
+            vm = record.vm
         root = effects.make_root_disk(context, vm, flavor)
         seed = effects.make_seed(context, vm, flavor, volumes)
+        effects.give_disks(context, vm, (root, seed, *volumes))
         machine = machine_of(context, vm, hypervisor, flavor, root, volumes, seed)
-        runs_it = context.hypervisors.named(hypervisor)
         machine = fitted(machine, config.resources, runs_it)
         document = domain_document(context.hooks, runs_it, machine)
         effects.define_domain(context, hypervisor, machine, document)
@@ -94,6 +103,11 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
             context, "vm-created", lambda: context.store.put_vm(created), EventKind.VM_CREATED, vm
         )
     return vm
+
+
+def _belongs_to_users(volume: Volume) -> bool:
+    """Whether what a guest writes there is its emulator's user's: another VM is to read it, too."""
+    return isinstance(volume, Share) and volume.driver == "9p"
 
 
 def start_vm(context: Context, vm_id: str) -> None:

@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -166,6 +167,26 @@ class Store:
                 tx.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
             self._vms = {k: v for k, v in self._vms.items() if k != vm_id}
             self.version += 1
+
+    def next_user(self, ids: range, is_taken: Callable[[int], bool]) -> int | None:
+        """The first id behind the one that was given last, in a circle; it is given with that.
+
+        Args:
+            ids: the circle.
+            is_taken: whether an id is to be left out.
+
+        Returns:
+            The id; None when all are taken.
+        """
+        with self._lock, self._database.transaction() as tx:
+            row = tx.execute("SELECT value FROM meta WHERE key = 'last-user'").fetchone()
+            last = int(row[0]) if row else -1
+            start = ids.index(last) + 1 if last in ids else 0
+            circle = chain(ids[start:], ids[:start])
+            number = next((number for number in circle if not is_taken(number)), None)
+            if number is not None:
+                tx.execute("INSERT OR REPLACE INTO meta VALUES ('last-user', ?)", (str(number),))
+            return number
 
     # Effects
 

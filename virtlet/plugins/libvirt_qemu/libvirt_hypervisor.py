@@ -32,7 +32,7 @@ from virtlet.model.hypervisor import (
     Observation,
     Resize,
 )
-from virtlet.model.launch import LaunchPart, Visible
+from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
@@ -59,8 +59,9 @@ from virtlet.plugins.libvirt_qemu.domains import (
     written,
     wrong_state_is_fine,
 )
-from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root
+from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root, take_back, tell_of_owner
 from virtlet.plugins.libvirt_qemu.visible import visible
+from virtlet.plugins.libvirt_qemu.vm_user import make_nvram, set_user, with_kvm
 from virtlet.threads import Worker
 
 _FORGET_ALL = (
@@ -121,6 +122,10 @@ class LibvirtHypervisor(Hypervisor):
             libvirt_process.tell_of_slow_look_ups()
         libvirt_process.prepare()
         self._connections.open()
+        if root is not None:
+            take_back(root)
+        else:
+            tell_of_owner(self._place.state, self._node)
         self._watch.start()
         self._watch.connected()
         self._logs.start(domain_logs.INTERVAL)
@@ -156,25 +161,35 @@ class LibvirtHypervisor(Hypervisor):
         """What QEMU takes beside the guest's RAM."""
         return overhead(machine)
 
+    def runs_as_vm(self) -> bool:
+        """Yes: the document says who it is."""
+        return True
+
     def launch(self, machine: Machine) -> LaunchPart:
-        """The jail, and the NICs, of which libvirt does not know: it would open their taps in its
-        own namespace."""
-        jail = self._visible(machine.vm.id) if self._jailed else ()
+        """The jail, and what libvirt would open in its own namespace or as somebody else: NICs,
+        KVM, the firmware's variables."""
+        vm = machine.vm
+        document = self._document(vm.id)
+        own = vm.uid is not None
+        make_nvram(document, *self._node.user_of(vm))
+        part = nics.launch_part(machine)
+        if own and document.get("type") == "kvm":
+            part = with_kvm(part)
+        shown = visible(document, kvm=not own) if self._jailed else ()
         return evolve(
-            nics.launch_part(machine),
+            part,
             jail=self._jailed,
-            visible=jail,
+            visible=shown,
             required=True,
             io_uring=machine.flavor.disk_io == "io_uring",
         )
 
-    def _visible(self, vm_id: str) -> tuple[Visible, ...]:
+    def _document(self, vm_id: str) -> Element:
         with self._domains.call(f"start VM {vm_id}") as connection:
             domain = self._domains.find(connection, vm_id)
             if domain is None:
                 raise NotFound(f"cannot start VM {vm_id}: libvirt has no domain of it")
-            document = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        return visible(ElementTree.fromstring(document))
+            return ElementTree.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
     def reads_documents(self) -> bool:
         """Yes, for libvirt."""
@@ -189,6 +204,7 @@ class LibvirtHypervisor(Hypervisor):
         assert domain is not None, "it reads documents"
         vm_id = machine.vm.id
         mark(domain, vm_id, self._node.instance)
+        set_user(domain, *self._node.user_of(machine.vm))
         with self._domains.call(f"define VM {vm_id}") as connection:
             known = self._domains.look_up(connection, vm_id)
             if known is not None and not self._domains.is_ours(known, vm_id):
@@ -249,6 +265,7 @@ class LibvirtHypervisor(Hypervisor):
                     f"{failures.why(error.get_error_message() or '', path)} (log: {path})"
                 ) from None
             self._set_scores_of_helpers(domain.ID())
+            self._close_directory(domain.ID())
 
     def shutdown(self, vm_id: str) -> None:
         """Press the power button.
@@ -359,6 +376,13 @@ class LibvirtHypervisor(Hypervisor):
                 server = int(file.read_text())
                 for pid in (server, *children(server)):
                     set_oom_score_adj(pid, HELPER_OOM_SCORE)
+
+    def _close_directory(self, number: int) -> None:
+        """Take a domain's directory from its emulator, which has opened what it needs there: root
+        connects to its monitor again at every start of the driver."""
+        for directory in self._place.library.glob(f"domain-{number}-*"):
+            with contextlib.suppress(OSError):
+                os.chown(directory, 0, -1, follow_symlinks=False)
 
     def _by_signal(self, name: str) -> bool:
         return failures.ended_by_signal(self._log(name))

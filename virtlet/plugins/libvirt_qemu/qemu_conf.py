@@ -1,15 +1,21 @@
 """The embedded driver's own directory and its configuration."""
 
+import logging
 import os
+import stat
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from attrs import frozen
 
 from virtlet.errors import InvalidArgument
-from virtlet.host.files import remove_tree, write_atomically
+from virtlet.host.files import make_private_directory, remove_tree, write_atomically
 from virtlet.host.processes import end_process, open_process
 from virtlet.model.node import Node
+
+log = logging.getLogger(__name__)
+
+_STATE, _LIBRARY = Path("run/qemu"), Path("lib/qemu")
 
 
 @frozen
@@ -23,6 +29,8 @@ class Place:
     """The embedded driver's root directory."""
     state: Path
     """pid files and status of running domains."""
+    library: Path
+    """A directory for each running domain."""
     logs: Path
     """A log for each domain, the emulator's messages in it."""
 
@@ -50,6 +58,7 @@ def locate(uri: str, data_dir: Path) -> Place:
             embedded=False,
             root=None,
             state=socket.parent / "qemu",
+            library=Path("/var/lib/libvirt/qemu"),
             logs=Path("/var/log/libvirt/qemu"),
         )
     root = Path(query.get("root", [str(data_dir / "libvirt")])[0])
@@ -59,7 +68,8 @@ def locate(uri: str, data_dir: Path) -> Place:
         uri="qemu:///embed?" + urlencode({"root": str(root)}, safe="/"),
         embedded=True,
         root=root,
-        state=root / "run/qemu",
+        state=root / _STATE,
+        library=root / _LIBRARY,
         logs=root / "log/qemu",
     )
 
@@ -68,7 +78,8 @@ def configuration(node: Node) -> str:
     """qemu.conf for the embedded driver.
 
     The manager prepares files, sockets and cgroups itself and knows which of them VMs share, so
-    that libvirt must not change owners, make cgroups or hide /dev.
+    that libvirt must not change owners, make cgroups or hide /dev. A domain's document says who its
+    emulator is; the driver's user is who answers questions about QEMU's capabilities.
     """
     return f"""# Written by Virtlet at every start; changes are lost.
 security_driver = "none"
@@ -83,15 +94,35 @@ stdio_handler = "file"
 """
 
 
+_PASSED = (Path("."), _LIBRARY.parent, _LIBRARY, _LIBRARY / "nvram")
+"""Directories where an emulator's user passes through to what libvirt has for it."""
+_CLOSED = (
+    *map(Path, ("etc", "log", "cache")),
+    *(_STATE.parent, _STATE),
+    *(_LIBRARY / name for name in ("save", "snapshot", "checkpoint", "dump", "ram")),
+)
+"""Directories that are nobody's but libvirt's."""
+
+
 def prepare_root(root: Path, node: Node) -> None:
-    """Prepare the embedded driver's directory for its start."""
-    etc = root / "etc"
-    etc.mkdir(parents=True, exist_ok=True)
-    # The emulator's user passes through to its own directories below.
-    root.chmod(0o711)
-    write_atomically(etc / "qemu.conf", configuration(node).encode())
-    for left in (root / "lib/qemu").glob("qmp-*"):
+    """Prepare the embedded driver's directory for its start.
+
+    Earlier releases gave most of it to the user of emulators, who may have put anything there.
+    """
+    take_back(root)
+    write_atomically(root / "etc" / "qemu.conf", configuration(node).encode())
+    for left in (root / _LIBRARY).glob("qmp-*"):
         _end_probe(left)
+
+
+def take_back(root: Path) -> None:
+    """Make the embedded driver's directories root's, which the driver gives to its user when it
+    starts: root follows what is in them."""
+    # From above: what is in a directory does not change any more once that is root's.
+    for path in (*_PASSED, *_CLOSED):
+        mode = 0o711 if path in _PASSED else 0o700
+        make_private_directory(root / path, uid=0, gid=0, mode=mode)
+        _remove_planted(root / path, state=path == _STATE)
 
 
 def _end_probe(directory: Path) -> None:
@@ -103,3 +134,30 @@ def _end_probe(directory: Path) -> None:
             end_process(process, grace=2.0)
             os.close(process)
     remove_tree(directory)
+
+
+def _remove_planted(directory: Path, *, state: bool) -> None:
+    """Remove links, which libvirt makes none of, and files of its state that it has not made."""
+    for entry in directory.iterdir():
+        status = entry.lstat()
+        foreign = state and not stat.S_ISDIR(status.st_mode) and status.st_uid != 0
+        if stat.S_ISLNK(status.st_mode) or foreign:
+            entry.unlink()
+            log.warning("removed what libvirt has not made", extra={"path": str(entry)})
+
+
+def tell_of_owner(state: Path, node: Node) -> None:
+    """Log what a daemon's qemu.conf needs, where its directories are not root's."""
+    try:
+        owner = state.stat().st_uid
+    except OSError:
+        return
+    if owner == node.emulator_uid:
+        log.warning(
+            "libvirt's directories belong to user %d, as which emulators run whose VM has no user "
+            "of its own, and root follows what that user puts there: "
+            'write `user = "+0"` and `group = "+0"` into qemu.conf and start the daemon again; '
+            "emulators run as their documents say, and none as root",
+            owner,
+            extra={"path": str(state)},
+        )

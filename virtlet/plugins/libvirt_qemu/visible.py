@@ -20,15 +20,16 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _KVM = Visible(path=Path("/dev/kvm"), writable=True)
 
 
-def visible(domain: Element) -> tuple[Visible, ...]:
+def visible(domain: Element, *, kvm: bool = True) -> tuple[Visible, ...]:
     """All that an emulator of this domain opens by a path.
 
     Args:
         domain: the document as libvirt has it.
+        kvm: whether it opens KVM's device, and does not get a descriptor.
     """
     found = [Visible(path=Path(path), optional=True) for path in _SYSTEM]
     found += [Visible(path=Path(path), writable=True) for path in _DEVICES]
-    if domain.get("type") == "kvm":
+    if kvm and domain.get("type") == "kvm":
         found.append(_KVM)
     for path in ("os/loader", "os/kernel", "os/initrd", "os/dtb"):
         found += [Visible(path=Path(text)) for text in _texts(domain, path)]
