@@ -4,7 +4,9 @@ It serves get of ConfigMaps and Secrets, list and watch of VirtletImageMappings;
 do it takes from the manifest deploy/rbac.yaml, with the bindings that a test adds.
 """
 
+import base64
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -51,7 +53,8 @@ class ApiServer:
     """Method and path of what was asked."""
     broken: int = 0
     """Status code of every answer; 0 for honest ones."""
-    bookmarks: bool = False
+    denied: set[str] = field(factory=set)
+    """Resources that nobody may read, whatever the roles say."""
     _version: int = 1000
     _compacted: int = 0
     _objects: dict[tuple[str, str, str], dict[str, Any]] = field(factory=dict)
@@ -98,6 +101,12 @@ class ApiServer:
             self._events.append((self._version, "BOOKMARK", mark))
             self._changed.notify_all()
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Have what is changed meanwhile seen at once."""
+        with self._changed:
+            yield
+
     def compact(self) -> None:
         """Forget all changes up to now: who watches from before gets 410 Gone."""
         with self._changed:
@@ -112,6 +121,8 @@ class ApiServer:
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
         """Whether deploy/rbac.yaml, and the test's bindings, allow it."""
+        if resource in self.denied:
+            return False
         documents = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
         roles = {(d["kind"], d["metadata"]["name"]): d.get("rules", ()) for d in documents if d}
         bound = [
@@ -276,23 +287,25 @@ class Served:
     api: ApiServer
     kubeconfig: Path
     port: int
+    authority: trustme.CA
 
 
 @contextmanager
-def serving(directory: Path, api: ApiServer, *, port: int = 0) -> Iterator[Served]:
+def serving(
+    directory: Path, api: ApiServer, *, port: int = 0, authority: trustme.CA | None = None
+) -> Iterator[Served]:
     """Serve a cluster on loopback, with a kubeconfig of the manager's account.
 
     Args:
-        directory: for the kubeconfig and the authority, which is kept for the next server.
+        directory: for the kubeconfig.
         api: the cluster.
         port: to listen on; 0 for a free one.
+        authority: that issues the server's certificate; None for a new one.
     """
-    authority = trustme.CA()
+    authority = authority or trustme.CA()
     certificate = authority.issue_cert("localhost")
     handler = type("Handler", (_Handler,), {"api": api})
     server = _Server(("127.0.0.1", port), handler)
-    import ssl
-
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(tls)
     server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -301,7 +314,7 @@ def serving(directory: Path, api: ApiServer, *, port: int = 0) -> Iterator[Serve
     kubeconfig = directory / "kubeconfig"
     write_kubeconfig(kubeconfig, authority, server.server_address[1])
     try:
-        yield Served(api, kubeconfig, server.server_address[1])
+        yield Served(api, kubeconfig, server.server_address[1], authority)
     finally:
         server.shutdown()
         api.cut()
@@ -313,8 +326,6 @@ def write_kubeconfig(
     path: Path, authority: trustme.CA | None, port: int, token: str = TOKEN
 ) -> None:
     """A kubeconfig for the manager's account; without an authority, for the one in it."""
-    import base64
-
     if authority is None:
         data = yaml.safe_load(path.read_text())["clusters"][0]["cluster"]
         pem = data["certificate-authority-data"]

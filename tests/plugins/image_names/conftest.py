@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from virtlet.cluster.api import KUBECONFIG
 from virtlet.model.image import ImageSource
 from virtlet.model.option import Settings
 from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_names.plugin import (
     DOWNLOAD_PROTOCOL,
+    MAPPING_NAMESPACE,
     REGEXP_TRANSLATION,
     TRANSLATIONS_DIR,
     Plugin,
@@ -39,13 +41,17 @@ def write(directory: Path) -> Write:
     return write_it
 
 
-def configured(directory: Path, *, regexps: bool = True, protocol: str = "https") -> Plugin:
+def configured(
+    directory: Path, *, regexps: bool = True, protocol: str = "https", kubeconfig: str = ""
+) -> Plugin:
     """The plugin as the manager would have it."""
     plugin = Plugin()
     values = {
         TRANSLATIONS_DIR.field: directory,
         REGEXP_TRANSLATION.field: regexps,
         DOWNLOAD_PROTOCOL.field: protocol,
+        MAPPING_NAMESPACE.field: "kube-system",
+        KUBECONFIG.field: kubeconfig,
     }
     plugin.virtlet_configure(Settings(values=values), make_node(directory))
     return plugin

@@ -1,21 +1,24 @@
-"""Image names as pods write them become addresses, by all translation files of a directory."""
+"""Image names as pods write them become addresses, by the cluster's VirtletImageMappings and by all
+translation files of a directory."""
 
 import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from virtlet import hookimpl
+from virtlet.cluster.api import KUBECONFIG, Cluster
 from virtlet.errors import InvalidArgument, NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
-from virtlet.model.option import BOOLEAN, PATH, Option, Settings, choice
+from virtlet.model.option import BOOLEAN, PATH, TEXT, Option, Settings, choice
 from virtlet.model.reference import Reference, scheme_of
+from virtlet.plugins.image_names.mappings import Mappings
 from virtlet.plugins.image_names.translation_files import (
     LARGEST,
     ImageAddress,
@@ -50,8 +53,22 @@ DOWNLOAD_PROTOCOL: Option[str] = Option(
     default="https",
     help="scheme for addresses that have none",
 )
+MAPPING_NAMESPACE: Option[str] = Option(
+    field="imageMappingNamespace",
+    flag="--image-mapping-namespace",
+    env="VIRTLET_IMAGE_MAPPING_NAMESPACE",
+    kind=TEXT,
+    default="kube-system",
+    help="namespace whose VirtletImageMapping objects translate image names, where the manager has "
+    "access to the cluster (`kubeconfig`); empty for none",
+)
 
-OPTIONS: tuple[Option[Any], ...] = (TRANSLATIONS_DIR, REGEXP_TRANSLATION, DOWNLOAD_PROTOCOL)
+OPTIONS: tuple[Option[Any], ...] = (
+    TRANSLATIONS_DIR,
+    REGEXP_TRANSLATION,
+    DOWNLOAD_PROTOCOL,
+    MAPPING_NAMESPACE,
+)
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.~:+,=-]+")
 
@@ -110,12 +127,16 @@ class Translator:
 
     Args:
         directory: where the files are; it may be missing.
+        mappings: objects of the cluster, which win over the files.
         regexps: whether regular expressions count.
         protocol: scheme for addresses that have none.
     """
 
-    def __init__(self, directory: Path, *, regexps: bool, protocol: str) -> None:
+    def __init__(
+        self, directory: Path, mappings: Mappings, *, regexps: bool, protocol: str
+    ) -> None:
         self._directory = directory
+        self._mappings = mappings
         self._regexps = regexps
         self._protocol = protocol
         self._lock = threading.Lock()
@@ -136,7 +157,10 @@ class Translator:
                 ImageSource(name=image.name, url=image.name, digest=image.digest) if known else None
             )
         files = self._refresh()
-        target = self._translate(image.name, files)
+        target = self._mapped(image.name)
+        if target is None:
+            usable = [file.translations for file in files.values() if file.translations]
+            target = self._translate(image.name, usable)
         if target is None:
             url = self._plain(image.name, files)
             oci = _in_registry(image) if scheme_of(url) else ""
@@ -155,7 +179,7 @@ class Translator:
 
     def explain(self, name: str) -> str:
         """Why a name has no address, and what to do."""
-        problems = [file.problem for file in self._refresh().values() if file.problem]
+        problems = self._problems(self._refresh())
         if problems:
             return f"image {name}: no usable translation file names it; {'; '.join(problems)}"
         return (
@@ -163,8 +187,27 @@ class Translator:
             "HOST/PATH address"
         )
 
-    def _translate(self, name: str, files: Mapping[Path, _File]) -> ImageAddress | None:
-        usable = [file.translations for file in files.values() if file.translations]
+    def _problems(self, files: Mapping[Path, _File]) -> list[str]:
+        """What may keep a name from being translated."""
+        found = [file.problem for file in files.values() if file.problem]
+        return [*self._mappings.problems, *found]
+
+    def _mapped(self, name: str) -> ImageAddress | None:
+        """The address that an object of the cluster gives a name.
+
+        Raises:
+            InvalidArgument: it is a file of the node, which only the node's own files may name.
+        """
+        target = self._translate(name, self._mappings.translations)
+        if target is not None and scheme_of(target.url) == "file":
+            raise InvalidArgument(
+                f"image {name}: a VirtletImageMapping leads to a file of the node, which only a "
+                f"translation file in {self._directory} may name"
+            )
+        return target
+
+    def _translate(self, name: str, usable: Iterable[Translations]) -> ImageAddress | None:
+        usable = list(usable)
         for translations in usable:
             relative = translations.relative(name)
             if relative is not None and relative in translations.fixed:
@@ -185,7 +228,7 @@ class Translator:
         host, slash, _ = name.partition("/")
         looks_like_host = _looks_like_host(host)
         # `a/b` may be a name of a file that cannot be read now: a host `a` may have another image.
-        unsure = not looks_like_host and any(file.problem for file in files.values())
+        unsure = not looks_like_host and bool(self._problems(files))
         if not slash or unsure:
             return f"{UNKNOWN}:{name}"
         return f"{self._protocol}://{name}"
@@ -247,10 +290,12 @@ def _read(path: Path, stamp: _Stamp, before: _File | None) -> _File:
 
 
 class Plugin:
-    """Resolves image names by translation files."""
+    """Resolves image names by VirtletImageMappings and translation files."""
 
     VIRTLET_HOOK_API = 1
 
+    _cluster: Cluster
+    _mappings: Mappings
     _translator: Translator
 
     @hookimpl
@@ -260,9 +305,13 @@ class Plugin:
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
-        """Take the settings."""
+        """Take the settings, and follow the cluster's objects."""
+        self._cluster = Cluster(settings[KUBECONFIG])
+        copy = node.state_dir("image_names") / "mappings.json"
+        self._mappings = Mappings(self._cluster, settings[MAPPING_NAMESPACE], copy)
         self._translator = Translator(
             settings[TRANSLATIONS_DIR],
+            self._mappings,
             regexps=settings[REGEXP_TRANSLATION],
             protocol=settings[DOWNLOAD_PROTOCOL],
         )
@@ -280,3 +329,9 @@ class Plugin:
         if source.url.startswith(f"{UNKNOWN}:"):
             raise NotFound(self._translator.explain(source.name))
         return None
+
+    @hookimpl
+    def virtlet_shutdown(self) -> None:
+        """Follow the cluster's objects no more."""
+        self._mappings.stop()
+        self._cluster.close()

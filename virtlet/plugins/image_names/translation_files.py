@@ -33,33 +33,36 @@ _LONGEST_TIMEOUT = 24 * 3600 * 1000
 
 
 class Malformed(FailedPrecondition):
-    """A translation file is malformed; the message names file and line."""
+    """Translations are malformed; the message names the file and line, or the object."""
 
-    def __init__(self, path: Path, problem: str, node: yaml.Node | None = None) -> None:
-        line = f":{node.start_mark.line + 1}" if node is not None else ""
-        super().__init__(f"image translation file {path}{line}: {problem}")
+    def __init__(self, place: Path | str, problem: str, node: yaml.Node | None = None) -> None:
+        where = str(place)
+        if isinstance(place, Path):
+            line = f":{node.start_mark.line + 1}" if node is not None else ""
+            where = f"image translation file {place}{line}"
+        super().__init__(f"{where}: {problem}")
 
 
 class Document:
-    """Readers for one file's nodes; each raises Malformed."""
+    """Readers for the nodes of one file or object; each raises Malformed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Path | str) -> None:
+        self.place = place
 
     def compose(self, content: bytes) -> yaml.Node | None:
         """The root node; None if the file is empty."""
         if len(content) > LARGEST:
-            raise Malformed(self.path, f"larger than {LARGEST} bytes")
+            raise Malformed(self.place, f"larger than {LARGEST} bytes")
         try:
             return compose_yaml(content.decode(), MOST_VALUES)
         except UnicodeDecodeError:
-            raise Malformed(self.path, "no valid YAML: it is no UTF-8 text") from None
+            raise Malformed(self.place, "no valid YAML: it is no UTF-8 text") from None
         except UnquotedError as error:
-            raise Malformed(self.path, str(error)) from None
+            raise Malformed(self.place, str(error)) from None
 
     def fail(self, node: yaml.Node, problem: str) -> Malformed:
         """The error for a node."""
-        return Malformed(self.path, problem, node)
+        return Malformed(self.place, problem, node)
 
     def mapping(
         self, node: yaml.Node | None, what: str, fields: Collection[str] | None = None
@@ -209,13 +212,17 @@ class Translations:
         return name[len(head) :] if name.startswith(head) else None
 
 
-def parse_translations(path: Path, content: bytes) -> Translations:
-    """Read a translation file.
+def parse_translations(place: Path | str, content: bytes) -> Translations:
+    """Read a translation file, or the `spec` of a VirtletImageMapping, which has the same form.
+
+    Args:
+        place: the file, or what to call the object.
+        content: YAML or JSON.
 
     Raises:
         Malformed: something is wrong with it.
     """
-    document = Document(path)
+    document = Document(place)
     root = document.mapping(document.compose(content), "the file", _FIELDS)
     transports = _transports(document, root.get("transports"))
     fixed: dict[str, ImageAddress] = {}
