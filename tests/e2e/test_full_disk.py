@@ -11,10 +11,19 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
-from virtlet.cli.client import CallFailed
+from tests.images.disks import raw_disk
+from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
 
 SIZE = "400m"
+SPARE = "spare"
+SPARE_SIZE = 1 << 20
+
+
+def _images_bytes(client: Client) -> int:
+    (images,) = client.call("ImageFsInfo", cri.ImageFsInfoRequest()).image_filesystems
+    return int(images.used_bytes.value)
 
 
 class SmallNode:
@@ -26,7 +35,11 @@ class SmallNode:
         self.data.mkdir()
         options = ["-t", "tmpfs", "-o", f"size={SIZE}"]
         subprocess.run(["mount", *options, "tmpfs", str(self.data)], check=True)
-        self.node = Playground({"tiny": TINY}, subnet="10.131.0.0/16", directory=directory)
+        spare = directory / SPARE
+        spare.write_bytes(raw_disk(SPARE, SPARE_SIZE))
+        self.node = Playground(
+            {"tiny": TINY, SPARE: spare}, subnet="10.131.0.0/16", directory=directory
+        )
         self._fillers: list[Path] = []
 
     def fill(self) -> None:
@@ -73,6 +86,7 @@ def test_pods_on_a_full_disk_are_stopped_and_removed_and_new_ones_wait_for_space
 ) -> None:
     node = small.node
     with node.client() as client:
+        spare = client.pull(f"{SPARE}:latest")
         running = Pod(node, client, make_manifest(node)).up()
         made = [Pod(node, client, make_manifest(node)).run().create() for _ in range(2)]
 
@@ -85,6 +99,13 @@ def test_pods_on_a_full_disk_are_stopped_and_removed_and_new_ones_wait_for_space
         client.stop_pod(running.id)
         small.fill()
         running.down()
+
+        # Eviction asks for images too: one that nothing uses gives its space back at once.
+        small.fill()
+        held = _images_bytes(client)
+        client.call("RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=spare)))
+        assert held - _images_bytes(client) >= SPARE_SIZE
+        assert shutil.disk_usage(small.data).free >= SPARE_SIZE
 
         # An operator who restarts the manager does not make it worse.
         small.fill()

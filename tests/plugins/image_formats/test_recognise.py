@@ -272,6 +272,24 @@ def test_features_that_are_not_allowed_are_seen_before_qemu_img_is(
         look(path)
 
 
+@pytest.mark.parametrize(
+    ("offset", "field"),
+    [
+        pytest.param(20, struct.pack(">I", 63), id="clusters of 2^63 bytes"),
+        pytest.param(24, struct.pack(">Q", 1 << 62), id="a disk of 4 EiB"),
+        pytest.param(36, struct.pack(">I", 0x7FFFFFFF), id="an L1 table of 16 GiB"),
+        pytest.param(36, struct.pack(">I", 4 << 20), id="an L1 table of 32 MiB"),
+        pytest.param(48, struct.pack(">Q", 1 << 60), id="a refcount table far outside"),
+        pytest.param(56, struct.pack(">I", 0x7FFFFFFF), id="a refcount table of 128 TiB"),
+        pytest.param(56, struct.pack(">I", 128), id="a refcount table of 8 MiB"),
+    ],
+)
+def test_a_qcow2_with_huge_tables_is_refused(tmp_path: Path, offset: int, field: bytes) -> None:
+    path = _changed(write_qcow2(tmp_path / "disk"), offset, field)
+    with pytest.raises(InvalidArgument, match="image busybox: .*it is damaged"):
+        look(path)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
