@@ -154,19 +154,18 @@ from tests.plugins.volumes.test_persistent_root import cut_short
 cut_short(sys.argv[1:])
 """
 _KILLERS = {
-    "before the image": "#!/bin/sh\nkill -KILL $MANAGER\n",
+    "before the image": "#!/bin/sh\nkill -KILL $PPID\n",
     "in the image": "#!/bin/sh\n"
-    'printf boot | dd of="$DEVICE" bs=512 seek=1 conv=notrunc,fsync 2>/dev/null\n'
-    "kill -KILL $MANAGER\n",
-    "behind the image": '#!/bin/sh\n/usr/bin/choom "$@"\nkill -KILL $MANAGER\n',
+    "printf boot | dd of=DEVICE bs=512 seek=1 conv=notrunc,fsync 2>/dev/null\n"
+    "kill -KILL $PPID\n",
+    "behind the image": '#!/bin/sh\n/usr/bin/choom "$@"\nkill -KILL $PPID\n',
 }
-"""Programs in the place of choom, which starts qemu-img, that end the manager."""
+"""Programs in the place of choom, which starts qemu-img, that end the manager, their parent."""
 
 
 def cut_short(arguments: list[str]) -> None:
     """Make the root disk in a process of its own, which dies on the way."""
     root, directory, image, device = arguments
-    os.environ["MANAGER"] = str(os.getpid())
     made = make_image(Path(image), IMAGE)
     vm = make_vm(Path(directory), image=evolve(made, id=f"sha256:{DIGEST}"))
     configured(Path(root), Path(root) / "pods").virtlet_root_disk(of_image(vm, device))
@@ -183,13 +182,13 @@ def test_what_a_crash_cut_short_is_redone_and_never_started_from(
         file.write(b"OLD!")
     programs = root / "bin"
     programs.mkdir()
-    (programs / "choom").write_text(_KILLERS[when])
+    (programs / "choom").write_text(_KILLERS[when].replace("DEVICE", str(device)))
     (programs / "choom").chmod(0o755)
     arguments = [str(root), str(vm.directory), str(vm.image.path), str(device)]
     path = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-c", _CUT_SHORT, *arguments],
-        env={**os.environ, **path, "DEVICE": str(device)},
+        env={**os.environ, **path},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
