@@ -154,18 +154,21 @@ from tests.plugins.volumes.test_persistent_root import cut_short
 cut_short(sys.argv[1:])
 """
 _KILLERS = {
-    "before the image": "#!/bin/sh\nkill -KILL $PPID\n",
+    "before the image": "#!/bin/sh\nkill -KILL MANAGER\n",
     "in the image": "#!/bin/sh\n"
     "printf boot | dd of=DEVICE bs=512 seek=1 conv=notrunc,fsync 2>/dev/null\n"
-    "kill -KILL $PPID\n",
-    "behind the image": '#!/bin/sh\n/usr/bin/choom "$@"\nkill -KILL $PPID\n',
+    "kill -KILL MANAGER\n",
+    "behind the image": '#!/bin/sh\n/usr/bin/choom "$@"\nkill -KILL MANAGER\n',
 }
-"""Programs in the place of choom, which starts qemu-img, that end the manager, their parent."""
+"""Programs in the place of choom, which starts qemu-img, that end the manager."""
 
 
 def cut_short(arguments: list[str]) -> None:
     """Make the root disk in a process of its own, which dies on the way."""
     root, directory, image, device = arguments
+    killer = Path(root) / "bin" / "choom"
+    # A program that handles images has a clean environment, which could not tell it.
+    killer.write_text(killer.read_text().replace("MANAGER", str(os.getpid())))
     made = make_image(Path(image), IMAGE)
     vm = make_vm(Path(directory), image=evolve(made, id=f"sha256:{DIGEST}"))
     configured(Path(root), Path(root) / "pods").virtlet_root_disk(of_image(vm, device))
