@@ -60,7 +60,7 @@ from virtlet.model.image import (
     TlsCertificate,
     Transport,
 )
-from virtlet.model.launch import LaunchFd, LaunchPart, Visible
+from virtlet.model.launch import Backend, LaunchFd, LaunchPart, Visible
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.node import Node
 from virtlet.model.option import (
@@ -107,6 +107,7 @@ __all__ = [
     "WORDS",
     "AlreadyExists",
     "Annotation",
+    "Backend",
     "CloudInit",
     "CloudInitPart",
     "CommandError",

@@ -195,6 +195,8 @@ def test_volumes_of_kubernetes_are_files_and_directories(
     directory = examples_node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~empty-dir"
     for name in ("scratch", "memory"):
         assert (directory / name / "file").read_text() == "written\n"
+        # The guest's root is root in a directory that is shared over virtiofs.
+        assert (directory / name / "file").stat().st_uid == 0
 
 
 def test_claims_are_a_disk_and_a_directory(pods: dict[str, Pod], examples_node: Playground) -> None:

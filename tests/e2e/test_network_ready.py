@@ -77,7 +77,7 @@ def test_the_runtime_handlers_are_those_that_are_configured_and_served(
     assert sorted(handler.name for handler in status.runtime_handlers) == ["", "other"]
     for handler in status.runtime_handlers:
         # VMs know neither user namespaces of the node nor recursive read-only mounts.
-        assert handler.features == cri.RuntimeHandlerFeatures()
+        assert handler.features == cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
     assert status.HasField("features")
 
 

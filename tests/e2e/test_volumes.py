@@ -314,6 +314,7 @@ def test_a_share_that_the_guest_cannot_mount_is_told_in_the_pods_log(
 ) -> None:
     """As in a guest whose kernel has no 9p."""
     pod = kubelet_pod.pod
+    pod.pod.annotations["VirtletShareDriver"] = "9p"
     pod.pod.annotations["VirtletCloudInitUserData"] = (
         "bootcmd: ['rm -rf /lib/modules/*/kernel/fs/9p /lib/modules/*/kernel/net/9p']"
     )

@@ -40,7 +40,7 @@ from virtlet.model.image import (
     RecognizedImage,
     Staging,
 )
-from virtlet.model.launch import LaunchPart
+from virtlet.model.launch import Backend, LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod, PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
@@ -78,6 +78,8 @@ class Node:
     """Runs a script that a guest is given as input; None for guests without a shell."""
     share: Share | None = None
     """What serves every mount."""
+    backends: tuple[Backend, ...] = ()
+    """Programs that serve a VM's devices."""
     hypervisor: FakeHypervisor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -165,6 +167,10 @@ class Plugin:
     def virtlet_release_root_disk(self, vm: Vm, disk: object) -> None:
         self.node.faults.strike("release_root_disk")
         self.node.disks.discard((vm.id, "root"))
+
+    @hookimpl
+    def virtlet_launch(self) -> LaunchPart:
+        return LaunchPart(backends=self.node.backends)
 
     @hookimpl
     def virtlet_guest_exec(
@@ -281,6 +287,7 @@ class Manager:
     def close(self) -> None:
         """Let go of what a dead process would let go of."""
         self.context.closing.set()
+        self.context.backends.close()
         self.context.images.close()
         self.console_logs.stop()
         self.store.close()

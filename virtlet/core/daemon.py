@@ -173,6 +173,7 @@ def _assemble(
     watchers = ThreadPoolExecutor(4, "domain-events")
     undo.callback(watchers.shutdown, cancel_futures=True)
     undo.callback(hypervisors.close)
+    undo.callback(context.backends.close)
     undo.callback(context.closing.set)
     hypervisors.open(exits.reports(context, watchers))
     recovery.recover(context)

@@ -91,6 +91,10 @@ class Paths:
         """Where vmwrapper fetches the launch of a VM that has a user of its own."""
         return self.vm_runtime(vm) / "launch"
 
+    def backends(self, vm: str) -> Path:
+        """A directory for each program that serves a device of the VM."""
+        return self.vm_runtime(vm) / "backends"
+
     def agent_socket(self, vm: str) -> Path:
         """The guest agent's channel."""
         return self.vm_runtime(vm) / "agent.sock"

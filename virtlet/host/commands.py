@@ -94,7 +94,7 @@ def run(
     if shutil.which(argv[0]) is not None:
         argv, env = _wrapped(argv, env, limits, confinement)
     with ExitStack() as stack:
-        sink = stack.enter_context(_bounded(limits.output)) if limits else None
+        sink = stack.enter_context(bounded_file(limits.output)) if limits else None
         try:
             done = subprocess.run(
                 argv,
@@ -170,7 +170,7 @@ def _wrapped(
     return argv, env
 
 
-def _bounded(size: int) -> BinaryIO:
+def bounded_file(size: int) -> BinaryIO:
     """A file that nobody can write more to, for what a program prints."""
     descriptor = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     file = os.fdopen(descriptor, "w+b", 0)

@@ -30,13 +30,17 @@ class Confinement:
     """Those that it has, or may use where it is root; in setpriv's words."""
     network: bool = True
     """Whether it stays in the network, and among the System V objects, of its caller."""
+    oom_score_adj: int | None = HELPER_OOM_SCORE
+    """How the node's OOM killer sees it; None leaves it as its caller is seen."""
 
     def wrap(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs a program confined.
 
         A process that is not root has nothing to give up: the user is left as it is.
         """
-        score = ["choom", "-n", str(HELPER_OOM_SCORE), "--"]
+        score = ["choom", "-n", str(self.oom_score_adj), "--"]
+        if self.oom_score_adj is None:
+            score = []
         if os.geteuid() != 0:
             return [*score, *argv]
         groups = ",".join(map(str, self.groups))

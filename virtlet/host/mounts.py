@@ -46,7 +46,7 @@ def bind(source: int, target: int, *, readonly: bool, follow: bool, inner: bool 
     Raises:
         OSError: the kernel refuses.
     """
-    receive = inner and (follow or _holds_mounts(source))
+    receive = inner and (follow or holds_mounts(Path(os.readlink(f"/proc/self/fd/{source}"))))
     attributes = _ATTR_NODEV | _ATTR_NOEXEC | (_ATTR_RDONLY if readonly else 0)
     tree = _tree(source, attributes, receive=receive)
     try:
@@ -94,9 +94,10 @@ def _tree(source: int, attributes: int, *, receive: bool) -> int:
     return tree
 
 
-def _holds_mounts(directory: int) -> bool:
-    path = Path(os.readlink(f"/proc/self/fd/{directory}"))
-    return any(point != path for point in at_or_below(path))
+def holds_mounts(path: Path) -> bool:
+    """Whether something is mounted inside a directory."""
+    real = Path(os.path.realpath(path))
+    return any(point != real for point in at_or_below(real))
 
 
 def at_or_below(path: Path) -> list[Path]:

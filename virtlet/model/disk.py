@@ -45,7 +45,8 @@ class Share:
     """Mount tag; at most 31 characters."""
     readonly: bool = False
     driver: str = "9p"
-    """`9p` or `virtiofs`."""
+    """`9p`, which the emulator serves as its own user, or `virtiofs`, which a file server of the
+    built-in plugin `volumes` serves for all users."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

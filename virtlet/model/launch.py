@@ -35,6 +35,29 @@ class Visible:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class Backend:
+    """A program that serves a device of the emulator on a unix socket (vhost-user): virtiofsd, say.
+
+    The core starts it before the emulator, as root with few capabilities, in the VM's cgroups and
+    with its OOM score. It outlives the manager. The core ends it once the emulator is gone, and
+    tells the pod's owner where it ends before.
+    """
+
+    name: str
+    """Unique within the VM; fit for a file name."""
+    argv: tuple[str, ...]
+    """Program and arguments; `{socket}` becomes the number of the descriptor that it listens on."""
+    socket: Path
+    """Where the emulator's user, and nobody else, can connect; the core makes it and listens."""
+    capabilities: tuple[str, ...] = ()
+    """Those that it may use, in setpriv's words."""
+    files: int = 0
+    """How many descriptors it may have, as far as the node lets it; 0 leaves that as it is."""
+    loss: str
+    """What the owner of a pod loses when it ends too early, and what helps, as a clause."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class LaunchPart:
     """One plugin's contribution to a launch."""
 
@@ -60,6 +83,8 @@ class LaunchPart:
     required: bool = False
     """Whether a start fails if nobody fetched the launch meanwhile: the emulator was started past
     vmwrapper then, without jail and cgroup. Of the hypervisor's part alone."""
+    backends: tuple[Backend, ...] = ()
+    """Programs that serve its devices."""
 
 
 ENV_SOCKET = "VIRTLET_LAUNCH_SOCKET"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from virtlet.model.disk import Disk, Volume
+from virtlet.model.disk import Disk, Share, Volume
 from virtlet.model.flavor import Flavor
 from virtlet.model.image import Image
 from virtlet.model.network import Network
@@ -142,6 +142,10 @@ class Machine:
     def network(self) -> Network:
         """The pod's network."""
         return self.vm.network
+
+    def share_socket(self, share: Share) -> Path:
+        """Where the file server of a virtiofs share listens; a short path, as theirs have to be."""
+        return self.runtime_directory / f"fs{self.volumes.index(share)}"
 
     @property
     def runtime_directory(self) -> Path:

@@ -5,6 +5,8 @@ import os
 import pwd
 import queue
 import shutil
+import socket
+import subprocess
 import tempfile
 import time
 import uuid
@@ -25,12 +27,13 @@ from virtlet.launch.wrapper import install_wrapper
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Hypervisor, Observation
-from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, LaunchPart
+from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM, Backend, LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.vm import Console, Machine, VmExit
 from virtlet.plugins.domain_xml.plugin import OPTIONS as XML_OPTIONS
 from virtlet.plugins.domain_xml.plugin import Plugin as DomainXml
 from virtlet.plugins.libvirt_qemu.plugin import OPTIONS, Plugin
+from virtlet.plugins.volumes import virtiofs
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 PATIENCE = 20.0
@@ -81,6 +84,7 @@ class Rig:
 
     def __init__(self, node: Node, uri: str) -> None:
         self.node = node
+        self._serving: list[subprocess.Popen[bytes]] = []
         self.heard: queue.Queue[Observation] = queue.Queue()
         config = make_config((*OPTIONS, *XML_OPTIONS), libvirtURI=uri, disableKVM="true")
         self._renderer = DomainXml()
@@ -166,7 +170,10 @@ class Rig:
     def start(self, machine: Machine, part: LaunchPart | None = None) -> bool:
         """Start it; whether it fetched its launch."""
         token = machine.environment[ENV_TOKEN]
-        parts = [("libvirt_qemu", self.hypervisor.launch(machine))]
+        shares = virtiofs.launch_part(machine)
+        for backend in shares.backends:
+            self._serve(machine, backend)
+        parts = [("libvirt_qemu", self.hypervisor.launch(machine)), ("volumes", shares)]
         parts = [*parts, ("test", part)] if part else parts
         self.launches.arm(machine.vm.id, token, parts, self.door(machine))
         try:
@@ -174,6 +181,16 @@ class Rig:
         finally:
             left = self.launches.disarm(machine.vm.id)
         return not left
+
+    def _serve(self, machine: Machine, backend: Backend) -> None:
+        """Start a program that serves a device; it ends with the emulator."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(backend.socket))
+            self.give_away(backend.socket, machine)
+            listener.listen()
+            number = listener.fileno()
+            argv = [word.replace("{socket}", str(number)) for word in backend.argv]
+            self._serving.append(subprocess.Popen(argv, pass_fds=[number]))
 
     @contextmanager
     def running(
@@ -188,6 +205,8 @@ class Rig:
             yield machine
         finally:
             self.hypervisor.remove(machine.vm.id)
+            while self._serving:
+                self._serving.pop().wait(PATIENCE)
 
     def type(self, machine: Machine, text: bytes) -> None:
         """Type on the console."""

@@ -221,32 +221,6 @@ def test_shared_directories(rig: Rig, driver: str) -> None:
     _boots(rig, evolve(machine, volumes=tuple(shares)))
 
 
-def test_what_serves_a_share_is_not_spared_by_the_kernel_as_the_manager_is(rig: Rig) -> None:
-    """libvirt starts it, with the manager's score."""
-    machine = rig.machine()
-    path = machine.vm.directory / "shared"
-    path.mkdir()
-    rig.give_away(path, machine)
-    share = Share(host_path=path, guest_path="/mnt", tag="shared", driver="virtiofs")
-    own = Path("/proc/self/oom_score_adj")
-    before = own.read_text()
-    own.write_text("300")
-    try:
-        with rig.running(machine=evolve(machine, volumes=(share,))):
-            state = rig.node.data_dir / "libvirt/run/qemu"
-            servers = [int(file.read_text()) for file in state.glob("*-fs.pid")]
-            assert servers
-            # It serves in a child of its own.
-            for pid in tuple(servers):
-                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-                assert children
-                servers += map(int, children)
-            scores = {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in servers}
-            assert scores == {"0\n"}
-    finally:
-        own.write_text(before)
-
-
 @pytest.mark.parametrize("model", ["host-model", "host-passthrough", "Nehalem"])
 def test_cpu_models(rig: Rig, model: str) -> None:
     """Also without KVM, where there is no host CPU to pass on."""

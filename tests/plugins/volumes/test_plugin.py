@@ -16,6 +16,8 @@ from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount, VolumeRequest
 from virtlet.plugins.volumes.plugin import Plugin
 
+OVER_9P = {"VirtletShareDriver": "9p"}
+
 
 def serve(
     plugin: Plugin,
@@ -83,7 +85,7 @@ def test_a_directory_is_shared_by_a_place_that_the_emulator_can_pass(
         guest_path="/cache",
         tag="volume-3",
         readonly=readonly,
-        driver="9p",
+        driver="virtiofs",
     )
     assert (vm_dir / "volume-3/file").read_text() == "x"
     assert os.access(vm_dir / "volume-3", os.W_OK) is not readonly
@@ -177,6 +179,40 @@ def test_our_own_directory_is_shared_with_no_vm_under_whatever_name(
 
 
 @pytest.mark.parametrize(
+    ("holds_a_mount", "propagation", "annotations", "driver"),
+    [
+        (False, 0, {}, "virtiofs"),
+        (False, 1, {}, "9p"),
+        (True, 0, {}, "9p"),
+        (True, 1, {"VirtletShareDriver": "virtiofs"}, "virtiofs"),
+        (False, 0, OVER_9P, "9p"),
+    ],
+)
+def test_what_follows_the_nodes_mounts_is_shared_so_that_they_can_be_unmounted(
+    plugin: Plugin,
+    nodev: Path,
+    vm_dir: Path,
+    holds_a_mount: bool,
+    propagation: int,
+    annotations: dict[str, str],
+    driver: str,
+) -> None:
+    """virtiofsd would keep them busy as long as the guest remembers a file of theirs."""
+    data = nodev / "data"
+    data.mkdir()
+    if holds_a_mount:
+        (data / "inner").mkdir()
+        subprocess.run(["mount", "--bind", data, data / "inner"], check=True)
+    mount = Mount(guest_path="/data", host_path=str(data), propagation=propagation)
+    share = serve(plugin, mount, annotations, directory=vm_dir)
+    assert isinstance(share, Share)
+    assert share.driver == driver
+    release(plugin, vm_dir)
+    if holds_a_mount:
+        subprocess.run(["umount", data / "inner"], check=True)
+
+
+@pytest.mark.parametrize(
     ("owner", "mode", "open_"),
     [
         ((0, 0), 0o700, False),
@@ -197,10 +233,10 @@ def test_a_directory_that_is_closed_to_the_emulator_is_refused_before_the_vm_is_
     data.chmod(mode)
     mount = Mount(guest_path="/data", host_path=str(data))
     if open_:
-        assert serve(plugin, mount, directory=vm_dir)
+        assert serve(plugin, mount, OVER_9P, directory=vm_dir)
         return
     with pytest.raises(FailedPrecondition, match=f"mode {mode:04o} .* VirtletChown9pfsMounts"):
-        serve(plugin, mount, directory=vm_dir)
+        serve(plugin, mount, OVER_9P, directory=vm_dir)
     assert list(vm_dir.iterdir()) == []
 
 
@@ -213,7 +249,7 @@ def test_a_directory_that_a_list_opens_to_the_emulator_is_shared(
     entries = ((1, 7, 2**32 - 1), (2, 5, EMULATOR), (4, 0, 2**32 - 1), (16, 5, 2**32 - 1))
     acl = b"".join(struct.pack("<HHI", *entry) for entry in (*entries, (32, 0, 2**32 - 1)))
     os.setxattr(data, "system.posix_acl_access", struct.pack("<I", 2) + acl)
-    assert serve(plugin, Mount(guest_path="/data", host_path=str(data)), directory=vm_dir)
+    assert serve(plugin, Mount(guest_path="/data", host_path=str(data)), OVER_9P, directory=vm_dir)
 
 
 def test_a_file_of_the_node_is_copied_where_it_cannot_be_written(
@@ -241,6 +277,11 @@ def test_sockets_pipes_and_terminals_are_refused_by_their_kind(
     ):
         with pytest.raises(InvalidArgument, match=f"mount /x: {path} is a {kind}"):
             serve(plugin, Mount(guest_path="/x", host_path=str(path), readonly=True))
+
+
+def test_a_guest_s_mounts_are_not_promised_to_the_node(plugin: Plugin, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"mount /x: .* Bidirectional .* HostToContainer"):
+        serve(plugin, Mount(guest_path="/x", host_path=str(tmp_path), propagation=2))
 
 
 def test_a_path_that_is_not_there_is_refused(plugin: Plugin, tmp_path: Path) -> None:
@@ -364,10 +405,12 @@ def test_a_share_is_given_to_the_emulator_where_the_pod_asks(
     (cache / "link").symlink_to(outside)
     mount = Mount(guest_path="/cache", host_path=str(cache))
 
-    serve(plugin, mount, directory=vm_dir)
-    assert cache.stat().st_uid == os.getuid()
-    release(plugin, vm_dir)
-    serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
+    give = {"VirtletChown9pfsMounts": "true"}
+    for annotations in (OVER_9P, give):
+        serve(plugin, mount, annotations, directory=vm_dir)
+        assert cache.stat().st_uid == os.getuid()
+        release(plugin, vm_dir)
+    serve(plugin, mount, OVER_9P | give, directory=vm_dir)
     for path in (cache, cache / "deep", cache / "deep/file", cache / "link"):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (EMULATOR, EMULATOR)
     assert outside.stat().st_uid == os.getuid()
@@ -383,6 +426,6 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
         Mount(guest_path="/cache", host_path=str(cache), readonly=True),
         Mount(guest_path="/data", host_path=str(tmp_path)),
     ):
-        serve(plugin, mount, {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
+        serve(plugin, mount, OVER_9P | {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
         release(plugin, vm_dir)
         assert Path(mount.host_path).stat().st_uid == os.getuid()

@@ -223,6 +223,8 @@ def _mount(message: cri.Mount) -> Mount:
             f"mount {quote(target)}: image volumes are not served for VMs yet: take the volume of "
             "kind `image` out of the pod, or mount its content from another kind of volume"
         )
+    if message.recursive_read_only and not message.readonly:
+        raise InvalidArgument(f"mount {quote(target)}: recursive_read_only without readonly")
     source = fields.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
     return Mount(
         guest_path=target,

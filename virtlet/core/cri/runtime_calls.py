@@ -53,7 +53,11 @@ class RuntimeCalls:
         return cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=[self._runtime_ready(), self._network_ready()]),
             runtime_handlers=[
-                cri.RuntimeHandler(name=p.handler, features=cri.RuntimeHandlerFeatures())
+                # Whatever is read-only is so with all that is mounted inside.
+                cri.RuntimeHandler(
+                    name=p.handler,
+                    features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True),
+                )
                 for p in self._context.profiles.all
                 if p.handler not in unserved
             ],

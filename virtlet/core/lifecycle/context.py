@@ -11,6 +11,7 @@ from attrs import define, field
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
+from virtlet.core.lifecycle.backend_watch import BackendWatch
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
 from virtlet.core.paths import Paths
@@ -134,6 +135,7 @@ class Context:
     events: Events
     reserve: DiskReserve
     journal: Journal = field(init=False)
+    backends: BackendWatch = field(factory=BackendWatch)
     locks: KeyedLocks = field(factory=KeyedLocks)
     new_user: Callable[[], int | None] = lambda: None
     """A user and group for a new VM; None for the node's."""

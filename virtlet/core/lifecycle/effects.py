@@ -13,11 +13,11 @@ from xml.etree.ElementTree import Element
 from attrs import evolve
 
 from virtlet.core.cloud_init import merge
-from virtlet.core.lifecycle import resize
+from virtlet.core.lifecycle import backends, resize
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.journal import CORE
 from virtlet.core.store.records import EffectRow, VmRecord, decode
-from virtlet.errors import FailedPrecondition
+from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import cgroups
 from virtlet.host.files import appear_at, change_owner, make_private_directory, remove_tree
 from virtlet.launch.merge import close_all
@@ -355,12 +355,21 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
             close_all(item for _, other in parts for item in other.fds)
             raise
         parts.insert(1, (plugin, own))
+        try:
+            backends.start(context, record, [one for _, each in parts for one in each.backends])
+        except BaseException:
+            close_all(item for _, other in parts for item in other.fds)
+            raise
         door = None
         if vm.uid is not None and vm.gid is not None:
             door = LaunchDoor(context.paths.launch_socket(vm.id), vm.uid, vm.gid)
         context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
         try:
             hypervisor.start(vm.id)
+        except VirtletError as error:
+            if words := context.backends.words(vm.id):
+                raise FailedPrecondition(f"{words}; {error}") from None
+            raise
         finally:
             left = context.launches.disarm(vm.id)
         if left and own.required:
@@ -376,6 +385,7 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
 def _stop_emulator(context: Context, row: EffectRow) -> None:
     if not context.hypervisors.forgets(row.plugin):
         context.hypervisors.named(row.plugin).stop(row.owner)
+    backends.end(context, row.owner)
 
 
 UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 
 from attrs import evolve
 
+from virtlet.core.lifecycle import backends
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import ResourceExhausted, VirtletError
@@ -130,7 +131,7 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
         done = evolve(ended, finished_at=max(at, current.started_at))
         return evolve(current, phase=VmPhase.EXITED, exit=done, paused=False, resizing=None)
 
-    unmount_volumes(record.vm)
+    let_go_of_volumes(context, record.vm)
     if _commit_end(context, "vm-exited", record.vm, end, ended.reason):
         log.info("VM ended", extra={"vm": vm_id, "reason": ended.reason, "problem": ended.message})
 
@@ -146,20 +147,21 @@ def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
 
     _commit_end(context, "vm-failed", vm, end, ended.reason)
     # Not before: after a crash, a start that is not written as failed is tried again.
-    unmount_volumes(vm)
+    let_go_of_volumes(context, vm)
     _complete_console(context, vm)
 
 
-def unmount_volumes(vm: Vm) -> None:
-    """Unmount everything below the directory of a VM that will not run again.
+def let_go_of_volumes(context: Context, vm: Vm) -> None:
+    """End what serves the volumes of a VM that will not run again, and unmount them.
 
     A kubelet takes a pod's volumes away as soon as its containers are reported as ended, and not
     when they are removed.
     """
     try:
+        backends.end(context, vm.id)
         unmount_below(vm.directory)
     except VirtletError as error:
-        log.error("volumes stay mounted", extra={"vm": vm.id, "problem": str(error)})
+        log.error("volumes stay in use", extra={"vm": vm.id, "problem": str(error)})
 
 
 def wait_for_exit(context: Context, vm_id: str, timeout: float) -> bool:

@@ -94,7 +94,7 @@ def stop_pod(context: Context, pod_id: str) -> None:
         for vm in context.store.vms_of(pod_id):
             vms.halt_vm(context, vm.vm.id)
             # Also of one that never ran: no VM is started in a stopped pod.
-            exits.unmount_volumes(vm.vm)
+            exits.let_go_of_volumes(context, vm.vm)
         context.journal.undo(pod_id, {NETWORK})
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import exits, guest_mounts, pods, resize, vms
+from virtlet.core.lifecycle import backends, exits, guest_mounts, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.paths import Paths
@@ -123,12 +123,13 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
             context.store.put_vm(evolve(record, phase=VmPhase.CREATED))
         case VmPhase.RUNNING:
             context.consoles.follow(record.vm)
+            backends.follow(context, vm_id)
             exits.look_again(context, vm_id, console=False)
             guest_mounts.watch(context, vm_id)
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
             context.journal.undo(vm_id, {RUNNING})
-            exits.unmount_volumes(record.vm)
+            exits.let_go_of_volumes(context, record.vm)
         case VmPhase.REMOVING:
             vms.remove_vm(context, vm_id)
         case VmPhase.CREATED:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from attrs import evolve, fields
 
+from virtlet.core.lifecycle import backends
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.machines import domain_document, fitted
 from virtlet.core.lifecycle.notices import tell_owner
@@ -236,7 +237,7 @@ def _resize_running(
             journal.perform(
                 vm.id,
                 OOM_SCORE,
-                lambda: _set_oom_score_adj(hypervisor, vm.id, wanted.oom_score_adj),
+                lambda: _set_oom_score_adj(context, hypervisor, vm.id, wanted.oom_score_adj),
                 record=int,
                 before=record.resources.oom_score_adj,
             )
@@ -271,7 +272,7 @@ def undo_oom_score(context: Context, row: EffectRow) -> None:
     """Give the emulator of a VM that runs the score again that it had."""
     if row.record and _runs(context, row):
         hypervisor = context.hypervisors.named(context.store.vms[row.owner].hypervisor)
-        _set_oom_score_adj(hypervisor, row.owner, decode(row.record, int))
+        _set_oom_score_adj(context, hypervisor, row.owner, decode(row.record, int))
 
 
 def undo_machine(context: Context, row: EffectRow) -> None:
@@ -293,7 +294,8 @@ def _runs(context: Context, row: EffectRow) -> bool:
     return context.store.vms[row.owner].phase is VmPhase.RUNNING
 
 
-def _set_oom_score_adj(hypervisor: Hypervisor, vm_id: str, value: int) -> None:
+def _set_oom_score_adj(context: Context, hypervisor: Hypervisor, vm_id: str, value: int) -> None:
+    backends.set_score(context, vm_id, value)
     pid = hypervisor.process(vm_id)
     if pid is None or not set_oom_score_adj(pid, value):
         log.info("oom_score_adj not set", extra={"vm": vm_id})

@@ -16,7 +16,7 @@ from typing import Any
 import libvirt
 
 from virtlet.errors import Unavailable
-from virtlet.model.disk import Disk
+from virtlet.model.disk import Disk, Share
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
 
@@ -29,6 +29,8 @@ PER_VCPU = 4 * _MIB
 """For each vCPU and each I/O thread."""
 PER_DEVICE = 1 * _MIB
 """For each disk and NIC."""
+PER_FILE_SERVER = 8 * _MIB
+"""For each share over virtiofs, of a guest that remembers some ten thousand files of it."""
 DISK_PER_TABLE = 8192
 """Bytes of a qcow2 disk for each byte of its table that QEMU keeps, with clusters of 64 KiB."""
 MOST_TABLE = 32 * _MIB
@@ -64,10 +66,12 @@ def overhead(machine: Machine) -> int:
     disks = [machine.root, *(v for v in machine.volumes if isinstance(v, Disk))]
     if machine.seed is not None:
         disks.append(machine.seed)
+    file_servers = [v for v in machine.volumes if isinstance(v, Share) and v.driver == "virtiofs"]
     threads = max(flavor.vcpus, flavor.max_vcpus) + flavor.disk_iothreads
     need = BASE + PER_VCPU * threads
     need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
+    need += PER_FILE_SERVER * len(file_servers)
     need += min(size // DISK_PER_TABLE, MOST_TABLE)
     if machine.accelerator == "kvm":
         return need + flavor.memory // RAM_PER_TABLE

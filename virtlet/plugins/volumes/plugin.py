@@ -7,15 +7,16 @@ from typing import Any
 from attrs import evolve
 
 from virtlet import hookimpl
+from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file, remove_tree
-from virtlet.host.mounts import unmount_below
+from virtlet.host.mounts import holds_mounts, unmount_below
 from virtlet.model.disk import Disk, Share, Unneeded, Volume
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
-from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings
+from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings, choice
 from virtlet.model.pod import Pod
-from virtlet.model.vm import Device, Machine, Vm, VmConfig, VolumeRequest
-from virtlet.plugins.volumes import persistent_root
+from virtlet.model.vm import Device, Machine, Mount, Vm, VmConfig, VolumeRequest
+from virtlet.plugins.volumes import persistent_root, virtiofs
 from virtlet.plugins.volumes.flexvolume import is_csi, serve_flexvolume
 from virtlet.plugins.volumes.new_disks import (
     EMPTY_DIR_DISKS,
@@ -49,6 +50,22 @@ RAW_DEVICES = Option(
     help="Comma-separated globs, relative to /dev, of the block devices of the node that pods may "
     "have by their path; block volumes of Kubernetes need no entry",
 )
+SHARE_DRIVER = Option(
+    field="shareDriver",
+    flag="--share-driver",
+    env="VIRTLET_SHARE_DRIVER",
+    kind=choice("virtiofs", "9p"),
+    default="virtiofs",
+    help="How directories are shared with guests: virtiofs is faster and has the files of several "
+    "owners, 9p needs no process beside the emulator; pods may choose by VirtletShareDriver",
+)
+SHARE_DRIVER_OF_POD = Annotation(
+    name="VirtletShareDriver",
+    kind=choice("virtiofs", "9p"),
+    default="",
+    help="How the pod's directories are shared with the guest: `virtiofs`, or `9p` for a guest "
+    "whose kernel lacks virtiofs (Linux before 5.4); by default as the node's setting says",
+)
 
 
 class Plugin:
@@ -61,13 +78,13 @@ class Plugin:
 
     @hookimpl
     def virtlet_options(self) -> Sequence[Option[Any]]:
-        """Declare the kubelet's directory and the devices that may be given away."""
-        return [KUBELET_ROOT_DIR, RAW_DEVICES]
+        """Declare the kubelet's directory, devices to give away, and how directories are shared."""
+        return [KUBELET_ROOT_DIR, RAW_DEVICES, SHARE_DRIVER]
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
         """Declare the annotations about shared directories."""
-        return [CHOWN_MOUNTS, EMPTY_DIR_DISKS]
+        return [CHOWN_MOUNTS, EMPTY_DIR_DISKS, SHARE_DRIVER_OF_POD]
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
@@ -103,7 +120,13 @@ class Plugin:
             return self._opened(vm, volume)
         if not isinstance(volume, Share):
             return volume
-        if not volume.readonly and origin is MountOrigin.VOLUME and CHOWN_MOUNTS.of(vm.pod):
+        volume = evolve(volume, driver=self._driver(vm, source))
+        if (
+            volume.driver == "9p"
+            and not volume.readonly
+            and origin is MountOrigin.VOLUME
+            and CHOWN_MOUNTS.of(vm.pod)
+        ):
             give_away(Path(source.host_path), self._node.emulator_uid, self._node.emulator_gid)
         return bring_near(volume, source, vm.directory, self._node)
 
@@ -133,11 +156,33 @@ class Plugin:
 
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
-        """Keep the root disk's device from other VMs while this one runs."""
+        """Have a file server for each share that takes one, and keep the root disk's device from
+        other VMs while this one runs."""
+        served = virtiofs.launch_part(machine)
         device = persistent_root.device_of(machine.vm)
         if device is None or machine.root.path.name != persistent_root.FILE_NAME:
-            return None
-        return persistent_root.hold(machine.vm, device)
+            return served if served.backends else None
+        held = persistent_root.hold(machine.vm, device)
+        return evolve(served, fds=held.fds)
+
+    def _driver(self, vm: Vm, mount: Mount) -> str:
+        """How a directory is shared.
+
+        Raises:
+            FailedPrecondition: what it takes is not installed.
+        """
+        chosen = SHARE_DRIVER_OF_POD.of(vm.pod)
+        driver = chosen or self._config[SHARE_DRIVER]
+        if not chosen and (mount.propagation or holds_mounts(Path(mount.host_path))):
+            # virtiofsd has a descriptor of each file that the guest remembers. Nothing that is
+            # mounted inside could be unmounted on the node.
+            return "9p"
+        if driver == "virtiofs":
+            try:
+                virtiofs.program()
+            except FailedPrecondition as error:
+                raise FailedPrecondition(f"mount {mount.guest_path}: {error}") from None
+        return driver
 
     def _opened(self, vm: Vm, disk: Disk) -> Disk:
         """The disk by a node that the emulator can open."""

@@ -18,6 +18,8 @@ from virtlet.host.files import remove_file
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount
 
+BIDIRECTIONAL = 2
+"""Of CRI's `MountPropagation`."""
 FLEXVOLUME_PLUGIN = "virtlet~flexvolume_driver"
 
 
@@ -113,6 +115,11 @@ def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Seque
 
 def _by_content(mount: Mount, role: str, raw_devices: Sequence[str]) -> Volume:
     mode = _mode(mount)
+    if mount.propagation == BIDIRECTIONAL:
+        raise InvalidArgument(
+            f"mount {mount.guest_path}: what a guest mounts cannot appear on the node, as "
+            "mountPropagation: Bidirectional asks for: use HostToContainer, or none"
+        )
     if stat.S_ISDIR(mode):
         return Share(
             host_path=Path(mount.host_path),

@@ -25,8 +25,8 @@ CHOWN_MOUNTS = Annotation(
     name="VirtletChown9pfsMounts",
     kind=TRUE_ONLY,
     default=False,
-    help="Give shared volumes, and all in them, to the emulator's user so that the guest can write "
-    "there; never done to a hostPath volume",
+    help="With 9p, give shared volumes, and all in them, to the emulator's user so that the guest "
+    "can write there; never done to a hostPath volume",
 )
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -72,7 +72,8 @@ def bring_near(share: Share, mount: Mount, directory: Path, node: Node) -> Share
     try:
         opened.append(_open(share.host_path, share))
         holds_ours = _holds_ours(opened[0], share, node.data_dir)
-        _check_open(opened[0], share, node)
+        if share.driver == "9p":
+            _check_open(opened[0], share, node)
         # Its directory belongs to the emulator's user, who may put a link in its place.
         opened.append(os.open(directory, _DIRECTORY | os.O_NOFOLLOW))
         os.mkdir(share.tag, 0o700, dir_fd=opened[1])
@@ -124,7 +125,7 @@ def _has_same(paths: Iterable[Path], wanted: os.stat_result) -> bool:
 
 
 def _check_open(source: int, share: Share, node: Node) -> None:
-    """Refuse a directory that the emulator's user cannot read: QEMU would not start with it.
+    """Refuse a directory that the emulator's user, who serves 9p, cannot read: QEMU does not start.
 
     A directory with an access control list is left to QEMU.
     """
@@ -142,7 +143,8 @@ def _check_open(source: int, share: Share, node: Node) -> None:
         f"mount {share.guest_path}: {share.host_path} on the node is closed to the emulator's user "
         f"(uid {uid}, gid {gid}): it has mode {stat.S_IMODE(status.st_mode):04o} and belongs to "
         f"{status.st_uid}:{status.st_gid}. Let that user read and search it (chown, chmod); for a "
-        f"writable volume of the pod's own, annotation {CHOWN_MOUNTS.name} does so"
+        f"writable volume of the pod's own, annotation {CHOWN_MOUNTS.name} does so; virtiofs needs "
+        "none of this (annotation VirtletShareDriver)"
     )
 
 
