@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ def manifest(tmp_path: Path) -> Path:
     path = tmp_path / "pod.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory that the emulator's user reaches, as it does not reach `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="vt-", dir="/var/tmp") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
 
 
 def _virtlet(node: Playground, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -119,12 +129,12 @@ def test_a_second_manager_on_one_data_directory_is_refused(node: Playground) -> 
 
 
 def test_a_second_manager_on_one_image_directory_is_refused_and_changes_nothing_there(
-    node: Playground, tmp_path: Path
+    node: Playground, data_dir: Path
 ) -> None:
     images = node.data_dir / "images"
     assert _virtlet(node, "pull", "virtlet.cloud/tiny").returncode == 0
     before = _owners_and_modes(images)
-    own = ["--data-dir", str(tmp_path), "--emulator-user", "nobody"]
+    own = ["--data-dir", str(data_dir), "--emulator-user", "nobody"]
     ran = _virtlet(node, "serve", *own, "--image-dir", images)
     assert ran.returncode == 1
     assert "another manager works on" in ran.stderr
@@ -156,10 +166,10 @@ def _owners_and_modes(directory: Path) -> dict[str, tuple[int, int, int]]:
     ],
 )
 def test_a_manager_that_cannot_start_says_why_in_one_line(
-    arguments: list[str], problem: str, tmp_path: Path
+    arguments: list[str], problem: str, data_dir: Path
 ) -> None:
     if "--data-dir" not in arguments:
-        arguments = [*arguments, "--data-dir", str(tmp_path)]
+        arguments = [*arguments, "--data-dir", str(data_dir)]
     ran = subprocess.run(
         [sys.executable, "-m", "virtlet.cli.main", "serve", *arguments],
         capture_output=True,
