@@ -94,5 +94,5 @@ def test_what_a_verbose_status_tells_is_json_with_the_documented_keys(
     assert list(info["handlers"]) == ["", "other"]
     assert "nobody" in info["brokenHandlers"]["broken"]
     (hypervisor,) = info["hypervisors"].values()
-    assert set(hypervisor) == {"name", "version", "accelerator"}
+    assert set(hypervisor) == {"name", "version", "accelerator", "isolation"}
     assert (info["pods"], info["vms"]) == (0, 0)
