@@ -51,9 +51,23 @@ def pull(images: Images, server: FakeImageSource, content: bytes | None = None) 
     return images.pull(parse_reference("x"), evolve(server.route(), unpack=UNPACK))
 
 
-def children() -> set[str]:
-    """Programs of ours that run."""
+def _running() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+_before: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _programs_from_before() -> None:
+    """What fixtures of other tests have started runs on."""
+    _before.clear()
+    _before.update(_running())
+
+
+def children() -> set[str]:
+    """Programs that run since the test has begun."""
+    return _running() - _before
 
 
 @pytest.mark.parametrize("format", PACKS)

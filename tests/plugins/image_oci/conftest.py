@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.image_server import ImageServer, image_server
 from tests.images.disks import recognize
+from virtlet.cluster.api import KUBECONFIG
 from virtlet.image_servers.settings import ALLOWED_NETWORKS, LEAST_RATE
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
@@ -18,7 +19,7 @@ from virtlet.model.reference import Reference, parse_reference
 from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
 from virtlet.plugins.image_names.plugin import Plugin as ImageNames
 from virtlet.plugins.image_oci.plugin import REGISTRY_CONFIGS_DIR, Plugin
-from virtlet.testing import configured, make_node, make_settings
+from virtlet.testing import make_node, make_settings
 
 LIMIT = 8 << 20
 
@@ -80,12 +81,14 @@ class Node:
 
     def pull(self, name: str, credentials: Credentials = Credentials()) -> Image:  # noqa: B008
         """Pull an image as the core does."""
-        names = configured(
-            ImageNames(),
+        names = ImageNames()
+        settings = make_settings(
+            [*names.virtlet_options(), KUBECONFIG],
             self.directory,
             imageTranslationConfigsDir=str(self.directory / "translations"),
             downloadProtocol=self.protocol,
         )
+        names.virtlet_configure(settings, make_node(self.directory))
 
         def resolve(reference: Reference) -> ImageSource:
             source = names.virtlet_resolve_image(reference)
