@@ -59,7 +59,7 @@ def vm_sample(record: VmRecord, domain: DomainStats | None, before: VmSample | N
     times = (domain.cpu_time if domain else None, before.cpu_time if before else None)
     cpu_time = max((known for known in times if known is not None), default=None)
     process = process_usage(domain.pid) if domain and domain.pid else None
-    disk_bytes, disk_inodes = _allocated(vm.directory)
+    disk_bytes, disk_inodes = _allocated(vm.directory, vm.image.path.name)
     ram = domain.balloon if domain else 0
     limit = record.resources.memory_limit
     memory = _told(domain, limit, now) if domain else VmMemory()
@@ -158,11 +158,16 @@ def _taken(process: ProcessUsage | None, limit: int) -> VmMemory:
     )
 
 
-def _allocated(directory: Path) -> tuple[int, int]:
-    """(bytes, inodes) that the files of a directory take on disk."""
+def _allocated(directory: Path, image: str) -> tuple[int, int]:
+    """(bytes, inodes) that the files of a VM's directory take on disk.
+
+    Its image has a name there too, and is counted with the images.
+    """
     size = count = 0
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
+            if entry.name == image:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 continue  # A shared directory is mounted there, and may be slow to answer.
             with contextlib.suppress(OSError):
