@@ -176,7 +176,7 @@ def test_a_pull_that_fails_says_of_whom_and_is_left_to_the_kubelet(
             client.pull("virtlet.cloud/oci/registry.example.com/x:latest")
 
 
-def test_a_pull_tells_whoever_asks_how_far_it_is(node: Playground, server: ImageServer) -> None:
+def test_a_pull_tells_how_far_it_is(node: Playground, server: ImageServer) -> None:
     """`virtlet pull` draws its bar from that."""
     content = TINY.read_bytes()
     more = threading.Event()

@@ -139,7 +139,7 @@ class Followed:
 
 
 def _cut(answer: Any) -> None:
-    """Have whoever reads an answer see its end; the client's own way misses one that begins."""
+    """End the reading of an answer; the client's own way misses one that is about to begin."""
     connection = getattr(answer, "connection", None)
     if (used := getattr(connection, "sock", None)) is not None:
         with contextlib.suppress(OSError):  # it may have ended

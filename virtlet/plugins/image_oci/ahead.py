@@ -22,7 +22,7 @@ def ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
 
     Args:
         chunks: makes them; what it raises, the iterator that is given raises in that place. Its
-            thread is not waited for at the end: whoever has what it may wait for closes that.
+            thread is not waited for at the end: the owner of what it may wait for closes that.
     """
     batches: queue.Queue[list[bytes] | BaseException | None] = queue.Queue(_MOST)
     over = threading.Event()

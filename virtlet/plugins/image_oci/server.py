@@ -166,7 +166,7 @@ class Server:
         source = evolve(self._source, url=url, transport=transport, trusted=trusted)
         headers = endpoint.headers if own else {}
         if urlsplit(url).hostname != urlsplit(endpoint.url).hostname:
-            # Plain HTTP may be what the administrator wants of the registry, not of others.
+            # The administrator may allow plain HTTP for the registry alone.
             shown = evolve(shown, of_pod=True)
         session = Session(source, shown, self._bounds.reach, headers)
         with self._lock:

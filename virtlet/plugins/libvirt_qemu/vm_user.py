@@ -28,7 +28,7 @@ def set_user(domain: Element, uid: int, gid: int) -> None:
 
 
 def with_kvm(part: LaunchPart) -> LaunchPart:
-    """Hand KVM over as a descriptor, whoever may open its device.
+    """Hand KVM over as a descriptor: the VM's user need not be able to open its device.
 
     Raises:
         FailedPrecondition: it cannot be opened.

@@ -2,7 +2,7 @@
 
 The first sector of the device is a header, and the guest's disk begins with the second. The header
 is that of Virtlet 1, so its devices start here as they are: magic, version and the SHA-256 of the
-image's file, big-endian. A device without the header of the VM's image is written anew. The header
+image's file, big-endian. A device without the header of the VM's image is overwritten. The header
 is cleared before and written after the image, so what was cut short is never started from.
 """
 
