@@ -37,6 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Interrupts(config))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their length: a compressed file holds the time it was made at.
+
+    Workers that import a module in different seconds would otherwise collect other tests.
+    """
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) and len(val) > 32 else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The examples' guests are real ones."""
     for item in items:

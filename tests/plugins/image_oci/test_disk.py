@@ -187,6 +187,7 @@ class TestContainerDisks:
             (gzip.compress(b"x")[:10] + b"\xff" * 50, "gzip compression is damaged"),
             (zstandard.compress(archive({"a": b"b"}))[:8] + b"\xff" * 90, "zstd compression"),
         ],
+        ids=["no-tar", "cut-tar", "odd-header", "cut-gzip", "odd-gzip", "odd-zstd"],
     )
     def test_a_damaged_layer_is_refused(
         self, node: Node, server: ImageServer, layer: bytes, match: str
