@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden clean
+.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden site clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,10 @@ proto: setup ## make the CRI stubs from proto/
 docs: setup ## write docs/settings.md and docs/types.md from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(PY) hack/document_types.py > docs/types.md.new && mv docs/types.md.new docs/types.md
+
+site: setup ## the documentation as a site, build/site/html/index.html
+	@hack/stage_site.sh
+	@.venv/bin/mkdocs build --strict --quiet
 
 golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py

@@ -58,3 +58,12 @@ def test_every_promise_of_the_security_page_names_a_test_that_exists() -> None:
     promises = re.findall(r"^\| (?!promise|-)(.*)$", tables.replace("|---", "|-"), re.M)
     assert len(promises) > 20
     assert [promise for promise in promises if "::test_" not in promise] == []
+
+
+def test_the_index_of_decisions_names_each_with_its_title() -> None:
+    records = sorted((DOCS / "decisions").glob("0*.md"))
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in records}
+    index = (DOCS / "decisions" / "README.md").read_text()
+    listed = re.findall(r"^- \[(.+)\]\((.+)\)$", index, re.M)
+    assert [(title, name) for name, title in titles.items()] == listed
+    assert all(title.startswith(f"{int(name[:4])}. ") for name, title in titles.items())
