@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden site clean
+.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden site picture clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ docs: setup ## write docs/settings.md and docs/types.md from the code
 site: setup ## the documentation as a site, build/site/html/index.html
 	@hack/stage_site.sh
 	@.venv/bin/mkdocs build --strict --quiet
+
+picture: setup ## run the demo and draw it, docs/pictures/demo.svg
+	@$(PY) hack/draw_demo.py
 
 golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
