@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from virtlet.core.config.options import CORE_OPTIONS
-from virtlet.core.daemon import _emulator_user
+from virtlet.core.daemon import emulator_user
 from virtlet.core.paths import LONGEST_SOCKET, Paths, lock
 from virtlet.errors import FailedPrecondition
 from virtlet.testing import make_settings
@@ -82,10 +82,10 @@ def test_a_missing_user_of_the_emulator_is_an_error_and_never_root(
 
     monkeypatch.setattr(pwd, "getpwnam", nobody)
     with pytest.raises(FailedPrecondition, match="'libvirt-qemu': .*does not run as root instead"):
-        _emulator_user(make_settings(CORE_OPTIONS, Path("/")))
+        emulator_user(make_settings(CORE_OPTIONS, Path("/")))
 
 
 def test_root_is_no_user_of_the_emulator() -> None:
     """Nor is a user of another name with its number."""
     with pytest.raises(FailedPrecondition, match="--emulator-user 'root': that is root"):
-        _emulator_user(make_settings(CORE_OPTIONS, Path("/"), emulatorUser="root"))
+        emulator_user(make_settings(CORE_OPTIONS, Path("/"), emulatorUser="root"))

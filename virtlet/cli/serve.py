@@ -1,5 +1,6 @@
 """`virtlet serve`: the manager."""
 
+import functools
 import os
 import sys
 import threading
@@ -48,8 +49,13 @@ def _flag(option: Option[Any]) -> click.Option:
     type=click.Path(path_type=Path, dir_okay=False),
     help="YAML file of settings by field name, with a `handlers` section.",
 )
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Say what a start would do and fail at, and change nothing; exit code 1 for a fault.",
+)
 @click.option("--v", "verbosity", hidden=True, help="The original's name of --log-level.")
-def serve(file: Path | None, verbosity: str | None, **flags: str | None) -> None:
+def serve(file: Path | None, check: bool, verbosity: str | None, **flags: str | None) -> None:
     """Run the manager until SIGTERM; VMs go on running after it.
 
     Settings are taken from defaults, then the file, then the environment, then flags.
@@ -62,6 +68,12 @@ def serve(file: Path | None, verbosity: str | None, **flags: str | None) -> None
     if verbosity is not None:
         given.setdefault(LOG_LEVEL.field, verbosity)
     registry = click.get_current_context().meta["registry"]
+    if check:
+        from virtlet.cli.findings import show
+        from virtlet.cli.start_checks import check_start
+
+        read = functools.partial(daemon.settings, registry, file, os.environ, given)
+        sys.exit(0 if show(check_start(registry, read)) else 1)
     daemon.serve(registry, daemon.settings(registry, file, os.environ, given))
     _leave()
 

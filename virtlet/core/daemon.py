@@ -100,7 +100,7 @@ def _assemble(
     database = config[core_options.DATABASE]
     reserve = DiskReserve(places.reserve, database)
     reserve.release()
-    uid, gid = _emulator_user(config)
+    uid, gid = emulator_user(config)
     store = open_store(database, places)
     undo.callback(store.close)
     lines.named = Subjects(store).names
@@ -200,7 +200,7 @@ def _start_plugins(
     return hooks
 
 
-def _emulator_user(config: Settings) -> tuple[int, int]:
+def emulator_user(config: Settings) -> tuple[int, int]:
     """User and group id that the emulator runs as.
 
     Raises:

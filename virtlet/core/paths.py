@@ -105,13 +105,7 @@ class Paths:
         Raises:
             FailedPrecondition: they cannot be made, or their path is too long for our sockets.
         """
-        longest = os.fsencode(self.agent_socket("0" * 32))
-        room = LONGEST_SOCKET - (len(longest) - len(os.fsencode(self.data_dir)))
-        if len(longest) > LONGEST_SOCKET:
-            raise FailedPrecondition(
-                f"--data-dir {self.data_dir} is too long for the unix sockets below it: use a path "
-                f"of at most {room} bytes"
-            )
+        refuse_long(self)
         try:
             # The emulator's user passes through to its VM's directory and reads none of these.
             for path in (self.data_dir, self.run_dir, self.vm_runtimes, self.vms):
@@ -119,6 +113,21 @@ class Paths:
             make_private_directory(self.pods)
         except OSError as error:
             raise FailedPrecondition(f"--data-dir {self.data_dir}: {error}") from None
+
+
+def refuse_long(paths: Paths) -> None:
+    """Refuse a data directory below which sockets cannot have their paths.
+
+    Raises:
+        FailedPrecondition: its path is too long.
+    """
+    longest = os.fsencode(paths.agent_socket("0" * 32))
+    room = LONGEST_SOCKET - (len(longest) - len(os.fsencode(paths.data_dir)))
+    if len(longest) > LONGEST_SOCKET:
+        raise FailedPrecondition(
+            f"--data-dir {paths.data_dir} is too long for the unix sockets below it: use a path "
+            f"of at most {room} bytes"
+        )
 
 
 def pod_log(vm: Vm) -> Path | None:

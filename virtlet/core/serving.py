@@ -136,12 +136,17 @@ def _streaming_server(config: Settings, handlers: Handlers) -> StreamingServer:
         address,
         port,
         handlers,
-        tls=_tls(config),
+        tls=tls_context(config),
         advertised_host=config[options.STREAM_HOST] or None,
     )
 
 
-def _tls(config: Settings) -> ssl.SSLContext | None:
+def tls_context(config: Settings) -> ssl.SSLContext | None:
+    """The streaming server's certificate; None where it serves plain HTTP.
+
+    Raises:
+        FailedPrecondition: it cannot be used.
+    """
     certificate, key = config[options.STREAM_TLS_CERT], config[options.STREAM_TLS_KEY]
     if not certificate:
         if key:

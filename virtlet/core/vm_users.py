@@ -34,7 +34,7 @@ class VmUsers:
         self._ids = ids
         self._store = store
         self._paths = paths
-        if ids is not None and (found := next(_others(ids), "")):
+        if ids is not None and (found := next(others(ids), "")):
             raise FailedPrecondition(
                 f"{VM_USERS.flag} {ids[0]}-{ids[-1]}: {found}; choose a range that nobody uses, "
                 "or `shared`"
@@ -65,8 +65,8 @@ class VmUsers:
                     yield entry.lstat().st_gid
 
 
-def _others(ids: range) -> Iterator[str]:
-    """Who else may have ids of the range."""
+def others(ids: range) -> Iterator[str]:
+    """Who else may have ids of the range, each in words."""
     for user in pwd.getpwall():
         if user.pw_uid in ids or user.pw_gid in ids:
             yield f"user {user.pw_name} ({user.pw_uid}:{user.pw_gid}) is in it"

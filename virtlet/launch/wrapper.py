@@ -10,6 +10,7 @@ from pathlib import Path
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import write_atomically
 
+_CLOSED = "choose another --data-dir, or open the directories"
 _EMULATOR_LINE = 'EMULATOR = "/usr/bin/qemu-system-x86_64"\n'
 _USER_LINE = 'USER: "tuple[int, int, tuple[int, ...]]" = (0, 0, ())\n'
 """Lines of vmwrapper's source that the emulator's path and its user are put into."""
@@ -40,10 +41,26 @@ def install_wrapper(wrapper: Path, emulator: Path, uid: int, gid: int) -> Path:
     wrapper.parent.chmod(0o755)
     if not wrapper.is_file() or wrapper.read_bytes() != text or _mode(wrapper) != 0o755:
         write_atomically(wrapper, text, mode=0o755)
-    problem = _problem(wrapper, uid, groups, "choose another --data-dir, or open the directories")
+    problem = _problem(wrapper, uid, groups, _CLOSED)
     if problem:
         raise FailedPrecondition(problem)
     return wrapper
+
+
+def wrapper_problem(directory: Path, uid: int, gid: int) -> str:
+    """Why a user could not execute a vmwrapper below a directory, with the remedy; "" when it can.
+
+    Args:
+        directory: one that is there, and would have the wrapper's below it.
+        uid: user that would execute it.
+        gid: its group.
+    """
+    groups = _groups(uid, gid)
+    try:
+        _interpreter(uid, groups)
+    except FailedPrecondition as error:
+        return str(error)
+    return _problem(directory, uid, groups, _CLOSED)
 
 
 def emulator_problem(emulator: Path, uid: int, gid: int) -> str:

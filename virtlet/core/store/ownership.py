@@ -25,21 +25,48 @@ def open_store(database: Path, paths: Paths) -> Store:
     Raises:
         FailedPrecondition: the database cannot be used, or is not that of the data directory.
     """
-    owner = _read(paths.instance)
-    if not database.exists() and any(_names(paths)):
-        raise FailedPrecondition(_refusal(paths, owner, f"{database} does not exist"))
+    refuse_lost(database, paths)
     store = Store(database)
     try:
-        _refuse_pods_of_others(store, database, paths)
-        if owner != store.instance:
-            if not _may_adopt(store, paths, owner):
-                found = f"{database} is the database of instance {store.instance}"
-                raise FailedPrecondition(_refusal(paths, owner, found))
+        if refuse_others(store, database, paths) != store.instance:
             _write(paths.instance, store)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def refuse_lost(database: Path, paths: Paths) -> None:
+    """Refuse to begin a new database for a data directory that has pods.
+
+    Raises:
+        FailedPrecondition: it has, and the database does not exist.
+    """
+    if not database.exists() and any(_names(paths)):
+        missing = f"{database} does not exist"
+        raise FailedPrecondition(_refusal(paths, _read(paths.instance), missing))
+
+
+def refuse_others(store: Store, database: Path, paths: Paths) -> str:
+    """Refuse a store that is not that of the data directory; nothing is written.
+
+    Args:
+        store: of the database, or of a copy of it.
+        database: the database, for messages.
+        paths: the data directory's.
+
+    Returns:
+        The instance that the directory belongs to; "" where it has none yet.
+
+    Raises:
+        FailedPrecondition: it belongs to another.
+    """
+    owner = _read(paths.instance)
+    _refuse_pods_of_others(store, database, paths)
+    if owner != store.instance and not _may_adopt(store, paths, owner):
+        found = f"{database} is the database of instance {store.instance}"
+        raise FailedPrecondition(_refusal(paths, owner, found))
+    return owner
 
 
 def _names(paths: Paths) -> Iterator[str]:

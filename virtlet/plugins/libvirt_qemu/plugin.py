@@ -28,9 +28,10 @@ LIBVIRT_URI: Option[str] = Option(
     flag="--libvirt-uri",
     env="VIRTLET_LIBVIRT_URI",
     kind=TEXT,
-    default="qemu:///system",
+    default="qemu:///embed",
     help="libvirt connection; `qemu:///embed` runs libvirt's QEMU driver inside the manager, "
-    "with everything it keeps below the data directory (`?root=DIR` chooses another place)",
+    "with everything it keeps below the data directory (`?root=DIR` chooses another place); "
+    "`qemu:///system` is the node's daemon",
 )
 
 DISABLE_KVM: Option[bool] = Option(
