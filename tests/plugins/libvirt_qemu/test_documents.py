@@ -157,11 +157,7 @@ def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path:
     growth = DiskGrowth(rig.hypervisor._domains)  # type: ignore[attr-defined]
     file = tmp_path / "device"
     file.write_bytes(bytes(MIB))
-    attach = ["losetup", "--find", "--show", str(file)]
-    found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     node = machine.vm.directory / "volume-0"
-    os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
-    rig.give_away(node, machine)
     disk = Disk(path=node, format="raw", block=True, serial="volume-0")
     flavor = evolve(machine.flavor, disk_bus=bus)
 
@@ -177,7 +173,11 @@ def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path:
         sizes = [d["inserted"]["image"]["virtual-size"] for d in json.loads(said)["return"]]
         return int(sizes[-1])
 
+    attach = ["losetup", "--find", "--show", str(file)]
+    found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     try:
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
+        rig.give_away(node, machine)
         with rig.running(machine=evolve(machine, flavor=flavor, volumes=(disk,))):
             assert [resized(n * MIB) for n in (1, 3, 3, 4, 2)] == [n * MIB for n in (1, 3, 3, 4, 4)]
         growth.look()
