@@ -1,5 +1,6 @@
 """Volumes of a pod, seen from inside the guest."""
 
+import json
 import os
 import stat
 import subprocess
@@ -256,6 +257,13 @@ def _run(pod: Pod, script: str) -> str:
     return bytes(reply.stdout).decode()
 
 
+def _mounted(pod: Pod) -> dict[str, bool | None]:
+    """What a verbose status says of shares."""
+    request = cri.ContainerStatusRequest(container_id=pod.vm, verbose=True)
+    shares = json.loads(pod.client.call("ContainerStatus", request).info["info"])["shares"]
+    return {share["guestPath"]: share["mounted"] for share in shares}
+
+
 def _with_another_manager(pod: Pod) -> Pod:
     pod.node.stop()
     pod.node.start()
@@ -275,6 +283,7 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
         file = kubelet_pod.volume("empty-dir", name) / "file"
         assert file.read_text() == "written in the guest\n"
     assert _run(pod, "cat /h/of-the-node") == "on the node"
+    until(lambda: _mounted(pod) == {"/e": True, "/m": True, "/h": True}, "a look at the shares")
     later = own_node.directory / "srv/later"
     later.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", later], check=True)
@@ -332,5 +341,6 @@ def test_a_share_that_the_guest_cannot_mount_is_told_in_the_pods_log(
     until(lambda: bool(notices(unmounted)), "a notice of the share", BOOT_TIMEOUT)
     (told,) = notices(unmounted)
     assert "knows no 9p file system" in told
+    assert _mounted(pod) == {"/e": False, "/m": False, "/h": False}
     pod.down()
     assert own_node.settled_leftovers() == []

@@ -73,8 +73,15 @@ class FakeHypervisor(Hypervisor):
     as_vm: bool = False
     """Whether emulators run as their VM's own user."""
 
+    opened: dict[str, bool] = field(factory=dict)
+    """Tags of all VMs' shares to whether the guest has opened them."""
+
     def runs_as_vm(self) -> bool:
         return self.as_vm
+
+    def opened_shares(self, vm_id: str) -> Mapping[str, bool]:
+        self.faults.strike("opened_shares")
+        return dict(self.opened)
 
     def open(self) -> None:
         self.faults.strike("open")

@@ -51,6 +51,26 @@ def children(pid: int) -> Sequence[int]:
     return found
 
 
+def holds_root_twice(pid: int) -> bool:
+    """Whether a process has two descriptors of the root of one mount that only it sees.
+
+    Looks at nothing but /proc: no file system that does not answer holds it up.
+    """
+    seen = set()
+    directory = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory / "fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(directory / "fd" / name) != "/":
+                    continue
+                lines = (directory / "fdinfo" / name).read_text().splitlines()
+                mount = next((line for line in lines if line.startswith("mnt_id:")), "")
+                if mount in seen:
+                    return True
+                seen.add(mount)
+    return False
+
+
 def sessions() -> Mapping[int, Collection[int]]:
     """Ids of all processes by their session.
 

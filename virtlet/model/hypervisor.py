@@ -198,6 +198,13 @@ class Hypervisor(ABC):
     def subscribe(self, callback: DomainCallback) -> None:
         """Tell `callback` of every later change of our domains; one subscriber, set before open."""
 
+    def opened_shares(self, vm_id: str) -> Mapping[str, bool]:
+        """Of shares that a running VM's emulator serves: tag to whether the guest has opened it.
+
+        What the guest did before its last reset does not count. Default: nothing is known.
+        """
+        return {}
+
     def process(self, vm_id: str) -> int | None:
         """Process id of a running VM's emulator, or None. Default: looked up in `stats`."""
         consumed = self.stats().get(vm_id)

@@ -55,6 +55,9 @@ class Backend:
     """How many descriptors it may have, as far as the node lets it; 0 leaves that as it is."""
     loss: str
     """What the owner of a pod loses when it ends too early, and what helps, as a clause."""
+    share: str = ""
+    """Tag of the share that it serves, if it is a program that opens the root of what it serves a
+    second time when the guest mounts it, as virtiofsd does."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -15,7 +15,7 @@ from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
 from virtlet.core.lifecycle.backend_watch import BackendWatch
-from virtlet.core.lifecycle.backends import MARK, set_score
+from virtlet.core.lifecycle.backends import MARK, mounted_shares, set_score
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import FailedPrecondition
 from virtlet.host.processes import environment
@@ -105,6 +105,24 @@ def test_it_has_few_capabilities_its_own_network_and_as_many_files_as_it_asks_fo
     for kind in ("net", "ipc"):
         assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
     assert "Max open files            256 " in Path(f"/proc/{pid}/limits").read_text()
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_a_share_is_mounted_once_its_program_has_its_root_open_twice(
+    managers: Managers, node: Node, vm: str, opened: int
+) -> None:
+    """The next manager sees it too."""
+    opens = "import os\nheld = [os.open('/', os.O_PATH) for _ in range({})]\n"
+    ready = "open('/proc/self/comm', 'w').write('ready')\n"
+    program = opens.format(opened) + ready + SERVES
+    node.backends = (evolve(backend(node, program), share="volume-0"),)
+    managers.now.start(vm)
+    (pid,) = programs(vm)
+    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "ready\n", "its files")
+    context = managers.restart().context
+    assert mounted_shares(context, vm) == {"volume-0": opened == 2}
+    managers.now.stop(vm)
+    assert mounted_shares(context, vm) == {}
 
 
 def test_a_start_that_fails_leaves_none(manager: Manager, node: Node, vm: str) -> None:

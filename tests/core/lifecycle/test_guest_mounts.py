@@ -9,6 +9,7 @@ from attrs import evolve
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
+from tests.polling import until
 from virtlet.core.lifecycle import guest_mounts
 from virtlet.core.lifecycle.guest_mounts import Pace
 from virtlet.core.store.records import VmRecord
@@ -56,6 +57,10 @@ def notices(manager: Manager, vm: str, pace: Pace = SOON) -> Sequence[str]:
     if watching is not None:
         watching.join(30)
         assert not watching.is_alive()
+    return _told(manager)
+
+
+def _told(manager: Manager) -> list[str]:
     return [e.reason for e in manager.told.events if e.kind is EventKind.VM_NOTICE]
 
 
@@ -99,6 +104,46 @@ def test_a_guest_that_does_not_answer_is_nothing_to_tell_of(
 ) -> None:
     says(node, Unavailable("no agent"))
     assert notices(manager, vm, Pace(pauses=(0.05,), patience=0.3)) == []
+
+
+def test_what_the_node_sees_opened_is_mounted_whatever_the_guest_says(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    """A guest that has all of it is not even asked."""
+    asked: list[str] = []
+
+    def answer() -> bytes:
+        asked.append("")
+        return f"up\n{PROC}\n".encode()
+
+    node.guest = answer
+    node.hypervisor.opened = {"volume-0": True, "volume-1": True}
+    assert notices(manager, vm) == []
+    assert asked == []
+
+
+def test_a_guest_without_an_agent_is_told_of_by_what_the_node_sees(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    """Once it had its time; a status tells where it mounts the share after that."""
+
+    def without_agent(record: VmRecord) -> VmRecord:
+        assert record.machine is not None
+        return evolve(record, machine=evolve(record.machine, agent_socket=None))
+
+    manager.store.change_vm(vm, without_agent)
+    node.hypervisor.opened = {"volume-0": True, "volume-1": False}
+    watching = guest_mounts.watch(manager.context, vm, Pace(pauses=(0.01,), patience=0.3))
+    assert watching is not None
+    (told,) = until(lambda: _told(manager), "a notice")
+    assert told.startswith("the guest has not mounted /data (9p, tag volume-1): what it writes")
+    assert "no agent in the guest says why" in told
+    assert manager.context.opened_shares[vm] == node.hypervisor.opened
+    node.hypervisor.opened = {"volume-0": False, "volume-1": True}
+    watching.join(30)
+    assert not watching.is_alive()
+    assert manager.context.opened_shares[vm] == {"volume-0": True, "volume-1": True}
+    assert len(_told(manager)) == 1
 
 
 def test_nobody_asks_a_vm_that_has_ended(manager: Manager, node: Node, vm: str) -> None:

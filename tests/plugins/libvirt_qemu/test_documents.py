@@ -202,7 +202,7 @@ def test_as_many_disks_as_allowed(rig: Rig, bus: str, most: int, tmp_path: Path)
 
 @pytest.mark.parametrize("driver", ["9p", "virtiofs"])
 def test_shared_directories(rig: Rig, driver: str) -> None:
-    """Read-only and writable ones."""
+    """Read-only and writable ones. A guest that knows no driver of theirs opens none."""
     machine = rig.machine()
     shares = []
     for tag in ("one", "two"):
@@ -218,7 +218,10 @@ def test_shared_directories(rig: Rig, driver: str) -> None:
                 driver=driver,
             )
         )
-    _boots(rig, evolve(machine, volumes=tuple(shares)))
+    with rig.running(machine=evolve(machine, volumes=tuple(shares))):
+        opened = rig.hypervisor.opened_shares(machine.vm.id)
+        assert opened == ({"one": False, "two": False} if driver == "9p" else {})
+    assert rig.hypervisor.opened_shares(machine.vm.id) == {}
 
 
 @pytest.mark.parametrize("model", ["host-model", "host-passthrough", "Nehalem"])

@@ -191,7 +191,8 @@ class ContainerCalls:
         if not request.verbose:
             return self._statuses.reply(vm_id, make)
         reply = make()
-        reply.info.update(replies.vm_info(self._context.store.known_vm(vm_id)))
+        opened = self._context.opened_shares.get(vm_id, {})
+        reply.info.update(replies.vm_info(self._context.store.known_vm(vm_id), opened))
         return reply
 
     def reopen_log(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:

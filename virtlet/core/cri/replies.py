@@ -14,6 +14,7 @@ from virtlet.core.paths import pod_log
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
+from virtlet.model.disk import Share
 from virtlet.model.image import Image
 from virtlet.model.pod import PodMetadata
 from virtlet.model.reference import is_id, parse_reference
@@ -174,8 +175,13 @@ def vm_status(record: VmRecord) -> cri.ContainerStatus:
     )
 
 
-def vm_info(record: VmRecord) -> dict[str, str]:
-    """What `verbose` adds to a VM's status; no document, no environment."""
+def vm_info(record: VmRecord, opened: Mapping[str, bool]) -> dict[str, str]:
+    """What `verbose` adds to a VM's status; no document, no environment.
+
+    Args:
+        record: of the VM.
+        opened: tags of its shares to whether the guest has mounted them, where that is known.
+    """
     machine = record.machine
     info: dict[str, object] = {"phase": record.phase.value, "hypervisor": record.hypervisor}
     if machine:
@@ -185,6 +191,16 @@ def vm_info(record: VmRecord) -> dict[str, str]:
             "accelerator": machine.accelerator,
             "rootDisk": str(machine.root.path),
             "console": str(machine.console.output),
+            "shares": [
+                {
+                    "guestPath": share.guest_path,
+                    "driver": share.driver,
+                    "tag": share.tag,
+                    "mounted": opened.get(share.tag),
+                }
+                for share in machine.volumes
+                if isinstance(share, Share)
+            ],
         }
     return {"info": json.dumps(info)}
 

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from virtlet.core.lifecycle.backend_watch import Running
@@ -23,8 +23,10 @@ from virtlet.host.commands import bounded_file
 from virtlet.host.confinement import Confinement
 from virtlet.host.files import make_private_directory, remove_file, remove_tree
 from virtlet.host.processes import (
+    children,
     end_process,
     ended,
+    holds_root_twice,
     open_started,
     sessions,
     set_oom_score_adj,
@@ -80,6 +82,7 @@ def start(context: Context, record: VmRecord, backends: Sequence[Backend]) -> No
         own = directory / backend.name
         own.mkdir()
         (own / "loss").write_text(backend.loss)
+        (own / "share").write_text(backend.share)
         before = [str(own / "pid"), required, str(score), str(backend.files)]
         confinement = Confinement(
             uid=0, gid=0, capabilities=backend.capabilities, network=False, oom_score_adj=None
@@ -131,6 +134,17 @@ def end(context: Context, vm_id: str) -> None:
         os.close(pidfd)
 
 
+def mounted_shares(context: Context, vm_id: str) -> Mapping[str, bool]:
+    """Of the shares that programs serve: tag to whether the guest has it mounted now."""
+    found = {}
+    for own in _directories(context, vm_id):
+        tag, pid = _read(own / "share"), _pid(own)
+        if tag and pid is not None:
+            # It serves in a child, which is in a sandbox.
+            found[tag] = any(map(holds_root_twice, (pid, *children(pid))))
+    return found
+
+
 def set_score(context: Context, vm_id: str, score: int) -> None:
     """Have the kernel's OOM killer see the programs of a VM as it sees the emulator."""
     leaders = [pid for own in _directories(context, vm_id) if (pid := _pid(own)) is not None]
@@ -147,8 +161,10 @@ def _lost(context: Context, gone: "Running") -> None:
 
 
 def _directories(context: Context, vm_id: str) -> list[Path]:
-    directory = context.paths.backends(vm_id)
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    try:
+        return sorted(context.paths.backends(vm_id).iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _mark(vm_id: str, name: str) -> str:

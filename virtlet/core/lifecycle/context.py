@@ -1,7 +1,7 @@
 """What the steps of the lifecycle work with."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -143,6 +143,8 @@ class Context:
     """Held while a change is committed and told of, so that events keep the order of changes."""
     changed: threading.Condition = field(factory=threading.Condition)
     """Notified whenever a VM has exited."""
+    opened_shares: dict[str, Mapping[str, bool]] = field(factory=dict)
+    """Of VMs: tag to whether the guest has opened it, as far as the node can tell."""
     closing: threading.Event = field(factory=threading.Event)
     """Set when the manager ends: nothing is tried again."""
 

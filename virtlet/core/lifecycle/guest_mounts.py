@@ -1,18 +1,21 @@
 """Whether a guest has mounted the directories that it shares with the node.
 
 Nothing fails on the node where it has not: what the guest writes stays in the guest, and is lost
-with it. So a guest with an agent is asked once it has come up, and the pod's owner is told.
+with it. The node sees whether a guest has opened a share: virtiofsd opens its root for the guest,
+and the queue of a 9p device moves. A guest with an agent is asked what it has mounted once it has
+come up, and tells why not. The pod's owner is told of what is missing.
 """
 
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
 from virtlet.core.guest_sessions.exec_streams import CollectedStreams
+from virtlet.core.lifecycle import backends
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.store.records import VmPhase, VmRecord
@@ -62,18 +65,21 @@ class _Seen:
 
 
 def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.Thread | None:
-    """Ask a running guest in the background; None where there is nothing to ask.
+    """Look at a running guest in the background; None where there is nothing to look at.
 
     Once the patience is over, as for a VM that was started long before the manager, nobody is
     asked any more.
     """
     record = context.store.vms.get(vm_id)
-    if record is None or record.machine is None or record.machine.agent_socket is None:
+    for gone in [known for known in tuple(context.opened_shares) if known not in context.store.vms]:
+        context.opened_shares.pop(gone, None)
+    if record is None or record.machine is None:
         return None
     shares = [volume for volume in record.machine.volumes if isinstance(volume, Share)]
     age = (time.time_ns() - record.started_at) / 1e9
     pace = pace or Pace()
     if not shares or age > pace.patience:
+        context.opened_shares[vm_id] = backends.mounted_shares(context, vm_id)
         return None
     arguments = (context, record, shares, pace, time.monotonic() + pace.patience - age)
     thread = threading.Thread(target=_watch, args=arguments, name="guest-mounts", daemon=True)
@@ -86,11 +92,14 @@ def _watch(
 ) -> None:
     try:
         missing = _missing(context, record, shares, pace, deadline)
+        if missing and runs(context, record.vm.id):
+            tell_owner(context, record.vm, missing)
+        # A status tells when it is mounted after all.
+        while missing and False in _opened(context, record).values():
+            if context.closing.wait(pace.pauses[-1]) or not runs(context, record.vm.id):
+                return
     except Exception:
         log.exception("guest's mounts not looked at", extra={"vm": record.vm.id})
-        return
-    if missing and runs(context, record.vm.id):
-        tell_owner(context, record.vm, missing)
 
 
 def _missing(
@@ -102,9 +111,19 @@ def _missing(
     for pause in _pauses(pace):
         if context.closing.wait(pause) or not runs(context, record.vm.id):
             return ""
-        seen = _look(context, record.machine)
-        if seen is not None:
-            lost = [share for share in shares if (share.tag, share.driver) not in seen.mounted]
+        opened = _opened(context, record)
+        left = [share for share in shares if not opened.get(share.tag)]
+        seen = _look(context, record.machine) if left and record.machine.agent_socket else None
+        if seen is None:
+            # Nobody in the guest says that it is up.
+            lost = [share for share in left if share.tag in opened]
+            if not left:
+                return ""
+            words = _words(lost, None) if lost else words
+        else:
+            lost = [share for share in left if (share.tag, share.driver) not in seen.mounted]
+            mounted = {share.tag: True for share in left if share not in lost}
+            context.opened_shares[record.vm.id] = {**opened, **mounted}
             if not lost:
                 return ""
             words = _words(lost, seen)
@@ -115,6 +134,22 @@ def _missing(
         if time.monotonic() >= deadline:
             return words
     return ""
+
+
+def _opened(context: Context, record: VmRecord) -> Mapping[str, bool]:
+    """Tag to whether the guest has opened the share since it was started, as far as is known."""
+    vm_id = record.vm.id
+    before = context.opened_shares.get(vm_id, {})
+    now = dict(backends.mounted_shares(context, vm_id))
+    try:
+        now.update(context.hypervisors.named(record.hypervisor).opened_shares(vm_id))
+    except VirtletError as error:
+        log.debug("shares not looked at", extra={"vm": vm_id, "problem": str(error)})
+    opened = {
+        tag: before.get(tag, False) or now.get(tag, False) for tag in before.keys() | now.keys()
+    }
+    context.opened_shares[vm_id] = opened
+    return opened
 
 
 def _pauses(pace: Pace) -> Iterator[float]:
@@ -151,10 +186,15 @@ def _look(context: Context, machine: Machine) -> _Seen | None:
     )
 
 
-def _words(lost: list[Share], seen: _Seen) -> str:
+def _words(lost: list[Share], seen: _Seen | None) -> str:
     points = ", ".join(f"{share.guest_path} ({share.driver}, tag {share.tag})" for share in lost)
-    unknown = sorted({share.driver for share in lost} - seen.filesystems)
-    if unknown:
+    unknown = sorted({share.driver for share in lost} - seen.filesystems) if seen else []
+    if seen is None:
+        remedy = (
+            "no agent in the guest says why: its kernel has to know the file system, and its "
+            "cloud-init has to mount it"
+        )
+    elif unknown:
         kinds = " and ".join(unknown)
         modules = " (modules 9p and 9pnet_virtio)" if "9p" in unknown else ""
         remedy = (

@@ -59,6 +59,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
     written,
     wrong_state_is_fine,
 )
+from virtlet.plugins.libvirt_qemu.opened_shares import opened_shares
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root, take_back, tell_of_owner
 from virtlet.plugins.libvirt_qemu.visible import visible
 from virtlet.plugins.libvirt_qemu.vm_user import make_nvram, set_user, with_kvm
@@ -353,6 +354,14 @@ class LibvirtHypervisor(Hypervisor):
             return ended(pidfd)
         finally:
             os.close(pidfd)
+
+    def opened_shares(self, vm_id: str) -> Mapping[str, bool]:
+        """The shares over 9p, by what QEMU has answered to the guest."""
+        with self._domains.call(f"look at shares of VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None or not domain.isActive():
+                return {}
+            return opened_shares(domain)
 
     def process(self, vm_id: str) -> int | None:
         """The process of a running domain, which need not answer."""

@@ -60,6 +60,7 @@ def _backends(machine: Machine) -> Iterator[Backend]:
                 socket=machine.share_socket(share),
                 capabilities=(*_SERVING, *_STARTING),
                 files=_FILES,
+                share=share.tag,
                 loss=f"what the guest does in {share.guest_path} hangs from now on, and what it "
                 "wrote there before is kept: run the pod again",
             )
