@@ -12,6 +12,7 @@ from virtlet.errors import VirtletError
 COMMANDS = {
     "csi": "csi",
     "demo": "demo",
+    "doctor": "doctor",
     "images": "pod_commands",
     "logs": "pod_commands",
     "plugins": "plugins",
