@@ -27,6 +27,12 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
     assert made == (DOCS / "settings.md").read_text(), "run `make docs`"
 
 
+def test_the_flavors_page_is_what_the_tables_say() -> None:
+    argv = [sys.executable, str(ROOT / "hack" / "document_flavors.py")]
+    made = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert made == (DOCS / "flavors.md").read_text(), "run `make docs`"
+
+
 def test_changelog_fragments_say_what_kind_of_change_they_are() -> None:
     fragments = {path.name for path in (ROOT / "changelog.d").iterdir()}
     kinds = re.compile(r"[a-z0-9-]+\.(feature|fix)\.md")

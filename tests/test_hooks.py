@@ -1,6 +1,6 @@
 """Every hook once, through the one facade, answered by a plugin of somebody else's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -107,6 +107,10 @@ class Plugin:
     @hookimpl
     def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
         return RecognizedImage(format="kernel") if file.read_bytes()[:2] == b"MZ" else None
+
+    @hookimpl
+    def virtlet_pod_flavor(self, pod: Pod) -> Mapping[str, Any]:
+        return {"size": pod.name}
 
     @hookimpl
     def virtlet_admit_pod(self, pod: Pod) -> None:
@@ -315,6 +319,12 @@ def test_hook_admit_vm(hooks: Hooks, vm: Vm) -> None:
         InvalidArgument, match=f"default/web may not have a VM of {vm.config.image}"
     ):
         hooks.admit_vm(vm.pod, vm.config)
+
+
+def test_hook_pod_flavor(hooks: Hooks, vm: Vm) -> None:
+    assert hooks.pod_flavor(vm.pod) == {"size": "default/web"}
+    others = evolve(vm.pod.profile, plugins=(), flavor={"vcpus": 2})
+    assert hooks.pod_flavor(evolve(vm.pod, profile=others)) == {"vcpus": 2}
 
 
 def test_hook_setup_network(hooks: Hooks, vm: Vm) -> None:

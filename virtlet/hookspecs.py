@@ -112,6 +112,11 @@ def virtlet_recognize_image(name: str, file: Path) -> RecognizedImage | None:
 # Pods
 
 
+@hookspec(firstresult=True)
+def virtlet_pod_flavor(pod: Pod) -> Mapping[str, Any] | None:
+    """Say what a pod's machine is in place of its handler's `flavor:` section (first)."""
+
+
 @hookspec
 def virtlet_admit_pod(pod: Pod) -> None:
     """Raise InvalidArgument to refuse a pod before any effect (all)."""
@@ -234,6 +239,7 @@ HOOKS: Mapping[str, str] = {
     "virtlet_fetch_image": "first",
     "virtlet_unpack_image": "first",
     "virtlet_recognize_image": "first",
+    "virtlet_pod_flavor": "first",
     "virtlet_admit_pod": "all",
     "virtlet_admit_vm": "all",
     "virtlet_setup_network": "first",

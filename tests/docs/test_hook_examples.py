@@ -236,6 +236,14 @@ def test_example_of_virtlet_admit_pod(example: Example, pod: Pod) -> None:
         example.hooks.admit_pod(pod)
 
 
+def test_example_of_virtlet_pod_flavor(example: Example, pod: Pod) -> None:
+    """What the handler says, and more vCPUs, in one namespace."""
+    pod = evolve(pod, profile=evolve(pod.profile, flavor={"vcpus": 2, "memory": "1Gi"}))
+    assert example.hooks.pod_flavor(pod) == pod.profile.flavor
+    inside = _with(pod, metadata=evolve(pod.config.metadata, namespace="night"))
+    assert example.hooks.pod_flavor(inside) == {"vcpus": 8, "memory": "1Gi"}
+
+
 def test_example_of_virtlet_admit_vm(example: Example, vm: Vm) -> None:
     """The name that the user wrote decides, whatever the kubelet made of it."""
     pinned = evolve(vm.config, image="sha256:" + "0" * 64, user_image="tiny@sha256:" + "0" * 64)

@@ -67,6 +67,10 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
             for (kind, of), document in example.objects.items():
                 if kind == "ConfigMap":
                     api.put("configmaps", "default", of, data=document["data"])
+                elif kind == "VirtletFlavor":
+                    flavors = node.directory / "flavors"
+                    flavors.mkdir(exist_ok=True)
+                    (flavors / f"{of}.yaml").write_text(yaml.safe_dump(document))
                 elif kind == "Secret":
                     data = {key: b64(text) for key, text in document["stringData"].items()}
                     api.put("secrets", "default", of, type="Opaque", data=data)
@@ -162,6 +166,13 @@ def test_a_machine_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
     assert (cpus, int(sectors) * 512) == ("2", 1 << 30)
     assert uuid == "7e57ab1e-0000-4000-8000-00000badcafe"
     assert "QEMU Virtual CPU" in model
+
+
+def test_a_machine_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
+    """The file has the form of the object."""
+    assert "cores=2" in " ".join(pods["flavor"].command_line)
+    cpus, disk = run(pods["flavor"], "nproc; ls /sys/block | grep -x vda")
+    assert (cpus, disk) == ("2", "vda")
 
 
 def test_a_machine_that_can_grow_has_room_for_it(pods: dict[str, Pod]) -> None:

@@ -1,6 +1,6 @@
 """A small API server, which answers as Kubernetes' does, field by field, over TLS with a token.
 
-It serves get of ConfigMaps and Secrets, list and watch of VirtletImageMappings; what an account may
+It serves get of ConfigMaps and Secrets, list and watch of our own kinds; what an account may
 do it takes from the manifest deploy/rbac.yaml, with the bindings that a test adds.
 """
 
@@ -23,8 +23,14 @@ from attrs import define, field
 ROOT = Path(__file__).parents[2]
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.of-the-manager"
 ACCOUNT = "system:serviceaccount:kube-system:virtlet"
-MAPPINGS = "virtletimagemappings"
-GROUPS = {"configmaps": "", "secrets": "", MAPPINGS: "virtlet.k8s"}
+MAPPINGS, FLAVORS = "virtletimagemappings", "virtletflavors"
+GROUPS = {"configmaps": "", "secrets": "", MAPPINGS: "virtlet.k8s", FLAVORS: "virtlet.k8s"}
+KINDS = {
+    "configmaps": ("v1", "ConfigMap"),
+    "secrets": ("v1", "Secret"),
+    MAPPINGS: ("virtlet.k8s/v1", "VirtletImageMapping"),
+    FLAVORS: ("virtlet.k8s/v1", "VirtletFlavor"),
+}
 
 
 def status(code: int, reason: str, message: str, details: Mapping[str, str] | None = None) -> Any:
@@ -48,6 +54,7 @@ class ApiServer:
     namespaces: set[str] = field(factory=set)
     """Those where the manager's account is bound to the role for pods' objects."""
     has_mappings: bool = True
+    has_flavors: bool = True
     """Whether the CustomResourceDefinition is there."""
     requests: list[str] = field(factory=list)
     """Method and path of what was asked."""
@@ -57,24 +64,31 @@ class ApiServer:
     """Resources that nobody may read, whatever the roles say."""
     _version: int = 1000
     _compacted: int = 0
+    _created: int = 0
     _objects: dict[tuple[str, str, str], dict[str, Any]] = field(factory=dict)
     _events: list[tuple[int, str, dict[str, Any]]] = field(factory=list)
     _changed: threading.Condition = field(factory=threading.Condition)
     _generation: int = 0
 
     def put(self, resource: str, namespace: str, name: str, **content: Any) -> None:
-        """Create or update an object."""
+        """Create or update an object; namespace "" for one of the cluster as a whole."""
         with self._changed:
             self._version += 1
             place = (resource, namespace, name)
             kind = "MODIFIED" if place in self._objects else "ADDED"
+            created = f"2026-01-02T03:{self._created // 60:02}:{self._created % 60:02}Z"
+            self._created += 1
             metadata = {
                 "name": name,
-                "namespace": namespace,
+                **({"namespace": namespace} if namespace else {}),
                 "uid": f"{resource}-{name}",
                 "resourceVersion": str(self._version),
-                "creationTimestamp": "2026-01-02T03:04:05Z",
+                "creationTimestamp": created,
             }
+            if place in self._objects:
+                metadata["creationTimestamp"] = self._objects[place]["metadata"][
+                    "creationTimestamp"
+                ]
             made = {"metadata": metadata, **content}
             self._objects[place] = made
             self._events.append((self._version, kind, _typed(resource, made)))
@@ -128,7 +142,8 @@ class ApiServer:
         bound = [
             (d["roleRef"]["kind"], d["roleRef"]["name"])
             for d in documents
-            if d["kind"] == "RoleBinding" and d["metadata"]["namespace"] == namespace
+            if d["kind"] == "ClusterRoleBinding"
+            or (d["kind"] == "RoleBinding" and d["metadata"]["namespace"] == namespace)
         ]
         if namespace in self.namespaces:
             bound.append(("ClusterRole", "virtlet-pod-objects"))
@@ -155,7 +170,9 @@ class ApiServer:
             case ["apis", "virtlet.k8s", "v1", "namespaces", namespace, "virtletimagemappings"] if (
                 self.has_mappings
             ):
-                return self._list(handler, namespace, query)
+                return self._list(handler, MAPPINGS, namespace, query)
+            case ["apis", "virtlet.k8s", "v1", "virtletflavors"] if self.has_flavors:
+                return self._list(handler, FLAVORS, "", query)
         return handler.send_text(404, "404 page not found\n")
 
     def _get(self, handler: "_Handler", resource: str, namespace: str, name: str) -> None:
@@ -168,28 +185,32 @@ class ApiServer:
             return handler.send(404, status(404, "NotFound", message, details))
         return handler.send(200, _typed(resource, found))
 
-    def _list(self, handler: "_Handler", namespace: str, query: Mapping[str, str]) -> None:
+    def _list(
+        self, handler: "_Handler", kind: str, namespace: str, query: Mapping[str, str]
+    ) -> None:
         verb = "watch" if query.get("watch") in ("true", "True", "1") else "list"
-        if not self.may(verb, MAPPINGS, namespace):
-            return handler.send(403, _forbidden(verb, MAPPINGS, namespace, ""))
+        if not self.may(verb, kind, namespace):
+            return handler.send(403, _forbidden(verb, kind, namespace, ""))
         if verb == "watch":
-            return self._watch(handler, namespace, query)
+            return self._watch(handler, kind, namespace, query)
         with self._changed:
             items = [
                 _typed(resource, made)
                 for (resource, where, _), made in sorted(self._objects.items())
-                if resource == MAPPINGS and where == namespace
+                if resource == kind and where == namespace
             ]
             metadata = {"continue": "", "resourceVersion": str(self._version)}
         listed = {
             "apiVersion": "virtlet.k8s/v1",
-            "kind": "VirtletImageMappingList",
+            "kind": f"{KINDS[kind][1]}List",
             "metadata": metadata,
             "items": items,
         }
         return handler.send(200, listed)
 
-    def _watch(self, handler: "_Handler", namespace: str, query: Mapping[str, str]) -> None:
+    def _watch(
+        self, handler: "_Handler", resource: str, namespace: str, query: Mapping[str, str]
+    ) -> None:
         seen = int(query.get("resourceVersion", "0"))
         until = time.monotonic() + float(query.get("timeoutSeconds", "300"))
         handler.begin_stream()
@@ -209,18 +230,14 @@ class ApiServer:
                 seen = version
                 if kind == "BOOKMARK" and "allowWatchBookmarks" not in query:
                     continue
-                if kind == "BOOKMARK" or made["metadata"]["namespace"] == namespace:
+                of = (made["kind"], made["metadata"].get("namespace", ""))
+                if kind == "BOOKMARK" or of == (KINDS[resource][1], namespace):
                     handler.send_event({"type": kind, "object": made})
         return handler.end_stream()
 
 
 def _typed(resource: str, made: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {
-        "configmaps": ("v1", "ConfigMap"),
-        "secrets": ("v1", "Secret"),
-        MAPPINGS: ("virtlet.k8s/v1", "VirtletImageMapping"),
-    }
-    version, kind = kinds[resource]
+    version, kind = KINDS[resource]
     return json.loads(json.dumps({"apiVersion": version, "kind": kind, **made}))  # type: ignore[no-any-return]
 
 

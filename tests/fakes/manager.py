@@ -1,9 +1,10 @@
 """The lifecycle on a node in memory: one plugin does everything, and fails when it is told to."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field
 
@@ -70,6 +71,8 @@ class Node:
     """The namespace that new networks say they have."""
     adjust: Callable[[Network], Network | None] = lambda network: None
     """What is made of a new network."""
+    pod_flavor: Mapping[str, Any] | None = None
+    """What a new pod has in place of its handler's settings."""
     flavor: Callable[[VmConfig], Flavor] = lambda vm: Flavor(guest_agent=False)
     """The machine that a VM gets."""
     guest: Callable[[], bytes] | None = None
@@ -131,6 +134,10 @@ class Plugin:
         self.node.networks.add(pod.id)
         self.node.faults.strike("setup_network")
         return Network(netns=self.node.netns)
+
+    @hookimpl
+    def virtlet_pod_flavor(self) -> Mapping[str, Any] | None:
+        return self.node.pod_flavor
 
     @hookimpl
     def virtlet_adjust_network(self, network: Network) -> Network | None:

@@ -129,6 +129,7 @@ class Playground:
             "cniPluginDir": CNI_BIN_DIR,
             "cniConfigDir": str(cni),
             "imageTranslationConfigsDir": str(translations),
+            "flavorsDir": str(self.directory / "flavors"),
             "imageRegistryConfigsDir": str(self.directory / "certs.d"),
             "kubeletRootDir": str(self.kubelet_dir),
             "streamPort": 0,

@@ -34,9 +34,9 @@ KUBECONFIG: Option[str] = Option(
     kind=TEXT,
     default="",
     help="kubeconfig file of the manager's own account in the cluster (deploy/rbac.yaml), for "
-    "ConfigMaps and Secrets that annotations name, and for VirtletImageMappings; empty for the "
-    "service account of the pod that the manager runs in, or for no access where it runs in none. "
-    "Needs the Python package `kubernetes`",
+    "ConfigMaps and Secrets that annotations name, VirtletImageMappings and VirtletFlavors; empty "
+    "for the service account of the pod that the manager runs in, or for no access where it runs "
+    "in none. Needs the Python package `kubernetes`",
 )
 CONNECT_TIME = 5.0
 """Seconds for a connection to the API server."""

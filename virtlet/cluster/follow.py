@@ -1,4 +1,4 @@
-"""A copy of all objects of a kind in a namespace, kept by list and watch."""
+"""A copy of all objects of a kind, in a namespace or the cluster, kept by list and watch."""
 
 import contextlib
 import socket
@@ -19,15 +19,18 @@ _GONE = 410
 
 @frozen
 class Resource:
-    """A kind of custom object, in a namespace."""
+    """A kind of custom object."""
 
-    group: str
-    version: str
+    kind: str
     plural: str
-    namespace: str
+    namespace: str = ""
+    """Whose objects; "" for a kind whose objects belong to the cluster as a whole."""
+    group: str = "virtlet.k8s"
+    version: str = "v1"
 
     def __str__(self) -> str:
-        return f"{self.plural}.{self.group} in namespace {self.namespace}"
+        where = f" in namespace {self.namespace}" if self.namespace else ""
+        return f"{self.plural}.{self.group}{where}"
 
 
 class Followed:
@@ -74,9 +77,15 @@ class Followed:
         client = self._cluster.client()
         from kubernetes.client import ApiException, CustomObjectsApi
 
-        read: Any = CustomObjectsApi(client).list_namespaced_custom_object
+        api: Any = CustomObjectsApi(client)
         where = self._resource
-        place = (where.group, where.version, where.namespace, where.plural)
+        place: tuple[str, ...]
+        if where.namespace:
+            read = api.list_namespaced_custom_object
+            place = (where.group, where.version, where.namespace, where.plural)
+        else:
+            read = api.list_cluster_custom_object
+            place = (where.group, where.version, where.plural)
         with explained(str(where)):
             if not self._at:
                 self._list(read(*place, _request_timeout=(CONNECT_TIME, ANSWER_TIME)))

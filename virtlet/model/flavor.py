@@ -54,5 +54,9 @@ class Flavor:
     translation_buffer: int = 64 << 20
     """Bytes for translated code, which an emulator keeps where it does without KVM; it makes room
     by translating again, so that less of it makes large guests slower."""
+    cores: int = 0
+    """Of a socket; 0 with `threads` 0 too makes each vCPU a socket, else it means 1."""
+    threads: int = 0
+    """Of a core, likewise. Sockets are as many as the most vCPUs fill."""
     extras: Mapping[str, str] = field(factory=dict)
     """For plugins that work together, by names they agree on."""

@@ -68,7 +68,8 @@ class Profile:
     """Names of all plugins active for this handler, in the order in which they are called; a first
     hook asks the last of them first. Built-in plugins come first, unless the handler names them."""
     flavor: Mapping[Any, Any] = field(factory=dict)
-    """The handler's `flavor:` section of the configuration, as written there."""
+    """The handler's `flavor:` section of the configuration, as written there; in a pod, the answer
+    to virtlet_pod_flavor in its place, where there was one."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

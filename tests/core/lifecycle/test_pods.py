@@ -53,6 +53,17 @@ def test_pod_and_vm_have_the_adjusted_network_and_its_plugin_undoes_its_own(
     assert node.undone_by == [evolve(network, dns=DnsConfig())]
 
 
+def test_a_pod_keeps_the_flavor_that_it_began_with(manager: Manager, node: Node) -> None:
+    """Also over a restart of the manager; what is said later is for other pods."""
+    node.pod_flavor = {"vcpus": 2}
+    pod = manager.run()
+    node.pod_flavor = {"vcpus": 4}
+    assert manager.pod(pod).pod.profile.flavor == {"vcpus": 2}
+    again = manager.vm(manager.create(pod)).vm.pod
+    assert again.profile.flavor == {"vcpus": 2}
+    assert manager.run() == pod
+
+
 def test_a_plugin_that_raises_midway_is_named_and_undone(manager: Manager, node: Node) -> None:
     node.faults.once["setup_network"] = KeyError("secret")
     with pytest.raises(PluginError, match="plugin 'fake', hook virtlet_setup_network") as caught:

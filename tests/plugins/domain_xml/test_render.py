@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
@@ -234,6 +235,34 @@ def test_the_cpu_is_the_flavors_then_the_nodes_then_what_fits(
     cpu = render(machine, node).find("cpu")
     assert (cpu.get("mode") if cpu is not None else None) == mode
     assert (cpu.findtext("model") if cpu is not None else None) == model
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "sizes", "sockets"),
+    [
+        ("qemu", {"cores": 2}, {"sockets": "2", "cores": "2", "threads": "1"}),
+        ("kvm", {"cores": 2, "threads": 2}, {"sockets": "1", "cores": "2", "threads": "2"}),
+        ("kvm", {"threads": 2}, {"sockets": "2", "cores": "1", "threads": "2"}),
+    ],
+)
+def test_a_topology_has_as_many_sockets_as_the_vcpus_fill(
+    accelerator: str, sizes: dict[str, Any], sockets: dict[str, str]
+) -> None:
+    """Those that it can have; the model stays what it is."""
+    machine = plain()
+    flavor = evolve(machine.flavor, vcpus=2, max_vcpus=4, **sizes)
+    machine = evolve(machine, accelerator=accelerator, flavor=flavor)
+    cpu = render(machine).find("cpu")
+    assert cpu is not None
+    (found,) = cpu.iter("topology")
+    assert found.attrib == sockets
+    assert cpu.get("mode") == ("host-model" if accelerator == "kvm" else None)
+    own = {"domain_cpu": "<cpu><topology sockets='4' cores='1' threads='1'/></cpu>"}
+    (topology,) = render(evolve(machine, flavor=evolve(flavor, extras=own))).iter("topology")
+    assert topology.get("sockets") == "4"
+    odd = evolve(machine, flavor=evolve(flavor, max_vcpus=3, vcpus=1, cores=2))
+    with pytest.raises(InvalidArgument, match="can have 3 vCPUs, which fill no whole sockets of"):
+        render(odd)
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.model import make_image, make_node, make_pod, make_vm_config
+from virtlet.cluster.api import KUBECONFIG
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.flavor import Flavor
 from virtlet.model.option import Settings
 from virtlet.plugins.flavors import annotations
-from virtlet.plugins.flavors.plugin import Plugin
+from virtlet.plugins.flavors.plugin import FLAVORS_DIR, Plugin
 
 IMAGE = make_image(Path("/nonexistent"))
 MIB = 1 << 20
@@ -279,9 +280,9 @@ def test_a_burst_without_a_limit_is_refused() -> None:
 
 
 def _configure(tmp_path: Path, handlers: Mapping[str, Any]) -> None:
-    Plugin().virtlet_configure(
-        Settings(values={}, sections={"handlers": handlers}), make_node(tmp_path)
-    )
+    values = {FLAVORS_DIR.field: tmp_path / "flavors", KUBECONFIG.field: ""}
+    sections = {"handlers": handlers}
+    Plugin().virtlet_configure(Settings(values=values, sections=sections), make_node(tmp_path))
 
 
 @pytest.mark.parametrize(

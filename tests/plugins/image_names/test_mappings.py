@@ -245,7 +245,7 @@ def test_a_copy_that_is_damaged_is_passed_over(
 ) -> None:
     copy = make_node(directory).state_dir("image_names") / "mappings.json"
     copy.parent.mkdir(parents=True)
-    for content in ("{", "[]", '{"namespace": "kube-system", "mappings": {"a": 1}}'):
+    for content in ("{", "[]", '{"namespace": "kube-system", "objects": {"a": 1}}'):
         copy.write_text(content)
         api.put(MAPPINGS, "kube-system", "a", spec=spec("x", f"example.com/{len(content)}"))
         with following(directory, served.kubeconfig) as plugin:
@@ -269,7 +269,7 @@ def test_shutting_down_ends_the_watch(api: ApiServer, served: Served, directory:
     with following(directory, served.kubeconfig):
         until(watching(api), "a watch", LIMIT)
     names = [thread.name for thread in threading.enumerate()]
-    assert "image-mappings" not in names
+    assert "objects-virtletimagemappings" not in names
 
 
 def test_the_definition_knows_the_fields_of_translation_files() -> None:

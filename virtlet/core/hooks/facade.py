@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
@@ -191,6 +192,15 @@ class Hooks:
         return self._first("virtlet_recognize_image", profile, what, check, name=name, file=file)
 
     # Pods
+
+    def pod_flavor(self, pod: Pod) -> Mapping[str, Any]:
+        """The settings of a pod's machine: a plugin's answer, else those of its handler."""
+        hook = "virtlet_pod_flavor"
+        asked = self.order(hook, pod.profile)
+        call = partial(self._caller.call, hook, pod=pod)
+        found: tuple[str, Mapping[str, Any]] | None
+        found = next(self._caller.in_turn(hook, asked, call), None)
+        return MappingProxyType(dict(found[1])) if found else pod.profile.flavor
 
     def admit_pod(self, pod: Pod) -> None:
         """Ask every plugin whether the pod may be."""

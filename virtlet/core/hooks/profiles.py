@@ -20,7 +20,12 @@ from virtlet.model.pod import Profile
 
 log = logging.getLogger(__name__)
 
-_KEYS = {"plugins", "without", "flavor"}
+KEYS: Mapping[str, str] = {
+    "plugins": "Plugins of others that serve the handler, the first of them asked first",
+    "without": "Built-in plugins that do not",
+    "flavor": "The machine: see below",
+}
+"""Keys of a handler's section, with their meaning."""
 
 
 class Profiles:
@@ -41,11 +46,11 @@ class Profiles:
     def _add(self, handler: str, section: Any, registry: Registry) -> None:
         where = f"configuration: handler {handler!r}"
         if not isinstance(section, Mapping):
-            raise InvalidArgument(f"{where} must be a mapping with {', '.join(sorted(_KEYS))}")
-        unknown = set(map(str, section)) - _KEYS
+            raise InvalidArgument(f"{where} must be a mapping with {', '.join(sorted(KEYS))}")
+        unknown = set(map(str, section)) - set(KEYS)
         if unknown:
             raise InvalidArgument(
-                f"{where}: unknown key {min(unknown)!r}; known: {', '.join(sorted(_KEYS))}"
+                f"{where}: unknown key {min(unknown)!r}; known: {', '.join(sorted(KEYS))}"
             )
         more, without = _names(where, section, "plugins"), _names(where, section, "without")
         flavor = {} if section.get("flavor") is None else section["flavor"]

@@ -55,6 +55,9 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
         )
         context.hypervisors.require(context.hypervisors.plugin_of(profile))
         check_annotations(context.hooks, pod)
+        # Stored with the pod, as its handler's is: what a flavor says later is for other pods.
+        flavor = context.hooks.pod_flavor(pod)
+        pod = evolve(pod, profile=evolve(profile, flavor=flavor))
         context.hooks.admit_pod(pod)
 
         record = PodRecord(pod, PodPhase.CREATING)

@@ -189,6 +189,36 @@ def growth_of(machine: Machine) -> Growth:
     )
 
 
+def with_topology(cpu: Element | None, machine: Machine, growth: Growth) -> Element | None:
+    """A `<cpu>` element with the flavor's cores and threads.
+
+    Args:
+        cpu: the element, which is changed; one with a topology of its own stays as it is.
+        machine: whose CPU.
+        growth: of the machine.
+
+    Raises:
+        InvalidArgument: the vCPUs fill no whole sockets.
+    """
+    cores, threads = machine.flavor.cores, machine.flavor.threads
+    if not (cores or threads) or machine.flavor.extras.get(EXTRA):
+        return cpu
+    size = max(cores, 1) * max(threads, 1)
+    if growth.most_vcpus % size:
+        raise InvalidArgument(
+            f"VM {machine.vm.name} can have {growth.most_vcpus} vCPUs, which fill no whole sockets "
+            f"of {size}: choose a multiple of {size} vCPUs, or another topology in the flavor"
+        )
+    if cpu is None:
+        cpu = Element("cpu")
+    counts = (growth.most_vcpus // size, max(cores, 1), max(threads, 1))
+    names = ("sockets", "cores", "threads")
+    # Before features and NUMA cells, in the order of libvirt's schema.
+    place = len(cpu.findall("model"))
+    cpu.insert(place, Element("topology", dict(zip(names, map(str, counts), strict=True))))
+    return cpu
+
+
 def with_node(cpu: Element | None, growth: Growth) -> Element | None:
     """A `<cpu>` element with the NUMA node that a memory device belongs to.
 
@@ -248,7 +278,8 @@ class Renderer:
         flavor = machine.flavor
         pci_express = not is_plain_pci(flavor.machine)
         growth = growth_of(machine)
-        cpu = with_node(cpu_element(machine, self._cpu_model), growth)
+        cpu = with_topology(cpu_element(machine, self._cpu_model), machine, growth)
+        cpu = with_node(cpu, growth)
         shares = [v for v in machine.volumes if isinstance(v, Share)]
         disks = targets(machine, "sata" if pci_express else "ide")
         # All disks of a SCSI controller share its thread.

@@ -1,7 +1,8 @@
 """What a pod may say about its machine."""
 
+import re
 import uuid
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from virtlet.model.option import BYTES, Annotation, Kind, choice, integer
 from virtlet.model.plain import quote
@@ -39,6 +40,12 @@ def _uuid(text: str) -> str:
         ) from None
 
 
+def _name(text: str) -> str:
+    if text and not re.fullmatch("[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?", text):
+        raise ValueError(f"{quote(text)} cannot be the name of a flavor")
+    return text
+
+
 def disk_size(text: str) -> int:
     """Bytes of a disk.
 
@@ -61,6 +68,13 @@ def _bandwidth(text: str) -> int:
 RATE = integer(1, MOST_RATE)
 BANDWIDTH = Kind(name="quantity", parse=_bandwidth)
 
+FLAVOR: Annotation[str] = Annotation(
+    name="VirtletFlavor",
+    kind=Kind(name="name of a VirtletFlavor", parse=_name),
+    default="",
+    help="The machine that a VirtletFlavor describes, in place of the handler's; without it, the "
+    "flavor that names the pod's handler, where there is one",
+)
 VCPU_COUNT: Annotation[int | None] = Annotation(
     name="VirtletVCPUCount",
     kind=_optional(integer(1, 255)),
@@ -131,7 +145,7 @@ SYSTEM_UUID: Annotation[str | None] = Annotation(
     default=None,
     help="SMBIOS UUID the guest sees; a new one for every VM unless said",
 )
-ALL = (
+ABOUT_MACHINES: tuple[Annotation[Any], ...] = (
     VCPU_COUNT,
     MAX_VCPU_COUNT,
     MAX_MEMORY,
@@ -143,5 +157,6 @@ ALL = (
     DISK_BANDWIDTH,
     DISK_BANDWIDTH_BURST,
     ROOT_VOLUME_SIZE,
-    SYSTEM_UUID,
 )
+"""Those that a fixed flavor refuses."""
+ALL = (FLAVOR, *ABOUT_MACHINES, SYSTEM_UUID)

@@ -1,122 +1,24 @@
 """Choosing the machine: annotations win over the handler's `flavor:` section, it over defaults."""
 
-import re
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.errors import InvalidArgument
 from virtlet.host.cpus import cpuset
 from virtlet.model.flavor import Flavor
-from virtlet.model.option import BYTES, choice, integer
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.resources import DEFAULT_PERIOD, Resources
 from virtlet.model.vm import VmConfig
 from virtlet.plugins.flavors import annotations, disk_tuning
-from virtlet.plugins.flavors.annotations import disk_size
-
-LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
-"""Bytes of the translation buffer; QEMU takes no more than a GiB."""
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+from virtlet.plugins.flavors.flavor_keys import read_flavor
 
 _MIB = 1 << 20
 MIN_MEMORY = 32 * _MIB
 """Below this neither firmware nor kernel gets anywhere."""
 MAX_MEMORY = 1 << 44
 """16 TiB."""
-
-
-def _number(value: Any) -> int:
-    return integer(1, 255).parse(_scalar(value))
-
-
-def _within(low: int, high: int) -> Callable[[Any], int]:
-    return lambda value: integer(low, high).parse(_scalar(value))
-
-
-def _rate(value: Any) -> int:
-    return annotations.RATE.parse(_scalar(value))
-
-
-def _bandwidth(value: Any) -> int:
-    return annotations.BANDWIDTH.parse(_scalar(value))
-
-
-def _memory(value: Any) -> int:
-    return BYTES.parse(_scalar(value))
-
-
-def _buffer(value: Any) -> int:
-    size = BYTES.parse(_scalar(value))
-    if not LEAST_BUFFER <= size <= MOST_BUFFER:
-        raise ValueError("must be between 16Mi and 1Gi")
-    return size
-
-
-def _size(value: Any) -> int:
-    return disk_size(_scalar(value))
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ValueError("must be a word of letters, digits and . _ + -")
-    return value
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    return lambda value: choice(*words).parse(_word(value))
-
-
-def _model(value: Any) -> str:
-    return "" if value == "" else _word(value)
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _extras(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise ValueError("must be a mapping")
-    for key, item in value.items():
-        if not isinstance(key, str) or isinstance(item, dict | list):
-            raise ValueError("must be a mapping of names to texts or numbers")
-    return {key: item if isinstance(item, str) else str(item) for key, item in value.items()}
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("must be a number or a quantity")
-    return str(value)
-
-
-_SETTINGS: Mapping[str, Callable[[Any], Any]] = {
-    "vcpus": _number,
-    "max_vcpus": _number,
-    "memory": _memory,
-    "max_memory": _memory,
-    "cpu_model": _model,
-    "machine": _word,
-    "firmware": _one_of("bios", "uefi"),
-    "disk_bus": _one_of(*annotations.DISK_BUSES),
-    "disk_cache": _one_of("none", "writethrough", "writeback", "directsync", "unsafe"),
-    "disk_io": _one_of("threads", "native", "io_uring"),
-    "disk_iothreads": _within(1, 64),
-    "disk_iops": _rate,
-    "disk_iops_burst": _rate,
-    "disk_bandwidth": _bandwidth,
-    "disk_bandwidth_burst": _bandwidth,
-    "disk_burst_seconds": _within(1, 3600),
-    "root_size": _size,
-    "guest_agent": _boolean,
-    "nested": _boolean,
-    "translation_buffer": _buffer,
-    "extras": _extras,
-}
 
 
 def check_flavors(handlers: Mapping[str, Any]) -> None:
@@ -139,25 +41,7 @@ def flavor_of(profile: Profile) -> Flavor:
     Raises:
         FailedPrecondition: the section has an unknown key or an impossible value.
     """
-    settings: dict[str, Any] = {}
-    for key, value in profile.flavor.items():
-        where = f"configuration: handler {profile.handler!r}: flavor"
-        check = _SETTINGS.get(key)
-        if check is None:
-            near = get_close_matches(str(key), _SETTINGS, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise FailedPrecondition(
-                f"{where} has the unknown key {key!r}{hint}; known: {', '.join(_SETTINGS)}"
-            )
-        try:
-            settings[key] = check(value)
-        except ValueError as error:
-            raise FailedPrecondition(f"{where}: {key}: {error}") from None
-    flavor = Flavor(**settings)
-    problem = disk_tuning.flaw(flavor)
-    if problem:
-        raise FailedPrecondition(f"configuration: handler {profile.handler!r}: flavor: {problem}")
-    return flavor
+    return read_flavor(f"configuration: handler {profile.handler!r}: flavor", profile.flavor)
 
 
 def machine_of(pod: Pod) -> Flavor:
@@ -188,6 +72,12 @@ def machine_of(pod: Pod) -> Flavor:
             f"pod {pod.name}: the VM gets {flavor.vcpus} vCPUs and can have {most} at most: raise "
             f"{annotations.MAX_VCPU_COUNT.name} or lower {annotations.VCPU_COUNT.name}, or the "
             f"same of handler {pod.profile.handler!r}"
+        )
+    threads = max(flavor.cores, 1) * max(flavor.threads, 1)
+    if not cpu and most % threads:
+        raise InvalidArgument(
+            f"pod {pod.name}: the VM can have {most} vCPUs, which fill no whole sockets of the "
+            f"flavor's topology, {threads} each: choose a multiple of {threads} vCPUs"
         )
     if cpu and cpu.vcpus not in (None, most):
         count = annotations.MAX_VCPU_COUNT if flavor.max_vcpus else annotations.VCPU_COUNT

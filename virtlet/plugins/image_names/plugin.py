@@ -1,6 +1,7 @@
 """Image names as pods write them become addresses, by the cluster's VirtletImageMappings and by all
 translation files of a directory."""
 
+import json
 import logging
 import os
 import re
@@ -13,12 +14,13 @@ from attrs import frozen
 
 from virtlet import hookimpl
 from virtlet.cluster.api import KUBECONFIG, Cluster
+from virtlet.cluster.follow import Resource
+from virtlet.cluster.objects import Objects
 from virtlet.errors import InvalidArgument, NotFound
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, PATH, TEXT, Option, Settings, choice
 from virtlet.model.reference import Reference, scheme_of
-from virtlet.plugins.image_names.mappings import Mappings
 from virtlet.plugins.image_names.translation_files import (
     LARGEST,
     ImageAddress,
@@ -133,7 +135,7 @@ class Translator:
     """
 
     def __init__(
-        self, directory: Path, mappings: Mappings, *, regexps: bool, protocol: str
+        self, directory: Path, mappings: Objects[Translations], *, regexps: bool, protocol: str
     ) -> None:
         self._directory = directory
         self._mappings = mappings
@@ -198,7 +200,7 @@ class Translator:
         Raises:
             InvalidArgument: it is a file of the node, which only the node's own files may name.
         """
-        target = self._translate(name, self._mappings.translations)
+        target = self._translate(name, self._mappings.usable.values())
         if target is not None and scheme_of(target.url) == "file":
             raise InvalidArgument(
                 f"image {name}: a VirtletImageMapping leads to a file of the node, which only a "
@@ -289,13 +291,22 @@ def _read(path: Path, stamp: _Stamp, before: _File | None) -> _File:
     return _File(stamp, translations, "")
 
 
+def _followed(cluster: Cluster, namespace: str, copy: Path) -> Objects[Translations]:
+    def read(name: str, content: Mapping[str, Any]) -> Translations:
+        text = json.dumps(content["spec"]).encode()
+        return parse_translations(f"VirtletImageMapping {namespace}/{name}", text)
+
+    kind = Resource("VirtletImageMapping", "virtletimagemappings", namespace)
+    return Objects(cluster, kind, copy, "image mapping", read, follow=bool(namespace))
+
+
 class Plugin:
     """Resolves image names by VirtletImageMappings and translation files."""
 
     VIRTLET_HOOK_API = 1
 
     _cluster: Cluster
-    _mappings: Mappings
+    _mappings: Objects[Translations]
     _translator: Translator
 
     @hookimpl
@@ -308,7 +319,8 @@ class Plugin:
         """Take the settings, and follow the cluster's objects."""
         self._cluster = Cluster(settings[KUBECONFIG])
         copy = node.state_dir("image_names") / "mappings.json"
-        self._mappings = Mappings(self._cluster, settings[MAPPING_NAMESPACE], copy)
+        self._mappings = _followed(self._cluster, settings[MAPPING_NAMESPACE], copy)
+        self._mappings.start()
         self._translator = Translator(
             settings[TRANSLATIONS_DIR],
             self._mappings,

@@ -1,0 +1,210 @@
+"""What a `flavor:` section may say: of a handler in the node's configuration, of a VirtletFlavor.
+
+The table is the schema of deploy/virtletflavor.yaml and the reference docs/flavors.md too.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from attrs import frozen
+
+from virtlet.errors import FailedPrecondition
+from virtlet.model.flavor import Flavor
+from virtlet.model.option import BYTES, choice, integer
+from virtlet.plugins.flavors import annotations, disk_tuning
+from virtlet.plugins.flavors.annotations import disk_size
+
+LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
+"""Bytes of the translation buffer; QEMU takes no more than a GiB."""
+WORD = "[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?([eE][0-9]+|[EPTGMk]|[EPTGMK]i)?"
+
+
+@frozen
+class Key:
+    """One key of the section."""
+
+    check: Callable[[Any], Any]
+    """Value as written to value of the flavor; raises ValueError."""
+    schema: Mapping[str, Any]
+    """OpenAPI, as in a CustomResourceDefinition."""
+    help: str
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("must be a number or a quantity")
+    return str(value)
+
+
+def _integer(low: int, high: int, help: str) -> Key:
+    kind = integer(low, high)
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Key(lambda value: kind.parse(_scalar(value)), schema, help)
+
+
+def _quantity(parse: Callable[[str], int], help: str) -> Key:
+    schema = {
+        "x-kubernetes-int-or-string": True,
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "pattern": f"^{_QUANTITY}$",
+    }
+    return Key(lambda value: parse(_scalar(value)), schema, help)
+
+
+def _buffer(text: str) -> int:
+    size = BYTES.parse(text)
+    if not LEAST_BUFFER <= size <= MOST_BUFFER:
+        raise ValueError("must be between 16Mi and 1Gi")
+    return size
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(WORD, value):
+        raise ValueError("must be a word of letters, digits and . _ + -")
+    return value
+
+
+def _one_of(*words: str, help: str) -> Key:
+    schema = {"type": "string", "enum": list(words)}
+    return Key(lambda value: choice(*words).parse(_word(value)), schema, help)
+
+
+def _model(value: Any) -> str:
+    return "" if value == "" else _word(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _topology(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping) or set(value) - {"cores", "threads"}:
+        raise ValueError("must be a mapping with cores (of a socket) and threads (of a core)")
+    return {key: integer(1, 255).parse(_scalar(number)) for key, number in value.items()}
+
+
+def _extras(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping")
+    for key, item in value.items():
+        if not isinstance(key, str) or isinstance(item, dict | list):
+            raise ValueError("must be a mapping of names to texts or numbers")
+    return {key: item if isinstance(item, str) else str(item) for key, item in value.items()}
+
+
+def _number_schema(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+_RATE, _BANDWIDTH = annotations.RATE.parse, annotations.BANDWIDTH.parse
+KEYS: Mapping[str, Key] = {
+    "vcpus": _integer(1, 255, "Number of vCPUs; the annotation VirtletVCPUCount wins"),
+    "max_vcpus": _integer(
+        1,
+        255,
+        "How many a running VM can have; above 1, their number follows the CPU limit; "
+        "VirtletMaxVCPUCount wins",
+    ),
+    "topology": Key(
+        _topology,
+        {
+            "type": "object",
+            "properties": {"cores": _number_schema(1, 255), "threads": _number_schema(1, 255)},
+        },
+        "`cores` of a socket and `threads` of a core, 1 each where only the other is said; there "
+        "are as many sockets as the vCPUs fill. Without it each vCPU is a socket. "
+        "VirtletLibvirtCPUSetting wins",
+    ),
+    "memory": _quantity(BYTES.parse, "RAM of VMs without a memory limit, which wins"),
+    "max_memory": _quantity(
+        BYTES.parse, "How far memory can be raised while a VM runs; VirtletMaxMemory wins"
+    ),
+    "cpu_model": Key(
+        _model,
+        {"type": "string", "maxLength": 64},
+        "`host-model`, `host-passthrough` or a model libvirt knows; empty leaves it to the setting "
+        "`cpuModel`; VirtletCPUModel wins",
+    ),
+    "machine": Key(
+        _word,
+        {"type": "string", "pattern": f"^{WORD}$"},
+        "Machine type, as the hypervisor calls it",
+    ),
+    "firmware": _one_of("bios", "uefi", help="`uefi` needs the package ovmf on the node"),
+    "disk_bus": _one_of(*annotations.DISK_BUSES, help="Bus of the disks; VirtletDiskDriver wins"),
+    "disk_cache": _one_of(
+        *("none", "writethrough", "writeback", "directsync", "unsafe"),
+        help="How the node caches; `unsafe` loses what was written when the node fails",
+    ),
+    "disk_io": _one_of(
+        *("threads", "native", "io_uring"),
+        help="How the emulator reads and writes; `native` takes `disk_cache` none or directsync",
+    ),
+    "disk_iothreads": _integer(1, 64, "Threads for disks alone"),
+    "disk_iops": _integer(
+        1, annotations.MOST_RATE, "Reads and writes a second of all disks; pods may have less"
+    ),
+    "disk_iops_burst": _integer(1, annotations.MOST_RATE, "The same for `disk_burst_seconds`"),
+    "disk_bandwidth": _quantity(_BANDWIDTH, "Bytes a second of all disks; pods may have less"),
+    "disk_bandwidth_burst": _quantity(_BANDWIDTH, "The same for `disk_burst_seconds`"),
+    "disk_burst_seconds": _integer(1, 3600, "How long a burst may last"),
+    "root_size": _quantity(
+        disk_size,
+        "Size of root disks; the image's own where that is larger; VirtletRootVolumeSize wins",
+    ),
+    "guest_agent": Key(_boolean, {"type": "boolean"}, "Whether there is a channel for the agent"),
+    "nested": Key(
+        _boolean, {"type": "boolean"}, "Whether guests may run VMs of their own on the host's CPU"
+    ),
+    "translation_buffer": _quantity(
+        _buffer, "Room for translated code where there is no KVM, 16Mi to 1Gi"
+    ),
+    "extras": Key(
+        _extras,
+        {
+            "type": "object",
+            "additionalProperties": {
+                "x-kubernetes-int-or-string": True,
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+            },
+        },
+        "For plugins, by names they agree on. `spoofing: allow` lets guests send from other "
+        "addresses; only a handler may say so",
+    ),
+}
+
+
+def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
+    """The flavor that a section describes, the defaults where it says nothing.
+
+    Args:
+        where: it is, for messages.
+        section: as written.
+
+    Raises:
+        FailedPrecondition: it has an unknown key or an impossible value.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in section.items():
+        known = KEYS.get(key)
+        if known is None:
+            near = get_close_matches(str(key), KEYS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise FailedPrecondition(
+                f"{where} has the unknown key {key!r}{hint}; known: {', '.join(KEYS)}"
+            )
+        try:
+            settings[key] = known.check(value)
+        except ValueError as error:
+            raise FailedPrecondition(f"{where}: {key}: {error}") from None
+    settings.update(settings.pop("topology", {}))
+    flavor = Flavor(**settings)
+    problem = disk_tuning.flaw(flavor)
+    if problem:
+        raise FailedPrecondition(f"{where}: {problem}")
+    return flavor
