@@ -112,7 +112,8 @@ class Node:
             unit=self.unit("kubelet.service"),
             command=command,
             words=words,
-            endpoint=endpoint.removeprefix("unix://"),
+            # One directory has two names.
+            endpoint=re.sub("^/var/run/", "/run/", endpoint.removeprefix("unix://")),
             source=source,
             cgroup_driver=driver,
         )

@@ -50,7 +50,7 @@ def _version(node: Node) -> Iterator[Finding]:
 
 def _endpoint(node: Node, found: Kubelet) -> Iterator[Finding]:
     ours = str(node.config[options.LISTEN])
-    endpoint = _one_name(found.endpoint)
+    endpoint = found.endpoint
     where = f"{endpoint or 'its default'}{f' ({found.source})' if found.source else ''}"
     if endpoint == ours:
         text = f"the kubelet speaks to Virtlet alone, {where}: pods of containers cannot run"
@@ -74,7 +74,7 @@ def containerd(node: Node) -> Iterator[Finding]:
     """The runtime of ordinary pods, and its cgroup driver."""
     files = Files(node.root)
     found = files.kubelet()
-    if _one_name(found.endpoint) == str(node.config[options.LISTEN]):
+    if found.endpoint == str(node.config[options.LISTEN]):
         return  # a node for VMs alone
     primary = files.primary(found)
     if node.path(primary).exists():
@@ -89,10 +89,6 @@ def containerd(node: Node) -> Iterator[Finding]:
         remedy = f"set SystemdCgroup = {wanted} in /etc/containerd/config.toml"
         text = f"containerd's cgroup driver is {theirs}, the kubelet's {found.cgroup_driver}"
         yield Finding("containerd", FAULT, text, remedy)
-
-
-def _one_name(socket: str) -> str:
-    return re.sub("^/var/run/", "/run/", socket)
 
 
 CHECKS: tuple[tuple[str, Callable[[Node], Iterable[Finding]]], ...] = (
