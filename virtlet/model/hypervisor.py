@@ -32,6 +32,8 @@ class Observation:
     vm_id: str
     state: DomainState
     exit: VmExit | None = None
+    rebooted: bool = False
+    """Told to the subscriber once when a guest resets itself and its domain runs on."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

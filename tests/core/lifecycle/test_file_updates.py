@@ -14,12 +14,14 @@ from attrs import evolve
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
 from tests.polling import until
+from virtlet.core.lifecycle import exits
 from virtlet.core.lifecycle.file_updates import CLOCK_STEP, SILENCE, FileUpdates, update_script
 from virtlet.core.store.records import VmRecord
 from virtlet.errors import FailedPrecondition, GuestNotReady, Unavailable
 from virtlet.host.guest_files import GuestFile
 from virtlet.model.disk import GuestFiles
 from virtlet.model.event import EventKind
+from virtlet.model.hypervisor import DomainState, Observation
 
 LIMIT = 60.0
 SHELLS = [("/bin/sh",), ("/bin/busybox", "sh")]
@@ -146,6 +148,38 @@ def test_the_next_manager_goes_on_and_repeats_nothing(
     write_volume(volume, "..3", a="three")
     looked(managers.now, updates)
     assert contents(top) == {"a": "three", "of the image": "one"}
+
+
+def test_a_guest_that_has_rebooted_gets_again_what_it_lost(
+    manager: Manager, node: Node, vm: str, volume: Path, top: Path
+) -> None:
+    """As of a tmpfs, also where nothing had changed before; one that kept it is left alone."""
+    sent: list[bytes] = []
+
+    def shell(script: bytes) -> int:
+        sent.append(script)
+        return run(script)
+
+    node.shell = shell
+    updates = looked(manager)
+    assert sent == []
+    shutil.rmtree(top)
+    exits.on_change(
+        manager.context, Observation(vm_id=vm, state=DomainState.RUNNING, rebooted=True)
+    )
+    looked(manager, updates)
+    assert contents(top) == {"a": "one", "b": "one"}
+    write_volume(volume, "..2", a="two")
+    looked(manager, updates)
+    before = (top / "..2").stat().st_ino
+    exits.on_change(
+        manager.context, Observation(vm_id=vm, state=DomainState.RUNNING, rebooted=True)
+    )
+    looked(manager, updates)
+    assert (top / "..2").stat().st_ino == before
+    assert len(sent) == 3
+    looked(manager, updates)
+    assert len(sent) == 3
 
 
 def test_parts_and_single_files_are_not_followed(

@@ -145,6 +145,8 @@ class Context:
     """Notified whenever a VM has exited."""
     opened_shares: dict[str, Mapping[str, bool]] = field(factory=dict)
     """Of VMs: tag to whether the guest has opened it, as far as the node can tell."""
+    rebooted: set[str] = field(factory=set)
+    """VMs whose guests have reset themselves, until somebody looks after their files."""
     closing: threading.Event = field(factory=threading.Event)
     """Set when the manager ends: nothing is tried again."""
 

@@ -76,6 +76,8 @@ def on_change(context: Context, seen: Observation) -> None:
         context.reserve.release()
         mark_exited(context, seen.vm_id, seen.exit or lost_exit())
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
+        if seen.rebooted:
+            context.rebooted.add(seen.vm_id)
         _note_pause(context, seen.vm_id, seen.state is DomainState.PAUSED)
 
 

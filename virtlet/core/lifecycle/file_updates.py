@@ -2,7 +2,8 @@
 
 A guest has a copy of them. A kubelet replaces all files of such a volume in one step, by the link
 `..data`. A worker looks at these links; where one leads elsewhere than before, the guest runs a
-script that makes the same change there: the files in a directory of their own, then the link.
+script that makes the same change there: the files in a directory of their own, then the link. So
+it does after a reboot of its own, which empties a tmpfs such as /run.
 Volumes without that link are not followed: a part of a volume (`subPath`) and a single file do not
 change for containers either.
 """
@@ -199,6 +200,7 @@ class FileUpdates:
         }
         for gone in self._guests.keys() - running.keys():
             del self._guests[gone]
+        self._context.rebooted.intersection_update(running)
         for vm_id, record in running.items():
             guest = self._guests.get(vm_id)
             if guest is None:
@@ -216,11 +218,18 @@ class FileUpdates:
     def _look_at(self, guest: _Guest, record: VmRecord) -> None:
         if guest.thread is not None and guest.thread.is_alive():
             return
-        changed = [
-            volume
-            for volume in (record.machine.volumes if record.machine else ())
-            if isinstance(volume, GuestFiles) and _has_changed(guest, record, volume)
-        ]
+        volumes = record.machine.volumes if record.machine else ()
+        files = [volume for volume in volumes if isinstance(volume, GuestFiles)]
+        if record.vm.id in self._context.rebooted:
+            self._context.rebooted.discard(record.vm.id)
+            # What was on a tmpfs is gone; the script finds out what is still there.
+            for volume in files:
+                known = guest.has.get(volume.guest_path)
+                guest.has[volume.guest_path] = _Version(
+                    "", known.entries if known else _entries(volume)
+                )
+            guest.due = 0.0
+        changed = [volume for volume in files if _has_changed(guest, record, volume)]
         if changed and time.monotonic() >= guest.due:
             arguments = (guest, record, changed)
             guest.thread = threading.Thread(

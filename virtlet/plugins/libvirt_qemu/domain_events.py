@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import libvirt
-from attrs import frozen
+from attrs import evolve, frozen
 
 from virtlet.errors import Unavailable, VirtletError
 from virtlet.model.hypervisor import DomainCallback, DomainState, Observation
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _LOOKS = (0.5, 60.0)
 """Seconds between the first two looks after a connection was made, and at most."""
+
+REBOOTED = -1
+"""An event beside those of libvirt's lifecycle, which a reboot is none of."""
 
 _LIVE = (DomainState.RUNNING, DomainState.PAUSED)
 
@@ -75,10 +78,17 @@ class DomainWatch:
 
     def register(self, connection: Any) -> Callable[[], None]:
         """Have a connection's events come here, until the returned function is called."""
-        number = connection.domainEventRegisterAny(
-            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._take, None
+        register = connection.domainEventRegisterAny
+        numbers = (
+            register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._take, None),
+            register(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._take_reboot, None),
         )
-        return lambda: connection.domainEventDeregisterAny(number)
+
+        def deregister() -> None:
+            for number in numbers:
+                connection.domainEventDeregisterAny(number)
+
+        return deregister
 
     def connected(self) -> None:
         """A connection was made: look now, and again soon."""
@@ -87,6 +97,9 @@ class DomainWatch:
     def _take(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         vm_id = canonical(domain.UUIDString())
         self._put(DomainEvent(vm_id, domain.name(), event, detail))
+
+    def _take_reboot(self, connection: Any, domain: Any, _opaque: None) -> None:
+        self._take(connection, domain, REBOOTED, 0, None)
 
     def _put(self, item: DomainEvent | Callable[[], None]) -> None:
         self._events.put(item)
@@ -165,6 +178,10 @@ class DomainChanges:
                 # Only now is it certain to have joined its cgroups.
                 self._note_emulator(seen.vm_id)
                 self._tell_live(seen.vm_id, tell)
+            case event if event == REBOOTED:
+                observation = self._states.one(seen.vm_id, None)
+                if observation is not None and observation.state in _LIVE:
+                    tell(evolve(observation, rebooted=True))
             case _:
                 self._tell_live(seen.vm_id, tell)
 
