@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo debian-guest test test-fast lint format proto bench fuzz lock audit golden site picture clean
+.PHONY: help setup docs demo debian-guest image test test-fast lint format proto bench fuzz lock audit golden site picture clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,6 +20,9 @@ demo: setup ## boot a VM as a pod and take it away again (KEEP=1 leaves it runni
 
 debian-guest: setup ## build/debian.qcow2, a Debian 13 with cloud-init (minutes; the tests do it themselves)
 	@images/debian/build.sh build/debian.qcow2
+
+image: setup ## build/virtlet-image.tar, the container image of a node's parts (two minutes; seconds when only code changed)
+	@images/node/build.sh build/virtlet-image.tar
 
 test: setup ## all tests: unit, integration, end to end
 	$(PY) -m pytest $(SIDE_BY_SIDE)
@@ -45,7 +48,7 @@ proto: setup ## make the CRI stubs from proto/
 docs: setup ## write pages and the admission policy that are made from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(PY) hack/document_flavors.py > docs/flavors.md.new && mv docs/flavors.md.new docs/flavors.md
-	$(PY) hack/document_admission.py > deploy/virtletadmission.yaml.new && mv deploy/virtletadmission.yaml.new deploy/virtletadmission.yaml
+	$(PY) hack/document_admission.py > deploy/cluster/virtletadmission.yaml.new && mv deploy/cluster/virtletadmission.yaml.new deploy/cluster/virtletadmission.yaml
 	$(PY) hack/document_types.py > docs/types.md.new && mv docs/types.md.new docs/types.md
 
 site: setup ## the documentation as a site, build/site/html/index.html
@@ -68,6 +71,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: setup ## pin dependencies with hashes in requirements.txt and requirements-build.txt (UPGRADE=1 takes newer ones)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lock]'
 	$(LOCK) $(if $(UPGRADE),--upgrade) -c constraints.txt setup.cfg -o requirements.txt
+	$(LOCK) --extra kubernetes -c constraints.txt -c requirements.txt setup.cfg -o images/node/requirements.txt
 	echo 'setuptools>=68' | $(LOCK) $(if $(UPGRADE),--upgrade) - -o requirements-build.txt
 
 audit: setup ## ask for known vulnerabilities of what is pinned

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write deploy/virtletadmission.yaml: what an API server can refuse of VM pods, by CEL.
+"""Write deploy/cluster/virtletadmission.yaml: what an API server can refuse of VM pods, by CEL.
 
 What annotations there are, and their values, is in the built-in plugins' declarations. `make docs`
 runs it; tests/test_deploy.py fails when the file is not what this prints.

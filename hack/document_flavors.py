@@ -34,7 +34,7 @@ limits that fit their flavor.
 ```yaml
 {example}```
 
-Apply `deploy/virtletflavor.yaml` (the definition) and `deploy/rbac.yaml`, and
+Apply `deploy/cluster/virtletflavor.yaml` (the definition) and `deploy/cluster/rbac.yaml`, and
 [give the manager access](node.md#objects-of-the-cluster). `kubectl get virtletflavors` shows
 them, with `-o wide` their descriptions too. Without the API server: the same document as a file,
 one in each, in the directory `flavorsDir` (/etc/virtlet/flavors), as `NAME.yaml`. Files are read

@@ -19,6 +19,8 @@ PACKAGES=(
   mtools syslinux syslinux-common dosfstools busybox-static kmod xz-utils cpio
   # building the Debian guest, which tests do when they need it, and UEFI for it
   mmdebstrap fdisk libarchive13t64 ovmf
+  # building the node's container image
+  umoci
   # the tests' real counterparts
   containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs skopeo
   # examining the units, applying them in tests; starts nothing where it is not the init system

@@ -54,6 +54,13 @@ def settings(unit: Path) -> Settings:
     return found
 
 
+def mask(unit: Settings) -> int:
+    """The capabilities that a unit allows, as CapBnd of /proc/PID/status has them."""
+    kept = set(" ".join(unit["CapabilityBoundingSet"]).split())
+    numbers = enumerate(_CAPABILITIES.split())
+    return sum(1 << number for number, name in numbers if f"CAP_{name}" in kept)
+
+
 class _Argument(ctypes.Structure):
     _fields_ = (
         ("arg", ctypes.c_uint),

@@ -124,14 +124,13 @@ def test_the_kubelets_drop_in_names_the_socket() -> None:
 
 def test_the_runtime_classes_are_served() -> None:
     config = build(read_file(str(DEPLOY / "criproxy.yaml")))
-    documents = yaml.safe_load_all((ROOT / "deploy" / "runtimeclass.yaml").read_text())
+    documents = yaml.safe_load_all((ROOT / "deploy" / "cluster" / "runtimeclass.yaml").read_text())
     assert {d["handler"] for d in documents} == set(config.runtimes[1].handlers)
     assert TARGET_RUNTIME in PAGE
 
 
-def test_the_readme_has_the_steps_to_a_mixed_node_and_their_files_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("### A mixed node") : readme.index("## Where to go next")]
+def test_the_guide_has_the_steps_to_a_mixed_node_and_their_files_exist() -> None:
+    section = (ROOT / "docs" / "guide" / "first-pod.md").read_text()
     steps = re.findall(r"^\d+\. ", section, re.M)
     assert steps == [f"{n}. " for n in range(1, len(steps) + 1)]
     files = set(re.findall(r"\bdeploy/[\w/.-]+\w", section))

@@ -77,7 +77,7 @@ def test_the_example_runs_where_its_runtime_class_declares_no_overhead(
         _work_and_reboot(pod)
         log = Path(pod.status.log_path).read_text()
         assert f"of RAM, not the {limit // MIB}Mi of its memory limit" in log
-        assert "deploy/runtimeclass.yaml" in log
+        assert "deploy/cluster/runtimeclass.yaml" in log
         pod.down()
 
 

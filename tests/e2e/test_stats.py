@@ -73,7 +73,8 @@ def test_a_machine_that_boots_uses_processor_memory_disk_and_network(new_pod: Po
 
 def test_an_idle_machine_takes_what_its_runtime_class_asks_for(new_pod: PodFactory) -> None:
     """So many fit onto a node as its CPUs carry; twice as much is allowed for, as nodes differ."""
-    runtime_class = next(yaml.safe_load_all((ROOT / "deploy" / "runtimeclass.yaml").read_text()))
+    classes = ROOT / "deploy" / "cluster" / "runtimeclass.yaml"
+    runtime_class = next(yaml.safe_load_all(classes.read_text()))
     asked = float(parse_quantity(runtime_class["overhead"]["podFixed"]["cpu"]))
     pod = new_pod().up()
     pod.wait_for_answer()

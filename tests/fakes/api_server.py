@@ -1,7 +1,7 @@
 """A small API server, which answers as Kubernetes' does, field by field, over TLS with a token.
 
 It serves get of ConfigMaps and Secrets, list and watch of our own kinds; what an account may
-do it takes from the manifest deploy/rbac.yaml, with the bindings that a test adds.
+do it takes from the manifest deploy/cluster/rbac.yaml, with the bindings that a test adds.
 """
 
 import base64
@@ -134,10 +134,11 @@ class ApiServer:
             self._changed.notify_all()
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Whether deploy/rbac.yaml, and the test's bindings, allow it."""
+        """Whether deploy/cluster/rbac.yaml, and the test's bindings, allow it."""
         if resource in self.denied:
             return False
-        documents = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
+        rights = ROOT / "deploy" / "cluster" / "rbac.yaml"
+        documents = list(yaml.safe_load_all(rights.read_text()))
         roles = {(d["kind"], d["metadata"]["name"]): d.get("rules", ()) for d in documents if d}
         bound = [
             (d["roleRef"]["kind"], d["roleRef"]["name"])

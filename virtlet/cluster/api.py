@@ -33,10 +33,10 @@ KUBECONFIG: Option[str] = Option(
     env="VIRTLET_KUBECONFIG",
     kind=TEXT,
     default="",
-    help="kubeconfig file of the manager's own account in the cluster (deploy/rbac.yaml), for "
-    "ConfigMaps and Secrets that annotations name, VirtletImageMappings and VirtletFlavors; empty "
-    "for the service account of the pod that the manager runs in, or for no access where it runs "
-    "in none. Needs the Python package `kubernetes`",
+    help="kubeconfig file of the manager's own account in the cluster (deploy/cluster/rbac.yaml), "
+    "for ConfigMaps and Secrets that annotations name, VirtletImageMappings and VirtletFlavors; "
+    "empty for the service account of the pod that the manager runs in, or for no access where it "
+    "runs in none. Needs the Python package `kubernetes`",
 )
 CONNECT_TIME = 5.0
 """Seconds for a connection to the API server."""
@@ -143,7 +143,7 @@ class Cluster:
         if not self.configured:
             raise FailedPrecondition(
                 "the manager has no access to the cluster's API server: set kubeconfig "
-                "(--kubeconfig) to a file of an account with the rights of deploy/rbac.yaml"
+                "(--kubeconfig) to a file of an account with the rights of deploy/cluster/rbac.yaml"
             )
         try:
             from kubernetes import client, config
@@ -274,7 +274,7 @@ def _refusal(what: str, status: int, reason: str) -> VirtletError:
         case 403:
             return PermissionDenied(
                 f"{what}: the manager's account may not read it (403): bind it the role of "
-                "deploy/rbac.yaml in that namespace"
+                "deploy/cluster/rbac.yaml in that namespace"
             )
         case 400 | 422:
             return InvalidArgument(f"{what}: the cluster's API server refuses the name")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Self
 
 from tests.polling import until
 
@@ -26,7 +27,7 @@ _INIT = (
 class Node:
     """The namespaces, a short directory, and a cgroup parent for pods; gone with the context."""
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

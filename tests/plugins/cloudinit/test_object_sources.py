@@ -282,7 +282,8 @@ def test_a_pod_reads_objects_of_its_own_namespace_alone(plugin: Plugin, api: Api
     pod = make_pod({SOURCE: "secret/x"})
     metadata = evolve(pod.config.metadata, namespace="elsewhere")
     pod = evolve(pod, config=evolve(pod.config, metadata=metadata))
-    with pytest.raises(PermissionDenied, match=r"Secret elsewhere/x: .* \(403\): .*deploy/rbac"):
+    refused = r"Secret elsewhere/x: .* \(403\): .*deploy/cluster/rbac"
+    with pytest.raises(PermissionDenied, match=refused):
         plugin.virtlet_admit_vm(pod)
     assert api.requests == ["/api/v1/namespaces/elsewhere/secrets/x"]
 

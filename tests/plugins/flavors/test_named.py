@@ -373,7 +373,7 @@ def test_a_cluster_without_flavors_holds_nobody_up(
 
 
 def _schema() -> Mapping[str, Any]:
-    definition = yaml.safe_load((ROOT / "deploy" / "virtletflavor.yaml").read_text())
+    definition = yaml.safe_load((ROOT / "deploy" / "cluster" / "virtletflavor.yaml").read_text())
     (version,) = definition["spec"]["versions"]
     found: Mapping[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return found

@@ -273,7 +273,9 @@ def test_shutting_down_ends_the_watch(api: ApiServer, served: Served, directory:
 
 
 def test_the_definition_knows_the_fields_of_translation_files() -> None:
-    definition = yaml.safe_load((ROOT / "deploy" / "virtletimagemapping.yaml").read_text())
+    definition = yaml.safe_load(
+        (ROOT / "deploy" / "cluster" / "virtletimagemapping.yaml").read_text()
+    )
     assert definition["metadata"]["name"] == f"{MAPPINGS}.virtlet.k8s"
     (version,) = definition["spec"]["versions"]
     fields = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]

@@ -61,7 +61,7 @@ def test_every_part_of_a_machine_counts(flavor: Flavor, others: dict[str, Any], 
 
 
 def _classes() -> dict[str, dict[str, Any]]:
-    documents = yaml.safe_load_all((ROOT / "deploy" / "runtimeclass.yaml").read_text())
+    documents = yaml.safe_load_all((ROOT / "deploy" / "cluster" / "runtimeclass.yaml").read_text())
     return {document["metadata"]["name"]: document for document in documents}
 
 
@@ -79,7 +79,7 @@ def test_the_runtime_classes_hold_the_largest_machine_that_they_say_they_do(
     declared = parse_bytes(_classes()[name]["overhead"]["podFixed"]["memory"])
     need = overhead(_machine(largest, disks=4, nics=2))
     assert need <= declared < need + 32 * MIB
-    said = re.sub(r"\n# *", " ", (ROOT / "deploy" / "runtimeclass.yaml").read_text())
+    said = re.sub(r"\n# *", " ", (ROOT / "deploy" / "cluster" / "runtimeclass.yaml").read_text())
     size = f"{largest.vcpus} vCPUs, {largest.memory // GIB}Gi of RAM, a root disk of"
     assert f"{name}: {size} {largest.root_size // GIB}Gi" in said
     with_kvm = overhead(_machine(largest, disks=4, nics=2, accelerator="kvm"))

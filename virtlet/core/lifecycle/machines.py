@@ -118,7 +118,7 @@ def _with_memory(machine: Machine, memory: int) -> Machine:
 def _remedy(need: int) -> str:
     return (
         f"use a RuntimeClass with overhead: {{podFixed: {{memory: {_up(need)}Mi}}}} "
-        "(deploy/runtimeclass.yaml)"
+        "(deploy/cluster/runtimeclass.yaml)"
     )
 
 

@@ -1,6 +1,6 @@
 """What a `flavor:` section may say: of a handler in the node's configuration, of a VirtletFlavor.
 
-The table is the schema of deploy/virtletflavor.yaml and the reference docs/flavors.md too.
+The table is the schema of deploy/cluster/virtletflavor.yaml and the reference docs/flavors.md too.
 """
 
 import re

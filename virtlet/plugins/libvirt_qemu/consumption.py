@@ -1,8 +1,8 @@
 """What emulators consume: the memory they may need beside the guest's RAM, and what they used.
 
 docs/node.md has the formula of the memory, with measurements; the RuntimeClasses of
-deploy/runtimeclass.yaml follow it. Statistics are those of virConnectGetAllDomainStats of libvirt's
-API; memory is in KiB there, times in nanoseconds.
+deploy/cluster/runtimeclass.yaml follow it. Statistics are those of virConnectGetAllDomainStats of
+libvirt's API; memory is in KiB there, times in nanoseconds.
 """
 
 import logging
