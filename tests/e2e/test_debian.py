@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, ROOT, Pod
 from tests.fakes import kubelet
-from tests.fakes.kubelet import volumes
+from tests.fakes.kubelet import volumes, write_account, write_atomic
 from virtlet.cli.playground import Playground
 
 EXAMPLE = ROOT / "examples" / "pods" / "debian.yaml"
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @frozen
 class Debian:
-    """Two guests that boot side by side: by BIOS with NoCloud, and by UEFI with a ConfigDrive."""
+    """Two guests that boot side by side: by BIOS with NoCloud from SCSI disks, and by UEFI with a
+    ConfigDrive from NVMe disks."""
 
     nocloud: Pod
     configdrive: Pod
@@ -40,7 +41,10 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def debian(debian_image: Path, key: Path) -> Iterator[Debian]:
     # A distribution runs more code than the default buffer holds.
     quick = {"translation_buffer": "192Mi"}
-    handlers = {"": {"flavor": quick}, "uefi": {"flavor": quick | {"firmware": "uefi"}}}
+    handlers = {
+        "": {"flavor": quick},
+        "uefi": {"flavor": quick | {"firmware": "uefi", "disk_bus": "nvme"}},
+    }
     with (
         Playground(
             {"debian": debian_image},
@@ -156,9 +160,41 @@ def test_files_environment_and_commands_arrive(pod: Pod) -> None:
 
 
 def test_a_directory_is_shared_with_the_node(pod: Pod) -> None:
-    run(pod, "mountpoint -q /srv/scratch && echo in the guest >/srv/scratch/file")
+    """Over virtiofs. What replaces a link on the node replaces it for the guest."""
+    assert run(pod, "findmnt -n -o FSTYPE,SOURCE /srv/scratch").split()[0] == "virtiofs"
+    run(pod, "echo in the guest >/srv/scratch/file")
     directory = pod.node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~empty-dir"
-    assert (directory / "scratch" / "file").read_text() == "in the guest\n"
+    shared = directory / "scratch"
+    assert (shared / "file").read_text() == "in the guest\n"
+    for second, text in enumerate(("one", "two")):
+        write_atomic(shared, {"a": (text.encode(), 0o644, 0)}, second)
+        run(pod, f'until [ "$(cat /srv/scratch/a)" = {text} ]; do sleep 0.2; done')
+
+
+def test_a_renewed_token_replaces_the_old_one_and_is_missing_at_no_time(pod: Pod) -> None:
+    """Of the service account, as a kubelet renews it before its hour is over."""
+    inside = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert run(pod, f"cat {inside}") == "token\n"
+    reads = f"while [ ! -e /run/enough ]; do cat {inside}; done >/dev/null 2>>/run/missed"
+    run(pod, f"setsid sh -c '{reads}' >/dev/null 2>&1 &")
+    volumes = pod.node.kubelet_dir / pod.pod.metadata.uid / "volumes"
+    (account,) = volumes.glob("kubernetes.io~projected/kube-api-access-*")
+    for second, token in enumerate(("renewed", "renewed-again"), 1):
+        write_account(account, token, second)
+        run(pod, f'until [ "$(cat {inside})" = {token} ]; do sleep 0.5; done')
+    run(pod, "touch /run/enough")
+    assert run(pod, "cat /run/missed") == ""
+
+
+def test_the_disks_are_where_the_handler_has_them(debian: Debian) -> None:
+    """The root disk, and the pod's by its serial number."""
+    script = "findmnt -n -o SOURCE /; readlink -f /dev/database; cat /sys/block/nvme*/device/serial"
+    root, database = run(debian.nocloud, f"({script}) 2>/dev/null || true").split()
+    assert (root[:7], database[:7]) == ("/dev/sd", "/dev/sd")
+    root, database, *serials = run(debian.configdrive, script).split()
+    assert (root[:9], database[:9]) == ("/dev/nvme", "/dev/nvme")
+    assert len(serials) == 2
+    assert "root" in serials
 
 
 def test_a_disk_gets_a_file_system_that_is_mounted(pod: Pod) -> None:

@@ -12,6 +12,7 @@ import pytest
 from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
+from tests.fakes.kubelet import write_atomic
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
@@ -200,7 +201,7 @@ class KubeletPod:
         for path in (on_disk, memory):
             path.chmod(0o777)
         (on_node / "of-the-node").write_text("on the node")
-        _write_atomic(self.volume("secret", "sec"), {"key": (b"hunter2", 0o440, 2000)})
+        write_atomic(self.volume("secret", "sec"), {"key": (b"hunter2", 0o440, 2000)})
         for path in (self.pod.node.kubelet_dir, self.directory, self.directory / "volumes"):
             path.chmod(0o750)
         add = self.pod.manifest.container.mounts.add
@@ -213,20 +214,6 @@ class KubeletPod:
         )
         secret = str(self.volume("secret", "sec"))
         add(container_path="/etc/sec", host_path=secret, readonly=True)
-
-
-def _write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]], second: int = 0) -> None:
-    """Files (content, mode, group) as a kubelet writes them: links to a version of all of them."""
-    version = volume / f"..2026_11_27_10_00_0{second}.1"
-    version.mkdir(parents=True)
-    for name, (content, mode, group) in files.items():
-        (version / name).write_bytes(content)
-        (version / name).chmod(mode)
-        os.chown(version / name, 0, group)
-        if not (volume / name).is_symlink():
-            (volume / name).symlink_to(f"..data/{name}")
-    (volume / "..data_tmp").symlink_to(version.name)
-    (volume / "..data_tmp").replace(volume / "..data")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +284,7 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     seen = _run(pod, f"stat -L -c '%a %u:%g %n' {account}/namespace /etc/sec/key")
     assert seen.splitlines() == [f"644 0:0 {account}/namespace", "440 0:2000 /etc/sec/key"]
 
-    _write_atomic(kubelet_pod.volume("secret", "sec"), {"key": (b"changed", 0o400, 0)}, second=1)
+    write_atomic(kubelet_pod.volume("secret", "sec"), {"key": (b"changed", 0o400, 0)}, second=1)
     changed = _run(pod, _UNTIL_CHANGED + "stat -L -c '%a %u:%g' /etc/sec/key; ls -A /etc/sec")
     assert changed.split() == ["400", "0:0", "..2026_11_27_10_00_01.1", "..data", "key"]
 

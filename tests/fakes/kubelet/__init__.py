@@ -7,6 +7,7 @@ only they make, with the gates that the line names.
 """
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,9 @@ def complete(manifest: PodManifest, pods: Path) -> None:
         container.envs.add(key=name, value=value.encode())
     directory = pods / pod.metadata.uid
     account = directory / "volumes" / "kubernetes.io~projected" / "kube-api-access-x2zkq"
-    account.mkdir(parents=True, exist_ok=True)
+    if not account.exists():
+        write_account(account, "token\n")
     directory.chmod(0o750)
-    for file, text in {"token": "token\n", "ca.crt": "ca\n", "namespace": "default"}.items():
-        (account / file).write_text(text)
     hosts = directory / "etc-hosts"
     hosts.write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{pod.hostname}\n")
     words = directory / "containers" / container.metadata.name / "7a33e70e"
@@ -189,3 +189,24 @@ def document(path: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(path.read_text())
     found["metadata"] |= {"name": name, "uid": f"uid-{name}"}
     return found
+
+
+def write_account(account: Path, token: str, second: int = 0) -> None:
+    """A service account with a token, a new one where there is one."""
+    texts = {"token": token, "ca.crt": "ca\n", "namespace": "default"}
+    files = {name: (text.encode(), 0o644, 0) for name, text in texts.items()}
+    write_atomic(account, files, second)
+
+
+def write_atomic(volume: Path, files: dict[str, tuple[bytes, int, int]], second: int = 0) -> None:
+    """Files (content, mode, group) as a kubelet writes them: links to a version of all of them."""
+    version = volume / f"..2026_11_27_10_00_0{second}.1"
+    version.mkdir(parents=True)
+    for name, (content, mode, group) in files.items():
+        (version / name).write_bytes(content)
+        (version / name).chmod(mode)
+        os.chown(version / name, 0, group)
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
+    (volume / "..data_tmp").symlink_to(version.name)
+    (volume / "..data_tmp").replace(volume / "..data")
