@@ -24,7 +24,7 @@ from bench.row import Row
 from virtlet.cri import api_pb2 as cri
 
 PODS = 20
-BOUND = 80.0
+BOUND = 95.0
 """MB of resident memory."""
 AT_A_TIME = 4
 WARM_UP = 300
