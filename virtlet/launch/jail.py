@@ -117,7 +117,7 @@ def _add(jail: JailMounts, item: Visible) -> None:
 
 def _mount(jail: JailMounts, target: str, item: Visible, *, device: bool = False) -> None:
     try:
-        # A link that was put there meanwhile is opened itself, which no mount can be made of.
+        # A link that was put there meanwhile is shown itself, and leads to what the jail has.
         opened = os.open(item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             jail.mounts[target] = mounts.detached(

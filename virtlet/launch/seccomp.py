@@ -2,13 +2,14 @@
 
 Processes of one user may signal each other and set each other's limits and priorities, whatever
 namespaces they are in, and QEMU's filter lets it. This one is short on purpose: what reaches other
-processes, new namespaces, mounts, keys, BPF. Source: seccomp(2), <linux/bpf_common.h>.
+processes, new namespaces, mounts, keys, BPF, sockets that no namespace holds. Source: seccomp(2),
+<linux/bpf_common.h>.
 """
 
 import errno
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from virtlet.errors import FailedPrecondition
 
@@ -56,9 +57,22 @@ _REFUSED: dict[str, tuple[int, int]] = {
     "keyctl": (250, 219),
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
 }
 _IO_URING = {"io_uring_setup": (425, 425)}
 """Without it there is no ring for the other calls. QEMU does without unless it is asked for it."""
+_FCNTL, _IOCTL, _PRCTL = (72, 25), (16, 29), (157, 167)
+_FCNTL_REFUSED = (8, 15, 1024)
+"""F_SETOWN and F_SETOWN_EX have the kernel send a signal of choice (F_SETSIG) to a process of
+choice; F_SETLEASE has it hold up whoever opens the file, root as well."""
+_IOCTL_REFUSED = (0x8901, 0x8902)
+"""FIOSETOWN and SIOCSPGRP do what F_SETOWN does."""
+_PRCTL_REFUSED = (62,)
+"""PR_SCHED_CORE keeps a process of choice from sharing a core."""
+_SOCKET = (41, 198)
+_FAMILIES = (1, 2, 10)
+"""AF_UNIX, AF_INET, AF_INET6: those of others are not all kept apart by network namespaces. A vsock
+reaches the node and, where that is a VM, its host."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _NAMESPACES = 0x7E02_0000
 """CLONE_NEWNS to CLONE_NEWNET of <linux/sched.h>."""
@@ -66,8 +80,8 @@ _X32 = 0x4000_0000
 """Bit of the numbers of another set of calls, on x86_64."""
 
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST = 0, 4, 16
-"""Where struct seccomp_data has them; of the first argument, its lower half."""
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
+"""Where struct seccomp_data has them; of arguments, their lower halves."""
 _ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000
 
 
@@ -99,28 +113,40 @@ def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
         (_RETURN, _ERRNO | errno.EPERM, ""),
     ]
     labels = {"known": len(steps)}
-    steps += [(_LOAD, _NUMBER, ""), (_AT_LEAST, _X32, "refused")]
+    # ioctl comes first, as KVM runs its vCPUs by it.
+    steps += [(_LOAD, _NUMBER, ""), (_EQUAL, _IOCTL[which], "ioctl"), (_AT_LEAST, _X32, "refused")]
     refused = _REFUSED if io_uring else _REFUSED | _IO_URING
     steps += [(_EQUAL, number, "refused") for number in numbers(refused)]
     steps += [(_EQUAL, number, "other") for number in numbers(_OTHERS)]
     steps += [
+        (_EQUAL, _FCNTL[which], "fcntl"),
+        (_EQUAL, _PRCTL[which], "prctl"),
+        (_EQUAL, _SOCKET[which], "socket"),
         (_EQUAL, _CLONE[which], "clone"),
         # Its flags are out of reach; the C library takes clone where this is missing.
         (_EQUAL, _CLONE3[which], "missing"),
         (_RETURN, _ALLOW, ""),
     ]
-    labels["other"] = len(steps)
-    steps += [(_LOAD, _FIRST, ""), (_EQUAL, 0, "allowed"), (_EQUAL, pid, "allowed")]
-    labels["refused"] = len(steps)
-    steps.append((_RETURN, _ERRNO | errno.EPERM, ""))
-    labels["clone"] = len(steps)
-    steps += [(_LOAD, _FIRST, ""), (_HAS_BITS, _NAMESPACES, "refused again")]
-    labels["allowed"] = len(steps)
-    steps.append((_RETURN, _ALLOW, ""))
-    labels["refused again"] = len(steps)
-    steps.append((_RETURN, _ERRNO | errno.EPERM, ""))
-    labels["missing"] = len(steps)
-    steps.append((_RETURN, _ERRNO | errno.ENOSYS, ""))
+
+    def part(label: str, load: int, tests: Iterable[tuple[int, int, str]], end: int) -> None:
+        """What a call goes through that is judged by an argument."""
+        labels[label] = len(steps)
+        steps.extend([(_LOAD, load, ""), *tests, (_RETURN, end, "")])
+
+    eperm = _ERRNO | errno.EPERM
+    part("ioctl", _SECOND, [(_EQUAL, value, "refused") for value in _IOCTL_REFUSED], _ALLOW)
+    part("fcntl", _SECOND, [(_EQUAL, value, "refused") for value in _FCNTL_REFUSED], _ALLOW)
+    part("prctl", _FIRST, [(_EQUAL, value, "refused") for value in _PRCTL_REFUSED], _ALLOW)
+    part("clone", _FIRST, [(_HAS_BITS, _NAMESPACES, "refused")], _ALLOW)
+    part("socket", _FIRST, [(_EQUAL, family, "allowed") for family in _FAMILIES], eperm)
+    part("other", _FIRST, [(_EQUAL, 0, "allowed"), (_EQUAL, pid, "allowed")], eperm)
+    for label, end in (
+        ("refused", eperm),
+        ("allowed", _ALLOW),
+        ("missing", _ERRNO | errno.ENOSYS),
+    ):
+        labels[label] = len(steps)
+        steps.append((_RETURN, end, ""))
     return b"".join(
         struct.pack("=HBBI", code, labels[to] - at - 1 if to else 0, 0, value)
         for at, (code, value, to) in enumerate(steps)

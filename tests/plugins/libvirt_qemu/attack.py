@@ -7,12 +7,17 @@ What it attacks comes in the variable ATTACK: a JSON object of paths to read, to
 to, processes and a TCP port of the node.
 """
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
+import stat
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +135,82 @@ def ring(_: None) -> str:
     return "set up"
 
 
+def signal_by_file(pid: int) -> str:
+    """Have the kernel send a signal to a process when something can be read; no signal comes as
+    long as O_ASYNC is not set."""
+    setown, setown_ex, process = 8, 15, 1
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        try:
+            fcntl.fcntl(ends[0], setown, pid)
+        except OSError:
+            fcntl.fcntl(ends[0], setown_ex, struct.pack("ii", process, pid))
+        return "would be signalled"
+
+
+def signal_by_socket(pid: int) -> str:
+    """Likewise, by the call of sockets."""
+    siocspgrp = 0x8902
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        fcntl.ioctl(ends[0], siocspgrp, pid.to_bytes(4, "little"))
+        return "would be signalled"
+
+
+def lease(path: str) -> str:
+    """Have whoever opens a file of its own wait, the manager as well."""
+    with open(path, "rb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return "held"
+
+
+def family(number: int) -> str:
+    """Make a socket of a family that QEMU has no use for: a network namespace does not hold all."""
+    kind = socket.SOCK_RAW if number == socket.AF_NETLINK else socket.SOCK_STREAM
+    socket.socket(number, kind).close()
+    return "made"
+
+
+def inherit(_: None) -> str:
+    """Find a descriptor that leads out: a directory, or a file that can be opened anew to write."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kind = os.fstat(int(name)).st_mode
+        except OSError:
+            continue
+        where = os.readlink(f"/proc/self/fd/{name}")
+        if stat.S_ISDIR(kind) and not where.startswith("/proc/"):
+            found.append(where)
+        elif stat.S_ISREG(kind):
+            with contextlib.suppress(OSError):
+                os.close(os.open(f"/proc/self/fd/{name}", os.O_RDWR))
+                found.append(where)
+    if not found:
+        raise OSError("nothing leads out")
+    return ", ".join(found)
+
+
+def share(pid: int) -> str:
+    """Choose with whom a process shares a core. The kernel finds the command wrong, if asked."""
+    sched_core, no_command = 62, 99
+    LIBC.prctl(sched_core, no_command, pid, 0, 0)
+    if ctypes.get_errno() == errno.EPERM:
+        raise OSError("refused")
+    return "chosen"
+
+
+def fault(_: None) -> str:
+    """Handle page faults itself, which makes races in the kernel easy to win."""
+    userfaultfd, user_mode_only = 323 if os.uname().machine == "x86_64" else 282, 1
+    descriptor = LIBC.syscall(userfaultfd, user_mode_only)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.close(descriptor)
+    return "set up"
+
+
 def look(_: None) -> str:
     """Find other processes in /proc."""
     others = [name for name in os.listdir("/proc") if name.isdigit()]
@@ -154,6 +235,13 @@ WAYS: dict[str, Callable[[Any], str]] = {
     "gain": gain,
     "look": look,
     "ring": ring,
+    "signal by file": signal_by_file,
+    "signal by socket": signal_by_socket,
+    "lease": lease,
+    "family": family,
+    "inherit": inherit,
+    "fault": fault,
+    "share": share,
 }
 
 

@@ -29,8 +29,9 @@ _HELD_ANYWAY = {
     "libvirt's library",
     "libvirt's logs",
     "libvirt's directory of another VM",
+    "a descriptor that leads out",
 }
-"""What owners and modes keep from any emulator without a jail."""
+"""What owners and modes keep from any emulator without a jail; nor does it inherit a way out."""
 _HELD_BY_ITS_USER = {
     "another VM's disk",
     "another VM's image",
@@ -123,6 +124,14 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
         "a core dump": ("dump", None),
         "privileges": ("gain", None),
         "io_uring": ("ring", None),
+        "another emulator's end by a file's signal": ("signal by file", pid),
+        "another emulator's end by a socket's signal": ("signal by socket", pid),
+        "another emulator's core": ("share", pid),
+        "a hold on whoever opens its disk": ("lease", str(mine.root.path)),
+        "the node's vsock": ("family", socket.AF_VSOCK),
+        "the kernel's messages": ("family", socket.AF_NETLINK),
+        "page faults": ("fault", None),
+        "a descriptor that leads out": ("inherit", None),
     }
     return {"report": str(mine.root.path), "tries": tries}
 
