@@ -12,10 +12,7 @@ auth_unix_rw = "none"
 auth_unix_ro = "none"
 log_outputs = "4:stderr"
 """
-QEMU_CONF = """
-stdio_handler = "file"
-"""
-"""As docs/hypervisor.md asks for, so that no virtlogd is needed."""
+_PAGE = Path(__file__).parents[3] / "docs" / "hypervisor.md"
 _PLACES = {
     "etc": "/etc/libvirt",
     "run": "/run/libvirt",
@@ -23,6 +20,12 @@ _PLACES = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
+
+
+def advised() -> str:
+    """The qemu.conf that the page asks administrators for, word for word."""
+    section = _PAGE.read_text().partition("## A libvirt daemon")[2]
+    return section.split("```\n")[1]
 
 
 class Daemon:
@@ -38,7 +41,7 @@ class Daemon:
         for name in _PLACES:
             (root / name).mkdir(exist_ok=True)
         (root / "etc/libvirtd.conf").write_text(_DAEMON_CONF)
-        (root / "etc/qemu.conf").write_text(QEMU_CONF)
+        (root / "etc/qemu.conf").write_text(advised())
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

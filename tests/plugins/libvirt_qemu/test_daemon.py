@@ -15,6 +15,7 @@ from virtlet.errors import FailedPrecondition, Unavailable
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.launch import LaunchPart
 from virtlet.plugins.libvirt_qemu.libvirt_process import adopt_orphans
+from virtlet.plugins.libvirt_qemu.qemu_conf import tell_of_owner
 
 REPORTED_WITHIN = 15.0
 """Seconds until a lost libvirt must show in the health: five, and room for a busy machine."""
@@ -54,6 +55,21 @@ def test_a_vm_comes_and_goes(rig: Rig) -> None:
         # The daemon's dynamic ownership must not get at our files.
         assert machine.root.path.stat().st_uid == before.st_uid
     assert rig.hypervisor.observe(machine.vm.id) is None
+
+
+def test_with_the_advised_configuration_its_directories_are_roots(
+    daemon: Daemon, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also while a VM runs as `emulatorUser`, and nothing is told of them."""
+    with rig.running(machine=rig.machine(shared=True)) as machine:
+        assert os.stat(f"/proc/{rig.pid(machine)}").st_uid == rig.node.emulator_uid
+        # A domain's own, which the manager takes back, is where it does not see it here.
+        for path in (daemon.root / "run/qemu", daemon.root / "lib/qemu", daemon.root / "log/qemu"):
+            there = [path, *(item for item in path.iterdir() if "domain-" not in item.name)]
+            owners = {str(item): os.lstat(item).st_uid for item in there}
+            assert set(owners.values()) == {0}, owners
+        tell_of_owner(daemon.root / "run/qemu", rig.node)
+    assert "qemu.conf" not in caplog.text
 
 
 def test_a_failed_start_says_why(rig: Rig) -> None:
