@@ -14,6 +14,7 @@ from criproxy.routes.new_pod import Chooser
 from criproxy.routes.one_runtime import forward
 from criproxy.rpc.incoming import ServerCall
 from criproxy.rpc.messages import Code, RpcError
+from criproxy.runtimes.last_known import pod_marks
 from criproxy.runtimes.owners import KNOWS_NONE, Owners
 from criproxy.runtimes.runtime import Runtime
 
@@ -44,6 +45,19 @@ class ImageRouter:
         digest = image_names.digest_of(name)
         having = [r for r in self.owners.runtimes if digest and digest in r.last.digests]
         return having[0] if len(having) == 1 else None
+
+    def by_pod(self, uid: str, annotations: Mapping[str, str]) -> Runtime | None:
+        """Return the only runtime that has the pod with this UID, or else these annotations."""
+        for runtimes in (
+            [r for r in self.owners.runtimes if uid and uid in r.last.pod_uids],
+            *(
+                [r for r in self.owners.runtimes if mark in r.last.pod_marks]
+                for mark in pod_marks(annotations)
+            ),
+        ):
+            if len(runtimes) == 1:
+                return runtimes[0]
+        return None
 
     def told(self, request: Any) -> Runtime | None:
         """Return the runtime that the request names by prefix, annotation, handler, pod or digest.
@@ -78,11 +92,8 @@ class ImageRouter:
             )
         if chosen:
             return chosen[0]
-        if pod is not None and pod.metadata.uid:
-            having = [r for r in self.owners.runtimes if pod.metadata.uid in r.last.pod_uids]
-            if len(having) == 1:
-                return having[0]
-        return self.by_digest(spec.image)
+        uid = pod.metadata.uid if pod is not None else ""
+        return self.by_pod(uid, spec.annotations) or self.by_digest(spec.image)
 
 
 @frozen
@@ -101,8 +112,35 @@ class OneImage:
         runtime = self.router.told(request)
         if runtime is None and self._may_be_an_id(request.image.image, method):
             call.run(self._by_id(call, method, request))
+        elif runtime is None and self._is_for_no_pod(request.image, method):
+            call.run(self._by_name(call, method, request))
         else:
             to_runtime(call, runtime or self.router.owners.primary, method, request)
+
+    def _is_for_no_pod(self, spec: Any, method: Method) -> bool:
+        """Whether any runtime's image of that name will do.
+
+        An image of another runtime is of no use to a pod: the kubelet is to pull it.
+        """
+        several = len(self.router.owners.runtimes) > 1 and method.name != "PullImage"
+        return several and not spec.annotations and not image_names.digest_of(spec.image)
+
+    async def _by_name(self, call: ServerCall, method: Method, request: Any) -> None:
+        """Route a name without a prefix to the first runtime that has an image of that name.
+
+        Runtimes are asked in turn, so that an image of the primary never waits for another.
+        """
+        chosen = self.router.owners.primary
+        for runtime in self.router.owners.runtimes:
+            away = not runtime.answering and (runtime.primary or runtime.last.seen)
+            if away and method.name == "RemoveImage":
+                # It may have the image that the name means, so remove no other's.
+                chosen = runtime
+                break
+            if await _id_in(runtime, request.image.image, call):
+                chosen = runtime
+                break
+        to_runtime(call, chosen, method, request)
 
     def _may_be_an_id(self, name: str, method: Method) -> bool:
         if image_names.is_image_id(name):
@@ -173,7 +211,8 @@ async def _holders(
     named = holders.get(runtimes[0])
     if named is not None and not _begins(named, given):
         return {runtimes[0]: given}
-    return {r: i for r, i in holders.items() if _begins(i, given)}
+    begun = {r: i for r, i in holders.items() if _begins(i, given)}
+    return begun or dict.fromkeys(list(holders)[:1], given)
 
 
 async def _id_in(runtime: Runtime, given: str, call: ServerCall) -> str:

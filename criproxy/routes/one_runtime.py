@@ -188,10 +188,22 @@ class ById:
             if options.target_id.startswith(prefix):
                 options.target_id = options.target_id.removeprefix(prefix)
                 changed = True
+            changed = self._to_own_image(request.config.image, owner.runtime) or changed
         if not owner.runtime.primary:
             change = image_names.inside(owner.runtime.config.image_prefix)
             changed = image_names.in_request(request, change) or changed
         return changed
+
+    def _to_own_image(self, spec: Any, runtime: Runtime) -> bool:
+        """Put the image's name in place of an id that only another runtime has.
+
+        A kubelet that started again may have got the id for the name from there.
+        """
+        theirs = any(spec.image in r.last.images for r in self.owners.runtimes)
+        if not spec.user_specified_image or not theirs or spec.image in runtime.last.images:
+            return False
+        spec.image = spec.user_specified_image
+        return True
 
     def _look(self, call: ServerCall, method: Method, owner: Owner, request: Any) -> Look | None:
         runtime = owner.runtime

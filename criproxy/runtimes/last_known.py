@@ -35,10 +35,29 @@ log = logging.getLogger(__name__)
 INVENTORY = ("ListPodSandbox", "ListContainers", "ListImages")
 #: Number of removed ids that are remembered, so that late calls for them find their owner.
 _FORMER = 8192
-#: Number of new ids and UIDs that are remembered until lists have them.
-_LEARNT = 1024
+#: Number of new ids, UIDs and marks that are remembered until lists have them.
+_LEARNT = 4096
 #: Shortest time between two updates of ids from clients' lists.
 _INDEX_SECONDS = 0.05
+#: Annotations that a kubelet adds to a pod; the first is when it saw the pod, to the nanosecond.
+_SEEN = "kubernetes.io/config.seen"
+_OF_KUBELET = "kubernetes.io/config."
+
+
+def pod_marks(annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what shows that two calls are about one pod, the surest first.
+
+    A kubelet sends a pod's annotations where it does not say which pod it is. It adds when it saw
+    the pod, which no two pods share; after its restart this differs, so the others are compared.
+
+    Returns:
+        Texts that are equal for equal annotations; none for annotations without the kubelet's.
+    """
+    if not annotations.get(_SEEN):
+        return ()
+    others = sorted((k, v) for k, v in annotations.items() if not k.startswith(_OF_KUBELET))
+    digest = hashlib.sha256(json.dumps(others).encode()).hexdigest()
+    return f"seen {annotations[_SEEN]}", f"others {digest}"
 
 
 @frozen
@@ -71,6 +90,7 @@ class LastKnown:
         pending_update: an UpdateRuntimeConfig request that it did not get yet, or None.
         sandboxes, containers, images: ids.
         pod_uids: UIDs of its pods.
+        pod_marks: what `pod_marks` returns for its pods.
         digests: of its images.
     """
 
@@ -82,6 +102,7 @@ class LastKnown:
         self.sandboxes: set[str] = set()
         self.containers: set[str] = set()
         self.pod_uids: set[str] = set()
+        self.pod_marks: set[str] = set()
         self.images: set[str] = set()
         self.digests: set[str] = set()
         self._former: OrderedDict[str, None] = OrderedDict()
@@ -89,7 +110,7 @@ class LastKnown:
         self._edits = ListEdits()
         self._changed = 0.0
         self._waiting: dict[str, tuple[bytes, float]] = {}
-        #: When ids and UIDs were made; lists of earlier calls may lack them.
+        #: When ids, UIDs and marks were made; lists of earlier calls may lack them.
         self._learnt: dict[str, float] = {}
 
     def has(self, some_id: str) -> bool:
@@ -183,6 +204,9 @@ class LastKnown:
         self.pod_uids.add(pod_uid)
         self._learn(sandbox_id)
         self._learn(pod_uid)
+        for mark in pod_marks(request.config.annotations):
+            self.pod_marks.add(mark)
+            self._learn(mark)
         self._edits.add(list_edits.sandbox_made(sandbox_id, request))
 
     def learn_container(self, container_id: str, request: Any | None = None) -> None:
@@ -215,6 +239,8 @@ class LastKnown:
             self.sandboxes = self._replaced(self.sandboxes, (s.id for s in answer.items), asked)
             uids = {s.metadata.uid for s in answer.items}
             self.pod_uids = uids | self._newer(self.pod_uids, asked)
+            marks = {mark for s in answer.items for mark in pod_marks(s.annotations)}
+            self.pod_marks = marks | self._newer(self.pod_marks, asked)
         elif name == "ListContainers":
             listed = (c.id for c in answer.containers)
             self.containers = self._replaced(self.containers, listed, asked)

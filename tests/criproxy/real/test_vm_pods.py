@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tests.criproxy.fakes.command import ProxyProcess
 from tests.criproxy.fakes.proxy import VM, Client
@@ -43,10 +44,16 @@ class MixedNode:
 
 
 @pytest.fixture(scope="module")
-def mixed() -> Iterator[MixedNode]:
-    """The node; its VM has booted."""
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedNode]:
+    """The node; its VM has booted.
+
+    A name of containerd's images is one of a disk, too.
+    """
     settings: dict[str, object] = {"handlers": {"virtlet": {}}}
-    with Node() as node, Playground({"tiny": TINY}, settings=settings) as virtlet:
+    disk = tmp_path_factory.mktemp("images") / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+    images = {"tiny": TINY, BUSYBOX.partition(":")[0]: disk}
+    with Node() as node, Playground(images, settings=settings) as virtlet:
         containerd = Containerd(node, "a", 1).start()
         containerd.load_images()
         connect = f"containerd:{containerd.socket},{VM}:{virtlet.socket}"
@@ -199,6 +206,47 @@ def test_a_vm_that_cannot_start_leaves_the_ordinary_pod_alone(
         client.create(mixed.vm.id, image=f"{VM}/no-such-image", name="none")
     assert caught.value.code() != grpc.StatusCode.UNAVAILABLE
     assert mixed.ordinary.exec("true").exit_code == 0
+
+
+def test_one_name_of_a_container_and_of_a_disk_stays_two_images(
+    mixed: MixedNode, client: Client
+) -> None:
+    manifest = evolve(make_manifest(mixed.virtlet), handler="virtlet")
+    del manifest.pod.annotations["kubernetes.io/target-runtime"]
+    manifest.container.image.image = BUSYBOX
+    # As of a kubelet that saw the pod at a moment of its own.
+    manifest.pod.annotations["kubernetes.io/config.seen"] = "2026-11-27T10:07:19.442774995Z"
+    nobodys = cri.ImageStatusRequest(image=cri.ImageSpec(image=BUSYBOX))
+    ask = cri.ImageStatusRequest(image=manifest.image())
+    theirs = client.image.ImageStatus(nobodys).image.id
+    assert theirs
+    pod = VmPod(mixed.virtlet, mixed.vm.client, manifest).run()
+    try:
+        assert not client.image.ImageStatus(ask).HasField("image")
+        pod = pod.create()
+        ours = client.image.ImageStatus(ask).image.id
+        assert ours not in ("", theirs)
+        assert client.image.ImageStatus(nobodys).image.id == theirs
+        status = client.containers()[pod.vm]
+        assert status.image_ref.endswith(f"@{ours}")
+        assert status.image.image == f"{VM}/{BUSYBOX}"
+        images = client.image.ListImages(cri.ListImagesRequest()).images
+        tags = {i.id: list(i.repo_tags) for i in images}
+        assert (tags[theirs], tags[ours]) == ([BUSYBOX], [f"{VM}/{BUSYBOX}"])
+        again = Pod(client, mixed.ordinary.side).start()
+        assert again.exec("echo", "a container").stdout == b"a container\n"
+        again.remove()
+    finally:
+        pod.down()
+    client.image.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=ours)))
+    left = {i.id for i in client.image.ListImages(cri.ListImagesRequest()).images}
+    assert theirs in left
+    assert ours not in left
+    mountpoints = {
+        filesystem.fs_id.mountpoint
+        for filesystem in client.image.ImageFsInfo(cri.ImageFsInfoRequest()).image_filesystems
+    }
+    assert len(mountpoints) == 2
 
 
 def test_every_step_of_a_vms_life_is_told(mixed: MixedNode, client: Client) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 TARGET = "kubernetes.io/target-runtime"
+SEEN = "kubernetes.io/config.seen"
 
 
 def pull(client: Client, image: cri.ImageSpec, **more: Any) -> str:
@@ -253,3 +256,126 @@ def test_a_digest_that_both_have_or_nobody_has_is_the_primarys(
         status(client, f"cirros@{digest}")
     assert len(containerd.called("ImageStatus")) == 2
     assert not virtlet.called("ImageStatus")
+
+
+def annotated(seen: str, **more: str) -> dict[str, str]:
+    """Annotations as a kubelet sends them with a pod, and with its images."""
+    return {SEEN: seen, "kubernetes.io/config.source": "api", **more}
+
+
+def test_a_kubelet_pulls_for_a_vm_what_containers_have_under_the_same_name(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    theirs = containerd.add_image("registry/fedora:41")
+    of_vm, of_container = annotated("1", app="x"), annotated("2", app="x")
+    vm = client.run_pod("vm", handler="virtlet", **of_vm)
+    client.run_pod("container", **of_container)
+    assert status(client, "registry/fedora:41", annotations=of_container).image.id == theirs.id
+    assert not status(client, "registry/fedora:41", annotations=of_vm).HasField("image")
+    spec = cri.ImageSpec(image="registry/fedora:41", annotations=of_vm)
+    metadata = cri.PodSandboxMetadata(name="vm", uid="uid-vm", namespace="default")
+    pod = cri.PodSandboxConfig(metadata=metadata, annotations=of_vm)
+    ours = pull(client, spec, sandbox_config=pod)
+    assert ours != theirs.id
+    assert status(client, "registry/fedora:41", annotations=of_vm).image.id == ours
+    assert status(client, "registry/fedora:41", annotations=of_container).image.id == theirs.id
+    container = client.create(vm, image=ours)
+    assert virtlet.containers[container].image.image == ours
+    images = client.image.ListImages(cri.ListImagesRequest()).images
+    assert {i.id: list(i.repo_tags) for i in images} == {
+        theirs.id: ["registry/fedora:41"],
+        ours: [f"{VM}/registry/fedora:41"],
+    }
+    client.image.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=ours)))
+    assert (list(containerd.images), list(virtlet.images)) == ([theirs.id], [])
+
+
+def test_a_container_pod_is_not_served_a_vms_image_of_its_name(
+    client: Client, virtlet: FakeRuntime
+) -> None:
+    virtlet.add_image("fedora:41")
+    client.run_pod("container", **annotated("1"))
+    assert not status(client, "fedora:41", annotations=annotated("1")).HasField("image")
+    # Nobody knows this pod: what it is told is absent is pulled where the pod is.
+    assert not status(client, "fedora:41", annotations=annotated("9")).HasField("image")
+
+
+def test_a_pods_other_annotations_tell_it_after_the_kubelet_started_again(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    theirs, ours = containerd.add_image("fedora:41"), virtlet.add_image("fedora:41")
+    client.run_pod("vm", handler="virtlet", **annotated("1", app="vm"))
+    client.run_pod("container", **annotated("2", app="container"))
+    answer = status(client, "fedora:41", annotations=annotated("3", app="vm"))
+    assert answer.image.id == ours.id
+    answer = status(client, "fedora:41", annotations=annotated("4", app="container"))
+    assert answer.image.id == theirs.id
+
+
+def test_pods_from_before_the_proxys_start_are_told_by_their_annotations_too(
+    client: Client,
+    containerd: FakeRuntime,
+    virtlet: FakeRuntime,
+    run_dir: Path,
+    start_proxy: Callable[..., RunningProxy],
+    connect: Callable[[Path | str], Client],
+) -> None:
+    containerd.add_image("fedora:41")
+    client.run_pod("vm", handler="virtlet", **annotated("1"))
+    sockets = {"containerd": containerd.path, VM: virtlet.path}
+    again = connect(start_proxy(sockets, "again.sock").config.listen)
+    assert not status(again, "fedora:41", annotations=annotated("1")).HasField("image")
+
+
+def test_a_name_without_prefix_of_no_pod_is_asked_for_everywhere_the_primary_first(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    ours = virtlet.add_image("fedora:41")
+    assert status(client, "fedora:41").image.id == ours.id
+    assert list(status(client, "fedora:41").image.repo_tags) == [f"{VM}/fedora:41"]
+    cafe = virtlet.add_image("cafe")
+    assert status(client, "cafe").image.id == cafe.id
+    theirs = containerd.add_image("fedora:41")
+    virtlet.calls.clear()
+    assert status(client, "fedora:41").image.id == theirs.id
+    assert not virtlet.called("ImageStatus")
+    assert not status(client, "nothing:1").HasField("image")
+
+
+def test_removing_by_a_name_removes_what_a_status_of_the_name_shows(
+    client: Client, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    ours, theirs = virtlet.add_image("fedora:41"), containerd.add_image("fedora:41")
+    request = cri.RemoveImageRequest(image=cri.ImageSpec(image="fedora:41"))
+    client.image.RemoveImage(request)
+    assert (list(containerd.images), list(virtlet.images)) == ([], [ours.id])
+    client.image.RemoveImage(request)
+    assert not virtlet.images
+    client.image.RemoveImage(request)
+    assert theirs.id not in containerd.images
+
+
+def test_no_image_of_another_is_removed_by_a_name_that_a_runtime_away_may_have(
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    ours = virtlet.add_image("fedora:41")
+    containerd.stop()
+    until(lambda: not proxy.runtime("containerd").answering)
+    with pytest.raises(grpc.RpcError) as caught:
+        client.image.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image="fedora:41")))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert list(virtlet.images) == [ours.id]
+
+
+def test_a_container_gets_its_own_runtimes_image_where_the_id_is_of_another(
+    client: Client, proxy: RunningProxy, containerd: FakeRuntime, virtlet: FakeRuntime
+) -> None:
+    theirs = containerd.add_image("fedora:41")
+    client.image.ListImages(cri.ListImagesRequest())
+    until(lambda: proxy.runtime("containerd").last.images)
+    pod = client.run_pod("vm", handler="virtlet")
+    spec = cri.ImageSpec(image=theirs.id, user_specified_image=f"{VM}/fedora:41")
+    client.runtime.CreateContainer(
+        cri.CreateContainerRequest(pod_sandbox_id=pod, config=cri.ContainerConfig(image=spec))
+    )
+    assert virtlet.called("CreateContainer")[0].config.image.image == "fedora:41"
