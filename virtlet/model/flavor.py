@@ -44,6 +44,8 @@ class Flavor:
     """The same during a burst; 0 for none."""
     disk_burst_seconds: int = 1
     """How long a burst may last."""
+    share_driver: str = ""
+    """How directories are shared: `virtiofs` or `9p`; "" leaves it to whoever serves them."""
     root_size: int = 0
     """Bytes the root disk should have; 0, or less than the image, means the image's size."""
     system_uuid: str = ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.fakes.model import make_pod, make_vm
 from tests.plugins.volumes.conftest import EMULATOR, configured
@@ -210,6 +211,35 @@ def test_what_follows_the_nodes_mounts_is_shared_so_that_they_can_be_unmounted(
     release(plugin, vm_dir)
     if holds_a_mount:
         subprocess.run(["umount", data / "inner"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "annotations", "driver"),
+    [
+        ({"share_driver": "9p"}, {}, "9p"),
+        ({"share_driver": "9p"}, {"VirtletShareDriver": "virtiofs"}, "virtiofs"),
+        ({"share_driver": "virtiofs"}, OVER_9P, "9p"),
+        ({}, {}, "virtiofs"),
+    ],
+)
+def test_a_flavor_says_how_directories_are_shared_unless_the_pod_does(
+    plugin: Plugin,
+    nodev: Path,
+    vm_dir: Path,
+    flavor: dict[str, str],
+    annotations: dict[str, str],
+    driver: str,
+) -> None:
+    """What follows the node's mounts goes over 9p, whatever a flavor says."""
+    pod = make_pod(annotations)
+    vm = make_vm(vm_dir, evolve(pod, profile=evolve(pod.profile, flavor=flavor)))
+    nodev.chmod(0o755)
+    for propagation, expected in ((0, driver), (1, annotations.get("VirtletShareDriver", "9p"))):
+        mount = Mount(guest_path="/data", host_path=str(nodev), propagation=propagation)
+        share = plugin.virtlet_volume(vm, VolumeRequest(role="volume-3", source=mount))
+        assert isinstance(share, Share)
+        assert share.driver == expected
+        release(plugin, vm_dir)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,11 @@ KEYS: Mapping[str, Key] = {
     "disk_bandwidth": _quantity(_BANDWIDTH, "Bytes a second of all disks; pods may have less"),
     "disk_bandwidth_burst": _quantity(_BANDWIDTH, "The same for `disk_burst_seconds`"),
     "disk_burst_seconds": _integer(1, 3600, "How long a burst may last"),
+    "share_driver": _one_of(
+        *("virtiofs", "9p"),
+        help="How directories are shared; without it the setting `shareDriver`; "
+        "VirtletShareDriver wins",
+    ),
     "root_size": _quantity(
         disk_size,
         "Size of root disks; the image's own where that is larger; VirtletRootVolumeSize wins",

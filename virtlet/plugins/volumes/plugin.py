@@ -57,14 +57,16 @@ SHARE_DRIVER = Option(
     kind=choice("virtiofs", "9p"),
     default="virtiofs",
     help="How directories are shared with guests: virtiofs is faster and has the files of several "
-    "owners, 9p needs no process beside the emulator; pods may choose by VirtletShareDriver",
+    "owners, 9p needs no process beside the emulator; flavors may choose by share_driver, and pods "
+    "by VirtletShareDriver",
 )
 SHARE_DRIVER_OF_POD = Annotation(
     name="VirtletShareDriver",
     kind=choice("virtiofs", "9p"),
     default="",
     help="How the pod's directories are shared with the guest: `virtiofs`, or `9p` for a guest "
-    "whose kernel lacks virtiofs (Linux before 5.4); by default as the node's setting says",
+    "whose kernel lacks virtiofs (Linux before 5.4); by default as the flavor's share_driver says, "
+    "or else the node's setting",
 )
 
 
@@ -172,7 +174,8 @@ class Plugin:
             FailedPrecondition: what it takes is not installed.
         """
         chosen = SHARE_DRIVER_OF_POD.of(vm.pod)
-        driver = chosen or self._config[SHARE_DRIVER]
+        flavor = vm.pod.profile.flavor.get("share_driver")
+        driver = chosen or (str(flavor) if flavor else self._config[SHARE_DRIVER])
         if not chosen and (mount.propagation or holds_mounts(Path(mount.host_path))):
             # virtiofsd has a descriptor of each file that the guest remembers. Nothing that is
             # mounted inside could be unmounted on the node.
