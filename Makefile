@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # Bytecode is kept below build/, also where the environment forbids it: daemons start a third sooner.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup docs demo debian-guest image test test-fast lint format proto bench fuzz lock audit golden site picture clean
+.PHONY: help setup docs demo debian-guest image test test-fast lint format proto bench fuzz lock audit golden site picture deb clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -60,6 +60,9 @@ picture: setup ## run the demo and draw it, docs/pictures/demo.svg
 
 golden: setup ## write the golden documents again; read the difference before committing
 	$(PY) -m pytest --refresh-golden -q tests/plugins tests/test_hook_api.py
+
+deb: setup ## build/deb/virtlet.deb, a package for the Debian that this runs on
+	@debian/build.sh build/deb
 
 fuzz: setup ## feed mutated inputs for MINUTES=10; findings are in build/fuzz (KEEP=1 adds to the corpus)
 	$(PY) -m tests.fuzz $(or $(MINUTES),10)

@@ -162,4 +162,4 @@ def test_where_a_manager_runs_what_it_holds_is_no_fault(node: Path) -> None:
         done = check(node)
     assert done.exit_code == 0, done.output
     assert f"dataDir {node}/data is there (a manager works on it now)\n" in done.output
-    assert f"database: {path} has version {VERSION} and is in use\n" in done.output
+    assert f"database: {path}: 0 pods, 0 VMs, version {VERSION}\n" in done.output

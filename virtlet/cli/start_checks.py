@@ -128,9 +128,6 @@ def of_database(config: Settings) -> Iterator[Finding]:
         if not database.exists():
             refuse_lost(database, paths)
             yield Finding("database", NOTE, f"{database} would be made")
-        elif locked(paths.data_dir):
-            version = _version(database)
-            yield Finding("database", OK, f"{database} has version {version} and is in use")
         else:
             yield _copied(database, paths)
     except VirtletError as error:
@@ -143,9 +140,7 @@ def of_database(config: Settings) -> Iterator[Finding]:
 def _copied(database: Path, paths: Paths) -> Finding:
     with tempfile.TemporaryDirectory(prefix="virtlet-check-") as directory:  # root's alone
         copy = Path(directory) / "virtlet.db"
-        for suffix in ("", "-wal"):  # what was committed last may be in the second alone
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{database}{suffix}", f"{copy}{suffix}")
+        _copy(database, copy, in_use=locked(paths.data_dir))
         version = _version(copy)
         try:
             store = Store(copy)
@@ -162,9 +157,23 @@ def _copied(database: Path, paths: Paths) -> Finding:
     return Finding("database", OK, what)
 
 
-def _version(database: Path) -> int:
+def _copy(database: Path, copy: Path, *, in_use: bool) -> None:
+    if in_use:  # its files change; there is a reader's file, which opening would make otherwise
+        with _open(database) as source, contextlib.closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        return
+    for suffix in ("", "-wal"):  # what was committed last may be in the second alone
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{database}{suffix}", f"{copy}{suffix}")
+
+
+def _open(database: Path) -> "contextlib.closing[sqlite3.Connection]":
     uri = f"{database.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+    return contextlib.closing(sqlite3.connect(uri, uri=True))
+
+
+def _version(database: Path) -> int:
+    with _open(database) as connection:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
 
