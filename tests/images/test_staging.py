@@ -218,3 +218,18 @@ def test_a_lease_that_has_ended_neither_tells_nor_takes_anything(staging: Stagin
         with pytest.raises(Unavailable, match="cancelled"):
             use()
     assert staging.path.read_bytes() == b"abc"
+
+
+def test_the_disk_begins_to_write_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(
+        "virtlet.images.staging.start_writeback", lambda file: begun.append(os.fstat(file).st_size)
+    )
+    staging = StagingFile(tmp_path / "part_x", "large", ImageLimits(spare=0))
+    staging.begin("", 0, None)
+    for _ in range(40):
+        staging.write(bytes(1 << 20))
+    assert begun == [16 << 20, 32 << 20]
+    staging.discard()

@@ -1,6 +1,7 @@
 """Files: writing them whole or not at all, taking trees away, and those that become disks."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import stat
@@ -8,6 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtlet.host import mounts
+
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def start_writeback(descriptor: int) -> None:
+    """Have the kernel begin to bring to the disk what was written to a file.
+
+    It saves time of the fsync to come, and promises nothing: that one also tells of failures.
+    """
+    _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:

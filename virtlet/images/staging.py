@@ -17,12 +17,13 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
-from virtlet.host.files import remove_file
+from virtlet.host.files import remove_file, start_writeback
 from virtlet.images.conversion import TooLarge, Unpacker, convert
 from virtlet.model.image import Conversion
 
 PART_PREFIX = "part_"
-_SPACE_CHECK = 16 << 20
+_STEP = 16 << 20
+"""Bytes after which space is looked at, and the disk begins to write."""
 _LONGEST_VALIDATOR = 1024
 HEAD = 512
 """Bytes by which it is known how content is unpacked."""
@@ -98,7 +99,7 @@ class StagingFile:
         self._size = 0
         self._total: int | None = None
         self._validator = ""
-        self._space_checked = 0
+        self._stepped = 0
         self._wanted: Callable[[], bool] = _always
         self._unpack: Unpack = _as_it_is
         self._head: bytearray | None = None
@@ -157,9 +158,12 @@ class StagingFile:
         if self._known or self._file is None:
             raise VirtletError(f"image {self.name}: staging was written to before begin")
         self._check_size(self._size + len(chunk))
-        if self._unpacker or self._size - self._space_checked >= _SPACE_CHECK:
+        due = self._size - self._stepped >= _STEP
+        if self._unpacker or due:
             self._check_space(0)
-            self._space_checked = self._size
+        if due:
+            start_writeback(self._file)
+            self._stepped = self._size
         if self._head is None:
             self._store(self._file, chunk)
             return
@@ -324,7 +328,7 @@ class StagingFile:
         os.lseek(self._file, 0, os.SEEK_SET)
         self._hash = hashlib.sha256()
         self._size = 0
-        self._space_checked = 0
+        self._stepped = 0
 
     def _end_unpacker(self) -> None:
         if self._unpacker is not None:

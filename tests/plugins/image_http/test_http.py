@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,26 @@ class TestErrors:
             with pytest.raises(Unavailable, match=r"127.0.0.1:\d+ has not begun to send it in 0.6"):
                 pull.result(20)
             assert server.gone.wait(20)
+
+    def test_a_store_that_fails_does_not_wait_for_a_silent_server(
+        self, staging: StagingFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(chunk: bytes) -> None:
+            raise ResourceExhausted("no space")
+
+        def serve() -> bytes:
+            with listener.accept()[0] as client:
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegin")
+                return client.recv(1)
+
+        monkeypatch.setattr(staging, "write", full)
+        with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+            gone = pool.submit(serve)
+            with pytest.raises(ResourceExhausted):
+                fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/x", staging)
+            assert gone.result(20) == b""
+        assert "image-layer" not in {thread.name for thread in threading.enumerate()}
 
     @pytest.mark.parametrize(
         "url", ["http://", "http:///x", "http://a:port/x", "http://[::1/x", "http://a:99999/x"]

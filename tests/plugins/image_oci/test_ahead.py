@@ -7,7 +7,7 @@ import pytest
 
 from tests.polling import until
 from virtlet.errors import Unavailable
-from virtlet.plugins.image_oci.ahead import ahead
+from virtlet.image_servers.ahead import ahead
 
 
 def no_thread_is_left() -> bool:
@@ -49,3 +49,30 @@ def test_readers_in_a_row_all_end_when_the_last_one_leaves() -> None:
     with ahead(iter([bytes(1 << 20)] * 100)) as first, ahead(first) as second:
         next(second)
     until(no_thread_is_left)
+
+
+def test_with_something_to_close_the_thread_is_over_at_the_end() -> None:
+    asked, closed = threading.Event(), threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        asked.set()
+        closed.wait(60)
+        yield b"late"
+
+    with pytest.raises(Unavailable), ahead(chunks(), closed.set):
+        assert asked.wait(20)
+        raise Unavailable("cancelled")
+    assert no_thread_is_left()
+
+
+def test_what_there_is_can_be_taken_while_more_is_waited_for() -> None:
+    closed = threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        yield b"first"
+        yield b"second"
+        closed.wait(60)
+
+    with ahead(chunks(), closed.set) as taken:
+        assert [next(taken), next(taken)] == [b"first", b"second"]
+        assert not closed.is_set()

@@ -16,6 +16,7 @@ from virtlet.errors import (
     Unavailable,
     VirtletError,
 )
+from virtlet.image_servers.ahead import ahead
 from virtlet.image_servers.authorization import authorization
 from virtlet.image_servers.pace import Bounds, paced
 from virtlet.image_servers.session import Session
@@ -68,8 +69,11 @@ def _attempt(
                 "that sends Content-Length"
             )
         staging.begin(_validator(response) if offset == 0 else staging.validator, offset, total)
-        for chunk in paced(session.name, session.server, response.iter_raw(), least_rate):
-            staging.write(chunk)
+        pieces = paced(session.name, session.server, response.iter_raw(), least_rate)
+        # The session closes the answer: nobody may read from it then.
+        with ahead(pieces, session.close) as chunks:
+            for chunk in chunks:
+                staging.write(chunk)
         return FetchedImage(
             size=staging.size if total is None else total, annotations=_told(response)
         )

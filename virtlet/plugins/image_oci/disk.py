@@ -14,10 +14,10 @@ from pathlib import Path
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from virtlet.image_servers.ahead import ahead
 from virtlet.image_servers.pace import Bounds
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.plugins.image_oci import hosts, manifests
-from virtlet.plugins.image_oci.ahead import ahead
 from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, Entry, TooMuch, unpacked
 from virtlet.plugins.image_oci.manifests import Descriptor, Malformed, Manifest
 from virtlet.plugins.image_oci.registry import Registry
