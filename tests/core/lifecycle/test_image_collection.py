@@ -1,14 +1,17 @@
 """The kubelet's garbage collection of images: its calls in their order, as pkg/kubelet/images makes
-them (image_gc_manager.go)."""
+them (image_gc_manager.go). What it asks for is recorded of a kubelet, but for removals."""
+
+from typing import Any
 
 import pytest
 from attrs import evolve
 
+from tests.fakes.kubelet import recorded
 from tests.fakes.manager import Manager
 from tests.images.conftest import put
 from tests.images.disks import recognize
-from virtlet.core.cri import replies
 from virtlet.core.cri.image_calls import ImageCalls
+from virtlet.core.cri.lifecycle_calls import ContainerCalls
 from virtlet.core.lifecycle import pods, vms
 from virtlet.cri import api_pb2 as cri
 from virtlet.images.image_store import ImageStore
@@ -19,6 +22,12 @@ from virtlet.model.reference import parse_reference
 from virtlet.model.vm import VmConfig, VmMetadata
 
 
+def _request(method: str) -> Any:
+    """The request of a stock kubelet that asks for all there is."""
+    whole = [each.message for each in recorded(method) if not each.gates]
+    return min(whole, key=lambda message: len(message.SerializeToString()))
+
+
 class Kubelet:
     """Looks at images as a kubelet does, and remembers what was in use when."""
 
@@ -27,17 +36,19 @@ class Kubelet:
         self.calls = ImageCalls(manager.context)
 
     def used_bytes(self) -> int:
-        (images,) = self.calls.fs_info(cri.ImageFsInfoRequest()).image_filesystems
+        (images,) = self.calls.fs_info(_request("ImageFsInfo")).image_filesystems
         return int(images.used_bytes.value)
 
     def listed(self) -> dict[str, cri.Image]:
-        images = self.calls.list(cri.ListImagesRequest()).images
+        images = self.calls.list(_request("ListImages")).images
         return {image.id: image for image in images}
 
     def collect(self, bytes_to_free: int) -> int:
         """Remove unused images, the least recently used first, until enough is said to be free."""
-        vms_of_now = self.manager.store.vms.values()
-        in_use = {replies.vm_item(record).image_id for record in vms_of_now}
+        listed = ContainerCalls(self.manager.context).list(_request("ListContainers"))
+        assert isinstance(listed, bytes)
+        vms_of_now = cri.ListContainersResponse.FromString(listed).containers
+        in_use = {each.image_id for each in vms_of_now}
         freed = 0
         for image in self.listed().values():
             if freed >= bytes_to_free:
