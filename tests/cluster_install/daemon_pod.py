@@ -150,9 +150,9 @@ class DaemonPod:
         path = self.node.seen(f"/var/log/pods/virtlet-{self._made}/virtlet/0.log")
         return path.read_text() if path.exists() else ""
 
-    def delete(self) -> None:
-        """Delete the pod: stop the container with its grace, and remove all."""
-        grace = self.spec["terminationGracePeriodSeconds"]
+    def delete(self, *, force: bool = False) -> None:
+        """Delete the pod: stop the container with its grace or by force, and remove all."""
+        grace = 0 if force else self.spec["terminationGracePeriodSeconds"]
         stop = cri.StopContainerRequest(container_id=self.container, timeout=grace)
         self.client.runtime.StopContainer(stop, timeout=grace + 30)
         remove = cri.RemoveContainerRequest(container_id=self.container)

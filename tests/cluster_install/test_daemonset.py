@@ -17,20 +17,20 @@ from tests.cluster_install.daemon_pod import ClusterNode, DaemonPod, build_image
 from tests.criproxy.real.containerd import Containerd
 from tests.fakes import kubelet
 from tests.polling import until
-from virtlet.cli.client import Client
+from virtlet.cli.client import CallFailed, Client
 from virtlet.cli.manifest import PodManifest, pod_manifest
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 from virtlet.testing.guest import BOOT_TIMEOUT, payload
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.e2e
-_SHARE = "kubernetes.io~empty-dir/data"
+# With the image, if it has to be built.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @define
 class VmPod:
-    """A VM pod with a shared directory, /data, asked for by the socket that the node has."""
+    """A VM pod, asked for by the socket that the node has."""
 
     node: ClusterNode
     manifest: PodManifest
@@ -103,13 +103,10 @@ def _network(node: ClusterNode) -> None:
     node.seen("/etc/cni/net.d/10-net.conflist").write_text(text)
 
 
-def _vm_pod(node: ClusterNode) -> VmPod:
-    document = kubelet.document(ROOT / "examples" / "pods" / "tiny.yaml", "tiny")
+def _vm_pod(node: ClusterNode, name: str = "tiny") -> VmPod:
+    document = kubelet.document(ROOT / "examples" / "pods" / "tiny.yaml", name)
     manifest = pod_manifest(document, Path("/var/log/pods"))
     kubelet.complete(manifest, node.path("/var/lib/kubelet/pods"))
-    share = node.path("/var/lib/kubelet/pods") / manifest.pod.metadata.uid / "volumes" / _SHARE
-    share.mkdir(parents=True)
-    manifest.container.mounts.add(container_path="/data", host_path=str(share))
     for mount in manifest.container.mounts:
         inside = Path(mount.host_path).relative_to(node.path("/var/lib"))
         mount.host_path = str(Path("/var/lib") / inside)
@@ -117,7 +114,7 @@ def _vm_pod(node: ClusterNode) -> VmPod:
     manifest.pod.linux.cgroup_parent = f"{node.cgroup}/vm"
     for hierarchy in Path("/sys/fs/cgroup").iterdir():
         if (hierarchy / "cgroup.procs").exists():
-            (hierarchy / node.cgroup.strip("/") / "vm").mkdir(parents=True)
+            (hierarchy / node.cgroup.strip("/") / "vm").mkdir(parents=True, exist_ok=True)
     return VmPod(node, manifest)
 
 
@@ -162,9 +159,21 @@ def test_the_manager_in_the_pod_has_no_more_than_its_unit_allows(daemon: DaemonP
     assert status["NoNewPrivs"] == "1"
 
 
+def test_a_path_of_the_image_is_no_volume_of_the_node(daemon: DaemonPod) -> None:
+    vm = _vm_pod(daemon.node, "elsewhere")
+    vm.manifest.container.mounts.add(container_path="/data", host_path="/home")
+    with pytest.raises(CallFailed, match="/home of the node is not shared with the pod"):
+        vm.up()
+    vm.down()
+
+
 def test_a_vm_outlives_the_pod_and_its_image_and_obeys_the_next_one(daemon: DaemonPod) -> None:
     node = daemon.node
     vm = _vm_pod(node)
+    volume = f"pods/{vm.manifest.pod.metadata.uid}/volumes/kubernetes.io~empty-dir/data"
+    share = node.path("/var/lib/kubelet") / volume
+    share.mkdir(parents=True)
+    vm.manifest.container.mounts.add(container_path="/data", host_path=f"/var/lib/kubelet/{volume}")
     vm.up()
     address = vm.address()
     until(lambda: "login:" in vm.console(), "the guest's login", BOOT_TIMEOUT)
@@ -182,11 +191,15 @@ def test_a_vm_outlives_the_pod_and_its_image_and_obeys_the_next_one(daemon: Daem
     assert vm.status().state == cri.CONTAINER_RUNNING
     assert vm.processes() == before
     vm.sh("cat /data/file && echo two >/data/file && echo still here >/dev/console")
-    share = node.path("/var/lib/kubelet/pods") / vm.manifest.pod.metadata.uid / "volumes" / _SHARE
     assert (share / "file").read_text() == "two\n"
     until(lambda: "still here" in vm.console(), "what the guest printed since")
     vm.sh("(sleep 1; reboot) >/dev/null 2>&1 &")
     until(lambda: vm.console().count("login:") >= 2, "the guest's second login", BOOT_TIMEOUT)
+    assert before.items() <= vm.processes().items()
+
+    daemon.delete(force=True)
+    daemon.start()
+    assert vm.sh("cat /data/file") == "two\n"
     assert before.items() <= vm.processes().items()
 
     vm.down()

@@ -136,6 +136,18 @@ def test_the_check_sees_what_is_wrong() -> None:
     assert "selector" in missing
 
 
+def test_every_object_of_the_directory_and_every_definition_is_applied() -> None:
+    left_out = {("Secret", "virtlet-token"), ("RoleBinding", "virtlet-pod-objects")}
+    applied = {(one["kind"], one["metadata"]["name"]) for one in documents()}
+    for path in (ROOT / "deploy").rglob("*.yaml"):
+        for one in yaml.safe_load_all(path.read_text()):
+            if not isinstance(one, dict) or one.get("kind", "Kustomization") == "Kustomization":
+                continue
+            name = (one["kind"], one["metadata"]["name"])
+            if path.parent == CLUSTER or one["kind"] == "CustomResourceDefinition":
+                assert name in applied | left_out, f"kustomization.yaml leaves out {path.name}"
+
+
 def _pod() -> Any:
     return find("DaemonSet", "virtlet")["spec"]["template"]["spec"]
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from virtlet.errors import VirtletError
@@ -107,14 +108,24 @@ def at_or_below(path: Path) -> list[Path]:
     path itself is not.
     """
     place = os.fsencode(_real(path))
-    table = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    # Fifth field of proc_pid_mountinfo(5); blanks and their like are octal numbers.
-    points = (_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split()[4]) for line in table)
     return [
         Path(os.fsdecode(point))
-        for point in points
+        for point in _points()
         if point == place or point.startswith(place.rstrip(b"/") + b"/")
     ]
+
+
+def mount_of(path: Path) -> Path:
+    """Where the file system is mounted that a path leads into, or would if it were there."""
+    places = (Path(os.fsdecode(point)) for point in _points())
+    real = Path(os.path.realpath(path))
+    return max((p for p in places if real.is_relative_to(p)), key=lambda p: len(p.parts))
+
+
+def _points() -> Iterator[bytes]:
+    table = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    # Fifth field of proc_pid_mountinfo(5); blanks and their like are octal numbers.
+    return (_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split()[4]) for line in table)
 
 
 def _real(path: Path) -> Path:

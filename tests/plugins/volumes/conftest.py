@@ -39,10 +39,15 @@ def plugin(tmp_path: Path, kubelet_root: Path) -> Plugin:
     return configured(tmp_path, kubelet_root)
 
 
-def configured(root: Path, kubelet_root: Path, raw_devices: str = "loop*") -> Plugin:
+def configured(
+    root: Path, kubelet_root: Path, raw_devices: str = "loop*", host_paths: str = "all"
+) -> Plugin:
     made = Plugin()
     config = make_config(
-        made.virtlet_options(), kubeletRootDir=str(kubelet_root), rawDevices=raw_devices
+        made.virtlet_options(),
+        kubeletRootDir=str(kubelet_root),
+        rawDevices=raw_devices,
+        hostPaths=host_paths,
     )
     assert config[KUBELET_ROOT_DIR] == kubelet_root
     assert config[RAW_DEVICES] == tuple(raw_devices.split(","))

@@ -459,3 +459,18 @@ def test_directories_of_the_node_and_read_only_ones_keep_their_owner(
         serve(plugin, mount, OVER_9P | {"VirtletChown9pfsMounts": "true"}, directory=vm_dir)
         release(plugin, vm_dir)
         assert Path(mount.host_path).stat().st_uid == os.getuid()
+
+
+def test_in_a_container_a_path_that_is_the_containers_own_is_refused(tmp_path: Path) -> None:
+    """Whether there is something at it or not, and through links; what is shared is served."""
+    plugin = configured(tmp_path, tmp_path / "pods", host_paths="shared")
+    (tmp_path / "link").symlink_to("/etc")
+    for path in ("/etc", "/no/such/directory", str(tmp_path / "link")):
+        for source in (
+            Mount(guest_path="/data", host_path=path),
+            Device(guest_path="/data", host_path=path),
+        ):
+            with pytest.raises(FailedPrecondition, match=f"{path} of the node is not shared"):
+                serve(plugin, source)
+    kernel = Mount(guest_path="/data", host_path="/proc/version", readonly=True)
+    assert isinstance(serve(plugin, kernel), GuestFiles)

@@ -26,6 +26,7 @@ from virtlet.plugins.volumes.new_disks import (
 )
 from virtlet.plugins.volumes.pod_volumes import (
     MountOrigin,
+    check_shared,
     make_node,
     origin_of,
     serve_device,
@@ -49,6 +50,16 @@ RAW_DEVICES = Option(
     default="loop*",
     help="Comma-separated globs, relative to /dev, of the block devices of the node that pods may "
     "have by their path; block volumes of Kubernetes need no entry",
+)
+HOST_PATHS = Option(
+    field="hostPaths",
+    flag="--host-paths",
+    env="VIRTLET_HOST_PATHS",
+    kind=choice("all", "shared"),
+    default="all",
+    help="Which paths of the node pods may have volumes at: with `shared`, which the container "
+    "image sets, those that are mounted into the manager's container, as others lead to its own "
+    "files",
 )
 SHARE_DRIVER = Option(
     field="shareDriver",
@@ -80,8 +91,8 @@ class Plugin:
 
     @hookimpl
     def virtlet_options(self) -> Sequence[Option[Any]]:
-        """Declare the kubelet's directory, devices to give away, and how directories are shared."""
-        return [KUBELET_ROOT_DIR, RAW_DEVICES, SHARE_DRIVER]
+        """Declare the kubelet's directory, what pods may have of the node, and how it is shared."""
+        return [KUBELET_ROOT_DIR, RAW_DEVICES, HOST_PATHS, SHARE_DRIVER]
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
@@ -103,6 +114,8 @@ class Plugin:
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Serve every mount and device, or say why a VM cannot have it."""
         source = request.source
+        if self._config[HOST_PATHS] == "shared":
+            check_shared(source)
         if isinstance(source, Device) and source.guest_path == persistent_root.GUEST_PATH:
             return Unneeded(guest_path=source.guest_path, reason="it is the root disk itself")
         if isinstance(source, Device):

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.files import remove_file
+from virtlet.host.mounts import mount_of
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount
 
@@ -84,6 +85,20 @@ def _of_volume(volumes: Path, name: str) -> MountOrigin:
             return _PLUGINS.get(plugin.name, MountOrigin.VOLUME)
     # A kubelet has a directory for each volume but those of hostPath.
     return MountOrigin.NODE
+
+
+def check_shared(source: Mount | Device) -> None:
+    """Refuse a path that is the container's that the manager runs in, and not the node's.
+
+    Raises:
+        FailedPrecondition: it is not on a mount of its own.
+    """
+    if mount_of(Path(source.host_path)) == Path("/"):
+        raise FailedPrecondition(
+            f"mount {source.guest_path}: {source.host_path} of the node is not shared with the pod "
+            "that Virtlet runs in: add the directory to the DaemonSet (docs/guide/cluster.md), or "
+            "use one that is shared"
+        )
 
 
 def serve_mount(mount: Mount, origin: MountOrigin, role: str, raw_devices: Sequence[str]) -> Volume:
