@@ -107,6 +107,7 @@ class TestContainerDisks:
     ) -> None:
         made = image([archive({"bin/sh": b"\x7fELF"}), archive({"app": b"x"})])
         refused(node, server, made, r"no layer has a file in /disk; put it .*ADD disk.qcow2 /disk/")
+        refused(node, server, made, "volumes of kind `image` are not served")
 
     def test_two_disks_are_refused(self, node: Node, server: ImageServer) -> None:
         made = image([archive({"disk/a.img": DISK, "disk/b.img": DISK})])

@@ -165,7 +165,8 @@ def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
     if not search.found:
         raise Malformed(
             "it is a container image without a disk: no layer has a file in /disk; "
-            f"{_HOW}, or name an image made for virtual machines"
+            f"{_HOW}, or name an image made for virtual machines; volumes of kind `image` are not "
+            "served for VMs yet"
         )
 
 
