@@ -20,9 +20,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from criproxy.http_port import HttpPort, respond
 from criproxy.rpc.messages import Code
 from criproxy.runtimes.runtime import Runtime
+from virtlet.http_port import HttpPort, respond
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0)
 
@@ -119,7 +119,12 @@ class _RuntimeStates(Collector):
             "For how long it has not answered.",
             (0.0 if r.away_since is None else now - r.away_since for r in runtimes),
         )
-        yield gauge("connects", "Connections made to it.", (float(r.connects) for r in runtimes))
+        connects = CounterMetricFamily(
+            "criproxy_runtime_connects", "Connections made to it.", labels=("runtime",)
+        )
+        for runtime in runtimes:
+            connects.add_metric((runtime.name,), runtime.connects)
+        yield connects
         yield gauge(
             "sandboxes", "Its pods as last heard.", (float(len(r.last.sandboxes)) for r in runtimes)
         )

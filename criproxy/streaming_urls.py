@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from criproxy.http_port import HttpPort, respond, this_task
 from criproxy.rpc.messages import Code, RpcError
 from criproxy.runtimes.runtime import Runtime
+from virtlet.http_port import HttpPort, respond, this_task
 
 
 class StreamUrls:

@@ -22,7 +22,7 @@ PACKAGES=(
   # building the node's container image
   umoci
   # the tests' real counterparts
-  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs skopeo
+  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs skopeo promtool
   # examining the units, applying them in tests; starts nothing where it is not the init system
   systemd libseccomp2
 )
@@ -67,17 +67,18 @@ if [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraint
   touch "$stamp"
 fi
 
-# Unpacked, not installed: the package starts a service.
-registry=build/docker-registry
-if [ ! -x "$registry/usr/bin/docker-registry" ]; then
-  say "the tests' registry in $registry"
-  work=$(mktemp -d build/.docker-registry.XXXXXX)
-  fetch() { (cd "$work" && apt-get download -q docker-registry) >"$work.log" 2>&1; }
+# Unpacked, not installed: these packages start services.
+for package in docker-registry prometheus; do
+  place=build/$package
+  [ -x "$place/usr/bin/$package" ] && continue
+  say "the tests' $package in $place"
+  work=$(mktemp -d "build/.$package.XXXXXX")
+  fetch() { (cd "$work" && apt-get download -q "$package") >"$work.log" 2>&1; }
   fetch || { apt-get update >"$work.log" 2>&1 && fetch; } || { cat "$work.log" >&2; exit 1; }
-  dpkg-deb -x "$work"/docker-registry_*.deb "$work/root"
-  rm -rf "$registry"
-  mv "$work/root" "$registry"
+  dpkg-deb -x "$work/$package"_*.deb "$work/root"
+  rm -rf "$place"
+  mv "$work/root" "$place"
   rm -rf "$work" "$work.log"
-fi
+done
 
 images/tiny/build.sh build/tiny.qcow2

@@ -22,6 +22,7 @@ from virtlet.core.config import options
 from virtlet.core.config.load import load
 from virtlet.core.cri.calls import Call
 from virtlet.core.events import EventTeller
+from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.serving import Parts, assemble
 from virtlet.cri import api_pb2 as cri
@@ -47,7 +48,7 @@ class Manned:
         flags = {"dataDir": str(self.root), "streamPort": "0", **settings}
         config = load(options.CORE_OPTIONS, file=None, environment={}, flags=flags)
         context = self.manager.context
-        return assemble(context, config, Sampler(context), self.hub, loop)
+        return assemble(context, config, Sampler(context), self.hub, loop, ManagerMetrics())
 
     def refuse(self, settings: dict[str, str]) -> VirtletError:
         """The error that such settings are answered with."""

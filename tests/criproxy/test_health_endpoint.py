@@ -12,11 +12,11 @@ import grpc
 import httpx
 import pytest
 
-from criproxy.http_port import MOST_WAITING
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
 from tests.polling import until
 from virtlet.cri import api_pb2 as cri
+from virtlet.http_port import MOST_WAITING
 
 
 @pytest.fixture

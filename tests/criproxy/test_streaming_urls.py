@@ -13,10 +13,10 @@ import grpc
 import httpx
 import pytest
 
-from criproxy.http_port import MOST_WAITING
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy, said
 from tests.criproxy.fakes.runtime import FakeRuntime
 from virtlet.cri import api_pb2 as cri
+from virtlet.http_port import MOST_WAITING
 
 
 class StreamServer:

@@ -25,6 +25,8 @@ from virtlet.testing import guest
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "build" / "tiny.qcow2"
+METRICS = "127.0.0.1:10011"
+"""Where the shared node shows its metrics, in its own network namespace."""
 MANIFEST = ROOT / "examples" / "pods" / "tiny.yaml"
 BOOT_TIMEOUT = guest.BOOT_TIMEOUT
 AS_THE_UNIT = (sys.executable, confined.__file__, str(ROOT / "deploy" / "virtlet.service"))
@@ -147,7 +149,8 @@ def debian_image() -> Path:
 @pytest.fixture(scope="session")
 def node() -> Iterator[Playground]:
     """A node that many tests share; they clean up their own pods."""
-    with Playground({"tiny": TINY}, wrapper=AS_THE_UNIT) as playground:
+    settings = {"metricsAddress": METRICS}
+    with Playground({"tiny": TINY}, wrapper=AS_THE_UNIT, settings=settings) as playground:
         yield playground
 
 

@@ -14,6 +14,7 @@ from virtlet.core.config import options
 from virtlet.core.config.load import load
 from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.events import EventTeller
+from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.serving import assemble
 from virtlet.cri import api_pb2 as cri
@@ -77,7 +78,7 @@ def served(tmp_path: Path) -> Iterator[list[str]]:
     flags = {"data_dir": str(tmp_path)}
     config = load(options.CORE_OPTIONS, file=None, environment={}, flags=flags)
     with closing(asyncio.new_event_loop()) as loop:
-        parts = assemble(context, config, Sampler(context), ConsoleHub(), loop)
+        parts = assemble(context, config, Sampler(context), ConsoleHub(), loop, ManagerMetrics())
         yield [call.name for call in parts.calls]
         parts.executions.close(1)
     manager.close()

@@ -27,6 +27,7 @@ from virtlet.core.lifecycle.file_updates import FileUpdates
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.image_handlers import recognize_by_anyone
 from virtlet.core.lifecycle.journal import Journal, points_from_environment
+from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.core.paths import Paths
 from virtlet.core.store.ownership import open_store
@@ -76,7 +77,8 @@ def serve(registry: Registry, config: Settings) -> None:
     )
     process_memory.share_heap()
     with ExitStack() as undo:
-        context = _assemble(registry, config, undo, lines)
+        metrics = ManagerMetrics()
+        context = _assemble(registry, config, undo, lines, metrics)
         sampler = Sampler(context)
         sampler.start()
         undo.callback(sampler.stop)
@@ -86,12 +88,16 @@ def serve(registry: Registry, config: Settings) -> None:
         hub = ConsoleHub()
         hub.start()
         undo.callback(hub.stop)
-        uvloop.run(serving.serve_until_asked(context, config, sampler, hub))
+        uvloop.run(serving.serve_until_asked(context, config, sampler, hub, metrics))
     log.info("stopped; VMs go on running")
 
 
 def _assemble(
-    registry: Registry, config: Settings, undo: ExitStack, lines: log_setup.Lines
+    registry: Registry,
+    config: Settings,
+    undo: ExitStack,
+    lines: log_setup.Lines,
+    metrics: ManagerMetrics,
 ) -> Context:
     """Start every part but the servers; `undo` stops them in reverse order."""
     places = Paths(config[core_options.DATA_DIR])
@@ -135,6 +141,7 @@ def _assemble(
         console_logs, places, uid, gid, disabled=config[core_options.DISABLE_LOGGING]
     )
     events = EventTeller(hooks, profiles)
+    events.listen(metrics.event)
     events.start()
     undo.callback(events.stop)
     layout = Layout(config[core_options.IMAGE_DIR], gid)
@@ -160,7 +167,7 @@ def _assemble(
         consoles=consoles,
         events=events,
         reserve=reserve,
-        locks=KeyedLocks(hooks.watch.hanging),
+        locks=KeyedLocks(hooks.watch.hanging, metrics.waited),
         new_user=users.take,
     )
     undo.callback(context.images.close)
@@ -169,7 +176,9 @@ def _assemble(
         lambda row: effects.revert(context, row),
         points_from_environment(os.environ),
         reserve.release,
+        metrics.step,
     )
+    metrics.watch(context)
     watchers = ThreadPoolExecutor(4, "domain-events")
     undo.callback(watchers.shutdown, cancel_futures=True)
     undo.callback(hypervisors.close)

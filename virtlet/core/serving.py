@@ -21,7 +21,9 @@ from virtlet.core.cri.stats_calls import MetricsCalls, StatsCalls
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher, GuestDialer
 from virtlet.core.guest_sessions.executions import Executions
+from virtlet.core.http_endpoint import HttpEndpoint
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
@@ -44,6 +46,7 @@ class Parts:
     """Every CRI call that is served."""
     streaming: StreamingServer
     executions: Executions
+    http: HttpEndpoint
 
 
 def assemble(
@@ -52,6 +55,7 @@ def assemble(
     sampler: Sampler,
     hub: ConsoleHub,
     loop: asyncio.AbstractEventLoop,
+    metrics: ManagerMetrics,
 ) -> Parts:
     """Assemble the servers for an event loop.
 
@@ -63,24 +67,31 @@ def assemble(
     executions = Executions(context.store, context.hooks)
     handlers = Handlers(exec=executions, attach=attacher, ports=dialer)
     streaming = _streaming_server(config, handlers)
+    runtime = RuntimeCalls(context, config[options.CGROUP_DRIVER])
+    figures = MetricsCalls(context, sampler)
     services = (
-        RuntimeCalls(context, config[options.CGROUP_DRIVER]),
+        runtime,
         SandboxCalls(context),
         ContainerCalls(context),
         ResizeCalls(context),
         ImageCalls(context),
         ContainerEvents(context, loop),
         StatsCalls(context, sampler),
-        MetricsCalls(context, sampler),
+        figures,
         ExecCalls(context, executions, streaming),
         StreamingCalls(streaming, attacher, dialer),
     )
     calls = tuple(call for service in services for call in service.calls())
-    return Parts(calls, streaming, executions)
+    http = HttpEndpoint(metrics, runtime.status, figures.descriptors, figures.list)
+    return Parts(calls, streaming, executions, http)
 
 
 async def serve_until_asked(
-    context: Context, config: Settings, sampler: Sampler, hub: ConsoleHub
+    context: Context,
+    config: Settings,
+    sampler: Sampler,
+    hub: ConsoleHub,
+    metrics: ManagerMetrics,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -92,13 +103,14 @@ async def serve_until_asked(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    parts = assemble(context, config, sampler, hub, loop)
+    parts = assemble(context, config, sampler, hub, loop, metrics)
     streaming = parts.streaming
     server = CriServer(
         config[options.LISTEN],
         parts.calls,
         context.hypervisors.default_health,
         Subjects(context.store, context.images.store.get),
+        metrics.call,
     )
     try:
         await streaming.start()
@@ -108,6 +120,8 @@ async def serve_until_asked(
             f"{config[options.STREAM_PORT]}: {error.strerror}; choose others with "
             "--stream-address and --stream-port"
         ) from None
+    if address := config[options.METRICS_ADDRESS]:
+        await _serve_http(parts.http, *address)
     await server.start()
     log.info(
         "ready",
@@ -126,8 +140,20 @@ async def serve_until_asked(
     await asyncio.gather(
         server.stop(STOP_GRACE),
         streaming.stop(),
+        parts.http.stop(),
         asyncio.to_thread(parts.executions.close, STOP_GRACE / 2),
     )
+
+
+async def _serve_http(endpoint: HttpEndpoint, host: str, port: int) -> None:
+    try:
+        address = await endpoint.port.start(host, port)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"health and metrics cannot be served on {host}, port {port}: {error.strerror}; "
+            "choose another with --metrics-address"
+        ) from None
+    log.info("health and metrics are served on %s, port %d", *address)
 
 
 def _streaming_server(config: Settings, handlers: Handlers) -> StreamingServer:

@@ -50,6 +50,19 @@ def _ids(text: str) -> range | None:
     return ids
 
 
+def _ip_port(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    try:
+        address = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        address = ""
+    if not address or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{quote(text)} is no ADDRESS:PORT, such as 127.0.0.1:10011")
+    return address, int(port)
+
+
 def _level(text: str) -> str:
     numbers = {"0": "error", "1": "info", **dict.fromkeys("2345", "debug")}
     return choice(*LEVELS).parse(numbers.get(text.strip(), text.strip()))
@@ -58,6 +71,7 @@ def _level(text: str) -> str:
 ABSOLUTE: Kind[Path] = Kind(name="absolute path", parse=_absolute)
 SOCKET: Kind[Path] = Kind(name="absolute path or unix:// URL", parse=_socket)
 IDS: Kind[range | None] = Kind(name="FIRST-LAST or shared", parse=_ids)
+IP_PORT: Kind[tuple[str, int] | None] = Kind(name="ADDRESS:PORT", parse=_ip_port)
 HOST: Kind[str] = Kind(name="host", parse=_host)
 
 DATA_DIR = Option(
@@ -202,6 +216,15 @@ STREAM_TLS_KEY = Option(
     default="",
     help="PEM file with the key of that certificate",
 )
+METRICS_ADDRESS = Option(
+    field="metricsAddress",
+    flag="--metrics-address",
+    env="VIRTLET_METRICS_ADDRESS",
+    kind=IP_PORT,
+    default="",
+    help="where /healthz, /readyz, /metrics and /metrics/pods are served over HTTP, such as "
+    "127.0.0.1:10011; anybody who reaches it reads names and figures of all pods. Empty is nowhere",
+)
 DISABLE_LOGGING = Option(
     field="disableLogging",
     flag="--disable-logging",
@@ -274,6 +297,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     STREAM_HOST,
     STREAM_TLS_CERT,
     STREAM_TLS_KEY,
+    METRICS_ADDRESS,
     DISABLE_LOGGING,
     LOG_LEVEL,
     LOG_FORMAT,

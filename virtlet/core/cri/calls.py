@@ -89,13 +89,20 @@ _MESSAGE_LIMIT = 2500
 characters for every byte outside ASCII."""
 
 
-def instrument(call: Call, executors: dict[CallKind, Executor], subjects: Subjects) -> Handler:
+Counted = Callable[[str, str, float], None]
+"""Called with the method, the status code's name and the seconds of a call that has ended."""
+
+
+def instrument(
+    call: Call, executors: dict[CallKind, Executor], subjects: Subjects, counted: Counted
+) -> Handler:
     """The asynchronous handler of a call.
 
     Args:
         call: what is served.
         executors: where LOOK and WORK calls run.
         subjects: knows what requests are about.
+        counted: hears of every call.
     """
     method = call.name.partition(".")[2]
     read = _reader(call, subjects)
@@ -139,6 +146,7 @@ def instrument(call: Call, executors: dict[CallKind, Executor], subjects: Subjec
             message = f"{type(error).__name__} inside the manager; its log has the details"
         finally:
             duration = time.perf_counter() - started
+            counted(method, code.name, duration)
             _log(
                 call,
                 code,
@@ -152,7 +160,9 @@ def instrument(call: Call, executors: dict[CallKind, Executor], subjects: Subjec
     return handle
 
 
-def instrument_stream(call: Call, subjects: Subjects) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def instrument_stream(
+    call: Call, subjects: Subjects, counted: Counted
+) -> Callable[[Any, Any], AsyncIterator[Any]]:
     """The asynchronous handler of a call that answers with a stream."""
     method = call.name.partition(".")[2]
     read = _reader(call, subjects)
@@ -178,6 +188,7 @@ def instrument_stream(call: Call, subjects: Subjects) -> Callable[[Any, Any], As
             message = f"{type(error).__name__} inside the manager; its log has the details"
         finally:
             duration = time.perf_counter() - started
+            counted(method, code.name, duration)
             _log(call, code, message, duration, lambda: subjects.facts(request))
         if code is not grpc.StatusCode.OK:
             await context.abort(code, _cut(message))

@@ -16,7 +16,15 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from virtlet.core.cri.calls import UNSERVED, Call, CallKind, Handler, instrument, instrument_stream
+from virtlet.core.cri.calls import (
+    UNSERVED,
+    Call,
+    CallKind,
+    Counted,
+    Handler,
+    instrument,
+    instrument_stream,
+)
 from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
@@ -46,6 +54,7 @@ class CriServer:
         calls: what is served; every other call of the definition answers UNIMPLEMENTED.
         hypervisor_health: whether VMs can be run now; must not block.
         subjects: knows what requests are about.
+        counted: hears of every call that is served.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class CriServer:
         calls: Iterable[Call],
         hypervisor_health: Callable[[], HypervisorHealth],
         subjects: Subjects,
+        counted: Counted = lambda method, code, seconds: None,
     ) -> None:
         self._path = path
         self._executors = {
@@ -65,9 +75,9 @@ class CriServer:
         executors: dict[CallKind, Executor] = dict(self._executors)
         self._calls = tuple(calls)
         self._served: dict[str, Any] = {
-            call.name: instrument_stream(call, subjects)
+            call.name: instrument_stream(call, subjects, counted)
             if call.kind is CallKind.STREAM
-            else instrument(call, executors, subjects)
+            else instrument(call, executors, subjects, counted)
             for call in self._calls
         }
         self._hypervisor_health = hypervisor_health

@@ -1,6 +1,7 @@
 """What the steps of the lifecycle work with."""
 
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +46,16 @@ class KeyedLocks:
 
     Args:
         hanging: says what a thread hangs in, for messages; "" while it does not.
+        waited: called with the seconds that somebody waited for others.
     """
 
-    def __init__(self, hanging: Callable[[int], str] = lambda thread: "") -> None:
+    def __init__(
+        self,
+        hanging: Callable[[int], str] = lambda thread: "",
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._hanging = hanging
+        self._waited = waited
         self._guard = threading.Lock()
         self._locks: dict[Hashable, _Lock] = {}
 
@@ -75,9 +82,13 @@ class KeyedLocks:
                     del self._locks[key]
 
     def _acquire(self, entry: _Lock) -> None:
-        while not entry.lock.acquire(timeout=_LOOK):
-            if why := self._hanging(entry.holder):
-                raise Unavailable(f"earlier work on this pod is not done: {why}")
+        began = time.perf_counter()
+        try:
+            while not entry.lock.acquire(timeout=_LOOK):
+                if why := self._hanging(entry.holder):
+                    raise Unavailable(f"earlier work on this pod is not done: {why}")
+        finally:
+            self._waited(time.perf_counter() - began)
         entry.holder = threading.get_ident()
 
 

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,10 @@ def _nothing() -> None:
     """What is done when nothing is asked for."""
 
 
+def _untimed(kind: str, outcome: str, seconds: float) -> None:
+    """Nobody wants to know how long effects take."""
+
+
 class Journal:
     """Performs and undoes effects.
 
@@ -50,6 +55,7 @@ class Journal:
             idempotent. See the table `effects.UNDO`.
         points: what is done at every place where a crash may fall.
         make_room: called before something is undone, which writes: on a full disk, too.
+        timed: called with an effect's kind, "done" or "failed", and the seconds that it took.
     """
 
     def __init__(
@@ -58,8 +64,10 @@ class Journal:
         revert: Callable[[EffectRow], None],
         points: Points,
         make_room: Callable[[], None] = _nothing,
+        timed: Callable[[str, str, float], None] = _untimed,
     ) -> None:
         self._make_room = make_room
+        self._timed = timed
         self._store = store
         self._revert = revert
         self._points = points
@@ -98,11 +106,15 @@ class Journal:
         known = None if before is None else encode(before, record)
         seq = self._store.intend(owner, kind, plugin, role, known)
         self._points(f"{name}:intended")
+        began, outcome = time.perf_counter(), "failed"
         try:
             result = apply()
+            outcome = "done"
         except unchanged:
             self._store.forget(seq)
             raise
+        finally:
+            self._timed(kind, outcome, time.perf_counter() - began)
         if known is None and record is not None and result is None:
             self._store.forget(seq)
             return result

@@ -227,6 +227,13 @@ class Store:
             ).fetchall()
         return [EffectRow(*row) for row in rows]
 
+    def open_effects(self) -> int:
+        """How many effects have an intent and no record."""
+        with self._database.transaction() as tx:
+            row = tx.execute("SELECT count(*) FROM effects WHERE record IS NULL").fetchone()
+        count: int = row[0]
+        return count
+
     def flush(self) -> None:
         """Sync what was written to the disk, so that it survives a power cut."""
         self._database.flush()
