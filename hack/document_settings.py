@@ -17,12 +17,14 @@ Written by `make docs` from the declarations; do not edit.
 
 ## Options of the manager
 
-The later wins: default, configuration file (`--config`, by field name), environment, flag.
+The later wins: default, VirtletConfigMapping of the cluster (options marked *yes* alone;
+[node.md](node.md#settings-from-the-cluster)), configuration file (`--config`, by field name),
+environment, flag.
 `{data_dir}` is the data directory; `{socket_dir}` is /run with the default data directory, else the
 data directory. The file has two more fields, `handlers` and `plugins`: see [hooks.md](hooks.md).
 
-| field | flag | environment | type | default | | declared by |
-|---|---|---|---|---|---|---|
+| field | flag | environment | type | default | | declared by | from the cluster |
+|---|---|---|---|---|---|---|---|
 """
 
 ANNOTATIONS = """
@@ -44,7 +46,10 @@ def page() -> str:
     options = [("core", option) for option in CORE_OPTIONS]
     options += [(plugin, option) for plugin, option in hooks.options() if plugin in builtin]
     rows = [
-        _row(o.field, o.flag, o.env, o.kind.name, o.default and f"`{o.default}`", o.help, plugin)
+        _row(
+            *(o.field, o.flag, o.env, o.kind.name, o.default and f"`{o.default}`", o.help, plugin),
+            "yes" if o.mappable else "",
+        )
         for plugin, o in options
     ]
     annotations = [

@@ -192,8 +192,10 @@ class DaemonPod:
         spec = self.container_spec
         assert spec.keys() == {
             *("name", "image", "imagePullPolicy", "args", "securityContext", "resources"),
-            *("terminationMessagePath", "startupProbe", "volumeMounts"),
+            *("terminationMessagePath", "startupProbe", "volumeMounts", "env"),
         }
+        node_name = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+        assert spec["env"] == [{"name": "KUBE_NODE_NAME", "valueFrom": node_name}]
         assert spec["securityContext"] == {"privileged": True}
         image = self.client.image.ImageStatus(
             cri.ImageStatusRequest(image=cri.ImageSpec(image=spec["image"]))
@@ -204,6 +206,7 @@ class DaemonPod:
             metadata=cri.ContainerMetadata(name=spec["name"]),
             image=cri.ImageSpec(image=image.id, user_specified_image=spec["image"]),
             args=spec["args"],
+            envs=[cri.KeyValue(key="KUBE_NODE_NAME", value=b"node-1")],
             log_path="virtlet/0.log",
             mounts=[self._mount(mount, volumes[mount["name"]]) for mount in spec["volumeMounts"]],
             linux=cri.LinuxContainerConfig(

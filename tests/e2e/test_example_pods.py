@@ -1,6 +1,7 @@
 """The manifests of examples/pods, as a kubelet brings them: each is admitted, and boots."""
 
 import base64
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,11 +13,12 @@ import yaml
 
 from tests.e2e.conftest import AS_THE_UNIT, ROOT, TINY, Pod
 from tests.fakes import kubelet
-from tests.fakes.api_server import ApiServer, serving
+from tests.fakes.api_server import CONFIGS, ApiServer, serving
 from tests.fakes.image_server import Resource, image_server
 from tests.fakes.kubelet import volumes
 from tests.fakes.oci_images import container_disk
 from tests.fakes.registry import docker_registry
+from tests.polling import until
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
@@ -59,6 +61,7 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
     """A VM of every example, made and started; they boot side by side."""
     node, made = examples_node, {}
     api = ApiServer(namespaces={"default"})
+    api.put(CONFIGS, "kube-system", "all", spec={"config": {"shareDriver": "9p", "kvm": "probe"}})
     with node.client() as client, ExitStack() as cleanup:
         netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
         serve_images(node, cleanup)
@@ -138,6 +141,19 @@ def test_settings_of_the_node_are_in_force(pods: dict[str, Pod], examples_node: 
     lines = examples_node.log_file.read_text().splitlines()
     assert [line for line in lines if line.startswith("{")] == []
     assert any(" DEBUG " in line or " debug " in line for line in lines)
+
+
+def test_status_says_which_settings_of_the_cluster_wait_for_a_restart(
+    pods: dict[str, Pod],
+) -> None:
+    """What is as it is said already waits for nothing."""
+
+    def waiting() -> object:
+        status = pods["tiny"].client.call("Status", cri.StatusRequest(verbose=True))
+        return json.loads(status.info["info"])["needsRestart"]
+
+    mapped = {"shareDriver": "VirtletConfigMapping kube-system/all"}
+    until(lambda: waiting() == mapped, "the mapped settings in the status", 120)
 
 
 def test_images_come_from_a_registry_and_a_web_server(pods: dict[str, Pod]) -> None:

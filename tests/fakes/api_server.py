@@ -24,12 +24,16 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.of-the-manager"
 ACCOUNT = "system:serviceaccount:kube-system:virtlet"
 MAPPINGS, FLAVORS = "virtletimagemappings", "virtletflavors"
+CONFIGS = "virtletconfigmappings"
 GROUPS = {"configmaps": "", "secrets": "", MAPPINGS: "virtlet.k8s", FLAVORS: "virtlet.k8s"}
+GROUPS |= {CONFIGS: "virtlet.k8s", "nodes": ""}
 KINDS = {
     "configmaps": ("v1", "ConfigMap"),
     "secrets": ("v1", "Secret"),
     MAPPINGS: ("virtlet.k8s/v1", "VirtletImageMapping"),
     FLAVORS: ("virtlet.k8s/v1", "VirtletFlavor"),
+    CONFIGS: ("virtlet.k8s/v1", "VirtletConfigMapping"),
+    "nodes": ("v1", "Node"),
 }
 
 
@@ -70,7 +74,14 @@ class ApiServer:
     _changed: threading.Condition = field(factory=threading.Condition)
     _generation: int = 0
 
-    def put(self, resource: str, namespace: str, name: str, **content: Any) -> None:
+    def put(
+        self,
+        resource: str,
+        namespace: str,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        **content: Any,
+    ) -> None:
         """Create or update an object; namespace "" for one of the cluster as a whole."""
         with self._changed:
             self._version += 1
@@ -81,6 +92,7 @@ class ApiServer:
             metadata = {
                 "name": name,
                 **({"namespace": namespace} if namespace else {}),
+                **({"labels": dict(labels)} if labels else {}),
                 "uid": f"{resource}-{name}",
                 "resourceVersion": str(self._version),
                 "creationTimestamp": created,
@@ -172,6 +184,10 @@ class ApiServer:
                 self.has_mappings
             ):
                 return self._list(handler, MAPPINGS, namespace, query)
+            case ["api", "v1", "nodes", name]:
+                return self._get(handler, "nodes", "", name)
+            case ["apis", "virtlet.k8s", "v1", "namespaces", namespace, "virtletconfigmappings"]:
+                return self._list(handler, CONFIGS, namespace, query)
             case ["apis", "virtlet.k8s", "v1", "virtletflavors"] if self.has_flavors:
                 return self._list(handler, FLAVORS, "", query)
         return handler.send_text(404, "404 page not found\n")

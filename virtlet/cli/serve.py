@@ -74,7 +74,7 @@ def serve(file: Path | None, check: bool, verbosity: str | None, **flags: str | 
 
         read = functools.partial(daemon.settings, registry, file, os.environ, given)
         sys.exit(0 if show(check_start(registry, read)) else 1)
-    daemon.serve(registry, daemon.settings(registry, file, os.environ, given))
+    daemon.serve(registry, file, os.environ, given)
     _leave()
 
 

@@ -34,7 +34,7 @@ KUBECONFIG: Option[str] = Option(
     kind=TEXT,
     default="",
     help="kubeconfig file of the manager's own account in the cluster (deploy/cluster/rbac.yaml), "
-    "for ConfigMaps and Secrets that annotations name, VirtletImageMappings and VirtletFlavors; "
+    "for ConfigMaps and Secrets that annotations name, and for objects of Virtlet's own kinds; "
     "empty for the service account of the pod that the manager runs in, or for no access where it "
     "runs in none. Needs the Python package `kubernetes`",
 )
@@ -198,6 +198,20 @@ class Cluster:
         if wanted.key not in data:
             raise NotFound(f"{wanted.kind} {namespace}/{wanted.name} has no key {wanted.key!r}")
         return data[wanted.key]
+
+    def labels_of_node(self, name: str) -> Mapping[str, str]:
+        """The labels of a node.
+
+        Raises:
+            NotFound: there is no such node; else as for `read`.
+        """
+        client = self.client()
+        from kubernetes.client import CoreV1Api
+
+        api: Any = CoreV1Api(client)
+        with explained(f"Node {name}"):
+            found = api.read_node(name, _request_timeout=(CONNECT_TIME, ANSWER_TIME))
+        return dict(found.metadata.labels or {})
 
     def _fresh(self, place: tuple[str, str, str]) -> _Kept | None:
         with self._lock:

@@ -6,6 +6,7 @@ too. An object that is wrong is logged by its name, keeps its last meaning, and 
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -49,7 +50,7 @@ class Objects(Generic[T]):
         noun: what one is called in the log.
         read: takes an object's name and content (`spec`, and `created`, its time as text) and
             returns what it means; raises a VirtletError with what is wrong.
-        changed: called on the thread after every change.
+        changed: called on the thread after every change, and every few minutes without one.
         follow: False for nobody's objects.
     """
 
@@ -73,6 +74,8 @@ class Objects(Generic[T]):
         self._problem = ""
         self._known = True
         self._reachable = True
+        self.tried = threading.Event()
+        """Set once the server has told of them, or could not."""
         self._back_off = BackOff(FIRST_PAUSE, LONGEST_PAUSE)
         self._followed = Followed(cluster, resource)
         self._worker = Worker(f"objects-{resource.plural}", self._work)
@@ -124,6 +127,12 @@ class Objects(Generic[T]):
 
     def _work(self) -> float:
         try:
+            return self._step()
+        finally:
+            self.tried.set()
+
+    def _step(self) -> float:
+        try:
             self._followed.step(self._changed)
         except (NotFound, PermissionDenied) as error:
             # There are none as far as we may know.
@@ -136,6 +145,7 @@ class Objects(Generic[T]):
             return self._back_off.pause()
         self._problem = ""
         self._back_off.reset()
+        self._told_of_change()
         return FIRST_PAUSE
 
     def _told(self, error: VirtletError, level: int) -> None:
@@ -157,6 +167,7 @@ class Objects(Generic[T]):
         self._known = True
         self._save()
         self._told_of_change()
+        self.tried.set()
 
     def _object(
         self, name: str, content: Mapping[str, Any], version: str, before: _Object[T] | None

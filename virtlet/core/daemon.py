@@ -3,18 +3,23 @@
 import logging
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import uvloop
 
+from virtlet.cluster.api import KUBECONFIG, Cluster
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.log_writer import ConsoleLogs
 from virtlet.core import log_setup, paths, process_memory, serving
 from virtlet.core.config import load
 from virtlet.core.config import options as core_options
+from virtlet.core.config.mapped import AppliedSettings, ConfigMappings
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.events import EventTeller
@@ -42,43 +47,81 @@ from virtlet.images.staging import ImageLimits
 from virtlet.launch.server import LaunchServer
 from virtlet.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.model.node import Node
-from virtlet.model.option import Settings
+from virtlet.model.option import Option, Settings
 from virtlet.model.plain import quote
 
 log = logging.getLogger(__name__)
 
 
+def declared(registry: Registry) -> list[Option[Any]]:
+    """All options, of the core and of plugins."""
+    return [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
+
+
 def settings(
-    registry: Registry, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]
+    registry: Registry,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+    mapped: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> Settings:
     """Read all layers of the configuration; see `load.load`."""
-    declared = [*core_options.CORE_OPTIONS, *(o for _, o in Hooks(registry).options())]
     return load.load(
-        declared,
+        declared(registry),
         file=file,
         environment=environment,
         flags=flags,
+        mapped=mapped,
         refused=registry.refused,
         departed=lambda data_dir: settings_of_departed(data_dir, registry),
     )
 
 
-def serve(registry: Registry, config: Settings) -> None:
+def serve(
+    registry: Registry,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+) -> None:
     """Run the manager until SIGTERM or SIGINT; VMs go on running after it.
+
+    Args:
+        registry: the plugins.
+        file: the configuration; with `environment` and `flags` as in `load.load`.
 
     Raises:
         VirtletError: it cannot start; the message says why.
     """
-    lines = log_setup.set_up(
-        config[core_options.LOG_LEVEL],
-        config[core_options.LOG_FORMAT],
-        registry.logging_packages(),
-        quoting=config[core_options.SHOW_PLUGIN_ERRORS],
-    )
+    config = settings(registry, file, environment, flags)
+    _log(registry, config)
     process_memory.share_heap()
     with ExitStack() as undo:
+        options = declared(registry)
+        mappings = ConfigMappings(
+            Cluster(config[KUBECONFIG]),
+            config[core_options.CONFIG_NAMESPACE],
+            config[core_options.NODE_NAME],
+            options,
+            config[core_options.DATA_DIR] / "mapped",
+        )
+        mappings.start()
+        undo.callback(mappings.stop)
+        mapped = mappings.values()
+        config = settings(registry, file, environment, flags, mapped)
         metrics = ManagerMetrics()
+        lines = _log(registry, config)
         context = _assemble(registry, config, undo, lines, metrics)
+        live: Mapping[str, Callable[[Any], None]] = {
+            core_options.LOG_LEVEL.field: partial(
+                log_setup.set_level, packages=registry.logging_packages()
+            ),
+            core_options.HOOK_PATIENCE.field: partial(setattr, context.hooks.watch, "patience"),
+            core_options.PINNED_IMAGES.field: context.images.store.pin,
+        }
+        own = load.said(options, file=file, environment=environment, flags=flags)
+        in_force = AppliedSettings(mappings, options, own, mapped, live)
+        context.needs_restart = lambda: in_force.needs_restart
+        mappings.tell(in_force.look)
         sampler = Sampler(context)
         sampler.start()
         undo.callback(sampler.stop)
@@ -90,6 +133,15 @@ def serve(registry: Registry, config: Settings) -> None:
         undo.callback(hub.stop)
         uvloop.run(serving.serve_until_asked(context, config, sampler, hub, metrics))
     log.info("stopped; VMs go on running")
+
+
+def _log(registry: Registry, config: Settings) -> log_setup.Lines:
+    return log_setup.set_up(
+        config[core_options.LOG_LEVEL],
+        config[core_options.LOG_FORMAT],
+        registry.logging_packages(),
+        quoting=config[core_options.SHOW_PLUGIN_ERRORS],
+    )
 
 
 def _assemble(

@@ -129,6 +129,13 @@ def _frames(error: BaseException, how: str, seen: set[int], quoting: bool) -> It
             yield from _frames(other, word, seen, quoting)
 
 
+def set_level(level: str, packages: Iterable[str] = ()) -> None:
+    """What is logged from now on; see `set_up`."""
+    logging.root.setLevel(max(LEVELS[level], logging.WARNING))
+    for package in ("virtlet", *packages):
+        logging.getLogger(package).setLevel(LEVELS[level])
+
+
 def set_up(
     level: str,
     form: str = "json",
@@ -153,9 +160,7 @@ def set_up(
     handler = logging.StreamHandler(stream)
     handler.setFormatter(lines)
     logging.root.handlers[:] = [handler]
-    logging.root.setLevel(max(LEVELS[level], logging.WARNING))
-    for package in ("virtlet", *packages):
-        logging.getLogger(package).setLevel(LEVELS[level])
+    set_level(level, packages)
     sys.excepthook = lambda kind, error, trace: log.critical("ended", exc_info=error)
     threading.excepthook = _thread_ended
     return lines

@@ -35,4 +35,5 @@ LEAST_RATE: Option[int] = Option(
     kind=BYTES,
     default="16Ki",
     help="bytes a second that an image server must send over each minute; 0 is any",
+    mappable=True,
 )

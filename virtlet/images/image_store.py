@@ -156,6 +156,10 @@ class ImageStore:
         record = self._view.records.get(digest)
         return record.annotations if record else {}
 
+    def pin(self, globs: tuple[str, ...]) -> None:
+        """Pin other images from now on; see the constructor's `pinned`."""
+        self._pinned = globs
+
     def pinned(self, image: Image) -> bool:
         """Whether the kubelet's garbage collection has to leave an image alone."""
         called = {name.removeprefix(IMAGE_PREFIX) for name in (*image.names, *image.digests)}

@@ -108,6 +108,9 @@ class Option(Generic[T]):
     default: str
     """As it would be written; `{data_dir}` in it becomes the data directory, other braces stay."""
     help: str
+    mappable: bool = False
+    """Whether a VirtletConfigMapping of the cluster may set it; never what keeps the cluster from
+    the node (paths, users, sockets, addresses, whom to trust)."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

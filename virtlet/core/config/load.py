@@ -1,4 +1,4 @@
-"""Merge the layers of settings: default < file < environment < command line."""
+"""Merge the layers of settings: default < objects < file < environment < command line."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +25,7 @@ def load(
     file: Path | None,
     environment: Mapping[str, str],
     flags: Mapping[str, str],
+    mapped: Mapping[str, tuple[str, str]] = MappingProxyType({}),
     refused: Collection[str] = (),
     departed: Callable[[Path], Mapping[str, str]] = lambda data_dir: {},
 ) -> Settings:
@@ -35,6 +36,7 @@ def load(
         file: YAML configuration file, or None.
         environment: environment variables.
         flags: option field to the text given on the command line.
+        mapped: option field to (text, its source) by VirtletConfigMappings.
         refused: plugins that are installed and were refused. If there are any, an unknown setting
             of the file may be theirs: it is logged and ignored.
         departed: takes the data directory and returns settings, by name, with the plugin that
@@ -48,13 +50,16 @@ def load(
 
     def value(option: Option[Any], places: Mapping[str, str]) -> Any:
         if option.field in flags:
-            return _parse(option, flags[option.field], f"flag {option.flag}")
+            return parse(option, flags[option.field], f"flag {option.flag}")
         if option.env in environment:
-            return _parse(option, environment[option.env], f"environment {option.env}")
+            return parse(option, environment[option.env], f"environment {option.env}")
         if option.field in content:
             where = f"{file}: {option.field}"
-            return _parse(option, _text(content[option.field], option, where), where)
-        return _parse(option, fill(option.default, places), f"default of {option.field}")
+            return parse(option, as_text(content[option.field], option, where), where)
+        if option.field in mapped:
+            text, source = mapped[option.field]
+            return parse(option, text, f"{source}: {option.field}")
+        return parse(option, fill(option.default, places), f"default of {option.field}")
 
     data_dir = value(DATA_DIR, {})
     unknown = [key for key in content if key not in {*declared, *SECTIONS}]
@@ -71,6 +76,24 @@ def load(
         if not isinstance(section, dict):
             raise InvalidArgument(f"{file}: {name} must be a mapping")
     return Settings(values=MappingProxyType(values), sections=MappingProxyType(sections))
+
+
+def said(
+    options: Iterable[Option[Any]],
+    *,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+) -> frozenset[str]:
+    """Fields that the node's own file, environment or flags set.
+
+    Raises:
+        InvalidArgument: the file is wrong.
+    """
+    content = _read(file) if file else {}
+    return frozenset(
+        o.field for o in options if o.field in {*content, *flags} or o.env in environment
+    )
 
 
 def fill(default: str, places: Mapping[str, str]) -> str:
@@ -110,7 +133,12 @@ def _look_at_unknown(
             )
 
 
-def _parse(option: Option[Any], text: str, where: str) -> Any:
+def parse(option: Option[Any], text: str, where: str) -> Any:
+    """The value of a text.
+
+    Raises:
+        InvalidArgument: it is none; names `where`.
+    """
     try:
         if "\0" in text:
             raise ValueError("holds a NUL character")
@@ -119,7 +147,12 @@ def _parse(option: Option[Any], text: str, where: str) -> Any:
         raise InvalidArgument(f"{where}: {error} (wanted: {option.kind.name})") from None
 
 
-def _text(value: Any, option: Option[Any], where: str) -> str:
+def as_text(value: Any, option: Option[Any], where: str) -> str:
+    """What stands in YAML or JSON, as the text of an option.
+
+    Raises:
+        InvalidArgument: it is a mapping, or a list of more than single values.
+    """
     parts = value if isinstance(value, list) else [value]
     if any(isinstance(part, dict | list) for part in parts):
         what = "a mapping" if isinstance(value, dict) else "a list of more than single values"

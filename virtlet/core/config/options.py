@@ -121,6 +121,7 @@ IMAGE_LIMIT = Option(
     kind=BYTES,
     default="64Gi",
     help="largest image file, and largest virtual disk an image may declare (times 16)",
+    mappable=True,
 )
 PINNED_IMAGES = Option(
     field="pinnedImages",
@@ -130,6 +131,7 @@ PINNED_IMAGES = Option(
     default="",
     help="images that the kubelet's garbage collection leaves alone: names with or without tag, "
     "and globs, such as fedora:* or registry.example.com/golden/*",
+    mappable=True,
 )
 EMULATOR_USER = Option(
     field="emulatorUser",
@@ -232,6 +234,7 @@ DISABLE_LOGGING = Option(
     kind=BOOLEAN,
     default="false",
     help="do not write the VMs' consoles to pod logs",
+    mappable=True,
 )
 LOG_LEVEL = Option(
     field="logLevel",
@@ -241,6 +244,7 @@ LOG_LEVEL = Option(
     default="info",
     help="what to log, of plugins too: `info` has every change, `debug` every call. The original's "
     "numbers and its flag `--v` are understood: 0 is `error`, 1 `info`, 2 to 5 `debug`",
+    mappable=True,
 )
 LOG_FORMAT = Option(
     field="logFormat",
@@ -249,6 +253,7 @@ LOG_FORMAT = Option(
     kind=choice(*FORMS),
     default="json",
     help="a JSON object for each line of the log, or text",
+    mappable=True,
 )
 HOOK_PATIENCE = Option(
     field="hookPatience",
@@ -259,6 +264,7 @@ HOOK_PATIENCE = Option(
     help="seconds after which a plugin that has not returned from a hook is named in the log, and "
     "calls about its pod answer with an error that names it instead of waiting; the file's "
     "`plugins` has it for single plugins",
+    mappable=True,
 )
 SHOW_PLUGIN_ERRORS = Option(
     field="showPluginErrors",
@@ -268,6 +274,24 @@ SHOW_PLUGIN_ERRORS = Option(
     default="false",
     help="write the texts of what plugins raise into the log, for their authors. They can quote "
     "user-data, passwords and whole documents of pods: not for a node with pods of other people",
+)
+NODE_NAME = Option(
+    field="nodeName",
+    flag="--node-name",
+    env="KUBE_NODE_NAME",
+    kind=TEXT,
+    default="",
+    help="the node's name in the cluster, by which VirtletConfigMappings are for it; empty is the "
+    "host's name",
+)
+CONFIG_NAMESPACE = Option(
+    field="configMappingNamespace",
+    flag="--config-mapping-namespace",
+    env="VIRTLET_CONFIG_MAPPING_NAMESPACE",
+    kind=TEXT,
+    default="kube-system",
+    help="namespace whose VirtletConfigMapping objects set options of nodes, where the manager has "
+    "access to the cluster (`kubeconfig`); empty for none",
 )
 FORGOTTEN_PLUGINS = Option(
     field="forgottenPlugins",
@@ -303,5 +327,7 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     LOG_FORMAT,
     HOOK_PATIENCE,
     SHOW_PLUGIN_ERRORS,
+    NODE_NAME,
+    CONFIG_NAMESPACE,
     FORGOTTEN_PLUGINS,
 )

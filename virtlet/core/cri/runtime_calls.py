@@ -117,6 +117,7 @@ class RuntimeCalls:
                 for plugin, hypervisor in context.hypervisors.all.items()
                 if context.hypervisors.health(plugin).ready
             },
+            "needsRestart": dict(context.needs_restart()),
             "pods": len(context.store.pods),
             "vms": len(context.store.vms),
         }

@@ -158,6 +158,8 @@ class Context:
     """Of VMs: tag to whether the guest has opened it, as far as the node can tell."""
     rebooted: set[str] = field(factory=set)
     """VMs whose guests have reset themselves, until somebody looks after their files."""
+    needs_restart: Callable[[], Mapping[str, str]] = dict
+    """Settings that a VirtletConfigMapping has changed since the start, and by what."""
     closing: threading.Event = field(factory=threading.Event)
     """Set when the manager ends: nothing is tried again."""
 

@@ -18,6 +18,7 @@ CPU_MODEL: Option[str] = Option(
     default="",
     help="CPU of guests whose pod and handler name none: `host-model`, `host-passthrough` or a "
     "model libvirt knows; empty is host-model with KVM, and QEMU's smallest model without",
+    mappable=True,
 )
 
 OPTIONS = (CPU_MODEL,)

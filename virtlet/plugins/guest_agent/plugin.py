@@ -28,6 +28,7 @@ GUEST_AGENT_TIMEOUT: Option[int] = Option(
     help="seconds that a guest may take to boot until its agent answers and its seed is applied: "
     "so long a command without a time limit, as a postStart hook is, waits for it, and so long "
     "after the VM's creation an exec probe that meets a booting guest does not count as failed",
+    mappable=True,
 )
 
 

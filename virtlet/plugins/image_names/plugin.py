@@ -46,6 +46,7 @@ REGEXP_TRANSLATION: Option[bool] = Option(
     kind=BOOLEAN,
     default="true",
     help="translate image names by regular expressions too",
+    mappable=True,
 )
 DOWNLOAD_PROTOCOL: Option[str] = Option(
     field="downloadProtocol",

@@ -41,6 +41,7 @@ DISABLE_KVM: Option[bool] = Option(
     kind=BOOLEAN,
     default="false",
     help="emulate the CPU, whatever the KVM probe says",
+    mappable=True,
 )
 
 KVM: Option[str] = Option(
@@ -52,6 +53,7 @@ KVM: Option[str] = Option(
     help="`probe` boots a small test under KVM to find out whether it works and remembers the "
     "answer until the next boot, or until the device or who may open it changes; "
     "`force` uses KVM without asking",
+    mappable=True,
 )
 
 JAIL: Option[str] = Option(

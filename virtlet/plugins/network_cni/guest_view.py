@@ -24,6 +24,7 @@ CALICO_SUBNET_SIZE: Option[int] = Option(
     kind=integer(1, 32),
     default="24",
     help="Prefix length a guest is told instead of Calico's /32; 32 leaves it as it is.",
+    mappable=True,
 )
 
 _LINK_LOCAL = ip_network("169.254.0.0/16")

@@ -70,6 +70,7 @@ SHARE_DRIVER = Option(
     help="How directories are shared with guests: virtiofs is faster and has the files of several "
     "owners, 9p needs no process beside the emulator; flavors may choose by share_driver, and pods "
     "by VirtletShareDriver",
+    mappable=True,
 )
 SHARE_DRIVER_OF_POD = Annotation(
     name="VirtletShareDriver",
