@@ -1,10 +1,12 @@
 """Programs that run with no more than they need."""
 
 import pwd
+import sys
 from pathlib import Path
 
 from virtlet.host.commands import run
 from virtlet.host.confinement import Confinement, as_user
+from virtlet.host.seccomp import server_filter
 
 NOBODY = 65534
 
@@ -53,3 +55,55 @@ def test_a_user_has_its_groups_of_the_nodes_files() -> None:
     confinement = as_user(user.pw_uid, user.pw_gid)
     assert user.pw_gid in confinement.groups
     assert as_user(NOBODY - 7, 12).groups == (12,)
+
+
+_TRIES = """
+import ctypes, os, signal, socket
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return error.strerror
+libc = ctypes.CDLL(None, use_errno=True)
+def new_namespace():
+    if libc.unshare(0x1000_0000):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def keep():
+    libc.prctl(8, 1, 0, 0, 0)
+    os.setuid(65534)
+    line = next(l for l in open("/proc/self/status") if l.startswith("CapPrm"))
+    print(int(line.split()[1], 16))
+for what in (
+    lambda: os.kill(os.getppid(), 0),
+    lambda: os.posix_spawn("/bin/true", ["true"], {}),
+    lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    lambda: os.kill(0, 0),
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+):
+    print(tried(what))
+keep()
+print(tried(new_namespace))
+"""
+
+
+def test_a_server_under_its_filter_keeps_no_capability_and_reaches_no_process(
+    tmp_path: Path,
+) -> None:
+    program = server_filter()
+    assert program is not None
+    file = tmp_path / "filter"
+    file.write_bytes(program)
+    argv = [sys.executable, "-c", _TRIES]
+
+    def said(filter_: Path | None) -> list[str]:
+        capabilities = ("setuid", "net_admin", "net_raw", "kill")
+        confined = Confinement(uid=0, gid=0, capabilities=capabilities, filter=filter_)
+        # In a session of its own, of which it is all that it may signal.
+        return run(["setsid", "--wait", *confined.wrap(argv)]).decode().splitlines()
+
+    refused, none = "Operation not permitted", "None"
+    walled = [refused, refused, refused, none, none, "0", refused]
+    assert said(file) == walled
+    without = said(None)
+    assert without[0] == without[2] == without[-1] == none, "the walls are the filter's"
+    assert int(without[-2]) == 1 << 12 | 1 << 13 | 1 << 5 | 1 << 7

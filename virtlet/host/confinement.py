@@ -9,6 +9,7 @@ import ctypes
 import os
 import pwd
 from collections.abc import Sequence
+from pathlib import Path
 
 from attrs import frozen
 
@@ -32,6 +33,8 @@ class Confinement:
     """Whether it stays in the network, and among the System V objects, of its caller."""
     oom_score_adj: int | None = HELPER_OOM_SCORE
     """How the node's OOM killer sees it; None leaves it as its caller is seen."""
+    filter: Path | None = None
+    """A file with a program for seccomp(2), an array of struct sock_filter."""
 
     def wrap(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs a program confined.
@@ -54,6 +57,7 @@ class Confinement:
             f"--groups={groups}" if groups else "--clear-groups",
             *("--no-new-privs", f"--bounding-set={kept}"),
             *(f"--inh-caps={lent}", f"--ambient-caps={lent}"),
+            *([] if self.filter is None else [f"--seccomp-filter={self.filter}"]),
             "--",
             *argv,
         ]

@@ -16,7 +16,7 @@ from attrs import Factory, define, evolve
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host import mounts
-from virtlet.launch.seccomp import emulator_filter
+from virtlet.host.seccomp import emulator_filter
 from virtlet.model.launch import Visible
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import signal
 import time
 from pathlib import Path
@@ -122,9 +123,12 @@ def test_a_server_has_no_more_than_it_needs(
     network = set_up(plugin, pod)
     process = Path(f"/proc/{node.server_pid(pod)}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    assert "0" not in status["Uid"].split()
-    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 1 << 12, "net_admin alone"
+    assert set(status["Uid"].split()) == {str(pwd.getpwnam("dnsmasq").pw_uid)}
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
     assert status["NoNewPrivs"].strip() == "1"
+    assert status["Seccomp"].strip() == "2", "a filter"
+    assert (process / "ns/ipc").readlink() != Path("/proc/self/ns/ipc").readlink()
     assert b"hunter2" not in (process / "environ").read_bytes()
     with node.guest(network) as guest:
         assert guest.dhcp()

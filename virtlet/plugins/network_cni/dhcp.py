@@ -1,27 +1,33 @@
 """The DHCP server of a pod: its configuration, and the process of dnsmasq(8)."""
 
+import functools
+import logging
 import os
+import pwd
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.host import netns
-from virtlet.host.commands import find_program
-from virtlet.host.confinement import Confinement
+from virtlet.host.commands import find_program, run
+from virtlet.host.confinement import NOBODY, Confinement
 from virtlet.host.files import write_atomically
 from virtlet.host.processes import (
     end_process,
     ended,
     open_process,
 )
+from virtlet.host.seccomp import server_filter
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.network_cni.bridging import BridgedNic
+
+_log = logging.getLogger(__name__)
 
 _OPTION_BYTES = 255
 """Length of a DHCPv4 option (RFC 2132)."""
@@ -31,8 +37,11 @@ _RA_LIFETIME = 1800
 _CONFINEMENT = Confinement(
     uid=0, gid=0, capabilities=("setuid", "setgid", "net_admin", "net_raw", "net_bind_service")
 )
-"""It becomes another user by itself, as which it keeps net_admin alone. Without that one it does
-not start: it writes its clients' addresses into the kernel's table of neighbours."""
+"""It opens its sockets with these and becomes another user by itself. Then its filter leaves it
+none; without a filter it keeps net_admin and net_raw. It does not start without net_admin, which it
+does not use: replies are broadcast, so none needs an entry in the kernel's table of neighbours."""
+_USER = "dnsmasq"
+"""Whom it becomes: the user that its package makes. Where there is none it becomes nobody."""
 _GRACE = 2.0
 """Seconds it gets to end by itself; it takes milliseconds."""
 _PATIENCE = 10.0
@@ -132,6 +141,26 @@ def _fitting(searches: Sequence[str]) -> list[str]:
     return fitting
 
 
+def _user() -> str:
+    try:
+        return pwd.getpwnam(_USER).pw_name
+    except KeyError:
+        return pwd.getpwuid(NOBODY).pw_name
+
+
+@functools.cache
+def _filter() -> bytes | None:
+    """The program that confines a server; None where nothing can load it, which is logged."""
+    calls = server_filter()
+    if calls is not None and b"--seccomp-filter" in run(["setpriv", "--help"], timeout=_PATIENCE):
+        return calls
+    _log.warning(
+        "DHCP servers of pods keep net_admin and net_raw, and have no filter of system calls: that "
+        "takes setpriv of util-linux 2.41, on x86_64 or aarch64"
+    )
+    return None
+
+
 def program() -> str:
     """The path of dnsmasq.
 
@@ -178,9 +207,16 @@ class DhcpServer:
         Raises:
             VirtletError: it did not start; the message has the end of its log.
         """
-        argv = (program(), self._mark, f"--pid-file={self._pid_file}", "--keep-in-foreground")
+        # These are not in the configuration, which may be that of an earlier manager.
+        ours = ("--keep-in-foreground", "--dhcp-broadcast", f"--user={_user()}")
+        argv = (program(), self._mark, f"--pid-file={self._pid_file}", *ours)
+        confinement = _CONFINEMENT
+        if (calls := _filter()) is not None:
+            write_atomically(self._filter_file, calls)
+            confinement = evolve(confinement, filter=self._filter_file)
+        confined = ("unshare", "--ipc", "--", *confinement.wrap(argv))
         self._pid_file.unlink(missing_ok=True)
-        pid = netns.inside(self.netns, lambda: self._spawn(argv))
+        pid = netns.inside(self.netns, lambda: self._spawn(confined))
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -200,10 +236,9 @@ class DhcpServer:
 
     def _spawn(self, argv: tuple[str, ...]) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        confined = _CONFINEMENT.wrap(argv)
         return os.posix_spawnp(
-            confined[0],
-            confined,
+            argv[0],
+            argv,
             {"PATH": os.defpath},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -242,6 +277,10 @@ class DhcpServer:
     @property
     def _pid_file(self) -> Path:
         return self.directory / "dnsmasq.pid"
+
+    @property
+    def _filter_file(self) -> Path:
+        return self.directory / "dnsmasq.bpf"
 
     @property
     def _log(self) -> Path:
