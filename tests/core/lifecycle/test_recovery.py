@@ -16,6 +16,7 @@ from virtlet.core.lifecycle.resize import resize_vm
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import Unavailable, VirtletError
 from virtlet.host import netns
+from virtlet.model.disk import Share
 from virtlet.model.hypervisor import DomainState
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmExit
@@ -119,6 +120,53 @@ def test_a_crash_at_any_place_also_of_a_start_that_fails_leaves_nothing_in_the_e
     assert ("vm-failed:committed" in points) == (fault is _start_error)
     for point in points:
         life(point)
+
+
+def test_a_crash_while_a_vm_goes_back_to_the_nodes_user_leaves_nothing_of_its_own_user(
+    tmp_path: Path,
+) -> None:
+    """What its own user was to have is removed, and that user is nobody's."""
+    given = itertools.count(2_000_000_000)
+
+    def life(number: int, point: str) -> Manager:
+        node = Node(tmp_path / str(number))
+        node.root.mkdir()
+        node.hypervisor.as_vm = True
+        node.share = Share(
+            host_path=node.root, guest_path="/s", tag="s", readonly=False, driver="9p"
+        )
+        managers = Managers(node)
+        first = managers.now
+        first.context.new_user = lambda: next(given)
+        pod = first.run()
+        if point:
+            first.at[point] = Killed()
+            with pytest.raises(Killed):
+                first.create(pod, mounts=("/s",))
+            assert not first.at, f"{point} was not reached"
+            managers.restart()
+            # A VM is there whole or not at all.
+            for record in managers.now.store.vms.values():
+                assert (record.vm.uid, record.phase) == (None, VmPhase.CREATED), point
+            kept = {record.vm.directory for record in managers.now.store.vms.values()}
+            assert set(managers.now.context.paths.vms.glob("*")) == kept, point
+            managers.now.context.new_user = lambda: next(given)
+        vm = managers.now.vm(managers.now.create(pod, mounts=("/s",))).vm
+        emulators = managers.now.context.node
+        files = [vm.directory, *vm.directory.iterdir()]
+        assert {path.lstat().st_uid for path in files} == {emulators.emulator_uid}, point
+        managers.now.stop_pod(pod)
+        managers.now.remove_pod(pod)
+        assert node.left == [], point
+        managers.now.close()
+        return first
+
+    points = list(dict.fromkeys(life(0, "").points))
+    points = points[points.index("vm-creating:committed") :]
+    points = points[: points.index("vm-created:committed") + 1]
+    assert "vm-shared:committed" in points
+    for number, point in enumerate(points, 1):
+        life(number, point)
 
 
 def test_after_a_reboot_a_pod_without_its_namespace_is_not_ready_and_its_vm_exited(

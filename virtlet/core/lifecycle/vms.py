@@ -88,7 +88,8 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         volumes = effects.serve_volumes(context, vm)
         if user is not None and any(_belongs_to_users(volume) for volume in volumes):
             record = evolve(record, vm=evolve(vm, uid=None, gid=None))
-            context.store.put_vm(record)
+            shared = record
+            context.journal.commit("vm-shared", lambda: context.store.put_vm(shared))
             effects.give_to_shared_user(context, record.vm, user)
             vm = record.vm
         root = effects.make_root_disk(context, vm, flavor)
