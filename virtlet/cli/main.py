@@ -10,22 +10,20 @@ from virtlet.cli.ending import CommandFailed, Ended
 from virtlet.errors import VirtletError
 
 COMMANDS = {
-    "csi": "csi",
-    "demo": "demo",
-    "doctor": "doctor",
-    "images": "pod_commands",
-    "logs": "pod_commands",
-    "plugins": "plugins",
-    "ps": "pod_commands",
-    "pull": "pod_commands",
-    "rm": "pod_commands",
-    "run": "pod_commands",
-    "serve": "serve",
-    "stop": "pod_commands",
+    "csi": ("csi:csi_command", "Serve the CSI driver virtlet.cloud."),
+    "demo": ("demo:demo", "Run a VM pod on a throwaway node, from manifest to nothing left."),
+    "doctor": ("doctor:doctor", "Say what this node lacks to run VMs, and what helps."),
+    "images": ("pod_commands:images", "List the images of the store."),
+    "logs": ("pod_commands:logs", "Show the console of a pod's VM."),
+    "plugins": ("plugins:plugins", "List and check plugins, and begin one of your own."),
+    "ps": ("pod_commands:ps", "List pods and their VMs."),
+    "pull": ("pod_commands:pull", "Pull an image into the store."),
+    "rm": ("pod_commands:rm", "Stop and remove pods with all they left."),
+    "run": ("pod_commands:run", "Bring up the VM pod of a manifest, as a kubelet would."),
+    "serve": ("serve:serve", "Run the manager until SIGTERM; VMs go on running after it."),
+    "stop": ("pod_commands:stop", "Stop pods: power the guest off, then take the network away."),
 }
-"""Command to the module of this package that has a function of its name."""
-FUNCTIONS = {"csi": "csi_command"}
-"""Those whose function has another name."""
+"""Command to the module of this package with its function, and its line in the help."""
 
 
 class _Commands(click.Group):
@@ -39,9 +37,14 @@ class _Commands(click.Group):
         """The command of a name, if there is one."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"virtlet.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, FUNCTIONS.get(cmd_name, cmd_name))
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"virtlet.cli.{module}"), function)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, for which none of them is imported: that takes a second."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
