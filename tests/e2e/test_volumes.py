@@ -276,7 +276,7 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     later.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", later], check=True)
     (later / "file").write_text("mounted later")
-    assert _run(pod, "cat /h/later/file") == "mounted later"
+    until(lambda: _run(pod, "cat /h/later/file") == "mounted later", "a later mount")
     subprocess.run(["umount", later], check=True)
     later.rmdir()
 
