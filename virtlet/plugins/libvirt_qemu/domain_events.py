@@ -85,8 +85,9 @@ class DomainWatch:
         )
 
         def deregister() -> None:
-            for number in numbers:
-                connection.domainEventDeregisterAny(number)
+            with contextlib.ExitStack() as each:  # a dead connection lets go of it, and raises
+                for number in numbers:
+                    each.callback(connection.domainEventDeregisterAny, number)
 
         return deregister
 

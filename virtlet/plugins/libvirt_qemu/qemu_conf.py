@@ -139,10 +139,13 @@ def _end_probe(directory: Path) -> None:
 def _remove_planted(directory: Path, *, state: bool) -> None:
     """Remove links, which libvirt makes none of, and files of its state that it has not made."""
     for entry in directory.iterdir():
-        status = entry.lstat()
+        try:
+            status = entry.lstat()
+        except FileNotFoundError:
+            continue  # An emulator that ends removes its own files.
         foreign = state and not stat.S_ISDIR(status.st_mode) and status.st_uid != 0
         if stat.S_ISLNK(status.st_mode) or foreign:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
             log.warning("removed what libvirt has not made", extra={"path": str(entry)})
 
 
