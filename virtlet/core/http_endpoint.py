@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry
@@ -25,9 +25,9 @@ _PATHS = b"there are /healthz, /readyz, /metrics and /metrics/pods\n"
 class HttpEndpoint:
     """A small HTTP server for GET.
 
-    `/healthz` is 200 while the manager answers, `/readyz` while its hypervisor and its network are
-    ready, both with the conditions of CRI's Status. `/metrics` is about the manager,
-    `/metrics/pods` has CRI's metrics of pods and VMs under cAdvisor's names.
+    `/healthz` is 200 while the manager answers, whatever its plugins do; `/readyz` is 200 while its
+    hypervisor and its network are ready, with the conditions of CRI's Status. `/metrics` is about
+    the manager, `/metrics/pods` has CRI's metrics of pods and VMs under cAdvisor's names.
 
     Args:
         metrics: of the manager.
@@ -49,31 +49,35 @@ class HttpEndpoint:
         self._status = status
         self._descriptors = descriptors
         self._pods = pods
-        self._threads = ThreadPoolExecutor(2, "http")
+        self._figures = ThreadPoolExecutor(2, "http")
+        self._readiness = ThreadPoolExecutor(1, "http-ready")
+        """Of its own: what holds up readiness, as a network plugin may, holds up no figures."""
         self.port = HttpPort(self._serve, _HEAD_LIMIT)
 
     async def stop(self) -> None:
         """Close the port; a look that hangs is not waited for."""
         await self.port.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._figures, self._readiness):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         method, _, rest = head.split(b"\r\n", 1)[0].partition(b" ")
         path = rest.split(b" ")[0].split(b"?")[0]
-        answers: dict[bytes, Callable[[], tuple[str, bytes, str]]] = {
-            b"/healthz": self._healthz,
-            b"/readyz": self._readyz,
-            b"/metrics": lambda: ("200 OK", self._metrics.text(), _TEXT),
-            b"/metrics/pods": lambda: ("200 OK", self._pod_metrics(), _TEXT),
+        answers: dict[bytes, tuple[Executor, Callable[[], tuple[str, bytes, str]]]] = {
+            b"/readyz": (self._readiness, self._readyz),
+            b"/metrics": (self._figures, lambda: ("200 OK", self._metrics.text(), _TEXT)),
+            b"/metrics/pods": (self._figures, lambda: ("200 OK", self._pod_metrics(), _TEXT)),
         }
         if method not in (b"GET", b"HEAD"):
             respond(writer, "405 Method Not Allowed", b"only GET is answered\n")
+        elif path == b"/healthz":
+            respond(writer, "200 OK", b"ok\n")
         elif path not in answers:
             respond(writer, "404 Not Found", _PATHS)
         else:
-            looking = asyncio.get_running_loop().run_in_executor(self._threads, answers[path])
+            looking = asyncio.get_running_loop().run_in_executor(*answers[path])
             try:
                 async with asyncio.timeout(_PATIENCE):
                     status, body, kind = await looking
@@ -83,20 +87,14 @@ class HttpEndpoint:
             else:
                 respond(writer, status, body, kind)
 
-    def _healthz(self) -> tuple[str, bytes, str]:
-        return "200 OK", self._conditions()[1], "application/json"
-
     def _readyz(self) -> tuple[str, bytes, str]:
-        ready, body = self._conditions()
-        return "200 OK" if ready else "503 Service Unavailable", body, "application/json"
-
-    def _conditions(self) -> tuple[bool, bytes]:
         conditions = self._status(cri.StatusRequest()).status.conditions
         told = [
             MessageToDict(condition, always_print_fields_with_no_presence=True)
             for condition in conditions
         ]
-        return all(c.status for c in conditions), json.dumps({"conditions": told}).encode() + b"\n"
+        status = "200 OK" if all(c.status for c in conditions) else "503 Service Unavailable"
+        return status, json.dumps({"conditions": told}).encode() + b"\n", "application/json"
 
     def _pod_metrics(self) -> bytes:
         registry = CollectorRegistry()
