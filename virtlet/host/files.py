@@ -23,6 +23,25 @@ def start_writeback(descriptor: int) -> None:
     _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
+Stamp = tuple[int, int, int]
+"""What changes when a file is replaced or written: mtime in ns, size in bytes, inode."""
+
+
+def stamps(directory: Path, suffix: str) -> dict[Path, Stamp]:
+    """The files of a directory whose names end so, with what tells whether they have changed.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    found = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(suffix) and entry.is_file():
+                status = entry.stat()
+                found[directory / entry.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return found
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file in one step, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.new")

@@ -21,7 +21,7 @@ from virtlet.model.pod import Profile
 log = logging.getLogger(__name__)
 
 KEYS: Mapping[str, str] = {
-    "plugins": "Plugins of others that serve the handler, the first of them asked first",
+    "plugins": "Third-party plugins that serve the handler, in the order in which they are asked",
     "without": "Built-in plugins that do not",
     "flavor": "The machine: see below",
 }

@@ -6,7 +6,6 @@ handler, files come first, then the oldest.
 
 import fnmatch
 import logging
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from attrs import evolve, frozen
 
 from virtlet.cluster.objects import Objects
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.host.files import Stamp, stamps
 from virtlet.model.bounded_yaml import load_yaml
 from virtlet.model.plain import UnquotedError
 from virtlet.model.pod import Pod
@@ -45,7 +45,6 @@ LARGEST = 1 << 20
 _MOST_SHOWN = 20
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACES = re.compile(r"[-a-z0-9*?]{1,63}")
-_Stamp = tuple[int, int, int]
 
 
 @frozen
@@ -130,7 +129,7 @@ def _words(where: str, spec: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 @frozen
 class _File:
-    stamp: _Stamp
+    stamp: Stamp
     made: NamedFlavor | None
     """The last valid one; None if there was none."""
 
@@ -167,25 +166,18 @@ class FlavorFiles:
                 )
         return found, problems
 
-    def _stamps(self) -> dict[Path, _Stamp]:
-        stamps: dict[Path, _Stamp] = {}
+    def _stamps(self) -> dict[Path, Stamp]:
         try:
-            with os.scandir(self._directory) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".yaml") and entry.is_file():
-                        stat = entry.stat()
-                        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                        stamps[self._directory / entry.name] = stamp
+            return stamps(self._directory, ".yaml")
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise FailedPrecondition(
                 f"directory of flavors {self._directory}: {error.strerror}"
             ) from None
-        return stamps
 
 
-def _read_file(path: Path, stamp: _Stamp, before: _File | None) -> _File:
+def _read_file(path: Path, stamp: Stamp, before: _File | None) -> _File:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)

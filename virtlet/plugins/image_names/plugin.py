@@ -3,7 +3,6 @@ translation files of a directory."""
 
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from virtlet.cluster.api import KUBECONFIG, Cluster
 from virtlet.cluster.follow import Resource
 from virtlet.cluster.objects import Objects
 from virtlet.errors import InvalidArgument, NotFound
+from virtlet.host.files import Stamp, stamps
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.model.node import Node
 from virtlet.model.option import BOOLEAN, PATH, TEXT, Option, Settings, choice
@@ -87,7 +87,6 @@ _FILE = re.compile(
 UNKNOWN = "untranslated"
 """Scheme of the address of a name without a translation: it may be in the store already, so that
 only fetching it is an error."""
-_Stamp = tuple[int, int, int]
 
 
 def check_name(name: str) -> None:
@@ -118,7 +117,7 @@ def check_name(name: str) -> None:
 
 @frozen
 class _File:
-    stamp: _Stamp
+    stamp: Stamp
     translations: Translations | None
     """The last valid ones; None if there were none."""
     problem: str
@@ -251,18 +250,11 @@ class Translator:
             }
             return self._files
 
-    def _stamps(self) -> dict[Path, _Stamp]:
-        stamps: dict[Path, _Stamp] = {}
+    def _stamps(self) -> dict[Path, Stamp]:
         try:
-            with os.scandir(self._directory) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".yaml") and entry.is_file():
-                        stat = entry.stat()
-                        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                        stamps[self._directory / entry.name] = stamp
+            return stamps(self._directory, ".yaml")
         except OSError:
             return {}
-        return stamps
 
 
 def _looks_like_host(word: str) -> bool:
@@ -277,7 +269,7 @@ def _in_registry(image: Reference) -> str:
     return image.tagged
 
 
-def _read(path: Path, stamp: _Stamp, before: _File | None) -> _File:
+def _read(path: Path, stamp: Stamp, before: _File | None) -> _File:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
