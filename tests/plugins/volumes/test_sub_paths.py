@@ -18,6 +18,7 @@ from virtlet.model.vm import Mount
 from virtlet.plugins.volumes.plugin import Plugin
 
 LISTINGS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
+REAPERS = "/proc/self/task"  # listed by the thread that reaps orphans, whenever one ends
 _heard: list[str] | None = None
 
 
@@ -25,7 +26,8 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
     if _heard is not None and event in LISTINGS:
         given = arguments[0]
         path = os.readlink(f"/proc/self/fd/{given}") if isinstance(given, int) else given
-        _heard.append(f"{event} {path}")
+        if path != REAPERS:
+            _heard.append(f"{event} {path}")
 
 
 sys.addaudithook(_hear)  # for good, as none can be taken away
