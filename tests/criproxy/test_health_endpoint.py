@@ -14,6 +14,7 @@ import pytest
 
 from tests.criproxy.fakes.proxy import VM, Client, RunningProxy
 from tests.criproxy.fakes.runtime import FakeRuntime
+from tests.monitoring.test_monitoring import names
 from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 from virtlet.http_port import MOST_WAITING
@@ -69,6 +70,7 @@ def test_calls_errors_and_times_are_counted_per_runtime(
         client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=f"{VM}__none"))
     client.raw("/a.b/" + pod)(b"")
     text = httpx.get(f"{url}/metrics").text
+    assert [name for name in names("criproxy") if f"\n{name}{{" not in text] == []
     for line in (
         'criproxy_calls_total{code="OK",method="ListPodSandbox"} 1.0',
         f'criproxy_runtime_calls_total{{code="OK",method="RunPodSandbox",runtime="{VM}"}} 1.0',

@@ -1,10 +1,12 @@
 """The node's metrics over HTTP, scraped by a real Prometheus and checked by its own tool."""
 
 import json
+import re
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import METRICS, ROOT, Pod, PodFactory
+from tests.fakes.pod_cgroup import pod_cgroup
+from tests.monitoring.test_monitoring import names, queries
 from tests.polling import until
 from virtlet.cli.playground import Playground
 from virtlet.host import netns
@@ -63,8 +67,16 @@ def _query(node: Playground, expression: str) -> dict[frozenset[tuple[str, str]]
 
 
 @pytest.fixture
-def pod(new_pod: PodFactory) -> Pod:
-    return new_pod().up()
+def pod(new_pod: PodFactory) -> Iterator[Pod]:
+    """One that runs in a control group, as a kubelet's."""
+    with pod_cgroup() as parent:
+        pod = new_pod()
+        pod.pod.linux.cgroup_parent = parent
+        pod = pod.up()
+        try:
+            yield pod
+        finally:
+            pod.down()
 
 
 def test_promtool_has_nothing_to_say_of_our_names(pod: Pod) -> None:
@@ -93,6 +105,22 @@ def test_a_prometheus_scrapes_manager_and_pods(pod: Pod, tmp_path: Path) -> None
         assert calls
         memory = f'container_memory_usage_bytes{{pod="{name}", container="guest"}} > 0'
         assert until(lambda: _query(pod.node, memory), "the pod's metrics", 30)
+
+
+def test_every_query_of_dashboard_and_alerts_finds_its_metrics(pod: Pod, tmp_path: Path) -> None:
+    """Those of failures find none here, and those of the proxy are looked at in its own tests."""
+    with _prometheus(pod.node, tmp_path):
+        sampled = 'count_over_time(container_cpu_usage_seconds_total{container=""}[1m]) >= 3'
+        assert until(lambda: _query(pod.node, sampled), "three scrapes of a pod", 30)
+        for metric in ("virtlet_vms", "virtlet_vm_guest_available_bytes"):
+            assert until(partial(_query, pod.node, metric), metric, 60)
+        there = {dict(labels)["__name__"] for labels in _query(pod.node, '{job=~"virtlet.*"}')}
+        for beginning in ("virtlet", "container", "process"):
+            assert names(beginning) - there - {"virtlet_vm_ends_total"} == set()
+        for query in queries():
+            found = _query(pod.node, query)
+            if not re.search("criproxy|failed|code!|ends|[<>]|==", query):
+                assert found, query
 
 
 def test_a_node_that_serves_is_ready(node: Playground) -> None:
