@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,6 +33,16 @@ def until(
     for _ in _attempts(condition, answers, what, timeout, ignore):
         time.sleep(_PAUSE)
     return answers[-1]
+
+
+def serves(path: Path) -> bool:
+    """Whether somebody listens at a socket: its file is there a moment before, from bind on."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 async def until_async(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from pathlib import Path
 
 import pytest
 
-from tests.polling import until, until_async
+from tests.polling import serves, until, until_async
 
 
 def test_waiting_returns_the_first_true_answer() -> None:
@@ -28,3 +30,14 @@ def test_assertions_and_the_errors_named_count_as_not_yet() -> None:
 
     with pytest.raises(KeyError):
         until(fail, ignore=(OSError,))
+
+
+def test_a_socket_serves_from_listen_on_and_not_from_bind_on(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert not serves(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert not serves(path)
+        server.listen()
+        assert serves(path)
+    assert not serves(path)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.model import POD_UID, make_vm
 from tests.plugins.volumes.conftest import configured
-from tests.polling import until
+from tests.polling import serves, until
 from virtlet.cli.csi import serving
 from virtlet.cri.csi import csi_pb2 as csi
 from virtlet.cri.csi import registration_pb2 as registration
@@ -127,7 +127,7 @@ def test_it_ends_without_its_sockets(tmp_path: Path) -> None:
     pair = tmp_path / "csi.sock", tmp_path / "reg.sock"
     pair[0].touch()
     with serving(*pair, "node-1"):
-        assert all(path.is_socket() for path in pair)
+        assert all(map(serves, pair))
     assert not any(path.exists() for path in pair)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.guest_agent.debian_agent import running_agent
-from tests.polling import until
+from tests.polling import serves, until
 from tests.tiny.conftest import tiny_image  # noqa: F401  a fixture
 from tests.tiny.tiny_guest import BOOT_SECONDS, ROOT, Guest, JsonSocket
 from virtlet.plugins.guest_agent.agent import Agent
@@ -29,7 +29,7 @@ def short_directory() -> Iterator[Path]:
 def tiny_guest(tiny_image: Path, short_directory: Path) -> Iterator[Path]:  # noqa: F811
     """The agent's socket of a running tiny guest."""
     with Guest(tiny_image, short_directory) as guest:
-        until(guest.agent_path.exists, "the agent's socket", 90)
+        until(lambda: serves(guest.agent_path), "the agent's socket", 90)
         with JsonSocket(guest.agent_path, BOOT_SECONDS) as agent:
             agent.ask("guest-ping")
         yield guest.agent_path

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.polling import until
+from tests.polling import serves, until
 
 _START = """
 mount -t tmpfs none /run
@@ -35,7 +35,7 @@ def running_agent(
     arguments = ["sh", "-c", _START, "sh", str(qemu_ga), str(socket), hidden]
     with subprocess.Popen([*namespaces, *arguments], cwd="/") as process:
         try:
-            until(lambda: socket.exists() or process.poll() is not None, "qemu-ga's socket")
+            until(lambda: serves(socket) or process.poll() is not None, "qemu-ga's socket")
             assert process.poll() is None, "qemu-ga ended"
             yield socket
         finally:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.polling import until
+from tests.polling import serves, until
 
 _DAEMON_CONF = """
 auth_unix_rw = "none"
@@ -61,7 +61,7 @@ class Daemon:
                 stderr=stderr,
             )
         socket = self.root / "run/libvirt-sock"
-        until(socket.is_socket, f"libvirtd's socket; see {self.root}/stderr")
+        until(lambda: serves(socket), f"libvirtd's socket; see {self.root}/stderr")
 
     def send(self, number: int) -> None:
         assert self.process is not None
