@@ -17,6 +17,7 @@ import httpx
 from attrs import frozen
 
 from virtlet.errors import PermissionDenied
+from virtlet.image_servers.body import HeadFirst, read_body
 from virtlet.image_servers.settings import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -24,8 +25,6 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _RTN_LOCAL = 2
 """Type of a route to an address of this node (linux/rtnetlink.h)."""
-_READ = 256 << 10
-"""Bytes of one read from a server."""
 
 
 @frozen
@@ -148,39 +147,14 @@ class _Dialler(httpcore.NetworkBackend):
         *others, last = addresses
         for address in others:
             try:
-                return _Wide(
+                return HeadFirst(
                     self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return _Wide(self._inner.connect_tcp(last, port, timeout, local_address, socket_options))
-
-
-class _Wide(httpcore.NetworkStream):
-    """Reads more at once than httpcore asks for: an image costs its code four times less often."""
-
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        self._inner = inner
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max(max_bytes, _READ), timeout)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, timeout)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.NetworkStream:
-        return self._inner.start_tls(ssl_context, server_hostname, timeout)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        return HeadFirst(
+            self._inner.connect_tcp(last, port, timeout, local_address, socket_options)
+        )
 
 
 def _look_up(host: str, port: int | None, **how: Any) -> list[Any]:
@@ -231,7 +205,7 @@ class DirectTransport(httpx.BaseTransport):
         return httpx.Response(
             response.status,
             headers=response.headers,
-            stream=_Body(response),
+            stream=_Body(response, request.extensions.get("timeout", {}).get("read")),
             extensions=response.extensions,
         )
 
@@ -241,12 +215,13 @@ class DirectTransport(httpx.BaseTransport):
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
+    def __init__(self, response: httpcore.Response, timeout: float | None) -> None:
         self._response = response
+        self._timeout = timeout
 
     def __iter__(self) -> Iterator[bytes]:
         with _errors_of_httpx():
-            yield from self._response.iter_stream()
+            yield from read_body(self._response, self._timeout)
 
     def close(self) -> None:
         self._response.close()
