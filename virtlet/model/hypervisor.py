@@ -188,6 +188,27 @@ class Hypervisor(ABC):
         """
         raise Unimplemented(f"{self.info().name} cannot change a running VM: restart it instead")
 
+    def unfit_for_template(self, machine: Machine) -> str:
+        """Why a machine can have no part in a template, as "it has a shared directory"; "" if fit.
+
+        Does not block. Default: there are no templates.
+        """
+        return f"{self.info().name} has no templates"
+
+    def freeze(self, machine: Machine) -> None:
+        """Make a running VM the template that its machine names, and end it; it is still defined.
+
+        A machine of the same devices, flavor and hypervisor starts from it, with its `template` set
+        and `frozen`. It has another id, name, address, seed, and another VM generation id, by which
+        a guest's kernel knows that it needs new random numbers. Nobody compares the two.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: it does not run, or cannot be frozen; it has ended all the same.
+            Unimplemented: the default.
+        """
+        raise Unimplemented(f"{self.info().name} has no templates")
+
     def observe(self, vm_id: str) -> Observation | None:
         """The domain now, or None when there is none. Default: looked up in `list`."""
         return self.list().get(vm_id)

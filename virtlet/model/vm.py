@@ -116,6 +116,16 @@ class Console:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class Template:
+    """A VM that was frozen as it ran: its clones start where it stood, and share its memory."""
+
+    directory: Path
+    """Root's alone, for what the hypervisor keeps of it; removed by whoever made it."""
+    frozen: bool = False
+    """Whether VMs start from it; else the VM boots, and is to be frozen there."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class Machine:
     """All that is known of a VM when its domain document is rendered and it is launched."""
 
@@ -137,6 +147,8 @@ class Machine:
     withheld: int = 0
     """Bytes of its memory limit that the guest does not get, because the emulator needs them and
     the pod's overhead does not hold them."""
+    template: Template | None = None
+    """What it starts from, or becomes; None for a VM that boots, and that nothing starts from."""
 
     @property
     def network(self) -> Network:

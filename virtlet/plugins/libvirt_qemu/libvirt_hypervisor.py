@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,6 +43,7 @@ from virtlet.plugins.libvirt_qemu import (
     failures,
     libvirt_process,
     nics,
+    templates,
 )
 from virtlet.plugins.libvirt_qemu.connections import Connections
 from virtlet.plugins.libvirt_qemu.consumption import overhead
@@ -112,6 +114,8 @@ class LibvirtHypervisor(Hypervisor):
         self._growth = DiskGrowth(self._domains)
         self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
+        self._loads: dict[str, templates.Load] = {}
+        """By id of the VM that is to start from a template, from `launch` until `start`."""
 
     def open(self) -> None:
         """Connect; the first time, the embedded driver is started."""
@@ -169,18 +173,25 @@ class LibvirtHypervisor(Hypervisor):
     def launch(self, machine: Machine) -> LaunchPart:
         """The jail, and what libvirt would open in its own namespace or as somebody else: NICs,
         KVM, the firmware's variables."""
-        vm = machine.vm
+        vm, template = machine.vm, machine.template
         document = self._document(vm.id)
         own = vm.uid is not None
         make_nvram(document, *self._node.user_of(vm))
+        self._loads.pop(vm.id, None)
+        memory = LaunchPart()
+        if template is not None:
+            memory = templates.launch_part(machine, template, self._node.user_of(vm))
         part = nics.launch_part(machine)
+        if template is not None and template.frozen:
+            self._loads[vm.id] = templates.load_of(machine, template)
         if own and document.get("type") == "kvm":
             part = with_kvm(part)
         shown = visible(document, kvm=not own) if self._jailed else ()
         return evolve(
             part,
             jail=self._jailed,
-            visible=shown,
+            arguments=(*part.arguments, *memory.arguments),
+            visible=(*shown, *memory.visible),
             required=True,
             io_uring=machine.flavor.disk_io == "io_uring",
         )
@@ -206,6 +217,8 @@ class LibvirtHypervisor(Hypervisor):
         vm_id = machine.vm.id
         mark(domain, vm_id, self._node.instance)
         set_user(domain, *self._node.user_of(machine.vm))
+        if machine.template is not None:
+            templates.give_generation(domain)
         with self._domains.call(f"define VM {vm_id}") as connection:
             known = self._domains.look_up(connection, vm_id)
             if known is not None and not self._domains.is_ours(known, vm_id):
@@ -234,6 +247,7 @@ class LibvirtHypervisor(Hypervisor):
                 self._clean(name)
         self._domains.forget(vm_id)
         self._runs.forget(vm_id)
+        self._loads.pop(vm_id, None)
 
     def start(self, vm_id: str) -> None:
         """Start the domain; libvirt returns when its CPUs run."""
@@ -251,11 +265,13 @@ class LibvirtHypervisor(Hypervisor):
                     time.sleep(_POLL)
                 self._destroy(domain)
             self._runs.begin(vm_id)
+            load = self._loads.pop(vm_id, None)
+            create = domain.create if load is None else partial(templates.create_paused, domain)
             try:
                 if self._place.embedded:
-                    libvirt_process.without_look_up(domain.create)
+                    libvirt_process.without_look_up(create)
                 else:
-                    domain.create()
+                    create()
             except libvirt.libvirtError as error:
                 if failures.is_lost(error) or failures.is_missing(error):
                     raise
@@ -267,6 +283,40 @@ class LibvirtHypervisor(Hypervisor):
                 ) from None
             self._set_scores_of_helpers(domain.ID())
             self._close_directory(domain.ID())
+            if load is not None:
+                self._load(vm_id, domain, load)
+
+    def _load(self, vm_id: str, domain: Any, load: templates.Load) -> None:
+        """Have a domain that was started paused go on where its template stood."""
+        try:
+            templates.load(domain, load)
+        except (FailedPrecondition, libvirt.libvirtError) as error:
+            if not self._end_emulator(vm_id, domain.name()):
+                self._destroy(domain)
+            path = self._log(domain.name())
+            raise FailedPrecondition(
+                f"VM {vm_id} did not start from template {load.state.parent}: "
+                f"{failures.why(str(error), path)} (log: {path})"
+            ) from None
+
+    def unfit_for_template(self, machine: Machine) -> str:
+        """Why a machine can have no part in a template."""
+        return templates.unfit(machine, jailed=self._jailed)
+
+    def freeze(self, machine: Machine) -> None:
+        """Write the state of a running domain, and end it."""
+        vm_id, template = machine.vm.id, machine.template
+        if template is None or template.frozen:
+            raise FailedPrecondition(f"cannot freeze VM {vm_id}: it was not started as a template")
+        with self._domains.call(f"freeze VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot freeze VM {vm_id}: libvirt has no domain of it")
+            try:
+                templates.freeze(domain, template.directory)
+            finally:
+                self.stop(vm_id)
+            templates.seal(template.directory)
 
     def shutdown(self, vm_id: str) -> None:
         """Press the power button.

@@ -1,13 +1,15 @@
 """The guest's NICs on the emulator's command line.
 
 They are appended behind the domain document, because libvirt would open the taps itself, in its own
-network namespace.
+network namespace. A template has none: its clones' taps are on their command lines, and the devices
+come over the monitor, into ports that the template has.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host import netns
@@ -19,6 +21,10 @@ from virtlet.model.vm import Machine
 _FIRST_SLOT = 0x10
 """PCI slot of the first NIC: above those that libvirt gives out."""
 _SLOTS = 16
+PORTS = 4
+"""Of a template, and so NICs that a clone can have."""
+_CHASSIS = 0x40
+"""Of the first port: above those that libvirt gives out."""
 _VHOST = Path("/dev/vhost-net")
 
 
@@ -44,32 +50,57 @@ def launch_part(machine: Machine) -> LaunchPart:
     fds = [*_named("tap", taps), *_named("vhost", vhosts)]
     bus = "pci.0" if _has_plain_pci(machine.flavor.machine) else "pcie.0"
     arguments: list[str] = []
+    if machine.template:
+        for number in range(PORTS):
+            slot, chassis = f"{_FIRST_SLOT + number:#x}", _CHASSIS + number
+            port = f"pcie-root-port,id=port{number},bus={bus},addr={slot}"
+            arguments += ("-device", f"{port},chassis={chassis},port={chassis}")
     for number, nic in enumerate(network.nics):
         mine = [index for index, (owner, _) in enumerate(queues) if owner == number]
-        arguments += _arguments(number, nic, mine, bus, bool(vhosts))
+        arguments += _netdev(number, nic, mine, bool(vhosts))
+        if not machine.template:
+            place = {"bus": bus, "addr": f"{_FIRST_SLOT + number:#x}"}
+            arguments += ("-device", _option(_device(number, nic, place)))
     return LaunchPart(arguments=tuple(arguments), fds=tuple(fds))
 
 
-def _arguments(
-    number: int, nic: Nic, queues: Sequence[int], bus: str, vhost: bool
-) -> Iterator[str]:
+def plugged(machine: Machine) -> Sequence[Mapping[str, Any]]:
+    """The devices of a clone's NICs, for its monitor."""
+    return [
+        {**_device(number, nic, {"bus": f"port{number}"}), "id": f"nic{number}"}
+        for number, nic in enumerate(machine.network.nics)
+    ]
+
+
+def _netdev(number: int, nic: Nic, queues: Sequence[int], vhost: bool) -> Iterator[str]:
     several = "s" if nic.queues > 1 else ""
     netdev = f"tap,id=net{number},fd{several}={_references('tap', queues)}"
     if vhost:
         netdev += f",vhost=on,vhostfd{several}={_references('vhost', queues)}"
     yield "-netdev"
     yield netdev
-    device = (
-        f"virtio-net-pci,netdev=net{number},mac={nic.mac},host_mtu={nic.mtu},"
-        f"bus={bus},addr={_FIRST_SLOT + number:#x}"
-    )
+
+
+def _device(number: int, nic: Nic, place: Mapping[str, str]) -> Mapping[str, Any]:
+    properties: dict[str, Any] = {
+        "driver": "virtio-net-pci",
+        "netdev": f"net{number}",
+        "mac": nic.mac,
+        "host_mtu": nic.mtu,
+        **place,
+    }
     if nic.queues > 1:
         # A vector for each queue, one for the configuration and one for control.
-        device += f",mq=on,vectors={2 * nic.queues + 2}"
+        properties |= {"mq": True, "vectors": 2 * nic.queues + 2}
     # Without an option ROM the firmware does not try to boot from the network.
-    device += f",bootindex={nic.boot_order}" if nic.boot_order else ",romfile="
-    yield "-device"
-    yield device
+    return properties | ({"bootindex": nic.boot_order} if nic.boot_order else {"romfile": ""})
+
+
+def _option(properties: Mapping[str, Any]) -> str:
+    """A device as it is written on the command line."""
+    driver, *rest = properties.items()
+    shown = (f"{name}={'on' if value is True else value}" for name, value in rest)
+    return ",".join((driver[1], *shown))
 
 
 def _references(name: str, numbers: Sequence[int]) -> str:
