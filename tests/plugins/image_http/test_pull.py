@@ -103,6 +103,30 @@ def test_a_server_that_always_breaks_is_given_up(
     assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_server_that_fails_halfway_is_taken_up_by_the_next_pull(
+    server: ImageServer, images: Images, route: ImageRoute, disk: bytes, status: int
+) -> None:
+    """The one that is told of the failure may come back: what was sent before is not sent again."""
+    resource = Resource(disk, '"v1"', breaks=[300_000])
+
+    def fail_the_second_time() -> None:
+        resource.status = status if len(server.requests) == 2 else 0
+
+    resource.on_request = fail_the_second_time
+    server.resources["/x"] = resource
+    with pytest.raises(Unavailable, match=rf"cannot serve it now \(HTTP {status}\)"):
+        images.pull(parse_reference("x"), route)
+    assert images.store.list() == ()
+    assert images.pull(parse_reference("x"), route).path.read_bytes() == disk
+    assert [request.headers.get("range") for request in server.requests] == [
+        None,
+        "bytes=300000-",
+        "bytes=300000-",
+    ]
+    assert server.sent == len(disk)
+
+
 def test_a_pull_that_is_cancelled_does_not_wait_for_a_silent_server(
     server: ImageServer, images: Images, route: ImageRoute, disk: bytes
 ) -> None:
