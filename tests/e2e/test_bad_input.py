@@ -61,6 +61,7 @@ BAD_PODS: list[tuple[str, PodEdit, str]] = [
     ("a bad quantity", _annotate("VirtletRootVolumeSize", "12XB"), "VirtletRootVolumeSize"),
     ("a bad UUID", _annotate("VirtletSystemUUID", "zz"), "VirtletSystemUUID"),
     ("user-data that is a list", _annotate("VirtletCloudInitUserData", "[1]"), "UserData"),
+    ("an annotation of 10 MB", _annotate("note", "x" * (10 << 20)), "'note' the most"),
     ("a misspelt annotation", _annotate("VirtletVCPUCont", "1"), "did you mean VirtletVCPUCount"),
 ]
 

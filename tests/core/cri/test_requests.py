@@ -112,6 +112,23 @@ def test_labels_and_annotations_hold_any_text() -> None:
     assert config.annotations == {**good_pod().annotations, "note": "two\nlines = ünïcode"}
 
 
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+@pytest.mark.parametrize(
+    ("good", "read"), [(good_pod, requests.pod_config), (good_vm, requests.vm_config)]
+)
+def test_ten_megabytes_of_annotations_are_refused_by_name(
+    field: str, good: Callable[[], Any], read: Callable[[Any], object]
+) -> None:
+    """Two such pods would make every list of pods larger than a message may be."""
+    message = good()
+    texts = getattr(message, field)
+    texts.update({"small": "x", "huge": "ü" * (5 << 20)})
+    with pytest.raises(InvalidArgument, match=f"^{field} have 1048[0-9]+ bytes, 'huge' the most"):
+        read(message)
+    texts["huge"] = "x" * (256 << 10)  # What Kubernetes takes.
+    read(message)
+
+
 def test_ports_as_kubelets_publish_them() -> None:
     message = good_pod()
     message.port_mappings.add(container_port=80)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,12 +127,39 @@ class TestContainerDisks:
             (regular("disk/../etc/shadow"), r"an entry with \.\. in its path"),
             (regular("disk/x", pax_headers={"GNU.sparse.major": "1"}), "as a sparse file"),
             (regular("disk/x"), "'/disk/x' is empty"),
+            (regular("/disk/x", type=tarfile.SYMTYPE, linkname="../../../etc"), "is a link"),
+            (regular("disk/x", type=tarfile.FIFOTYPE), "is a link or device"),
+            (
+                regular("disk/x", pax_headers={"GNU.sparse.realsize": str(1 << 50)}),
+                "as a sparse file",
+            ),
         ],
     )
     def test_what_is_no_plain_file_is_refused(
         self, node: Node, server: ImageServer, info: tarfile.TarInfo, match: str
     ) -> None:
         refused(node, server, image([archive([(info, b"")])]), match)
+
+    def test_a_sparse_bomb_is_refused_unread(self, node: Node, server: ImageServer) -> None:
+        """A header says that the file has a tebibyte; nothing is made of that size."""
+        bomb = regular("disk/x", 1 << 40, type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT)
+        refused(node, server, image([bomb + bytes(1024)]), "as a sparse file")
+
+    def test_absolute_paths_and_links_lead_nowhere(
+        self, node: Node, server: ImageServer, tmp_path: Path
+    ) -> None:
+        """Of an archive nothing but the disk is written, whatever its entries are called."""
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        entries = [
+            (regular("etc", type=tarfile.SYMTYPE, linkname=str(outside)), b""),
+            (regular("etc/passwd", 1), b"x"),
+            (regular(f"{outside}/passwd", 1), b"x"),
+            (regular("hard", type=tarfile.LNKTYPE, linkname="/etc/shadow"), b""),
+            (regular("/disk/x.img", len(DISK)), DISK),
+        ]
+        assert pulled(node, server, image([archive(entries)])) == DISK
+        assert list(outside.iterdir()) == []
 
     def test_a_disk_over_the_limit_is_refused_before_it_is_stored(
         self, node: Node, server: ImageServer

@@ -4,7 +4,7 @@ Every message names the field, quotes the beginning of its value and says what i
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from virtlet.errors import InvalidArgument
 from virtlet.host import cgroups
@@ -19,6 +19,10 @@ LONGEST_PATH = 4095
 """Bytes of a path (PATH_MAX of Linux, less the NUL that ends it)."""
 _LONGEST_GROUP = LONGEST_PATH - 255
 """Bytes of a group's path below its hierarchy: a mount point, a VM and a file are added to it."""
+LARGEST_MAP = 512 << 10
+"""Bytes of all labels or annotations of a pod or container: twice what Kubernetes allows
+annotations (TotalAnnotationSizeLimitB), as clients add some. Replies that list pods have them all.
+"""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]")
 """What neither a line of a log nor an XML document can hold."""
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -44,6 +48,22 @@ def name(value: str, field: str) -> str:
             "characters, and not '.' or '..'",
         )
     return value
+
+
+def text_map(value: Mapping[str, str], field: str) -> dict[str, str]:
+    """Labels or annotations.
+
+    Raises:
+        InvalidArgument: they are too large.
+    """
+    sizes = {key: len(key.encode()) + len(text.encode()) for key, text in value.items()}
+    if sum(sizes.values()) > LARGEST_MAP:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise InvalidArgument(
+            f"{field} have {sum(sizes.values())} bytes, {quote(largest)} the most; they may have "
+            f"{LARGEST_MAP} in all: keep what is large in a ConfigMap or Secret"
+        )
+    return dict(value)
 
 
 def host_name(value: str, field: str) -> str:

@@ -51,8 +51,8 @@ def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
             _port_mapping(mapping, f"port_mappings[{n}]")
             for n, mapping in enumerate(message.port_mappings)
         ),
-        labels=dict(message.labels),
-        annotations=dict(message.annotations),
+        labels=fields.text_map(message.labels, "labels"),
+        annotations=fields.text_map(message.annotations, "annotations"),
         cgroup_parent=fields.cgroup_parent(message.linux.cgroup_parent),
         sysctls=dict(message.linux.sysctls),
         overhead=resources(message.linux.overhead, "linux.overhead"),
@@ -98,8 +98,8 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
         ),
         mounts=tuple(map(_mount, message.mounts)),
         devices=tuple(map(_device, message.devices)),
-        labels=dict(message.labels),
-        annotations=dict(message.annotations),
+        labels=fields.text_map(message.labels, "labels"),
+        annotations=fields.text_map(message.annotations, "annotations"),
         log_path=fields.log_path(message.log_path),
         stdin=message.stdin,
         stdin_once=message.stdin_once,
