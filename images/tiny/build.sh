@@ -221,7 +221,21 @@ pack_disk() {
 	mcopy -i "$disk@@1M" "$work/packages/boot/vmlinuz-$release" ::/vmlinuz
 	mcopy -i "$disk@@1M" "$work/initrd.img" ::/initrd.img
 	syslinux -t $((first * 512)) -i "$disk"
+	add_uefi "$disk@@1M"
 	qemu-img convert -q -c -f raw -O qcow2 "$disk" "$work/tiny.qcow2"
+}
+
+# Microsoft has signed the shim, which starts grubx64.efi, whatever that is; Debian has signed that
+# and the kernel.
+add_uefi() {
+	local efi=$work/packages/usr/lib
+	mmd -i "$1" ::/EFI ::/EFI/BOOT ::/loader ::/loader/entries
+	mcopy -i "$1" "$efi/shim/shimx64.efi.signed" ::/EFI/BOOT/BOOTX64.EFI
+	mcopy -i "$1" "$efi/systemd/boot/efi/systemd-bootx64.efi.signed" ::/EFI/BOOT/grubx64.efi
+	printf 'default tiny.conf\ntimeout 0\n' | mcopy -i "$1" - ::/loader/loader.conf
+	printf 'title tiny\nlinux /vmlinuz\ninitrd /initrd.img\noptions %s\n' \
+		"$(sed -n 's/^ *APPEND //p' "$here/syslinux.cfg")" |
+		mcopy -i "$1" - ::/loader/entries/tiny.conf
 }
 
 # Prints a number as four escaped little-endian bytes.

@@ -184,6 +184,14 @@ def test_a_machine_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
     assert "QEMU Virtual CPU" in model
 
 
+def test_a_signed_guest_boots_with_secure_boot(pods: dict[str, Pod]) -> None:
+    """The shim has Microsoft's signature, the loader and the kernel have Debian's."""
+    pod = pods["secure-boot"]
+    pod.wait_for_console("login:")
+    assert "UEFI Secure Boot is enabled." in pod.console()
+    assert "Kernel is locked down from EFI Secure Boot" in pod.console()
+
+
 def test_a_machine_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
     """The file has the form of the object."""
     assert "cores=2" in " ".join(pods["flavor"].command_line)

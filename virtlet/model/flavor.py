@@ -23,7 +23,7 @@ class Flavor:
     host's CPU on, anything else is the hypervisor's name of a model."""
     machine: str = "q35"
     firmware: str = "bios"
-    """`bios` or `uefi`."""
+    """`bios`, `uefi`, or `uefi-secure`, which boots signed programs alone."""
     disk_bus: str = "scsi"
     """`scsi`, `virtio` or `nvme`."""
     disk_cache: str = ""

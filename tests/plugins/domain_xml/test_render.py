@@ -24,6 +24,9 @@ DATA = Path("/var/lib/virtlet")
 VOLUMES = DATA / "volumes" / ("b" * 32)
 RUN = DATA / "run/vm/bbbbbbbbbbbb"
 FIRMWARE = Firmware(Path("/usr/share/OVMF/CODE.fd"), Path("/usr/share/OVMF/VARS.fd"))
+SECURE = Firmware(
+    Path("/usr/share/OVMF/CODE.ms.fd"), Path("/usr/share/OVMF/VARS.ms.fd"), secure=True
+)
 _PINNED = Resources(cpuset_cpus="0")
 
 
@@ -138,14 +141,19 @@ def all_machines() -> Mapping[str, Machine]:
                 system_uuid="4c4c4544-0042-3010-8031-c4c04f503432",
             ),
         ),
+        "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }
+
+
+def _firmware(*, secure: bool = False) -> Firmware:
+    return SECURE if secure else FIRMWARE
 
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def render(machine: Machine, cpu_model: str = "") -> Element:
-    renderer = Renderer(64055, 106, cpu_model, uefi=lambda: FIRMWARE)
+    renderer = Renderer(64055, 106, cpu_model, uefi=_firmware)
     return renderer.render(machine)
 
 
@@ -343,6 +351,25 @@ def test_without_uefi_firmware_the_error_says_what_to_install(tmp_path: Path) ->
     """Or what to leave out."""
     with pytest.raises(FailedPrecondition, match="ovmf"):
         find_uefi((Firmware(tmp_path / "code", tmp_path / "vars"),))
+
+
+def test_secure_boot_is_never_served_by_firmware_without_keys(tmp_path: Path) -> None:
+    plain = Firmware(tmp_path / "code", tmp_path / "vars")
+    secure = evolve(plain, secure=True)
+    for path in (plain.code, plain.variables):
+        path.touch()
+    assert find_uefi((plain, secure)) == plain
+    assert find_uefi((plain, secure), secure=True) == secure
+    with pytest.raises(FailedPrecondition, match="uefi-secure.*with keys for secure boot.*ovmf"):
+        find_uefi((plain,), secure=True)
+
+
+@pytest.mark.parametrize(("firmware", "machine"), [("uefi-secure", "pc"), ("coreboot", "q35")])
+def test_firmware_that_a_machine_cannot_have_is_refused(firmware: str, machine: str) -> None:
+    """Also where a plugin's flavor asks for it, which nobody has checked."""
+    flavor = Flavor(firmware=firmware, machine=machine)
+    with pytest.raises(FailedPrecondition, match=f"no firmware '{firmware}' for machine"):
+        render(evolve(plain(), flavor=flavor))
 
 
 def test_the_first_firmware_that_is_whole_is_taken(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_an_empty_annotation_leaves_the_choice_to_the_profile() -> None:
         ("VirtletVCPUCount", "256"),
         ("VirtletVCPUCount", "two"),
         ("VirtletCPUModel", "host-passthrough"),
+        ("VirtletFirmware", "efi"),
         ("VirtletDiskDriver", "ide"),
         ("VirtletDiskIOPS", "0"),
         ("VirtletDiskIOPS", "-5"),
@@ -202,7 +203,8 @@ def test_impossible_memory_of_a_profile_names_the_handler() -> None:
         ({"cpu_model": "a b"}, "cpu_model: must be a word"),
         ({"machine": "../x"}, "machine: must be a word"),
         ({"machine": 35}, "machine: must be a word"),
-        ({"firmware": "efi"}, "firmware: 'efi' is none of 'bios', 'uefi'"),
+        ({"firmware": "efi"}, "firmware: 'efi' is none of 'bios', 'uefi', 'uefi-sec"),
+        ({"firmware": "uefi-secure", "machine": "pc"}, "uefi-secure takes machine q35, not pc"),
         ({"firmware": None}, "firmware: must be a word"),
         ({"disk_bus": "ide"}, "disk_bus: 'ide' is none of"),
         ({"disk_bus": ["scsi"]}, "disk_bus: must be a word"),
@@ -245,6 +247,25 @@ def test_any_annotations_choose_a_sane_machine_or_are_refused(marks: dict[str, s
     assert 1 <= chosen.vcpus <= 255
     assert 0 <= chosen.root_size <= annotations.MAX_ROOT_SIZE
     assert chosen.disk_bus in ("scsi", "virtio", "nvme")
+
+
+def test_a_pod_chooses_its_firmware() -> None:
+    assert choose({"VirtletFirmware": "uefi"}).firmware == "uefi"
+    assert (
+        choose({"VirtletFirmware": "uefi-secure"}, {"firmware": "uefi"}).firmware == "uefi-secure"
+    )
+    assert choose({"VirtletFirmware": "bios"}, {"firmware": "uefi"}).firmware == "bios"
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_a_pod_cannot_do_without_the_secure_boot_of_its_handler(firmware: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"asks for secure boot, which '{firmware}' lacks"):
+        choose({"VirtletFirmware": firmware}, {"firmware": "uefi-secure"})
+
+
+def test_secure_boot_on_a_machine_that_cannot_have_it_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"pod shop/web-1: firmware uefi-secure takes"):
+        choose({"VirtletFirmware": "uefi-secure"}, {"machine": "pc-i440fx-10.0"})
 
 
 LIMITS = {"disk_iops": 500, "disk_iops_burst": 1000, "disk_bandwidth": "50Mi"}

@@ -116,33 +116,55 @@ class Firmware:
 
     code: Path
     variables: Path
+    secure: bool = False
+    """Whether it boots signed programs alone: its variables have Microsoft's keys."""
 
 
+_OVMF, _FEDORA = Path("/usr/share/OVMF"), Path("/usr/share/edk2/ovmf")
+_ARCH = Path("/usr/share/edk2/x64")
 CANDIDATES = (
     # Debian and Ubuntu
-    Firmware(Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")),
-    Firmware(Path("/usr/share/OVMF/OVMF_CODE.fd"), Path("/usr/share/OVMF/OVMF_VARS.fd")),
+    Firmware(_OVMF / "OVMF_CODE_4M.fd", _OVMF / "OVMF_VARS_4M.fd"),
+    Firmware(_OVMF / "OVMF_CODE.fd", _OVMF / "OVMF_VARS.fd"),
+    Firmware(_OVMF / "OVMF_CODE_4M.ms.fd", _OVMF / "OVMF_VARS_4M.ms.fd", secure=True),
     # Fedora and its relatives
-    Firmware(Path("/usr/share/edk2/ovmf/OVMF_CODE.fd"), Path("/usr/share/edk2/ovmf/OVMF_VARS.fd")),
+    Firmware(_FEDORA / "OVMF_CODE.fd", _FEDORA / "OVMF_VARS.fd"),
+    Firmware(_FEDORA / "OVMF_CODE.secboot.fd", _FEDORA / "OVMF_VARS.secboot.fd", secure=True),
     # Arch
-    Firmware(
-        Path("/usr/share/edk2/x64/OVMF_CODE.4m.fd"), Path("/usr/share/edk2/x64/OVMF_VARS.4m.fd")
-    ),
+    Firmware(_ARCH / "OVMF_CODE.4m.fd", _ARCH / "OVMF_VARS.4m.fd"),
 )
 
 
-def find_uefi(candidates: tuple[Firmware, ...] = CANDIDATES) -> Firmware:
-    """The first UEFI firmware that is installed.
+def find_uefi(candidates: tuple[Firmware, ...] = CANDIDATES, *, secure: bool = False) -> Firmware:
+    """The first UEFI firmware that is installed, of those with or without secure boot.
 
     Raises:
         FailedPrecondition: none is installed.
     """
     for firmware in candidates:
-        if firmware.code.is_file() and firmware.variables.is_file():
+        whole = firmware.code.is_file() and firmware.variables.is_file()
+        if whole and firmware.secure == secure:
             return firmware
+    kind = "uefi-secure" if secure else "uefi"
+    which = "OVMF firmware with keys for secure boot" if secure else "OVMF firmware"
     raise FailedPrecondition(
-        "the flavor asks for UEFI, but there is no OVMF firmware on this node: install Debian's "
-        "package ovmf, or take `firmware: uefi` out of the handler's flavor"
+        f"the VM's firmware is {kind}, but there is no {which} on this node: install Debian's "
+        "package ovmf, or choose another `firmware` in the handler's flavor or VirtletFirmware"
+    )
+
+
+def _firmware(machine: Machine, find: Callable[..., Firmware]) -> Firmware | None:
+    """The UEFI firmware of a machine; None for the BIOS."""
+    match machine.flavor.firmware:
+        case "bios":
+            return None
+        case "uefi":
+            return find()
+        case "uefi-secure" if not is_plain_pci(machine.flavor.machine):
+            return find(secure=True)
+    raise FailedPrecondition(
+        f"VM {machine.vm.name}: no firmware {machine.flavor.firmware!r} for machine "
+        f"{machine.flavor.machine!r}: choose bios or uefi, or uefi-secure with q35"
     )
 
 
@@ -245,11 +267,11 @@ class Renderer:
         uid: user the emulator runs as.
         gid: its group.
         cpu_model: the node's CPU model, or "".
-        uefi: finds UEFI firmware where a flavor asks for it.
+        uefi: finds UEFI firmware, as `find_uefi` does, where a flavor asks for it.
     """
 
     def __init__(
-        self, uid: int, gid: int, cpu_model: str, uefi: Callable[[], Firmware] = find_uefi
+        self, uid: int, gid: int, cpu_model: str, uefi: Callable[..., Firmware] = find_uefi
     ) -> None:
         self._uid = uid
         self._gid = gid
@@ -273,7 +295,7 @@ class Renderer:
 
         Raises:
             InvalidArgument: too many disks, or an unusable CPU setting or cpuset.
-            FailedPrecondition: the node has no UEFI firmware and the flavor asks for it.
+            FailedPrecondition: the node does not have the firmware that the flavor asks for.
         """
         flavor = machine.flavor
         pci_express = not is_plain_pci(flavor.machine)
@@ -292,7 +314,7 @@ class Renderer:
             cpu=None if cpu is None else Markup(ElementTree.tostring(cpu, encoding="unicode")),
             # libvirt's console of type `pipe` reads from PATH.in and writes to PATH.out.
             console=machine.console.output.with_suffix(""),
-            firmware=self._uefi() if flavor.firmware == "uefi" else None,
+            firmware=_firmware(machine, self._uefi),
             pci_express=pci_express,
             disks=disks,
             iothreads=max((scsi_iothread, *(disk.iothread for disk in disks))),

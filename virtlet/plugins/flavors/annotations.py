@@ -11,6 +11,7 @@ from virtlet.plugins.flavors.cpu import Cpu, parse_cpu
 T = TypeVar("T")
 
 DISK_BUSES = ("scsi", "virtio", "nvme")
+FIRMWARES = ("bios", "uefi", "uefi-secure")
 MOST_RATE = 10**12
 """Operations or bytes a second; QEMU takes a thousand times as many."""
 LEAST_BANDWIDTH = 1 << 16
@@ -101,6 +102,13 @@ CPU_MODEL: Annotation[str | None] = Annotation(
     help="`host-model` gives the guest the host's CPU, without nested virtualisation unless the "
     "handler's flavor says `nested: true`; empty takes the handler's or the node's model",
 )
+FIRMWARE: Annotation[str | None] = Annotation(
+    name="VirtletFirmware",
+    kind=_optional(choice(*FIRMWARES)),
+    default=None,
+    help="What the VM boots by; bios unless said. With `uefi-secure` it boots what is signed for "
+    "secure boot alone, and a pod cannot lower a handler's",
+)
 DISK_DRIVER: Annotation[str | None] = Annotation(
     name="VirtletDiskDriver",
     kind=_optional(choice(*DISK_BUSES)),
@@ -151,6 +159,7 @@ ABOUT_MACHINES: tuple[Annotation[Any], ...] = (
     MAX_MEMORY,
     CPU_MODEL,
     CPU_SETTING,
+    FIRMWARE,
     DISK_DRIVER,
     DISK_IOPS,
     DISK_IOPS_BURST,

@@ -12,7 +12,7 @@ from virtlet.model.pod import Pod, Profile
 from virtlet.model.resources import DEFAULT_PERIOD, Resources
 from virtlet.model.vm import VmConfig
 from virtlet.plugins.flavors import annotations, disk_tuning
-from virtlet.plugins.flavors.flavor_keys import read_flavor
+from virtlet.plugins.flavors.flavor_keys import firmware_flaw, read_flavor
 
 _MIB = 1 << 20
 MIN_MEMORY = 32 * _MIB
@@ -59,6 +59,7 @@ def machine_of(pod: Pod) -> Flavor:
         "max_memory": annotations.MAX_MEMORY.of(pod),
         "cpu_model": annotations.CPU_MODEL.of(pod),
         "extras": {**flavor.extras, "domain_cpu": cpu.xml} if cpu else None,
+        "firmware": annotations.FIRMWARE.of(pod),
         "disk_bus": annotations.DISK_DRIVER.of(pod),
         "root_size": annotations.ROOT_VOLUME_SIZE.of(pod),
         "system_uuid": annotations.SYSTEM_UUID.of(pod),
@@ -66,6 +67,17 @@ def machine_of(pod: Pod) -> Flavor:
     allowed = flavor
     flavor = attrs.evolve(flavor, **{k: v for k, v in asked.items() if v is not None})
     flavor = disk_tuning.limited(pod, flavor, allowed)
+    if allowed.firmware == "uefi-secure" != flavor.firmware:
+        raise InvalidArgument(
+            f"annotation {annotations.FIRMWARE.name}: handler {pod.profile.handler!r} asks for "
+            f"secure boot, which {flavor.firmware!r} lacks: leave the annotation out, or "
+            "choose another RuntimeClass or VirtletFlavor"
+        )
+    if problem := firmware_flaw(flavor):
+        raise InvalidArgument(
+            f"pod {pod.name}: {problem}: choose another {annotations.FIRMWARE.name}, or another "
+            f"machine in the flavor of handler {pod.profile.handler!r}"
+        )
     most = flavor.max_vcpus or flavor.vcpus
     if flavor.vcpus > most:
         raise InvalidArgument(

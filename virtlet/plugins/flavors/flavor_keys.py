@@ -14,7 +14,7 @@ from virtlet.errors import FailedPrecondition
 from virtlet.model.flavor import Flavor
 from virtlet.model.option import BYTES, choice, integer
 from virtlet.plugins.flavors import annotations, disk_tuning
-from virtlet.plugins.flavors.annotations import disk_size
+from virtlet.plugins.flavors.annotations import FIRMWARES, disk_size
 
 LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
 """Bytes of the translation buffer; QEMU takes no more than a GiB."""
@@ -135,7 +135,12 @@ KEYS: Mapping[str, Key] = {
         {"type": "string", "pattern": f"^{WORD}$"},
         "Machine type, as the hypervisor calls it",
     ),
-    "firmware": _one_of("bios", "uefi", help="`uefi` needs the package ovmf on the node"),
+    "firmware": _one_of(
+        *FIRMWARES,
+        help="`uefi` needs the package ovmf on the node; `uefi-secure` boots what Microsoft's keys "
+        "have signed, as the shim of distributions is, and takes a q35 `machine`; VirtletFirmware "
+        "wins, but not over `uefi-secure`",
+    ),
     "disk_bus": _one_of(*annotations.DISK_BUSES, help="Bus of the disks; VirtletDiskDriver wins"),
     "disk_cache": _one_of(
         *("none", "writethrough", "writeback", "directsync", "unsafe"),
@@ -184,6 +189,17 @@ KEYS: Mapping[str, Key] = {
 }
 
 
+def firmware_flaw(flavor: Flavor) -> str:
+    """Why a machine cannot have its firmware; "" where it can.
+
+    Secure boot keeps its variables from the guest's system by the system management mode of q35.
+    """
+    plain_pci = flavor.machine == "pc" or flavor.machine.startswith("pc-i440fx")
+    if flavor.firmware == "uefi-secure" and plain_pci:
+        return f"firmware uefi-secure takes machine q35, not {flavor.machine}"
+    return ""
+
+
 def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
     """The flavor that a section describes, the defaults where it says nothing.
 
@@ -209,7 +225,7 @@ def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
             raise FailedPrecondition(f"{where}: {key}: {error}") from None
     settings.update(settings.pop("topology", {}))
     flavor = Flavor(**settings)
-    problem = disk_tuning.flaw(flavor)
+    problem = disk_tuning.flaw(flavor) or firmware_flaw(flavor)
     if problem:
         raise FailedPrecondition(f"{where}: {problem}")
     return flavor
