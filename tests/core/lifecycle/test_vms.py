@@ -56,6 +56,19 @@ def test_a_vm_whose_definition_is_refused_leaves_nothing_of_itself(
     assert node.left == before
 
 
+def test_a_volume_that_nobody_serves_is_refused_by_name_and_leaves_nothing(
+    manager: Manager, node: Node, pod: str
+) -> None:
+    """Also what was made of the VM before: its directory, its user."""
+    before = node.left
+    with pytest.raises(FailedPrecondition, match="serves the mount /s .from /s. of VM") as caught:
+        manager.create(pod, mounts=("/s",))
+    assert "take it out of the pod, or name a plugin" in str(caught.value)
+    assert not manager.store.vms
+    assert node.left == before
+    manager.start(manager.create(pod))
+
+
 def test_a_disk_that_can_be_neither_made_nor_released_goes_with_the_pod(
     manager: Manager, node: Node, pod: str
 ) -> None:
