@@ -32,6 +32,27 @@ def open_started(pid: int, matches: Callable[[Collection[bytes]], bool]) -> int 
     return _open(pid, lambda: matches(environment(pid)))
 
 
+def open_all_of(uid: int) -> list[int]:
+    """Pidfds of all processes of a user, which the caller owns; others may come meanwhile."""
+
+    def open_one(name: str) -> int | None:
+        return _open(int(name), lambda: _user(name) == uid)
+
+    return [pidfd for name in _pids() if (pidfd := open_one(name)) is not None]
+
+
+def _user(pid: str) -> int | None:
+    """The real user of a process. (Directories of processes that cannot be dumped are root's.)"""
+    with contextlib.suppress(OSError, ValueError):
+        _, _, rest = Path(f"/proc/{pid}/status").read_text(errors="replace").partition("\nUid:")
+        return int(rest.split(None, 1)[0])
+    return None
+
+
+def _pids() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def environment(pid: int) -> Collection[bytes]:
     """The `NAME=value`s that a process was started with; nothing when it has ended."""
     return frozenset(_strings(pid, "environ"))
@@ -78,10 +99,9 @@ def sessions() -> Mapping[int, Collection[int]]:
     long as one is in the session.
     """
     found: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):
-                found.setdefault(os.getsid(int(name)), []).append(int(name))
+    for name in _pids():
+        with contextlib.suppress(OSError):
+            found.setdefault(os.getsid(int(name)), []).append(int(name))
     return found
 
 

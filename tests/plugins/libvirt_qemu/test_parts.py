@@ -27,6 +27,7 @@ from virtlet.model.vm import VmExit
 from virtlet.plugins.libvirt_qemu import failures
 from virtlet.plugins.libvirt_qemu.consumption import MOST_SILENT, Figures, Measurement
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, exit_by_event
+from virtlet.plugins.libvirt_qemu.domain_events import DomainWatch
 from virtlet.plugins.libvirt_qemu.domains import live_state, mark, written
 from virtlet.plugins.libvirt_qemu.failures import ended_by_signal, why
 from virtlet.plugins.libvirt_qemu.qemu_conf import locate, prepare_root, take_back, tell_of_owner
@@ -54,6 +55,31 @@ def test_statistics_wait_for_a_bounded_number_of_emulators() -> None:
         thread.join()
     measurement._patience = 60
     assert measurement.take() == {}
+
+
+class _Domain:
+    """What an event says of its domain."""
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return UUID
+
+    def name(self) -> str:
+        return "a domain"
+
+
+def test_events_that_an_emulator_repeats_wait_once_for_all() -> None:
+    """Those at which the domain is looked at; the end of each run counts."""
+    handled: list[int] = []
+    watch = DomainWatch(lambda seen, _: handled.append(seen.event), lambda _: None)
+    watch.subscribe(lambda _: None)
+    stopped, resumed = libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_RESUMED
+    for event in (resumed, stopped) * 1000:
+        watch._take(None, _Domain(), event, 0, None)
+    watch._handle_queued()
+    assert handled == [resumed, *[stopped] * 1000]
+    watch._take(None, _Domain(), resumed, 0, None)
+    watch._handle_queued()
+    assert handled[-1] == resumed
 
 
 def test_an_error_of_statistics_is_the_callers() -> None:

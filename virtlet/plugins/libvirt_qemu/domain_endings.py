@@ -28,6 +28,11 @@ COMPLETED = (0, "Completed", "the guest powered off")
 FORCED = (137, "Error", "ended by force")
 PANICKED = (1, "Error", "the guest's kernel panicked")
 EMULATOR_DIED = (137, "Error", "the emulator died under the running guest")
+FLOODED = (
+    137,
+    "Error",
+    "the emulator was ended: it sent libvirt more than any does that its guest has not taken over",
+)
 SIGNALLED = (143, "Error", "the emulator was told to end by a signal from the node")
 OUT_OF_MEMORY = (137, "OOMKilled", "the node's kernel killed the emulator: out of memory")
 UNSEEN = (255, "Error", "the VM ended while the hypervisor was away; how is not known")
@@ -94,6 +99,11 @@ def exit_by_event(
 def forced() -> VmExit:
     """How a domain ended that was stopped by force."""
     return _exit(FORCED)
+
+
+def flooded() -> VmExit:
+    """How a domain ended whose emulator was ended for what it sent libvirt."""
+    return _exit(FLOODED)
 
 
 def _exit(how: tuple[int, str, str]) -> VmExit:

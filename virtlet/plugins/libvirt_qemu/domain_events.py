@@ -32,6 +32,13 @@ REBOOTED = -1
 """An event beside those of libvirt's lifecycle, which a reboot is none of."""
 
 _LIVE = (DomainState.RUNNING, DomainState.PAUSED)
+_COUNTED = (
+    libvirt.VIR_DOMAIN_EVENT_STARTED,
+    libvirt.VIR_DOMAIN_EVENT_SHUTDOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED,
+    libvirt.VIR_DOMAIN_EVENT_UNDEFINED,
+)
+"""Events that count each. At all others the domain is looked at as it is then."""
 
 
 @frozen
@@ -62,6 +69,8 @@ class DomainWatch:
         self._next_look = math.inf
         self._subscriber: DomainCallback | None = None
         self._events: queue.SimpleQueue[DomainEvent | Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: set[DomainEvent] = set()
+        """Those of the queue that stand for all like them: an emulator may send thousands."""
         self._worker = Worker("domain-watch", self._handle_queued, drain=True)
 
     def subscribe(self, callback: DomainCallback) -> None:
@@ -97,7 +106,12 @@ class DomainWatch:
 
     def _take(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         vm_id = canonical(domain.UUIDString())
-        self._put(DomainEvent(vm_id, domain.name(), event, detail))
+        seen = DomainEvent(vm_id, domain.name(), event, detail)
+        if event not in _COUNTED:
+            if seen in self._waiting:
+                return
+            self._waiting.add(seen)
+        self._put(seen)
 
     def _take_reboot(self, connection: Any, domain: Any, _opaque: None) -> None:
         self._take(connection, domain, REBOOTED, 0, None)
@@ -127,7 +141,9 @@ class DomainWatch:
         try:
             if callable(item):
                 item()
-            elif self._subscriber is not None:
+                return
+            self._waiting.discard(item)  # first: one that comes now is handled after this one
+            if self._subscriber is not None:
                 self._handle(item, self._subscriber)
         except VirtletError as error:
             # The next look compares all domains, so nothing is lost for good.

@@ -61,6 +61,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
     written,
     wrong_state_is_fine,
 )
+from virtlet.plugins.libvirt_qemu.monitor_watch import MonitorWatch, end_flooding
 from virtlet.plugins.libvirt_qemu.opened_shares import opened_shares
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root, take_back, tell_of_owner
 from virtlet.plugins.libvirt_qemu.visible import visible
@@ -112,6 +113,11 @@ class LibvirtHypervisor(Hypervisor):
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
         self._logs = Worker("libvirt-logs", self.cut_logs)
         self._growth = DiskGrowth(self._domains)
+        self._monitors = MonitorWatch(
+            lambda thread: end_flooding(
+                thread, self._domains, self._runs, self._pid, node.emulator_uid
+            )
+        )
         self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
         self._loads: dict[str, templates.Load] = {}
@@ -126,6 +132,8 @@ class LibvirtHypervisor(Hypervisor):
         else:
             libvirt_process.tell_of_slow_look_ups()
         libvirt_process.prepare()
+        if root is not None:
+            self._monitors.start()
         self._connections.open()
         if root is not None:
             take_back(root)
@@ -147,6 +155,7 @@ class LibvirtHypervisor(Hypervisor):
             self._learning.join(_LEARNING)
         self._logs.stop()
         self._growth.stop()
+        self._monitors.stop()
         self._connections.close()
         self._watch.stop()
 
