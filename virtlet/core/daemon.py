@@ -26,7 +26,7 @@ from virtlet.core.events import EventTeller
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.hooks.registry import Registry, settings_of_departed
-from virtlet.core.lifecycle import effects, exits, recovery
+from virtlet.core.lifecycle import effects, exits, recovery, template_store
 from virtlet.core.lifecycle.context import Context, KeyedLocks
 from virtlet.core.lifecycle.file_updates import FileUpdates
 from virtlet.core.lifecycle.hypervisors import Hypervisors
@@ -235,8 +235,10 @@ def _assemble(
     undo.callback(watchers.shutdown, cancel_futures=True)
     undo.callback(hypervisors.close)
     undo.callback(context.backends.close)
+    undo.callback(context.templates.wait, 20.0)
     undo.callback(context.closing.set)
     hypervisors.open(exits.reports(context, watchers))
+    template_store.reconcile(places.templates)
     recovery.recover(context)
     return context
 

@@ -70,6 +70,11 @@ class Paths:
         return self.vms / vm
 
     @property
+    def templates(self) -> Path:
+        """Root's; a directory for each template: frozen memory, state and disk of a VM."""
+        return self.data_dir / "templates"
+
+    @property
     def run_dir(self) -> Path:
         """Sockets and namespaces, by short paths, because those of sockets have to be."""
         return self.data_dir / "run"
@@ -110,7 +115,8 @@ class Paths:
             # The emulator's user passes through to its VM's directory and reads none of these.
             for path in (self.data_dir, self.run_dir, self.vm_runtimes, self.vms):
                 make_private_directory(path, mode=0o711)
-            make_private_directory(self.pods)
+            for path in (self.pods, self.templates):
+                make_private_directory(path)
         except OSError as error:
             raise FailedPrecondition(f"--data-dir {self.data_dir}: {error}") from None
 

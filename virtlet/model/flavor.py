@@ -56,6 +56,8 @@ class Flavor:
     translation_buffer: int = 64 << 20
     """Bytes for translated code, which an emulator keeps where it does without KVM; it makes room
     by translating again, so that less of it makes large guests slower."""
+    warm: bool = False
+    """Whether the VM may start from the frozen memory of another one with the same machine."""
     cores: int = 0
     """Of a socket; 0 with `threads` 0 too makes each vCPU a socket, else it means 1."""
     threads: int = 0

@@ -195,6 +195,10 @@ class Hypervisor(ABC):
         """
         return f"{self.info().name} has no templates"
 
+    def template_basis(self) -> Mapping[str, str]:
+        """What a template fits beside its document: versions, the node's CPU. Default: nothing."""
+        return {}
+
     def freeze(self, machine: Machine) -> None:
         """Make a running VM the template that its machine names, and end it; it is still defined.
 

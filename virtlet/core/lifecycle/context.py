@@ -15,6 +15,7 @@ from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.lifecycle.backend_watch import BackendWatch
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.lifecycle.journal import Journal
+from virtlet.core.lifecycle.template_store import Templates
 from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodRecord
 from virtlet.core.store.store import Store
@@ -146,6 +147,7 @@ class Context:
     events: Events
     reserve: DiskReserve
     journal: Journal = field(init=False)
+    templates: Templates = field(factory=Templates)
     backends: BackendWatch = field(factory=BackendWatch)
     locks: KeyedLocks = field(factory=KeyedLocks)
     new_user: Callable[[], int | None] = lambda: None

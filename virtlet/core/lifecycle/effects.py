@@ -16,10 +16,17 @@ from virtlet.core.cloud_init import merge
 from virtlet.core.lifecycle import backends, resize
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.journal import CORE
-from virtlet.core.store.records import EffectRow, VmRecord, decode
+from virtlet.core.lifecycle.machines import domain_document
+from virtlet.core.store.records import EffectRow, VmPhase, VmRecord, decode
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import cgroups
-from virtlet.host.files import appear_at, change_owner, make_private_directory, remove_tree
+from virtlet.host.files import (
+    appear_at,
+    change_owner,
+    make_private_directory,
+    remove_file,
+    remove_tree,
+)
 from virtlet.launch.merge import close_all
 from virtlet.launch.server import LaunchDoor
 from virtlet.model.disk import Disk, Volume
@@ -41,10 +48,13 @@ DOMAIN = "domain"
 CONSOLE = "console"
 CGROUP = "cgroup"
 RUNNING = "running"
-START = frozenset({CONSOLE, CGROUP, RUNNING})
+WARM = "warm"
+START = frozenset({CONSOLE, CGROUP, WARM, RUNNING})
 """The effects of a start."""
 MOST_THREADS = 1024
 """Of an emulator beside its vCPUs'. QEMU has up to 64 for each I/O thread, and some dozens more."""
+WARM_DISK = "warm.qcow2"
+"""The root disk of a VM that started from a template."""
 IMAGE = "image"
 """Name of the image in the VM's directory."""
 ROOT, SEED = "root", "seed"
@@ -335,6 +345,26 @@ def _remove_cgroup(context: Context, row: EffectRow) -> None:
     cgroups.remove(_vm(context, row).pod.config.cgroup_parent, row.owner)
 
 
+# A VM that is to start from a template: another document, and another disk beside its own.
+
+
+def make_warm(
+    context: Context, record: VmRecord, machine: Machine, put_in_place: Callable[[], None]
+) -> None:
+    """Put them in their place."""
+    context.journal.perform(machine.vm.id, WARM, put_in_place, plugin=record.hypervisor)
+
+
+def _make_cold(context: Context, row: EffectRow) -> None:
+    """Have the VM boot at its next start, if there is to be one."""
+    record = context.store.vms[row.owner]
+    remove_file(record.vm.directory / WARM_DISK)
+    if record.phase is VmPhase.STARTING and record.machine is not None:
+        hypervisor = context.hypervisors.named(row.plugin)
+        document = domain_document(context.hooks, hypervisor, record.machine)
+        hypervisor.define(record.machine, document)
+
+
 # The emulator process: started through vmwrapper, ended by force.
 
 
@@ -360,9 +390,7 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
         except BaseException:
             close_all(item for _, other in parts for item in other.fds)
             raise
-        door = None
-        if vm.uid is not None and vm.gid is not None:
-            door = LaunchDoor(context.paths.launch_socket(vm.id), vm.uid, vm.gid)
+        door = door_of(context, vm)
         context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
         try:
             hypervisor.start(vm.id)
@@ -382,6 +410,13 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
     context.journal.perform(vm.id, RUNNING, start, plugin=plugin)
 
 
+def door_of(context: Context, vm: Vm) -> LaunchDoor | None:
+    """Where the launch of a VM with a user of its own is fetched."""
+    if vm.uid is None or vm.gid is None:
+        return None
+    return LaunchDoor(context.paths.launch_socket(vm.id), vm.uid, vm.gid)
+
+
 def _stop_emulator(context: Context, row: EffectRow) -> None:
     if not context.hypervisors.forgets(row.plugin):
         context.hypervisors.named(row.plugin).stop(row.owner)
@@ -396,6 +431,7 @@ UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     DOMAIN: _remove_domain,
     CONSOLE: _remove_console,
     CGROUP: _remove_cgroup,
+    WARM: _make_cold,
     RUNNING: _stop_emulator,
     resize.DEFINITION: resize.undo_definition,
     resize.LIMITS: resize.undo_limits,

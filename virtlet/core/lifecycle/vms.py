@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import effects, exits, guest_mounts
+from virtlet.core.lifecycle import effects, exits, guest_mounts, warm_start
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.lifecycle.machines import domain_document, fitted, machine_of, tell_of_shortage
@@ -146,7 +146,7 @@ def start_vm(context: Context, vm_id: str) -> None:
             try:
                 effects.follow_console(context, vm)
                 effects.make_cgroup(context, starting)
-                effects.start_emulator(context, starting, record.machine)
+                why_cold = warm_start.start(context, starting, record.machine)
                 now = time.time_ns()
                 running = evolve(starting, phase=VmPhase.RUNNING, started_at=now)
                 commit_vm(
@@ -163,6 +163,7 @@ def start_vm(context: Context, vm_id: str) -> None:
                     commit_pod_stopped(context, pod)
                 raise
     tell_of_shortage(context, record.machine)
+    warm_start.tell(context, record, why_cold)
     # The guest may have ended before we wrote that it runs; its event found no running VM then.
     exits.look_again(context, vm_id)
     tell_ineffective(context, vm)

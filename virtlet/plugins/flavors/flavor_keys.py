@@ -171,6 +171,12 @@ KEYS: Mapping[str, Key] = {
     "nested": Key(
         _boolean, {"type": "boolean"}, "Whether guests may run VMs of their own on the host's CPU"
     ),
+    "warm": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether VMs start from a template, where their guest knows how (`virtlet-thaw`) and their "
+        "machine can; others boot",
+    ),
     "translation_buffer": _quantity(
         _buffer, "Room for translated code where there is no KVM, 16Mi to 1Gi"
     ),

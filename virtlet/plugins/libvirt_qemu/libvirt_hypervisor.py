@@ -312,6 +312,15 @@ class LibvirtHypervisor(Hypervisor):
         """Why a machine can have no part in a template."""
         return templates.unfit(machine, jailed=self._jailed)
 
+    def template_basis(self) -> Mapping[str, str]:
+        """Versions, accelerator and CPU, and what templates have beside their document."""
+        return {
+            "libvirt": str(libvirt.getVersion()),
+            "qemu": self._info.version,
+            "accelerator": self._info.accelerator,
+            **templates.basis(),
+        }
+
     def freeze(self, machine: Machine) -> None:
         """Write the state of a running domain, and end it."""
         vm_id, template = machine.vm.id, machine.template

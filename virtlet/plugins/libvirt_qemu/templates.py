@@ -64,6 +64,14 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
+def basis() -> Mapping[str, str]:
+    """What of the node a state fits: its first CPU, with microcode; and our own layout of ports."""
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    # What changes from one moment to the next is left out.
+    lines = [line for line in first.splitlines() if not line.startswith(("cpu MHz", "bogomips"))]
+    return {"cpu": "\n".join(lines), "ports": str(nics.PORTS)}
+
+
 def give_generation(domain: Element) -> None:
     """Tell the guest by a new VM generation id that it is another machine.
 

@@ -1,0 +1,228 @@
+"""Templates: VMs that were frozen when they had booted, by what others must have in common.
+
+A template's VM is of no pod: it has no network, nothing of a pod's seed, and the store does not
+know it. So what a crash leaves of it is what recovery removes anyway: a domain of ours and
+directories that the store does not know.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import attrs
+from attrs import evolve
+
+from virtlet.core.guest_sessions.exec_streams import CollectedStreams
+from virtlet.core.lifecycle import effects
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.machines import domain_document, machine_of
+from virtlet.errors import FailedPrecondition
+from virtlet.host.files import appear_at, new_disk_file, remove_tree
+from virtlet.model.disk import Disk, Share
+from virtlet.model.event import Event, EventKind
+from virtlet.model.execution import GuestCommand
+from virtlet.model.launch import ENV_TOKEN, LaunchPart
+from virtlet.model.network import Network
+from virtlet.model.vm import Machine, Template, Vm
+
+log = logging.getLogger(__name__)
+
+THAW = "virtlet-thaw"
+"""The guest's program that has it frozen, and gives a clone its identity."""
+DISK = "disk.qcow2"
+"""Beside the hypervisor's files: the root disk, as it was when the memory was frozen."""
+READY_TIME = 600.0
+"""Seconds that a guest may take until it can be frozen."""
+_MEDIUM = 64 << 20
+"""Bytes of the empty medium that a template has in the place of a seed; no seed is larger."""
+_OWN = ("name", "uuid", "title", "description", "metadata", "genid", "seclabel")
+"""Elements of a document that are a VM's own."""
+
+
+def unfit(context: Context, plugin: str, machine: Machine) -> str:
+    """Why a machine can have no part in a template, as a clause; "" if it can."""
+    root, seed, vm = machine.root, machine.seed, machine.vm
+    reasons = {
+        "it has a volume that is a disk": any(isinstance(v, Disk) for v in machine.volumes),
+        "it has a shared directory": any(isinstance(v, Share) for v in machine.volumes),
+        "there is no channel for an agent": machine.agent_socket is None,
+        "it has no seed": seed is None or seed.kind != "cdrom",
+        "its root disk is no overlay of its image": root.format != "qcow2"
+        or root.backing != vm.image.path
+        or root.path.parent != vm.directory,
+    }
+    found = next((reason for reason, holds in reasons.items() if holds), "")
+    return found or context.hypervisors.named(plugin).unfit_for_template(machine)
+
+
+def key_of(context: Context, plugin: str, machine: Machine) -> str:
+    """What a VM has in common with its template, in 32 digits."""
+    hypervisor = context.hypervisors.named(plugin)
+    document = domain_document(context.hooks, hypervisor, machine)
+    vm = machine.vm
+    parts = {
+        "hypervisor": plugin,
+        "basis": dict(hypervisor.template_basis()),
+        "namespace": vm.pod.config.metadata.namespace,
+        "image": vm.image.id,
+        "flavor": attrs.asdict(machine.flavor),
+        "withheld": machine.withheld,
+        "document": "" if document is None else shape(document, machine),
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def shape(document: Element, machine: Machine) -> str:
+    """A document without what is the VM's own: names, paths of its disks, its variables."""
+    vm = machine.vm
+    root = ElementTree.fromstring(ElementTree.tostring(document))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            name = child.tag.rpartition("}")[2]
+            own = parent is root and name in _OWN
+            file = parent.tag == "disk" and name in ("source", "backingStore")
+            if own or file or name == "env":
+                parent.remove(child)
+    text = ElementTree.tostring(root, encoding="unicode")
+    for value in (str(vm.directory), str(machine.runtime_directory), vm.id, vm.id[:12]):
+        text = text.replace(value, "OWN")
+    return text.replace(str(uuid.UUID(vm.id)), "OWN")
+
+
+def copy(source: Path, descriptor: int) -> None:
+    """Write a disk as it was when its template was frozen to a new file; holes stay holes.
+
+    Raises:
+        FailedPrecondition: it is gone, or there is no space.
+    """
+    try:
+        with source.open("rb") as file:
+            end, at = os.fstat(file.fileno()).st_size, 0
+            os.truncate(descriptor, end)
+            while at < end:
+                try:
+                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                except OSError:
+                    break
+                hole = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                os.lseek(descriptor, at, os.SEEK_SET)
+                os.lseek(file.fileno(), at, os.SEEK_SET)
+                while at < hole:
+                    sent = os.sendfile(descriptor, file.fileno(), None, hole - at)
+                    if not sent:
+                        raise FailedPrecondition(f"{source} became shorter as it was copied")
+                    at += sent
+    except OSError as error:
+        raise FailedPrecondition(f"{source}, a template's disk: {error.strerror}") from None
+
+
+def make(context: Context, key: str, plugin: str, like: Machine, place: Path) -> None:
+    """Boot a VM like another one, but of nobody, and freeze it.
+
+    Args:
+        context: the manager.
+        key: that the template is to have.
+        plugin: whose hypervisor runs it.
+        like: the machine of a VM that could use it.
+        place: a directory for it, root's alone.
+
+    Raises:
+        VirtletError: it could not be made; nothing is left of it but files in its directory.
+    """
+    free = shutil.disk_usage(place).free
+    if free < 3 * like.flavor.memory:
+        raise FailedPrecondition(f"a template takes more than the {free >> 20}Mi that are free")
+    hypervisor = context.hypervisors.named(plugin)
+    vm = _vm_of(context, like, new_user=hypervisor.runs_as_vm())
+    try:
+        machine = _machine(context, plugin, vm, like, place)
+        if key_of(context, plugin, evolve(machine, template=None)) != key:
+            raise FailedPrecondition("its machine is another one for each pod")
+        hypervisor.define(machine, domain_document(context.hooks, hypervisor, machine))
+        context.consoles.prepare(vm)
+        _start(context, plugin, machine)
+        run(context, machine, (THAW, "freeze"), READY_TIME)
+        hypervisor.freeze(machine)
+        machine.root.path.rename(place / DISK)
+        os.chown(place / DISK, 0, 0)
+        (place / DISK).chmod(0o400)
+    finally:
+        hypervisor.remove(vm.id)
+        context.consoles.remove(vm)
+        gone = Event(kind=EventKind.VM_REMOVED, subject=vm.id, pod_id="", at=time.time_ns())
+        context.hooks.event(vm.pod.profile, gone)
+        for path in (context.paths.vm_runtime(vm.id), vm.directory):
+            remove_tree(path)
+
+
+def _vm_of(context: Context, like: Machine, *, new_user: bool) -> Vm:
+    """A VM without network and log."""
+    vm_id, source = uuid.uuid4().hex, like.vm
+    directory = context.paths.vm(vm_id)
+    user = context.new_user() if new_user else None
+    return evolve(
+        source,
+        id=vm_id,
+        directory=directory,
+        image=evolve(source.image, path=directory / effects.IMAGE),
+        config=evolve(source.config, log_path="", envs=(), mounts=(), devices=()),
+        network=Network(netns=None),
+        created_at=time.time_ns(),
+        uid=user,
+        gid=user,
+    )
+
+
+def _machine(context: Context, plugin: str, vm: Vm, like: Machine, place: Path) -> Machine:
+    effects.give_directories(context, vm)
+    appear_at(like.vm.image.path, vm.image.path)
+    found = context.hooks.first(
+        "virtlet_root_disk",
+        vm.pod.profile,
+        lambda name: context.hooks.root_disk(name, vm, like.flavor),
+    )
+    if found is None or like.seed is None:
+        raise FailedPrecondition("no plugin makes a root disk for it")
+    root, user = found[1], context.node.user_of(vm)
+    seed = evolve(like.seed, path=vm.directory / like.seed.path.name)
+    with new_disk_file(seed.path, *user) as descriptor:
+        os.truncate(descriptor, _MEDIUM)
+    effects.give_disks(context, vm, (root,))
+    machine = machine_of(context, vm, plugin, like.flavor, root, (), seed)
+    return evolve(machine, withheld=like.withheld, template=Template(directory=place))
+
+
+def _start(context: Context, plugin: str, machine: Machine) -> None:
+    hypervisor, vm = context.hypervisors.named(plugin), machine.vm
+    parts = [("core", LaunchPart(oom_score_adj=1000)), (plugin, hypervisor.launch(machine))]
+    door = effects.door_of(context, vm)
+    context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
+    try:
+        hypervisor.start(vm.id)
+    finally:
+        left = context.launches.disarm(vm.id)
+    if left:
+        raise FailedPrecondition("its emulator runs without its launch")
+
+
+def run(context: Context, machine: Machine, argv: tuple[str, ...], patience: float) -> None:
+    """Run a program of the guest's that says by its exit code whether it succeeded.
+
+    Raises:
+        VirtletError: it did not, there is none, or the guest does not answer in time.
+    """
+    streams = CollectedStreams(4096, context.closing.is_set)
+    command = GuestCommand(argv=argv, captured=True)
+    code = context.hooks.guest_exec(machine, command).run(streams, patience)
+    if code != 0:
+        said = bytes(streams.errors).decode(errors="replace").strip()[:200]
+        said = "".join(letter if letter.isprintable() else "?" for letter in said)
+        raise FailedPrecondition(f"{argv[0]} in its guest failed with exit code {code}: {said}")
