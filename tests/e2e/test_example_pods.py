@@ -199,6 +199,10 @@ def test_a_machine_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
     assert (cpus, disk) == ("2", "vda")
 
 
+def test_a_guest_has_the_tpm_of_its_flavor(pods: dict[str, Pod]) -> None:
+    assert run(pods["tpm"], "cat /sys/class/tpm/tpm0/tpm_version_major") == ["2"]
+
+
 def test_a_machine_that_can_grow_has_room_for_it(pods: dict[str, Pod]) -> None:
     arguments = " ".join(pods["growing"].command_line)
     assert "maxcpus=2" in arguments

@@ -349,6 +349,7 @@ def test_a_node_without_qemu_is_told_when_it_opens(rig: PlainRig) -> None:
     [
         ("shared directory", {"volumes": True}),
         ("UEFI", {"firmware": "uefi"}),
+        ("TPM", {"tpm": True}),
         ("CPU", {"extras": {"domain_cpu": "<cpu/>"}}),
     ],
 )

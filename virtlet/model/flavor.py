@@ -51,6 +51,8 @@ class Flavor:
     system_uuid: str = ""
     """SMBIOS UUID; "" means the VM's own."""
     guest_agent: bool = True
+    tpm: bool = False
+    """Whether there is a TPM 2.0, whose state is kept as long as the VM."""
     nested: bool = False
     """Whether the guest may run VMs of its own on the host's CPU."""
     translation_buffer: int = 64 << 20

@@ -36,10 +36,10 @@ class Visible:
 
 @frozen(kw_only=True, field_transformer=typed)
 class Backend:
-    """A program that serves a device of the emulator on a unix socket (vhost-user): virtiofsd, say.
+    """A program that serves a device of the emulator on a unix socket: virtiofsd or swtpm, say.
 
-    The core starts it before the emulator, as root with few capabilities, in the VM's cgroups and
-    with its OOM score. It outlives the manager. The core ends it once the emulator is gone, and
+    The core starts it before the emulator, with few capabilities, in the VM's cgroups and with its
+    OOM score. It outlives the manager. The core ends it once the emulator is gone, and
     tells the pod's owner where it ends before.
     """
 
@@ -51,6 +51,9 @@ class Backend:
     """Where the emulator's user, and nobody else, can connect; the core makes it and listens."""
     capabilities: tuple[str, ...] = ()
     """Those that it may use, in setpriv's words."""
+    uid: int = 0
+    """User that it runs as."""
+    gid: int = 0
     files: int = 0
     """How many descriptors it may have, as far as the node lets it; 0 leaves that as it is."""
     loss: str

@@ -160,6 +160,11 @@ class Machine:
         return self.runtime_directory / f"fs{self.volumes.index(share)}"
 
     @property
+    def tpm_socket(self) -> Path:
+        """Where the program that is the TPM listens, where the flavor has a `tpm`."""
+        return self.runtime_directory / "tpm"
+
+    @property
     def runtime_directory(self) -> Path:
         """Where the hypervisor's sockets of this VM go: a short path, because theirs have to be.
 

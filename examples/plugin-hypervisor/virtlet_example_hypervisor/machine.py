@@ -46,6 +46,7 @@ def command_line(machine: Machine) -> tuple[str, ...]:
 def _refuse_what_is_missing(machine: Machine) -> None:
     missing = {
         "UEFI firmware": machine.flavor.firmware != "bios",
+        "a TPM": machine.flavor.tpm,
         "a CPU in libvirt's XML": "domain_cpu" in machine.flavor.extras,
         "a shared directory": any(isinstance(volume, Share) for volume in machine.volumes),
     }

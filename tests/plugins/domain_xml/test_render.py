@@ -141,6 +141,7 @@ def all_machines() -> Mapping[str, Machine]:
                 system_uuid="4c4c4544-0042-3010-8031-c4c04f503432",
             ),
         ),
+        "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }
 

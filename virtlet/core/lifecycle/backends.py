@@ -85,7 +85,11 @@ def start(context: Context, record: VmRecord, backends: Sequence[Backend]) -> No
         (own / "share").write_text(backend.share)
         before = [str(own / "pid"), required, str(score), str(backend.files)]
         confinement = Confinement(
-            uid=0, gid=0, capabilities=backend.capabilities, network=False, oom_score_adj=None
+            uid=backend.uid,
+            gid=backend.gid,
+            capabilities=backend.capabilities,
+            network=False,
+            oom_score_adj=None,
         )
         argv = [word.replace("{socket}", str(_SOCKET)) for word in backend.argv]
         argv = [*before, *map(str, groups), "--", *confinement.wrap(argv)]

@@ -168,6 +168,11 @@ KEYS: Mapping[str, Key] = {
         "Size of root disks; the image's own where that is larger; VirtletRootVolumeSize wins",
     ),
     "guest_agent": Key(_boolean, {"type": "boolean"}, "Whether there is a channel for the agent"),
+    "tpm": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether guests have a TPM 2.0; needs the package swtpm on the node",
+    ),
     "nested": Key(
         _boolean, {"type": "boolean"}, "Whether guests may run VMs of their own on the host's CPU"
     ),

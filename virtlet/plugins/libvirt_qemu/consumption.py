@@ -31,6 +31,8 @@ PER_DEVICE = 1 * _MIB
 """For each disk and NIC."""
 PER_FILE_SERVER = 8 * _MIB
 """For each share over virtiofs, of a guest that remembers some ten thousand files of it."""
+TPM = 8 * _MIB
+"""What swtpm takes."""
 DISK_PER_TABLE = 8192
 """Bytes of a qcow2 disk for each byte of its table that QEMU keeps, with clusters of 64 KiB."""
 MOST_TABLE = 32 * _MIB
@@ -71,7 +73,7 @@ def overhead(machine: Machine) -> int:
     need = BASE + PER_VCPU * threads
     need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
-    need += PER_FILE_SERVER * len(file_servers)
+    need += PER_FILE_SERVER * len(file_servers) + TPM * flavor.tpm
     need += min(size // DISK_PER_TABLE, MOST_TABLE)
     if machine.accelerator == "kvm":
         return need + flavor.memory // RAM_PER_TABLE

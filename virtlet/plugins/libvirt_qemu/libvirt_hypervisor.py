@@ -64,6 +64,7 @@ from virtlet.plugins.libvirt_qemu.domains import (
 from virtlet.plugins.libvirt_qemu.monitor_watch import MonitorWatch, end_flooding
 from virtlet.plugins.libvirt_qemu.opened_shares import opened_shares
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root, take_back, tell_of_owner
+from virtlet.plugins.libvirt_qemu.tpm import backends
 from virtlet.plugins.libvirt_qemu.visible import visible
 from virtlet.plugins.libvirt_qemu.vm_user import make_nvram, set_user, with_kvm
 from virtlet.threads import Worker
@@ -181,7 +182,7 @@ class LibvirtHypervisor(Hypervisor):
 
     def launch(self, machine: Machine) -> LaunchPart:
         """The jail, and what libvirt would open in its own namespace or as somebody else: NICs,
-        KVM, the firmware's variables."""
+        KVM, the firmware's variables. And the TPM."""
         vm, template = machine.vm, machine.template
         document = self._document(vm.id)
         own = vm.uid is not None
@@ -190,6 +191,7 @@ class LibvirtHypervisor(Hypervisor):
         memory = LaunchPart()
         if template is not None:
             memory = templates.launch_part(machine, template, self._node.user_of(vm))
+        programs = backends(machine, *self._node.user_of(vm))
         part = nics.launch_part(machine)
         if template is not None and template.frozen:
             self._loads[vm.id] = templates.load_of(machine, template)
@@ -202,6 +204,7 @@ class LibvirtHypervisor(Hypervisor):
             arguments=(*part.arguments, *memory.arguments),
             visible=(*shown, *memory.visible),
             required=True,
+            backends=programs,
             io_uring=machine.flavor.disk_io == "io_uring",
         )
 

@@ -55,6 +55,7 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
         "emulatorJail is off, and a template is shown in jails alone": not jailed,
         f"machine type {flavor.machine} has no free ports": "q35" not in flavor.machine,
         f"firmware {flavor.firmware} keeps variables in a file": flavor.firmware != "bios",
+        "it has a TPM, whose state is its own": flavor.tpm,
         "its vCPUs can grow": flavor.max_vcpus > flavor.vcpus,
         "its memory can grow": flavor.max_memory > flavor.memory,
         "the guest may run VMs of its own": flavor.nested,

@@ -47,6 +47,8 @@ def visible(domain: Element, *, kvm: bool = True) -> tuple[Visible, ...]:
         for device in domain.iterfind(f"devices/{kind}[@type='pipe']"):
             for source in device.iterfind("source"):
                 found += _of_pipe(source.get("path", ""))
+    for source in domain.iterfind("devices/tpm/backend[@type='external']/source"):
+        found.append(Visible(path=Path(source.get("path", "")), writable=True))
     return tuple(found)
 
 
