@@ -118,4 +118,6 @@ def test_the_guides_pods_and_annotations_are_real(tmp_path: Path) -> None:
     pod_manifest(pod, tmp_path)
     hooks, _ = _built_in()
     declared = {one.name for _, one in hooks.annotations()}
-    assert set(re.findall(r"\bVirtlet[A-Z]\w+", guide)) <= declared
+    for page in ("your-image", "storage", "configuration"):
+        text = (ROOT / "docs" / "guide" / f"{page}.md").read_text()
+        assert set(re.findall(r"\bVirtlet[A-Z]\w+", text)) <= declared, page
