@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import libvirt_qemu
 import pytest
@@ -150,28 +151,37 @@ def test_a_machine_starts_from_nvme(rig: Rig) -> None:
             assert f'serial = "{serial}"' in said
 
 
+@pytest.mark.parametrize("offset", [0, 512], ids=["volume", "persistent root"])
 @pytest.mark.parametrize("bus", ["scsi", "virtio"])
-def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path: Path) -> None:
-    """Once, and after a look that came when nothing had changed; a shrunk one is left alone."""
+def test_a_device_that_grows_does_so_for_the_guest(
+    rig: Rig, bus: str, offset: int, tmp_path: Path
+) -> None:
+    """Once, and after a look that came when nothing had changed; a shrunk one is left alone.
+
+    How it is cached stays as its flavor says.
+    """
     machine = rig.machine()
     growth = DiskGrowth(rig.hypervisor._domains)  # type: ignore[attr-defined]
     file = tmp_path / "device"
     file.write_bytes(bytes(MIB))
     node = machine.vm.directory / "volume-0"
     disk = Disk(path=node, format="raw", block=True, serial="volume-0")
-    flavor = evolve(machine.flavor, disk_bus=bus)
+    if offset:
+        disk = evolve(disk, offset=offset, size=MIB - offset)
+    flavor = evolve(machine.flavor, disk_bus=bus, disk_cache="none")
+
+    def block_devices() -> Any:
+        """The guest's disks as the emulator has them."""
+        with rig.domain(machine) as domain:
+            query = json.dumps({"execute": "query-block"})
+            return json.loads(libvirt_qemu.qemuMonitorCommand(domain, query, 0))["return"]
 
     def resized(size: int) -> int:
         """Bytes of the guest's disk after the device got a size."""
         os.truncate(file, size)
         subprocess.run(["losetup", "--set-capacity", found], check=True)
         growth.look()
-        with rig.domain(machine) as domain:
-            said = libvirt_qemu.qemuMonitorCommand(
-                domain, json.dumps({"execute": "query-block"}), 0
-            )
-        sizes = [d["inserted"]["image"]["virtual-size"] for d in json.loads(said)["return"]]
-        return int(sizes[-1])
+        return int(block_devices()[-1]["inserted"]["image"]["virtual-size"])
 
     attach = ["losetup", "--find", "--show", str(file)]
     found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
@@ -179,7 +189,9 @@ def test_a_device_that_grows_does_so_for_the_guest(rig: Rig, bus: str, tmp_path:
         os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
         rig.give_away(node, machine)
         with rig.running(machine=evolve(machine, flavor=flavor, volumes=(disk,))):
-            assert [resized(n * MIB) for n in (1, 3, 3, 4, 2)] == [n * MIB for n in (1, 3, 3, 4, 4)]
+            sizes = [resized(n * MIB) + offset for n in (1, 3, 3, 4, 2)]
+            assert sizes == [n * MIB for n in (1, 3, 3, 4, 4)]
+            assert block_devices()[-1]["inserted"]["cache"]["direct"]
         growth.look()
         assert growth._known == {}
     finally:

@@ -5,14 +5,17 @@ volumes of mode Block that is all. So the devices are looked at. Asking their si
 it is called when a VM is seen for the first time, and when a device has grown.
 """
 
+import json
 import logging
 import os
 import stat
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import libvirt
-from attrs import define
+import libvirt_qemu
+from attrs import define, frozen
 
 from virtlet.errors import VirtletError
 from virtlet.plugins.libvirt_qemu.domains import Domains, missing_is_fine
@@ -26,6 +29,18 @@ PATIENCE = 1.0
 """Seconds for a look under way when the manager ends."""
 
 
+@frozen
+class _Part:
+    """A part of a device, from an offset to what was the end when the VM was made."""
+
+    offset: int
+    """Bytes."""
+    index: str
+    """Of the emulator's block nodes for it."""
+    discard: str
+    """`unmap` or `ignore`."""
+
+
 @define
 class _Device:
     """A disk that is a block device of the node."""
@@ -33,6 +48,8 @@ class _Device:
     target: str
     """Its name in the domain document."""
     path: str
+    part: "_Part | None"
+    """Where the guest sees a part of the device alone: a root disk that outlives its pod."""
     size: int
     """Bytes that the guest sees."""
     failed: int = 0
@@ -90,30 +107,85 @@ def _devices(domain: Any) -> list[_Device]:
     found = []
     for disk in ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/disk[@type='block']"):
         source, target = disk.find("source"), disk.find("target")
-        # A disk that can only be read keeps its size, and one that is a part of its device too.
+        # A disk that can only be read keeps its size.
         if source is None or target is None or disk.find("readonly") is not None:
             continue
-        if source.find("slices") is None:
-            name = target.get("dev", "")
-            capacity, _, _ = domain.blockInfo(name)
-            found.append(_Device(name, source.get("dev", ""), capacity))
+        name = target.get("dev", "")
+        capacity, _, _ = domain.blockInfo(name)
+        found.append(_Device(name, source.get("dev", ""), _part(disk, source), capacity))
     return found
 
 
+def _part(disk: Element, source: Element) -> _Part | None:
+    found, driver = source.find("slices/slice"), disk.find("driver")
+    if found is None:
+        return None
+    discard = "ignore" if driver is None else driver.get("discard", "ignore")
+    return _Part(int(found.get("offset", "0")), source.get("index", ""), discard)
+
+
 def _grow(vm_id: str, domain: Any, device: _Device) -> None:
-    size = _size(device.path)
+    part = device.part
+    size = _size(device.path) - (part.offset if part else 0)
     if size <= device.size:
         return
     about = {"vm": vm_id, "disk": device.target, "bytes": size}
     try:
-        domain.blockResize(device.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-    except libvirt.libvirtError as error:
+        if part:
+            _grow_part(domain, part, size)
+        else:
+            domain.blockResize(device.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    except (libvirt.libvirtError, _Refused) as error:
         if device.failed != size and domain.isActive():
             log.warning("disk not grown", extra=about | {"problem": str(error)})
         device.failed = size
     else:
         log.info("disk grown", extra=about)
         device.size = size
+
+
+class _Refused(Exception):
+    """The emulator does not do what it is asked for."""
+
+
+def _grow_part(domain: Any, part: _Part, size: int) -> None:
+    """Let a part end where its device does, and tell the guest.
+
+    libvirt grows no part that begins behind its device's start. The emulator does: opened anew
+    without a size, the part can be resized. Source: blockdev-reopen in QEMU's QMP reference, which
+    wants each option again that is not to become its default.
+    """
+    name = f"libvirt-{part.index}-slice-sto"
+    nodes = _ask(domain, "query-named-block-nodes", flat=True)
+    node = next((each for each in nodes if each["node-name"] == name), None)
+    if node is None:
+        raise _Refused(f"its emulator has no block node {name}")
+    options = {
+        "driver": "raw",
+        "node-name": name,
+        "file": f"libvirt-{part.index}-storage",
+        "offset": part.offset,
+        "read-only": False,
+        "discard": part.discard,
+        "detect-zeroes": node["detect_zeroes"],
+        "cache": {key: node["cache"][key] for key in ("direct", "no-flush")},
+    }
+    _ask(domain, "blockdev-reopen", options=[options])
+    _ask(domain, "block_resize", **{"node-name": name, "size": size})
+
+
+def _ask(domain: Any, command: str, **arguments: object) -> Any:
+    """What the emulator answers.
+
+    Raises:
+        _Refused: with an error.
+        libvirt.libvirtError: not at all.
+    """
+    text = json.dumps({"execute": command, "arguments": arguments})
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, text, 0))
+    if "error" in answer:
+        raise _Refused(f"{command}: {answer['error'].get('desc')}")
+    return answer["return"]
 
 
 def _size(path: str) -> int:
