@@ -74,6 +74,12 @@ def test_the_first_vm_boots_and_the_next_start_from_its_likes_memory(node: Playg
         assert template not in templates(node)
         assert clones[0].wait_for_answer()
 
+        # A manager that is killed finds them again, and they are removed as any other.
+        emulators = [clone.emulator for clone in clones]
+        node.kill()
+        node.start()
+        assert [clone.emulator for clone in clones] == emulators
+        assert clones[1].exec("hostname").stdout.strip() == told[1][0]
         for pod in (cold, *clones, booted):
             pod.down()
 
