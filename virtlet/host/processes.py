@@ -32,21 +32,31 @@ def open_started(pid: int, matches: Callable[[Collection[bytes]], bool]) -> int 
     return _open(pid, lambda: matches(environment(pid)))
 
 
-def open_all_of(uid: int) -> list[int]:
-    """Pidfds of all processes of a user, which the caller owns; others may come meanwhile."""
+def jail_of(pid: int) -> str | None:
+    """The user namespace of a process, which a jailed one shares with all that it has started and
+    with nobody else.
 
-    def open_one(name: str) -> int | None:
-        return _open(int(name), lambda: _user(name) == uid)
+    Returns:
+        None if it is ours, or the process has ended.
+    """
+    jail = _namespace(pid)
+    return None if jail == _namespace("self") else jail
 
-    return [pidfd for name in _pids() if (pidfd := open_one(name)) is not None]
+
+def _namespace(pid: int | str) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user")
+    except OSError:
+        return None
 
 
-def _user(pid: str) -> int | None:
-    """The real user of a process. (Directories of processes that cannot be dumped are root's.)"""
-    with contextlib.suppress(OSError, ValueError):
-        _, _, rest = Path(f"/proc/{pid}/status").read_text(errors="replace").partition("\nUid:")
-        return int(rest.split(None, 1)[0])
-    return None
+def open_all_in(jail: str) -> list[int]:
+    """Pidfds of all processes in a jail, which the caller owns; others may come meanwhile."""
+
+    def open_one(pid: int) -> int | None:
+        return _open(pid, lambda: _namespace(pid) == jail)
+
+    return [pidfd for name in _pids() if (pidfd := open_one(int(name))) is not None]
 
 
 def _pids() -> list[str]:
@@ -176,6 +186,30 @@ def kill(pidfds: Collection[int], *, within: float) -> bool:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     end = time.monotonic() + within
     return all(ended(pidfd, within=max(end - time.monotonic(), 0.0)) for pidfd in pidfds)
+
+
+def kill_all_in(jail: str, *, within: float) -> None:
+    """Kill what is in a jail, again and again while that starts more.
+
+    Args:
+        jail: of `jail_of`.
+        within: seconds for each time.
+    """
+    for _ in range(_ROUNDS):
+        pidfds = open_all_in(jail)
+        if not pidfds:
+            return
+        try:
+            kill(pidfds, within=within)
+            for pidfd in pidfds:
+                reap(pidfd)
+        finally:
+            for pidfd in pidfds:
+                os.close(pidfd)
+
+
+_ROUNDS = 20
+"""Times that processes are killed, while they start others."""
 
 
 def reap(pidfd: int) -> None:

@@ -22,6 +22,8 @@ from virtlet.host.processes import (
     children,
     end_process,
     ended,
+    jail_of,
+    kill_all_in,
     open_process,
     set_oom_score_adj,
 )
@@ -115,9 +117,7 @@ class LibvirtHypervisor(Hypervisor):
         self._logs = Worker("libvirt-logs", self.cut_logs)
         self._growth = DiskGrowth(self._domains)
         self._monitors = MonitorWatch(
-            lambda thread: end_flooding(
-                thread, self._domains, self._runs, self._pid, node.emulator_uid
-            )
+            lambda thread: end_flooding(thread, self._domains, self._runs, self._pid)
         )
         self._measurement = consumption.Measurement(self._measure)
         self._learning: threading.Thread | None = None
@@ -419,9 +419,12 @@ class LibvirtHypervisor(Hypervisor):
         if pidfd is None:
             return False
         try:
+            jail = jail_of(pid) if pid and self._jailed else None
             self._runs.end(vm_id, forced())
             with contextlib.suppress(OSError):
                 end_process(pidfd, grace=_GRACE)
+                if jail:  # one that was taken over may have started more
+                    kill_all_in(jail, within=_SEEN)
             return ended(pidfd)
         finally:
             os.close(pidfd)

@@ -14,15 +14,13 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
 from virtlet.errors import VirtletError
-from virtlet.host.processes import kill, open_all_of, open_process, reap
+from virtlet.host.processes import jail_of, kill, kill_all_in, open_process, reap
 from virtlet.plugins.libvirt_qemu.domain_endings import RunRecords, flooded
 from virtlet.plugins.libvirt_qemu.domains import Domains
-from virtlet.plugins.libvirt_qemu.vm_user import uid_of
 from virtlet.threads import Worker
 
 log = logging.getLogger(__name__)
@@ -37,8 +35,6 @@ _INTERVAL = 0.1
 _THREAD = "vm-"
 _LONGEST_NAME = 15
 """Bytes that the kernel keeps of a thread's name."""
-_ROUNDS = 20
-"""Times that processes are killed, while they start others."""
 _PATIENCE = 5.0
 """Seconds for a killed emulator to end."""
 
@@ -115,7 +111,6 @@ def end_flooding(
     domains: Domains,
     runs: RunRecords,
     pid_of: Callable[[str], int | None],
-    shared_uid: int,
 ) -> None:
     """End the emulator whose monitor a thread of libvirt's reads, and record why.
 
@@ -126,7 +121,6 @@ def end_flooding(
         domains: finds domains.
         runs: where ends are recorded.
         pid_of: the process of the running domain with a name.
-        shared_uid: of emulators without a user of their own.
     """
     with contextlib.suppress(VirtletError), domains.call("find who floods libvirt") as connection:
         named = [(*item, item[1].name()) for item in domains.all(connection)]
@@ -139,34 +133,24 @@ def end_flooding(
         ((vm_id, domain, pid),) = meant
         log.error("ending an emulator that floods libvirt", extra={"vm": vm_id})
         runs.end(vm_id, flooded())
-        uid = uid_of(ElementTree.fromstring(domain.XMLDesc(0)))
-        if not (_kill_user(uid) if uid and uid != shared_uid else _kill(pid, vm_id)):
+        if not _kill(pid, vm_id):
             domain.destroy()
 
 
 def _kill(pid: int, vm_id: str) -> bool:
-    """Kill an emulator; whether there was one, by its arguments."""
+    """Kill an emulator, and all in its jail; whether there was one, by its arguments."""
     pidfd = open_process(pid, str(uuid.UUID(vm_id)))
-    return pidfd is not None and _kill_all([pidfd])
-
-
-def _kill_user(uid: int) -> bool:
-    """Kill what a VM's user runs, which may have started more; whether there was something."""
-    rounds = 0
-    while rounds < _ROUNDS and _kill_all(open_all_of(uid)):
-        rounds += 1
-    return rounds > 0
-
-
-def _kill_all(pidfds: Collection[int]) -> bool:
+    if pidfd is None:
+        return False
     try:
-        kill(pidfds, within=_PATIENCE)
-        for pidfd in pidfds:
-            reap(pidfd)
+        jail = jail_of(pid)
+        kill([pidfd], within=_PATIENCE)
+        if jail:
+            kill_all_in(jail, within=_PATIENCE)
+        reap(pidfd)
     finally:
-        for pidfd in pidfds:
-            os.close(pidfd)
-    return bool(pidfds)
+        os.close(pidfd)
+    return True
 
 
 def _read(directory: Path) -> int | None:

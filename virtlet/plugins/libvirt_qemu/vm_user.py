@@ -27,13 +27,6 @@ def set_user(domain: Element, uid: int, gid: int) -> None:
     SubElement(label, "label").text = f"+{uid}:+{gid}"
 
 
-def uid_of(domain: Element) -> int | None:
-    """Who a document's emulator runs as."""
-    label = domain.findtext("seclabel[@model='dac']/label", "")
-    uid = label.partition(":")[0].removeprefix("+")
-    return int(uid) if uid.isdecimal() else None
-
-
 def with_kvm(part: LaunchPart) -> LaunchPart:
     """Hand KVM over as a descriptor: the VM's user need not be able to open its device.
 
