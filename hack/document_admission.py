@@ -84,10 +84,6 @@ _RULES = (
         "what a guest mounts never appears on the node: take mountPropagation: Bidirectional out "
         "of the pod",
     ),
-    (
-        "!has(object.spec.volumes) || object.spec.volumes.all(v, !has(v.image))",
-        "volumes of kind image are not served for VMs yet: use another kind of volume",
-    ),
 )
 
 

@@ -8,7 +8,7 @@ PACKAGES=(
   # the hypervisor
   qemu-system-x86 qemu-utils virtiofsd swtpm libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
   # unpacking images
-  zstd
+  zstd squashfs-tools
   # building libvirt-python
   libvirt-dev pkgconf gcc libc6-dev python3-dev python3-venv
   # pods' networks

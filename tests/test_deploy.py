@@ -209,10 +209,6 @@ BAD: Mapping[str, tuple[Document, str]] = {
         vm_pod(containers=[{**SECOND, "volumeMounts": [{"mountPropagation": "Bidirectional"}]}]),
         "take mountPropagation: Bidirectional out of the pod",
     ),
-    "image-volume": (
-        vm_pod(volumes=[{"name": "v", "image": {"reference": "x"}}]),
-        "volumes of kind image are not served",
-    ),
     "unknown": (
         vm_pod({"VirtletVCPUcount": "2", "example.com/x": "y"}),
         "annotation VirtletVCPUcount: Virtlet knows none of this name",

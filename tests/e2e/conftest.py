@@ -61,12 +61,22 @@ class Pod(guest.Guest):
         self.client.image_id(self.image)
         self.client.pull(self.image, self.pod)
         config = self.config(attempt, name)
+        for mount in config.mounts:
+            if mount.HasField("image"):
+                mount.image.image = self.pull_volume(mount.image.user_specified_image)
         kubelet.check(
             cri.CreateContainerRequest(
                 pod_sandbox_id=self.id, config=config, sandbox_config=self.pod
             )
         )
         return evolve(self, vm=self.client.create(self.id, config, self.pod))
+
+    def pull_volume(self, name: str) -> str:
+        """ImageStatus and PullImage of an image that is mounted; returns its id."""
+        spec = cri.ImageSpec(image=name, annotations=self.pod.annotations)
+        request = cri.PullImageRequest(image=spec, sandbox_config=self.pod)
+        kubelet.check(cri.ImageStatusRequest(image=spec), request)
+        return self.client.image_id(spec) or self.client.pull(spec, self.pod)
 
     @property
     def image(self) -> cri.ImageSpec:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +17,8 @@ from tests.fakes import kubelet
 from tests.fakes.api_server import CONFIGS, ApiServer, serving
 from tests.fakes.image_server import Resource, image_server
 from tests.fakes.kubelet import volumes
-from tests.fakes.oci_images import container_disk
+from tests.fakes.oci_images import archive, container_disk, regular
+from tests.fakes.oci_images import image as oci_image
 from tests.fakes.registry import docker_registry
 from tests.polling import until
 from virtlet.cli.playground import Playground
@@ -24,6 +26,15 @@ from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 
 PODS = {path.stem: path for path in sorted((ROOT / "examples" / "pods").glob("*.yaml"))}
+SITE = archive(
+    [
+        (regular("srv/pages/index.html", 3, mode=0o644), b"new"),
+        (regular("srv/pages/run", 19, mode=0o4755), b"#!/bin/sh\necho ran\n"),
+        (regular("srv/node", type=tarfile.CHRTYPE, devmajor=1, devminor=3), b""),
+        (regular("srv/link", type=tarfile.SYMTYPE, linkname="/etc"), b""),
+    ]
+)
+"""The upper layer of an image that is mounted."""
 UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
 
 
@@ -100,6 +111,9 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         image = container_disk(TINY.read_bytes(), "disk/fedora.qcow2")
         target = f"docker://{registry}/containerdisks/fedora:41"
         image.push(node.directory / "layout", target, "--dest-tls-verify=false")
+        site = oci_image([archive({"README": b"about", "srv/pages/index.html": b"old"}), SITE])
+        target = f"docker://{registry}/examples/site:1"
+        site.push(node.directory / "site-layout", target, "--dest-tls-verify=false")
         hosts = node.directory / "certs.d" / "quay.io"
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
@@ -236,6 +250,36 @@ def test_volumes_of_kubernetes_are_files_and_directories(
         assert (directory / name / "file").read_text() == "written\n"
         # The guest's root is root in a directory that is shared over virtiofs.
         assert (directory / name / "file").stat().st_uid == 0
+
+
+def test_an_image_is_a_volume(pods: dict[str, Pod], examples_node: Playground) -> None:
+    pod = pods["volumes"]
+    script = """
+        until grep -q " /pages squashfs" /proc/mounts; do sleep 0.2; done
+        cat /site/README; echo; cat /site/srv/pages/index.html; echo; cat /pages/index.html; echo
+        ls /site/srv | tr '\\n' ' '; echo; ls /pages | tr '\\n' ' '; echo
+        for at in /site /pages; do touch $at/file 2>/dev/null || echo read-only; done
+        /pages/run 2>/dev/null || echo not executed
+        grep -c ' /run/virtlet-volume' /proc/mounts
+        grep ' /site ' /proc/mounts | tr , '\\n' | grep '^no[des]' | sort | tr '\\n' ' '
+    """
+    assert run(pod, script) == [
+        *("about", "new", "new", "link pages ", "index.html run ", "read-only", "read-only"),
+        *("not executed", "0", "nodev noexec nosuid "),
+    ]
+    mounts = [mount for mount in pod.status.mounts if mount.HasField("image")]
+    name = "virtlet.cloud/quay.io/examples/site:1"
+    assert [mount.image.user_specified_image for mount in mounts] == [name, name]
+    assert [mount.image_sub_path for mount in mounts] == ["", "srv/pages"]
+    # It stays while the VM uses it, and is gone from the lists.
+    image = mounts[0].image.image
+    assert image in {
+        image.id for image in pod.client.call("ListImages", cri.ListImagesRequest()).images
+    }
+    spec = cri.ImageSpec(image=image)
+    pod.client.call("RemoveImage", cri.RemoveImageRequest(image=spec))
+    assert pod.client.image_id(spec) == ""
+    assert list((examples_node.directory / "store/data").glob(image.removeprefix("sha256:")))
 
 
 def test_claims_are_a_disk_and_a_directory(pods: dict[str, Pod], examples_node: Playground) -> None:

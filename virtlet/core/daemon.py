@@ -201,7 +201,7 @@ def _assemble(
     undo.enter_context(paths.lock(layout.directory, "--image-dir"))
     images = ImageStore(
         layout,
-        in_use=lambda: {record.vm.image.id for record in store.vms.values()},
+        in_use=lambda: {image for record in store.vms.values() for image in record.image_ids},
         recognize=recognize_by_anyone(hooks, profiles),
         limits=ImageLimits.of(config[core_options.IMAGE_LIMIT]),
         pinned=config[core_options.PINNED_IMAGES],

@@ -33,6 +33,12 @@ class Disk:
     """Bytes at the start of `path` that the guest does not see; of a raw disk."""
     size: int = 0
     """Bytes from `offset` on that the guest sees; needed with an offset."""
+    filesystem_type: str = ""
+    """Of the file system, in the guest's words; "" has the guest find out."""
+    mount_options: tuple[str, ...] = ()
+    """Of the mount at `guest_path`, beside `ro` for a read-only disk."""
+    sub_path: str = ""
+    """The directory of the file system that is mounted, relative to its root; "" for all of it."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -28,9 +28,16 @@ class Mount:
 
     guest_path: str
     host_path: str
+    """"" where an image is mounted."""
     readonly: bool = False
     propagation: int = 0
     """CRI `MountPropagation`: 0 private, 1 host to container, 2 bidirectional."""
+    image: str = ""
+    """Name or id of the image that is mounted in the place of a path of the node, or ""."""
+    user_image: str = ""
+    """The name the user wrote, when the kubelet tells."""
+    image_sub_path: str = ""
+    """The directory of the image that is mounted, relative to its root; "" for all of it."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -49,6 +56,9 @@ class VolumeRequest:
     role: str
     """`volume-N`, unique within the VM: fit for a file name."""
     source: Mount | Device
+    image: Image | None = None
+    """The image of a mount that has one. Its file is named after the role, in the VM's directory,
+    which the core sees to."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -95,6 +105,8 @@ class Vm:
     """User of its own that its emulator runs as; None for the node's (`Node.user_of`)."""
     gid: int | None = None
     """Group of its own, where it has a user of its own."""
+    volume_images: tuple[Image, ...] = ()
+    """Images of its mounts, in their order, at the paths that are named after the mounts' roles."""
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from tests.core.cri.bad_fields import Edit, good_pod, good_vm, setting
 from virtlet.console.cri_log import CriLog
 from virtlet.core.cri import fields, requests
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument, Unimplemented
+from virtlet.errors import InvalidArgument
 from virtlet.host import cgroups
 from virtlet.model.pod import PortMapping
 
@@ -265,10 +265,21 @@ def test_what_restricts_processes_on_the_node_is_taken_without_effect() -> None:
     assert requests.vm_config(restricted) == requests.vm_config(plain)
 
 
-def test_a_volume_that_is_an_image_is_not_served_yet() -> None:
+def test_a_volume_may_be_an_image() -> None:
     message = good_vm()
     # As a kubelet 1.36 mounts it: by the id of what it pulled.
     image = cri.ImageSpec(image="sha256:" + "5" * 64, user_specified_image="registry.test/x:1")
     message.mounts.append(cri.Mount(container_path="/img", readonly=True, image=image))
-    with pytest.raises(Unimplemented, match=r"mount '?\"?/img.*another kind of volume"):
+    message.mounts[-1].image_sub_path = "./usr//share/"
+    mount = requests.vm_config(message).mounts[-1]
+    assert (mount.guest_path, mount.host_path, mount.readonly) == ("/img", "", True)
+    assert (mount.image, mount.user_image) == (image.image, "registry.test/x:1")
+    assert mount.image_sub_path == "usr/share"
+    for path in ("/etc", "a/../../b", ".."):
+        message.mounts[-1].image_sub_path = path
+        with pytest.raises(InvalidArgument, match="/img.*is no path inside the image"):
+            requests.vm_config(message)
+    message.mounts[-1].image.Clear()
+    message.mounts[-1].image.SetInParent()
+    with pytest.raises(InvalidArgument, match="/img.*names no image"):
         requests.vm_config(message)

@@ -35,6 +35,7 @@ OF_A_POD = (
 
 ASKED_FOR = {
     "CreateContainer": {
+        "config.mounts.image_sub_path": "the subPath of a volume that is an image",
         "config.command": "command",
         "config.args": "args",
         "config.working_dir": "workingDir",

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from virtlet.cli.csi import serving
 from virtlet.cli.manifest import PodManifest, pod_manifest
+from virtlet.cri import api_pb2 as cri
 from virtlet.cri.csi import csi_pb2 as csi
 
 Document = dict[str, Any]
@@ -65,6 +66,16 @@ def made(example: Example, manifest: PodManifest, pods: Path) -> Iterator[None]:
     (container,) = example.pod["spec"]["containers"]
     with ExitStack() as cleanup:
         for mount in container.get("volumeMounts", []):
+            if image := volumes[mount["name"]].get("image"):
+                manifest.container.mounts.add(
+                    container_path=mount["mountPath"],
+                    readonly=True,
+                    image=cri.ImageSpec(
+                        image=image["reference"], user_specified_image=image["reference"]
+                    ),
+                    image_sub_path=mount.get("subPath", ""),
+                )
+                continue
             path = _directory(example, volumes[mount["name"]], directory, cleanup)
             manifest.container.mounts.add(
                 container_path=mount["mountPath"],

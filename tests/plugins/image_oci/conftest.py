@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.image_server import ImageServer, image_server
-from tests.images.disks import recognize
+from tests.images.disks import recognize as recognize_disk
 from virtlet.cluster.api import KUBECONFIG
 from virtlet.image_servers.settings import ALLOWED_NETWORKS, LEAST_RATE
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import ImageRoute, Images, Retry
 from virtlet.images.staging import ImageLimits
-from virtlet.model.image import Credentials, FetchedImage, Image, ImageSource, Staging
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    Image,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.reference import Reference, parse_reference
 from virtlet.plugins.image_formats.plugin import Plugin as ImageFormats
 from virtlet.plugins.image_names.plugin import Plugin as ImageNames
@@ -30,6 +37,12 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+def recognize(name: str, file: Path) -> tuple[str, RecognizedImage]:
+    """As a handler with both plugins does."""
+    found = Plugin().virtlet_recognize_image(name, file)
+    return ("image_oci", found) if found else recognize_disk(name, file)
 
 
 class Node:

@@ -19,7 +19,7 @@ from virtlet.model.image import Image
 from virtlet.model.pod import PodMetadata
 from virtlet.model.reference import is_id, parse_reference
 from virtlet.model.resources import Resources
-from virtlet.model.vm import VmMetadata
+from virtlet.model.vm import Mount, VmMetadata
 
 _VM_STATES = {
     VmPhase.CREATING: cri.CONTAINER_CREATED,
@@ -166,6 +166,8 @@ def vm_status(record: VmRecord) -> cri.ContainerStatus:
                 host_path=mount.host_path,
                 readonly=mount.readonly,
                 propagation=mount.propagation,  # type: ignore[arg-type]
+                image=_mounted_image(mount),
+                image_sub_path=mount.image_sub_path,
             )
             for mount in vm.config.mounts
         ],
@@ -269,6 +271,12 @@ def _image_spec(record: VmRecord) -> cri.ImageSpec:
     asked = "" if is_id(config.image) else config.image
     name = config.user_image or asked or (names[0] if names else config.image)
     return cri.ImageSpec(image=name, user_specified_image=config.user_image)
+
+
+def _mounted_image(mount: Mount) -> cri.ImageSpec | None:
+    if not mount.image:
+        return None
+    return cri.ImageSpec(image=mount.image, user_specified_image=mount.user_image)
 
 
 def _image_ref(record: VmRecord) -> str:

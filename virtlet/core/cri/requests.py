@@ -5,7 +5,7 @@ Source of the fields' meaning: the CRI v1 definition in proto/.
 
 from virtlet.core.cri import fields
 from virtlet.cri import api_pb2 as cri
-from virtlet.errors import InvalidArgument, Unimplemented
+from virtlet.errors import InvalidArgument
 from virtlet.host import cpus
 from virtlet.model.image import Credentials
 from virtlet.model.plain import quote
@@ -65,7 +65,6 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
 
     Raises:
         InvalidArgument: a required field is missing or a value cannot be.
-        Unimplemented: it asks for a volume that is an image.
     """
     image = message.image.image_ref or message.image.image
     if not image:
@@ -219,10 +218,7 @@ def _port_mapping(message: cri.PortMapping, field: str) -> PortMapping:
 def _mount(message: cri.Mount) -> Mount:
     target = fields.absolute_path(message.container_path, "mounts: container_path")
     if message.HasField("image"):
-        raise Unimplemented(
-            f"mount {quote(target)}: image volumes are not served for VMs yet: take the volume of "
-            "kind `image` out of the pod, or mount its content from another kind of volume"
-        )
+        return _image_mount(message, target)
     if message.recursive_read_only and not message.readonly:
         raise InvalidArgument(f"mount {quote(target)}: recursive_read_only without readonly")
     source = fields.absolute_path(message.host_path, f"mount {quote(target)}: host_path")
@@ -231,6 +227,27 @@ def _mount(message: cri.Mount) -> Mount:
         host_path=source,
         readonly=message.readonly,
         propagation=int(message.propagation),
+    )
+
+
+def _image_mount(message: cri.Mount, target: str) -> Mount:
+    """An image is only ever read, whatever the request says."""
+    image = message.image.image_ref or message.image.image
+    if not image:
+        raise InvalidArgument(f"mount {quote(target)}: image.image is empty: it names no image")
+    path = message.image_sub_path
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise InvalidArgument(
+            f"mount {quote(target)}: image_sub_path {quote(path)} is no path inside the image: "
+            "write one without a leading slash and without `..`"
+        )
+    return Mount(
+        guest_path=target,
+        host_path="",
+        readonly=True,
+        image=image,
+        user_image=message.image.user_specified_image,
+        image_sub_path="/".join(part for part in path.split("/") if part not in ("", ".")),
     )
 
 

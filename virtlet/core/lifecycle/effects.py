@@ -128,18 +128,19 @@ def _tear_down_network(context: Context, row: EffectRow) -> None:
 # The VM's directory for disks, and the one for its sockets and console.
 
 
-def make_vm_directories(context: Context, vm: Vm, image: Image) -> None:
-    """Make them, with a name of the image: its emulator has no way to the image store.
+def make_vm_directories(context: Context, vm: Vm, images: Iterable[Image]) -> None:
+    """Make them, with names of the images: its emulator has no way to the image store.
 
     Args:
         context: the manager.
         vm: whose directories.
-        image: as it is in the store.
+        images: as they are in the store: its own, and those that it mounts.
     """
 
     def make() -> None:
         give_directories(context, vm)
-        appear_at(image.path, vm.image.path)
+        for stored, near in zip(images, (vm.image, *vm.volume_images), strict=True):
+            appear_at(stored.path, near.path)
 
     context.journal.perform(vm.id, VM_DIRECTORIES, make)
 
@@ -206,7 +207,7 @@ def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Any:
     if volume is None:
         raise FailedPrecondition(
             f"no plugin of handler {vm.pod.profile.handler!r} serves the mount "
-            f"{request.source.guest_path} (from {request.source.host_path}) of VM {vm.name}: take "
+            f"{request.source.guest_path} (from {_source(request)}) of VM {vm.name}: take "
             "it out of the pod, or name a plugin that serves it"
         )
     return volume
@@ -215,10 +216,21 @@ def _serve_volume(context: Context, vm: Vm, request: VolumeRequest) -> Any:
 def _volume_requests(vm: Vm) -> tuple[VolumeRequest, ...]:
     """What some plugin has to serve: the VM's mounts, then its devices."""
     sources: tuple[Mount | Device, ...] = (*vm.config.mounts, *vm.config.devices)
+    images = {image.path.name: image for image in vm.volume_images}
     return tuple(
-        VolumeRequest(role=f"volume-{number}", source=source)
-        for number, source in enumerate(sources)
+        VolumeRequest(role=volume_role(n), source=source, image=images.get(volume_role(n)))
+        for n, source in enumerate(sources)
     )
+
+
+def _source(request: VolumeRequest) -> str:
+    source = request.source
+    return source.host_path if request.image is None else f"image {request.image.id}"
+
+
+def volume_role(number: int) -> str:
+    """The role of a VM's request for a volume, by its number."""
+    return f"volume-{number}"
 
 
 def make_root_disk(context: Context, vm: Vm, flavor: Flavor) -> Disk:

@@ -3,7 +3,8 @@
 import logging
 import time
 import uuid
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from attrs import evolve
 
@@ -19,13 +20,13 @@ from virtlet.core.lifecycle.notices import (
 )
 from virtlet.core.lifecycle.resize import put_back
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
-from virtlet.errors import AlreadyExists, FailedPrecondition, PodBroken
+from virtlet.errors import AlreadyExists, FailedPrecondition, NotFound, PodBroken
 from virtlet.model.disk import Share, Volume
 from virtlet.model.event import EventKind
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image, shown_name
 from virtlet.model.reference import parse_reference
-from virtlet.model.vm import Vm, VmConfig
+from virtlet.model.vm import Mount, Vm, VmConfig
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,17 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
                 context.store.delete_vm(other.vm.id)
         context.reserve.fill()
         _make_way(context, pod_id)
-        with _image(context, config) as image:
-            vm = _make_vm(context, pod, config, image)
+        with ExitStack() as held:
+            images = [held.enter_context(image) for image in _images(context, config)]
+            vm = _make_vm(context, pod, config, images)
     return vm.id
 
 
-def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -> Vm:
+def _make_vm(context: Context, pod: PodRecord, config: VmConfig, images: Sequence[Image]) -> Vm:
     vm_id = uuid.uuid4().hex
     directory = context.paths.vm(vm_id)
+    image, *others = images
+    mounted = [number for number, mount in enumerate(config.mounts) if mount.image]
     assert pod.network is not None
     vm = Vm(
         id=vm_id,
@@ -71,6 +75,10 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
         network=pod.network,
         directory=directory,
         created_at=time.time_ns(),
+        volume_images=tuple(
+            evolve(other, path=directory / effects.volume_role(number))
+            for number, other in zip(mounted, others, strict=True)
+        ),
     )
     hypervisor = context.hypervisors.plugin_of(pod.pod.profile)
     context.hypervisors.require(hypervisor)
@@ -84,7 +92,7 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, image: Image) -
     record = VmRecord(vm, VmPhase.CREATING, hypervisor)
     context.journal.commit("vm-creating", lambda: context.store.put_vm(record))
     with context.journal.undone_on_error(vm_id, then=lambda: context.store.delete_vm(vm_id)):
-        effects.make_vm_directories(context, vm, image)
+        effects.make_vm_directories(context, vm, images)
         volumes = effects.serve_volumes(context, vm)
         if user is not None and any(_belongs_to_users(volume) for volume in volumes):
             record = evolve(record, vm=evolve(vm, uid=None, gid=None))
@@ -284,9 +292,22 @@ def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
         log.warning("power button not pressed", extra={"vm": vm_id, "problem": str(error)})
 
 
-def _image(context: Context, config: VmConfig) -> AbstractContextManager[Image]:
-    """The VM's image, kept from going until the VM is on record."""
-    return context.images.store.held(parse_reference(config.image))
+def _images(context: Context, config: VmConfig) -> Iterator[AbstractContextManager[Image]]:
+    """The VM's image, then those of its mounts; kept from going until the VM is on record."""
+    yield context.images.store.held(parse_reference(config.image))
+    for mount in config.mounts:
+        if mount.image:
+            yield _held_for(context, mount)
+
+
+@contextmanager
+def _held_for(context: Context, mount: Mount) -> Iterator[Image]:
+    with ExitStack() as held:
+        try:
+            image = held.enter_context(context.images.store.held(parse_reference(mount.image)))
+        except (NotFound, FailedPrecondition) as error:
+            raise type(error)(f"mount {mount.guest_path}: {error}") from None
+        yield image
 
 
 def _check_format(context: Context, vm: Vm) -> None:

@@ -82,6 +82,11 @@ class VmRecord:
     paused: bool = False
 
     @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids of the images that it uses."""
+        return tuple(image.id for image in (self.vm.image, *self.vm.volume_images))
+
+    @property
     def visible(self) -> bool:
         """Whether the kubelet may know of it."""
         return self.phase is not VmPhase.CREATING

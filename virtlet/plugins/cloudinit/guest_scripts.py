@@ -53,6 +53,23 @@ mount_at() {
 	is_mounted "$point" || mount "$@" "$point"
 }
 """
+_MOUNT_PART = """\
+# mount_part DIRECTORY POINT ARGUMENTS…; the directory's path goes through no link.
+mount_part() {
+	part=$1
+	place=$2
+	shift 2
+	! is_mounted "$(readlink -f "$place")" || return 0
+	whole=$(mktemp -d /run/virtlet-volume.XXXXXX)
+	mount "$@" "$whole" || { rmdir "$whole"; return 1; }
+	if [ "$(readlink -f "$whole/$part")" = "$whole/$part" ]; then
+		mount_at "$place" --bind "$whole/$part"
+	else
+		echo "$part is no directory of the volume for $place" >&2
+	fi
+	umount "$whole" && rmdir "$whole"
+}
+"""
 _LINK = """\
 # link_disk SERIAL PATH; anything but a link at PATH stays.
 link_disk() {
@@ -103,14 +120,19 @@ def mount_body(volumes: Iterable[Volume]) -> str:
             options = f"-t {volume.driver} -o {share_options(volume)} {quote(volume.tag)}"
             shares.append(f"mount_at {point} {options}\n")
         elif volume.filesystem:
-            options = "-o ro " if volume.readonly else ""
-            disks.append(
-                f"device=$(find_disk {quote(volume.serial)}) && "
-                f'mount_at {point} {options}"$device"\n'
-            )
+            words = ("ro",) * volume.readonly + volume.mount_options
+            options = f"-t {quote(volume.filesystem_type)} " if volume.filesystem_type else ""
+            options += f"-o {quote(','.join(words))} " if words else ""
+            found = f"device=$(find_disk {quote(volume.serial)}) && "
+            if volume.sub_path:
+                part = quote(volume.sub_path)
+                disks.append(f'{found}mount_part {part} {point} {options}"$device"\n')
+            else:
+                disks.append(f'{found}mount_at {point} {options}"$device"\n')
     if not shares and not disks:
         return ""
-    return (_FIND_DISK if disks else "") + _MOUNT_AT + "".join(shares + disks)
+    parts = _MOUNT_PART if any(v.sub_path for v in volumes if isinstance(v, Disk)) else ""
+    return (_FIND_DISK if disks else "") + _MOUNT_AT + parts + "".join(shares + disks)
 
 
 def symlink_body(volumes: Iterable[Volume]) -> str:

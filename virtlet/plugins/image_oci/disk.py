@@ -18,6 +18,7 @@ from virtlet.image_servers.ahead import ahead
 from virtlet.image_servers.pace import Bounds
 from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
 from virtlet.plugins.image_oci import hosts, manifests
+from virtlet.plugins.image_oci.content import OPAQUE, WHITEOUT, Content
 from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, Entry, TooMuch, unpacked
 from virtlet.plugins.image_oci.manifests import Descriptor, Malformed, Manifest
 from virtlet.plugins.image_oci.registry import Registry
@@ -35,9 +36,6 @@ _DISK = re.compile(r"\.(?:qcow2|img|raw|iso|vmdk|vhdx|disk)(?:\.(?:gz|xz|zst))?$
 _HOW = "put it into the image with `ADD disk.qcow2 /disk/`"
 MOST_PACKED = 128 << 30
 """Bytes of all layers of an image as they are stored."""
-_WHITEOUT = ".wh."
-"""Source: "Whiteouts" in layer.md of OCI's image specification."""
-_OPAQUE = ".wh..wh..opq"
 
 
 @frozen
@@ -160,14 +158,14 @@ def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
             pieces = unpacked(chunks) if known else _verified(unpacked(chunks), diff_id)
             with ahead(pieces) as ready:
                 search.layer(ready)
-        if search.is_over:
-            break
-    if not search.found:
-        raise Malformed(
-            "it is a container image without a disk: no layer has a file in /disk; "
-            f"{_HOW}, or name an image made for virtual machines; volumes of kind `image` are not "
-            "served for VMs yet"
-        )
+        if search.found:
+            return
+        if search.content.lost:
+            # Rare, and only then a layer is fetched twice: what it links to cannot be kept for the
+            # case that a link comes.
+            with ahead(unpacked(registry.blob(layer))) as again:
+                search.content.find_lost(again)
+    search.content.end()
 
 
 def _disk_among(layers: tuple[Descriptor, ...]) -> Descriptor:
@@ -219,7 +217,10 @@ def _verified(pieces: Iterator[bytes], digest: str) -> Iterator[bytes]:
 
 
 class _Search:
-    """Looks for the disk, in the uppermost layer first: what is there hides what is below."""
+    """Looks for the disk, in the uppermost layer first: what is there hides what is below.
+
+    For as long as it is not found, the staging file takes what else is in the layers.
+    """
 
     def __init__(self, staging: Staging) -> None:
         self.found = False
@@ -227,11 +228,7 @@ class _Search:
         self._budget = Budget()
         self._hidden: set[str] = set()
         self._covered = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no lower layer counts."""
-        return self.found or self._covered
+        self.content = Content(staging, self._budget)
 
     def layer(self, pieces: Iterator[bytes]) -> None:
         """Read a layer to its end, and store the disk if it has one.
@@ -240,24 +237,34 @@ class _Search:
             Damaged, Malformed, TooMuch: something is wrong with it.
         """
         archive = Archive(pieces, self._budget)
-        if not archive.starts():
+        if not archive.starts() and not archive.is_blank:
             raise Damaged("a layer of it is no tar archive")
         hidden: set[str] = set()
+        covered = self._covered
+        self.content.begin_layer()
         for entry in archive.entries():
+            if not self.found and not self._is_disk(entry, covered):
+                self.content.add(archive, entry)
             directory, _, name = entry.path.rpartition("/")
             if directory == "":
-                self._covered |= name in (f"{_WHITEOUT}disk", _OPAQUE)
-                if name == "disk" and not entry.is_directory:
+                self._covered |= name in (f"{WHITEOUT}disk", OPAQUE)
+                if name == "disk" and not entry.is_directory and not covered:
                     raise Malformed("its /disk is no directory")
-            if directory != "/disk" or entry.is_directory:
-                continue
-            if name == _OPAQUE:
+            if directory == "/disk" and name == OPAQUE:
                 self._covered = True
-            elif name.startswith(_WHITEOUT):
-                hidden.add(name.removeprefix(_WHITEOUT))
-            elif not name.startswith(".") and name not in self._hidden:
+            elif directory == "/disk" and name.startswith(WHITEOUT):
+                hidden.add(name.removeprefix(WHITEOUT))
+            elif self._is_disk(entry, covered):
                 self._store(archive, entry)
         self._hidden |= hidden
+        self.content.end_layer()
+
+    def _is_disk(self, entry: Entry, covered: bool) -> bool:
+        """Whether it is a file in /disk that no upper layer takes away."""
+        directory, _, name = entry.path.rpartition("/")
+        if directory != "/disk" or entry.is_directory or covered:
+            return False
+        return not name.startswith(".") and name not in self._hidden
 
     def _store(self, archive: Archive, entry: Entry) -> None:
         if self.found:

@@ -32,6 +32,8 @@ _LARGEST_WINDOW = 1 << 25
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _EXTENDING = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_TOLD = ("path", "size", "linkpath", "uid", "gid")
+"""Records of an extended header that count here."""
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
 _WITHOUT_CONTENT = (*_LINKS, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
@@ -57,6 +59,14 @@ class Entry:
     """Bytes of its content."""
     sparse: bool = False
     """Whether its content leaves out holes."""
+    link: str = ""
+    """What a link leads to, as the archive has it."""
+    mode: int = 0
+    """Permissions, with the bits for set-user-id and the like."""
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    """Seconds since the epoch."""
 
     @property
     def is_file(self) -> bool:
@@ -210,6 +220,11 @@ class Archive:
             return False
         return True
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it has an end and nothing before that, once it was asked whether it starts."""
+        return len(self._rest) >= BLOCK and not any(self._rest[:BLOCK])
+
     def all(self) -> Iterator[bytes]:
         """The bytes that nobody has taken, as they are."""
         if self._rest:
@@ -232,6 +247,8 @@ class Archive:
                 content = self._extension(info)
                 if info.type == tarfile.GNUTYPE_LONGNAME:
                     told["path"] = _text(content.rstrip(b"\0"))
+                elif info.type == tarfile.GNUTYPE_LONGLINK:
+                    told["linkpath"] = _text(content.rstrip(b"\0"))
                 elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                     told |= _records(content)
                 continue
@@ -242,10 +259,15 @@ class Archive:
             if info.type in _WITHOUT_CONTENT:
                 size = 0
             entry = Entry(
-                path=_normal(told.get("path", info.name)),
+                path=normal(told.get("path", info.name)),
                 type=tarfile.REGTYPE if sparse else info.type,
                 size=size,
                 sparse=sparse or any(key.startswith("GNU.sparse.") for key in told),
+                link=told.get("linkpath", info.linkname),
+                mode=info.mode & 0o7777,
+                uid=_number(told["uid"]) if "uid" in told else info.uid,
+                gid=_number(told["gid"]) if "gid" in told else info.gid,
+                mtime=int(info.mtime),
             )
             told = {}
             self._left = size + -size % BLOCK
@@ -328,7 +350,7 @@ def _records(content: bytes) -> dict[str, str]:
             raise Damaged("its archive has an extended header that is none")
         key, _, value = content[start + len(digits) + 1 : end - 1].partition(b"=")
         name = _text(key)
-        if name in ("path", "size") or name.startswith("GNU.sparse."):
+        if name in _TOLD or name.startswith("GNU.sparse."):
             found[name] = _text(value)
         start = end
     return found
@@ -344,10 +366,13 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-def _normal(path: str) -> str:
+def normal(path: str) -> str:
     """A path as a container would have it.
 
-    Nothing is ever written to a path of an archive: it is only compared.
+    Nothing is ever written to a path of an archive: it is only compared, and written down.
+
+    Raises:
+        Damaged: it has `..` in it.
     """
     if ".." in path.split("/"):
         raise Damaged("its archive has an entry with .. in its path")

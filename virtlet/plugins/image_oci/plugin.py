@@ -1,4 +1,4 @@
-"""The hooks of the fetcher."""
+"""The hooks of the fetcher, and of container images that are mounted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,17 @@ from typing import Any
 
 from virtlet import hookimpl
 from virtlet.image_servers.settings import ALLOWED_NETWORKS, LEAST_RATE, Network
-from virtlet.model.image import Credentials, FetchedImage, ImageSource, Staging
+from virtlet.model.disk import Disk
+from virtlet.model.image import (
+    Credentials,
+    FetchedImage,
+    ImageSource,
+    RecognizedImage,
+    Staging,
+)
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, Option, Settings
+from virtlet.model.vm import Vm
 
 REGISTRY_CONFIGS_DIR: Option[Path] = Option(
     field="imageRegistryConfigsDir",
@@ -22,7 +30,7 @@ REGISTRY_CONFIGS_DIR: Option[Path] = Option(
 
 
 class Plugin:
-    """Fetches the disks of images in registries."""
+    """Fetches images from registries: their disks, or the content of those that have none."""
 
     VIRTLET_HOOK_API = 1
 
@@ -56,3 +64,22 @@ class Plugin:
 
         bounds = Bounds(Reach(self._allowed), self._least_rate)
         return fetch_disk(source, credentials, staging, bounds, self._certs_dir)
+
+    @hookimpl
+    def virtlet_recognize_image(self, name: str, file: Path) -> RecognizedImage | None:
+        """Know the content of container images, of which a file system is made."""
+        from virtlet.plugins.image_oci.content import recognise
+
+        return recognise(name, file)
+
+    @hookimpl
+    def virtlet_root_disk(self, vm: Vm) -> Disk | None:
+        """None; says what a container image lacks for a VM to start from it."""
+        from virtlet.plugins.image_oci.content import refuse_to_start
+
+        refuse_to_start(vm.image, vm.config.user_image or vm.config.image)
+        return None
+
+    @hookimpl
+    def virtlet_release_root_disk(self) -> None:
+        """Nothing: no disk is made here."""

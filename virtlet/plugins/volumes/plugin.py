@@ -18,6 +18,7 @@ from virtlet.model.pod import Pod
 from virtlet.model.vm import Device, Machine, Mount, Vm, VmConfig, VolumeRequest
 from virtlet.plugins.volumes import persistent_root, virtiofs
 from virtlet.plugins.volumes.flexvolume import is_csi, serve_flexvolume
+from virtlet.plugins.volumes.image_volumes import serve_image
 from virtlet.plugins.volumes.new_disks import (
     EMPTY_DIR_DISKS,
     check_empty_dirs,
@@ -115,6 +116,8 @@ class Plugin:
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
         """Serve every mount and device, or say why a VM cannot have it."""
         source = request.source
+        if isinstance(source, Mount) and source.image:
+            return serve_image(source, request)
         if self._config[HOST_PATHS] == "shared":
             check_shared(source)
         if isinstance(source, Device) and source.guest_path == persistent_root.GUEST_PATH:
