@@ -78,9 +78,10 @@ def test_the_order_is_that_of_the_calls(installed: dict[str, str], config: Path)
     assert handlers["copy"]["hooks"]["virtlet_root_disk"] == [
         "example_disk",
         "volumes",
+        "image_oci",
         "disk_qcow2",
     ]
-    assert handlers[""]["hooks"]["virtlet_root_disk"] == ["volumes", "disk_qcow2"]
+    assert handlers[""]["hooks"]["virtlet_root_disk"] == ["volumes", "image_oci", "disk_qcow2"]
     assert "virtlet_guest_exec" not in handlers["quiet"]["hooks"]
     assert "flavors" in said["manager"]["virtlet_annotations"]
     assert said["manager"]["virtlet_configure"][-2:] == ["example_disk", "example_events"]
@@ -93,7 +94,7 @@ def test_the_table_says_the_same(installed: dict[str, str], config: Path) -> Non
     assert "example_disk 1.0 virtlet-example-disk serves 'copy'" in words
     assert "misspelt is refused: " in words
     assert "handler 'copy' calls as handler '', but" in words
-    assert "virtlet_root_disk example_disk, volumes, disk_qcow2" in words
+    assert "virtlet_root_disk example_disk, volumes, image_oci, disk_qcow2" in words
     assert f"configuration: {config}" in words
 
 
