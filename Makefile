@@ -25,10 +25,10 @@ image: setup ## build/virtlet-image.tar, the container image of a node's parts (
 	@images/node/build.sh build/virtlet-image.tar
 
 test: setup ## all tests: unit, integration, end to end
-	$(PY) -m pytest $(SIDE_BY_SIDE)
+	@$(PY) hack/run_tests.py $(SIDE_BY_SIDE)
 
 test-fast: setup ## the tests that boot no pod
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m 'not e2e'
+	@$(PY) hack/run_tests.py $(SIDE_BY_SIDE) -m 'not e2e'
 
 lint: setup ## ruff, mypy, import contracts, spelling
 	.venv/bin/ruff check .

@@ -107,7 +107,8 @@ def test_the_firmware_is_the_handlers(debian: Debian) -> None:
 def test_a_user_logs_in_with_the_pods_key(debian: Debian, pod: Pod) -> None:
     """Over the pod's network, from the node; the user may become root without a password."""
     options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
-    ssh = ["nsenter", f"--net={pod.node.netns}", "ssh", "-F", "none", "-i", str(debian.key)]
+    ssh = ["nsenter", f"--net={pod.node.netns}", "timeout", "110", "ssh", "-v", "-F", "none"]
+    ssh += ["-i", str(debian.key)]
     ssh += [flag for option in options for flag in ("-o", option)]
     for user in ("demo", "debian"):
         done = subprocess.run(
@@ -117,6 +118,7 @@ def test_a_user_logs_in_with_the_pods_key(debian: Debian, pod: Pod) -> None:
             timeout=120,
             check=False,
         )
+        # With -v it says how far a login got that took too long.
         assert done.stdout.split() == ["root", user], done.stderr
 
 
