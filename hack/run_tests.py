@@ -28,11 +28,22 @@ def failed_tests(cache: Path) -> list[str]:
     return sorted(json.loads(record.read_text())) if record.exists() else []
 
 
+def run(command: list[str]) -> int:
+    """Run a command, which tidies up at a signal and is waited for; its exit code."""
+    with subprocess.Popen(command) as process:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: process.send_signal(number))
+        # A terminal sends this to both. Where it is ignored, in the background, it stays so.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: None)
+        return process.wait()
+
+
 def main(arguments: list[str]) -> int:
     """Run the tests that pytest's arguments name; its exit code, 0 if all failures were flaky."""
     with tempfile.TemporaryDirectory() as cache:
         pytest = [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache}", *arguments]
-        code = subprocess.run(pytest, check=False).returncode
+        code = run(pytest)
         failed = failed_tests(Path(cache))
         if code != TESTS_FAILED or not failed:
             return code
@@ -41,7 +52,7 @@ def main(arguments: list[str]) -> int:
             print(f"\nFailures in {len(files)} files: they do not run again.", flush=True)
             return code
         print(f"\n{len(failed)} failed; they run once more, alone.", flush=True)
-        code = subprocess.run([*pytest, *ALONE], check=False).returncode
+        code = run([*pytest, *ALONE])
         if code == 0:
             print("\nFlaky, as they passed alone; find out why, and mend them:")
             print("\n".join(f"  {test}" for test in failed), flush=True)
@@ -49,6 +60,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # pytest gets it too, tidies up and ends; this waits for that.
-    signal.signal(signal.SIGINT, lambda *_: None)
     sys.exit(main(sys.argv[1:]))

@@ -85,10 +85,13 @@ def test_a_run_without_failures_ends_as_pytest_does(tmp_path: Path, files: dict[
     assert "once more" not in output
 
 
-def test_an_interrupted_run_tidies_up_and_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_tidies_up_and_fails(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, which a terminal sends to all, and what make passes on to its command alone."""
     (tmp_path / "test_a.py").write_text(
-        "import pathlib, time\n"
+        "import pathlib, signal, time\n"
         "def test_waits():\n"
+        f"    signal.signal({number.value}, signal.default_int_handler)\n"
         "    pathlib.Path('started').touch()\n"
         "    try:\n"
         "        time.sleep(60)\n"
@@ -99,7 +102,8 @@ def test_an_interrupted_run_tidies_up_and_fails(tmp_path: Path) -> None:
     with start(tmp_path, "-n", "0") as process:
         until((tmp_path / "started").exists, "the test starts", 60)
         begun = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(process.pid, number)
         process.communicate(timeout=60)
     assert process.returncode == 2
     assert (tmp_path / "tidied").exists()
