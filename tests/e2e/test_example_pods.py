@@ -58,7 +58,7 @@ def examples_node() -> Iterator[Playground]:
         "pinnedImages": "virtlet.cloud/tiny",
     }
     with Playground(
-        {"tiny": TINY, "debian": TINY},  # Debian itself boots in test_debian.py.
+        {"tiny": TINY, "debian": TINY, "windows": TINY},  # Debian itself boots in test_debian.py.
         subnet="10.133.0.0/16",
         settings=settings,
         directory=directory,
@@ -202,7 +202,7 @@ def test_a_machine_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
 def test_a_signed_guest_boots_with_secure_boot(pods: dict[str, Pod]) -> None:
     """The shim has Microsoft's signature, the loader and the kernel have Debian's."""
     pod = pods["secure-boot"]
-    pod.wait_for_console("login:")
+    pod.wait_for_console("login:", timeout=300)
     assert "UEFI Secure Boot is enabled." in pod.console()
     assert "Kernel is locked down from EFI Secure Boot" in pod.console()
 
@@ -216,6 +216,16 @@ def test_a_machine_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
 
 def test_a_guest_has_the_tpm_of_its_flavor(pods: dict[str, Pod]) -> None:
     assert run(pods["tpm"], "cat /sys/class/tpm/tpm0/tpm_version_major") == ["2"]
+
+
+def test_a_machine_for_windows_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
+    """A Linux boots on it, as far as secure boot lets its drivers."""
+    pod = pods["windows"]
+    arguments = " ".join(pod.command_line)
+    for word in ("base=localtime", "virtio-vga", "tpm-crb", "hpet=off", "cores=2", "i6300esb"):
+        assert word in arguments
+    pod.wait_for_console("UEFI Secure Boot is enabled.", timeout=300)
+    pod.wait_for_console("login:", timeout=300)
 
 
 def test_a_machine_that_can_grow_has_room_for_it(pods: dict[str, Pod]) -> None:

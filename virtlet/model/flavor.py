@@ -53,6 +53,12 @@ class Flavor:
     guest_agent: bool = True
     tpm: bool = False
     """Whether there is a TPM 2.0, whose state is kept as long as the VM."""
+    guest_os: str = "linux"
+    """`linux` or `windows`, which has a clock in local time and the enlightenments of Hyper-V."""
+    video: str = ""
+    """`virtio` or `vga`; "" for none."""
+    watchdog: bool = False
+    """Whether there is a watchdog, which resets the guest."""
     nested: bool = False
     """Whether the guest may run VMs of its own on the host's CPU."""
     translation_buffer: int = 64 << 20

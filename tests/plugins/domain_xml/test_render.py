@@ -141,6 +141,22 @@ def all_machines() -> Mapping[str, Machine]:
                 system_uuid="4c4c4544-0042-3010-8031-c4c04f503432",
             ),
         ),
+        **{
+            f"windows-{accelerator}": evolve(
+                machine,
+                accelerator=accelerator,
+                flavor=evolve(
+                    flavor,
+                    firmware="uefi-secure",
+                    guest_os="windows",
+                    disk_bus="nvme",
+                    video="virtio",
+                    watchdog=True,
+                    tpm=True,
+                ),
+            )
+            for accelerator in ("kvm", "qemu")
+        },
         "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }

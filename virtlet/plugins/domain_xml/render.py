@@ -316,6 +316,7 @@ class Renderer:
             console=machine.console.output.with_suffix(""),
             firmware=_firmware(machine, self._uefi),
             pci_express=pci_express,
+            windows=flavor.guest_os == "windows",
             disks=disks,
             iothreads=max((scsi_iothread, *(disk.iothread for disk in disks))),
             scsi_iothread=scsi_iothread,

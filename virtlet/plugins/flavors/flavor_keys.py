@@ -173,6 +173,17 @@ KEYS: Mapping[str, Key] = {
         {"type": "boolean"},
         "Whether guests have a TPM 2.0; needs the package swtpm on the node",
     ),
+    "guest_os": _one_of(
+        *("linux", "windows"),
+        help="`windows` has its clock in the node's local time, and with KVM the enlightenments of "
+        "Hyper-V",
+    ),
+    "video": _one_of("virtio", "vga", help="A graphics adapter, which nobody looks at"),
+    "watchdog": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether there is a watchdog (i6300esb), which resets a guest that has opened it and hangs",
+    ),
     "nested": Key(
         _boolean, {"type": "boolean"}, "Whether guests may run VMs of their own on the host's CPU"
     ),
