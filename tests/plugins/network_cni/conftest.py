@@ -29,7 +29,8 @@ from virtlet.testing.namespaces import enter_namespace
 from virtlet.testing.plugged import Plugged, plugged
 
 CNI_PLUGINS = Path("/usr/lib/cni")
-FAKE_PLUGIN = Path(__file__).parents[2] / "fakes" / "cni_plugin.py"
+_FAKES = Path(__file__).parents[2] / "fakes"
+FAKE_PLUGINS = (_FAKES / "cni_plugin.py", _FAKES / "cni_meta.py")
 
 
 @define
@@ -50,11 +51,11 @@ class TestNode:
 
     @property
     def plugin_directory(self) -> Path:
-        """Debian's CNI plugins, and our own fake."""
+        """Debian's CNI plugins, and our own fakes."""
         directory = self.root / "bin"
         if not directory.exists():
             directory.mkdir()
-            for path in (*CNI_PLUGINS.iterdir(), FAKE_PLUGIN):
+            for path in (*CNI_PLUGINS.iterdir(), *FAKE_PLUGINS):
                 (directory / path.stem).symlink_to(path)
         return directory
 
@@ -132,6 +133,20 @@ class TestNode:
     def fake(self, **todo: Any) -> dict[str, Any]:
         """A plugin that does as it is told, see `tests/fakes/cni_plugin.py`."""
         return {"type": "cni_plugin", "log": str(self.root / "calls.log"), **todo}
+
+    def ipam(self, subnet: str, *routes: str) -> dict[str, Any]:
+        """Addresses of another subnet, with routes to it by the subnet's gateway."""
+        return {
+            "type": "host-local",
+            "dataDir": str(self.root / "ipam"),
+            "ranges": [[{"subnet": subnet}]],
+            "routes": [{"dst": route} for route in routes],
+        }
+
+    def meta(self, *delegates: dict[str, Any]) -> dict[str, Any]:
+        """A meta-plugin as Multus, see `tests/fakes/cni_meta.py`."""
+        status = str(self.root / "status.json")
+        return {"type": "cni_meta", "delegates": list(delegates), "status": status}
 
     def holder(self) -> int:
         """A process of the node's namespace: this one."""

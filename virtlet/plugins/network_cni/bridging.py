@@ -112,10 +112,17 @@ def plan(
         taken: addresses the guest has to reach, which no bridge may have.
 
     Raises:
-        FailedPrecondition: a NIC has the MAC address of the bridge or of its other port.
+        FailedPrecondition: a NIC's interface is gone, or the NIC has the MAC address of the bridge
+            or of its other port.
     """
     servers = _server_addresses(set(taken))
     veths = {link.name: link for link in sandbox.links}
+    gone = [nic.name for nic in guest_nics if nic.name not in veths]
+    if gone:
+        raise FailedPrecondition(
+            f"interface {', '.join(gone)} has gone from the pod since CNI's ADD: see what removes "
+            "it on the node; the pod is made again"
+        )
     nics = tuple(
         _planned(index, veths[nic.name], sandbox.routes, nic, next(servers))
         for index, nic in enumerate(guest_nics)

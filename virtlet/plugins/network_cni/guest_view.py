@@ -2,9 +2,12 @@
 
 Where plugins configured the pod's interfaces, the kernel is asked, because later plugins of a list
 change them and some (Calico, Multus) do not put everything into their result. The result says the
-addresses that are not configured, and the order of all.
+addresses that are not configured. The pod's own interface comes first, then those that the pod's
+annotation names, those of the result, and the others by their names: the kernel's numbers say
+nothing, as an interface that was made on the node keeps its number there.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
@@ -27,6 +30,11 @@ CALICO_SUBNET_SIZE: Option[int] = Option(
     mappable=True,
 )
 
+NETWORKS = "k8s.v1.cni.cncf.io/networks"
+"""Annotation of pods that names further networks; Multus reads it."""
+
+_LEADING_NOWHERE = ("dummy",)
+"""Kinds of interfaces whose addresses are for programs of the pod itself."""
 _LINK_LOCAL = ip_network("169.254.0.0/16")
 _DEFAULT_METRIC = {4: 0, 6: 1024}
 """What the kernel shows for a route that was made without a metric."""
@@ -40,24 +48,30 @@ class Sandbox:
     routes: tuple[KernelRoute, ...]
 
 
-def links(sandbox: Sandbox, result: CniResult) -> tuple[Link, ...]:
-    """The interfaces that become the guest's NICs, the pod's own first.
+def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link, ...]:
+    """The interfaces that become the guest's NICs, in a stable order.
+
+    Args:
+        sandbox: the pod's namespace.
+        result: of the last plugin.
+        networks: the pod's annotation of that name.
 
     Raises:
-        FailedPrecondition: CNI gave an interface that cannot be bridged, or none.
+        FailedPrecondition: CNI gave an interface that cannot be bridged, none, or two of one MAC
+            address.
     """
-    promised = {i.name for i in result.interfaces if i.sandbox} or {IFNAME}
+    promised = [i.name for i in result.interfaces if i.sandbox] or [IFNAME]
     found = [
         link
         for link in sandbox.links
-        if "LOOPBACK" not in link.flags
-        and (link.name in promised or link.kind == "veth" or link.addresses)
+        if "LOOPBACK" not in link.flags and (link.name in promised or _is_nic(link))
     ]
-    missing = promised.difference(link.name for link in found)
+    missing = set(promised).difference(link.name for link in found)
     if missing:
         raise FailedPrecondition(
             f"CNI told of interface {', '.join(sorted(missing))} but the pod has none of that name"
         )
+    first_of: dict[str, str] = {}
     for link in found:
         if link.kind != "veth":
             raise FailedPrecondition(
@@ -65,7 +79,50 @@ def links(sandbox: Sandbox, result: CniResult) -> tuple[Link, ...]:
                 "bridged to veth interfaces only; use a CNI plugin that makes those (bridge, ptp, "
                 "Calico, Flannel, …)"
             )
-    return tuple(sorted(found, key=lambda link: link.name != IFNAME))
+        other = first_of.setdefault(link.mac, link.name)
+        if other != link.name:
+            raise FailedPrecondition(
+                f"CNI gave the pod {other} and {link.name} with one MAC address, {link.mac}: a "
+                "guest tells its NICs apart by it; correct the MAC addresses that the pod asks for"
+            )
+    order = (IFNAME, *requested(networks), *promised)
+    places = {name: place for place, name in reversed(list(enumerate(order)))}
+    return tuple(
+        sorted(found, key=lambda link: (places.get(link.name, len(order)), _natural(link.name)))
+    )
+
+
+def requested(networks: str) -> tuple[str, ...]:
+    """The interfaces that an annotation of further networks asks for, in its order.
+
+    It is Multus that judges the annotation: of one that cannot be read nothing is taken.
+
+    Args:
+        networks: a JSON list of objects, or `NAMESPACE/NAME@INTERFACE, …`.
+    """
+    try:
+        items = json.loads(networks) if networks.lstrip().startswith("[") else networks.split(",")
+    except (ValueError, RecursionError):
+        return ()
+    names = (
+        item.get("interface") if isinstance(item, dict) else str(item).partition("@")[2].strip()
+        for item in items
+    )
+    return tuple(
+        name if name and isinstance(name, str) else f"net{number}"
+        for number, name in enumerate(names, 1)
+    )
+
+
+def _is_nic(link: Link) -> bool:
+    """Whether an interface that the result does not name is for the guest."""
+    return link.kind == "veth" or (bool(link.addresses) and link.kind not in _LEADING_NOWHERE)
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """A key by which net2 comes before net10."""
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or 0), name
 
 
 def nics(

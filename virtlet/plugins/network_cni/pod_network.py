@@ -241,7 +241,9 @@ class PodNetworks:
     def _seen_by_guest(self, pod: Pod, path: Path, result: CniResult) -> Network:
         """Inside the namespace: what CNI made, as the guest is to see it."""
         sandbox = bridging.read_sandbox()
-        veths = guest_view.links(sandbox, result)
+        veths = guest_view.links(
+            sandbox, result, pod.config.annotations.get(guest_view.NETWORKS, "")
+        )
         nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
         return Network(
             netns=path,
