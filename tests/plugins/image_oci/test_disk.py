@@ -343,6 +343,35 @@ class TestManifests:
         match = "does not unpack to sha256:" if which == "diff id" else "is not sha256:.*changed"
         refused(node, server, made, match)
 
+    def test_a_packed_layer_with_other_content_is_refused(
+        self, node: Node, server: ImageServer
+    ) -> None:
+        """Though its packing is whole, and it has the size of the manifest."""
+        layer = archive({"disk/x.img": DISK})
+        packed = gzip.compress(layer, 0, mtime=0)
+        made = image([packed], unpacked=[layer])
+        other = gzip.compress(archive({"disk/x.img": DISK[:-1] + b"!"}), 0, mtime=0)
+        assert len(other) == len(packed)
+        made.blobs[descriptor(packed, "")["digest"]] = (other, "")
+        refused(node, server, made, f"does not unpack to {descriptor(layer, '')['digest']}")
+
+    def test_what_a_packed_layer_unpacks_to_counts(self, node: Node, server: ImageServer) -> None:
+        """A registry that packs it anew changes nothing of the disk."""
+        layer = archive({"disk/x.img": DISK})
+        packed = gzip.compress(layer, mtime=0)
+        made = image([packed], unpacked=[layer])
+        made.blobs[descriptor(packed, "")["digest"]] = (gzip.compress(layer, mtime=1), "")
+        assert pulled(node, server, made) == DISK
+
+    def test_a_packed_layer_of_unknown_content_is_known_by_its_own_digest(
+        self, node: Node, server: ImageServer
+    ) -> None:
+        layer = archive({"disk/x.img": DISK})
+        packed = gzip.compress(layer, mtime=0)
+        made = _with_config({}, packed)
+        made.blobs[descriptor(packed, "")["digest"]] = (gzip.compress(layer, mtime=1), "")
+        refused(node, server, made, "is not sha256:.*changed")
+
     def test_a_blob_of_another_length_is_refused(self, node: Node, server: ImageServer) -> None:
         layer = archive({"disk/x.img": DISK})
         made = image([layer])

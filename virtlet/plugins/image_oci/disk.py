@@ -151,11 +151,12 @@ def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
     for number, layer in reversed(tuple(enumerate(manifest.layers))):
         if "encrypted" in layer.media_type:
             raise Malformed("it has an encrypted layer, and there is no key for it")
-        with ahead(registry.blob(layer)) as chunks:
-            diff_id = diff_ids[number] if diff_ids else ""
-            # Of a layer that is not packed it is the blob's digest.
-            known = diff_id in ("", layer.digest)
-            pieces = unpacked(chunks) if known else _verified(unpacked(chunks), diff_id)
+        diff_id = diff_ids[number] if diff_ids else ""
+        # One check tells of every change: of what is kept, and where nothing is packed, or nothing
+        # is known of what it unpacks to, of the blob. See docs/decisions/0120.
+        by_blob = diff_id in ("", layer.digest)
+        with ahead(registry.blob(layer, verified=by_blob)) as chunks:
+            pieces = unpacked(chunks) if by_blob else _verified(unpacked(chunks), diff_id)
             with ahead(pieces) as ready:
                 search.layer(ready)
         if search.found:
