@@ -125,7 +125,7 @@ def test_what_the_node_sees_opened_is_mounted_whatever_the_guest_says(
 def test_a_guest_without_an_agent_is_told_of_by_what_the_node_sees(
     manager: Manager, node: Node, vm: str
 ) -> None:
-    """Once it had its time; a status tells where it mounts the share after that."""
+    """Once it had its time; that it mounts the share after that is told as well."""
 
     def without_agent(record: VmRecord) -> VmRecord:
         assert record.machine is not None
@@ -133,17 +133,20 @@ def test_a_guest_without_an_agent_is_told_of_by_what_the_node_sees(
 
     manager.store.change_vm(vm, without_agent)
     node.hypervisor.opened = {"volume-0": True, "volume-1": False}
-    watching = guest_mounts.watch(manager.context, vm, Pace(pauses=(0.01,), patience=0.3))
+    started = time.time_ns() - 170 * 10**9
+    manager.store.change_vm(vm, lambda record: evolve(record, started_at=started))
+    watching = guest_mounts.watch(manager.context, vm, Pace(pauses=(0.01,), unheard=170.3))
     assert watching is not None
     (told,) = until(lambda: _told(manager), "a notice")
-    assert told.startswith("the guest has not mounted /data (9p, tag volume-1): what it writes")
+    start = "the guest has not mounted /data (9p, tag volume-1) 3 minutes after its start: what it"
+    assert told.startswith(start)
     assert "no agent in the guest says why" in told
     assert manager.context.opened_shares[vm] == node.hypervisor.opened
     node.hypervisor.opened = {"volume-0": False, "volume-1": True}
     watching.join(30)
     assert not watching.is_alive()
     assert manager.context.opened_shares[vm] == {"volume-0": True, "volume-1": True}
-    assert len(_told(manager)) == 1
+    assert _told(manager) == [told, "the guest has mounted /data (9p, tag volume-1) now"]
 
 
 def test_nobody_asks_a_vm_that_has_ended(manager: Manager, node: Node, vm: str) -> None:
@@ -158,6 +161,25 @@ def test_the_next_manager_asks_a_vm_that_was_started_a_moment_ago(
     says(node, f"up\n{PROC}\n")
     manager = managers.restart()
     assert len(notices(manager, vm)) == 1
+
+
+def test_the_next_manager_looks_at_shares_of_a_vm_that_was_started_long_ago(
+    managers: Managers, manager: Manager, node: Node, vm: str
+) -> None:
+    """For its status: the guest is not asked, and nothing told, until it mounts them after all."""
+    asked: list[str] = []
+
+    def answer() -> bytes:
+        asked.append("")
+        return b""
+
+    node.guest = answer
+    node.hypervisor.opened = {"volume-0": True, "volume-1": False}
     long_ago = time.time_ns() - 3600 * 10**9
     manager.store.change_vm(vm, lambda record: evolve(record, started_at=long_ago))
-    assert guest_mounts.watch(manager.context, vm) is None
+    manager = managers.restart()
+    assert until(lambda: manager.context.opened_shares.get(vm), "a look") == node.hypervisor.opened
+    node.hypervisor.opened = {"volume-0": True, "volume-1": True}
+    assert notices(manager, vm) == []
+    assert manager.context.opened_shares[vm] == node.hypervisor.opened
+    assert asked == []

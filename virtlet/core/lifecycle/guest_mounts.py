@@ -3,7 +3,7 @@
 Nothing fails on the node where it has not: what the guest writes stays in the guest, and is lost
 with it. The node sees whether a guest has opened a share: virtiofsd opens its root for the guest,
 and the queue of a 9p device moves. A guest with an agent is asked what it has mounted once it has
-come up, and tells why not. The pod's owner is told of what is missing.
+come up, and tells why not. The pod's owner is told of what is missing, and when it comes after all.
 """
 
 import itertools
@@ -33,8 +33,11 @@ class Pace:
 
     pauses: tuple[float, ...] = (5.0, 5.0, 10.0, 10.0, 20.0, 30.0)
     """Before each look; the last counts from then on."""
+    unheard: float = 180.0
+    """From the VM's start until its owner is told of what a guest that says nothing has not
+    mounted. Most guests are up by then, and one that is not is told of again when it is."""
     patience: float = 600.0
-    """From the VM's start to the last look."""
+    """From the VM's start until it is told of one that answers, and never says that it is up."""
 
 
 ANSWER_TIME = 60.0
@@ -67,8 +70,8 @@ class _Seen:
 def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.Thread | None:
     """Look at a running guest in the background; None where there is nothing to look at.
 
-    Once the patience is over, as for a VM that was started long before the manager, nobody is
-    asked any more.
+    Once the patience is over, as for a VM that was started long before the manager, the guest is
+    not asked any more, and nothing told; what the node sees of its shares is still noted.
     """
     record = context.store.vms.get(vm_id)
     for gone in [known for known in tuple(context.opened_shares) if known not in context.store.vms]:
@@ -77,63 +80,71 @@ def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.T
         return None
     shares = [volume for volume in record.machine.volumes if isinstance(volume, Share)]
     age = (time.time_ns() - record.started_at) / 1e9
-    pace = pace or Pace()
-    if not shares or age > pace.patience:
-        context.opened_shares[vm_id] = backends.mounted_shares(context, vm_id)
+    if not shares:
         return None
-    arguments = (context, record, shares, pace, time.monotonic() + pace.patience - age)
+    arguments = (context, record, shares, pace or Pace(), time.monotonic() - age)
     thread = threading.Thread(target=_watch, args=arguments, name="guest-mounts", daemon=True)
     thread.start()
     return thread
 
 
 def _watch(
-    context: Context, record: VmRecord, shares: list[Share], pace: Pace, deadline: float
+    context: Context, record: VmRecord, shares: list[Share], pace: Pace, started: float
 ) -> None:
     try:
-        missing = _missing(context, record, shares, pace, deadline)
-        if missing and runs(context, record.vm.id):
-            tell_owner(context, record.vm, missing)
-        # A status tells when it is mounted after all.
-        while missing and False in _opened(context, record).values():
-            if context.closing.wait(pace.pauses[-1]) or not runs(context, record.vm.id):
+        told: list[Share] = []
+        if time.monotonic() < started + pace.patience:
+            told, words = _missing(context, record, shares, pace, started)
+            if told and runs(context, record.vm.id):
+                tell_owner(context, record.vm, words)
+        # A status tells when it is mounted after all, and so does the log.
+        while runs(context, record.vm.id):
+            opened = _opened(context, record)
+            if told and all(opened.get(share.tag) for share in told):
+                tell_owner(context, record.vm, f"the guest has mounted {_points(told)} now")
+                return
+            if False not in opened.values() or context.closing.wait(pace.pauses[-1]):
                 return
     except Exception:
         log.exception("guest's mounts not looked at", extra={"vm": record.vm.id})
 
 
 def _missing(
-    context: Context, record: VmRecord, shares: list[Share], pace: Pace, deadline: float
-) -> str:
-    """What to tell of shares that the guest has not mounted; "" when there is nothing to tell."""
+    context: Context, record: VmRecord, shares: list[Share], pace: Pace, started: float
+) -> tuple[list[Share], str]:
+    """Shares that the guest has not mounted, and what to tell of them; none where nothing is to be
+    told."""
     assert record.machine is not None
-    words, seen_up = "", False
+    found: tuple[list[Share], str] = [], ""
+    seen_up = False
     for pause in _pauses(pace):
         if context.closing.wait(pause) or not runs(context, record.vm.id):
-            return ""
+            return [], ""
         opened = _opened(context, record)
         left = [share for share in shares if not opened.get(share.tag)]
         seen = _look(context, record.machine) if left and record.machine.agent_socket else None
+        passed = time.monotonic() - started
         if seen is None:
             # Nobody in the guest says that it is up.
             lost = [share for share in left if share.tag in opened]
             if not left:
-                return ""
-            words = _words(lost, None) if lost else words
+                break
+            if lost and passed >= pace.unheard:
+                return lost, _words(lost, None, passed)
         else:
             lost = [share for share in left if (share.tag, share.driver) not in seen.mounted]
             mounted = {share.tag: True for share in left if share not in lost}
             context.opened_shares[record.vm.id] = {**opened, **mounted}
             if not lost:
-                return ""
-            words = _words(lost, seen)
+                break
+            found = lost, _words(lost, seen, passed)
             # The mark may be older than this boot, so it counts when it is there a second time.
             if seen.up and seen_up:
-                return words
+                return found
             seen_up = seen.up
-        if time.monotonic() >= deadline:
-            return words
-    return ""
+        if passed >= pace.patience:
+            return found
+    return [], ""
 
 
 def _opened(context: Context, record: VmRecord) -> Mapping[str, bool]:
@@ -186,13 +197,18 @@ def _look(context: Context, machine: Machine) -> _Seen | None:
     )
 
 
-def _words(lost: list[Share], seen: _Seen | None) -> str:
-    points = ", ".join(f"{share.guest_path} ({share.driver}, tag {share.tag})" for share in lost)
+def _points(shares: list[Share]) -> str:
+    return ", ".join(f"{share.guest_path} ({share.driver}, tag {share.tag})" for share in shares)
+
+
+def _words(lost: list[Share], seen: _Seen | None, passed: float) -> str:
+    when = ""
     unknown = sorted({share.driver for share in lost} - seen.filesystems) if seen else []
     if seen is None:
+        when = f" {passed / 60:.0f} minutes after its start"
         remedy = (
-            "no agent in the guest says why: its kernel has to know the file system, and its "
-            "cloud-init has to mount it"
+            "no agent in the guest says why: unless it still boots, its kernel does not know the "
+            "file system, or its cloud-init has not mounted it"
         )
     elif unknown:
         kinds = " and ".join(unknown)
@@ -204,6 +220,6 @@ def _words(lost: list[Share], seen: _Seen | None) -> str:
     else:
         remedy = "run /etc/cloud/mount-volumes.sh in the guest to see why"
     return (
-        f"the guest has not mounted {points}: what it writes there stays in the guest and is lost "
-        f"with it; {remedy}"
+        f"the guest has not mounted {_points(lost)}{when}: what it writes there stays in the guest "
+        f"and is lost with it; {remedy}"
     )
