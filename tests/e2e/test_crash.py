@@ -48,6 +48,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[MortalNode]
                 Playground(
                     {"tiny": TINY},
                     subnet=f"10.{125 + number}.0.0/16",
+                    settings={"handlers": {"tpm": {"flavor": {"tpm": True}}}},
                     environment=points.environment,
                 )
             )
@@ -71,7 +72,8 @@ class Kubelet:
         self.node = node
         self.deaths = 0
         self.attempt = 0
-        manifest = make_manifest(node, name)
+        # A TPM and a file server stand for the programs that serve a VM's devices.
+        manifest = make_manifest(node, name, "tpm")
         # So that volumes are among the effects; one that is mounted on the node stands for all.
         del manifest.container.mounts[:]
         self.volume = node.directory / "volumes" / name
@@ -184,7 +186,7 @@ def test_a_crash_at_any_point_leaves_what_was_asked_for_and_nothing_else(
     ):
         for moment in ("before-intent", "intended", "applied", "recorded", "reverted"):
             assert f"{effect}:{moment}" in points
-    assert {"network:adjusted", "network:served"} <= set(points)
+    assert {"network:adjusted", "network:served", "running:backends-started"} <= set(points)
     with ThreadPoolExecutor(NODES) as pool:
         shares = [points[number::NODES] for number in range(NODES)]
         assert sum(pool.map(_killed_at_each, nodes, shares)) == len(points)

@@ -4,12 +4,15 @@ The commands are those of "TPM 2.0 Library, Part 3", written byte for byte.
 """
 
 import base64
+import json
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
 from tests.polling import until
@@ -27,6 +30,8 @@ _ECC_PARENT = bytes.fromhex("0023 000b 00030072 0000 0006 0080 0043 0010 0003 00
 """The template of a storage key: fixed to the TPM, restricted decryption, AES 128, NIST P-256."""
 _SEALED = bytes.fromhex("0008 000b 00000052 0000 0010 0000")
 """The template of data that is fixed to the TPM."""
+_MARK = b"kept variables"
+"""At the end of the file, where the firmware writes when it is full."""
 _NONE = struct.pack(">H", 0) + struct.pack(">I", 0)
 """No data from outside, and no PCRs."""
 
@@ -80,7 +85,8 @@ def _unseal(pod: Pod, blob: bytes) -> bytes | None:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Playground]:
-    settings = {"handlers": {"tpm": {"flavor": {"tpm": True}}}}
+    machines = {"tpm": {"tpm": True}, "uefi-tpm": {"tpm": True, "firmware": "uefi"}}
+    settings = {"handlers": {name: {"flavor": flavor} for name, flavor in machines.items()}}
     with Playground(
         {"tiny": TINY}, subnet="10.136.0.0/16", settings=settings, wrapper=AS_THE_UNIT
     ) as node:
@@ -152,8 +158,62 @@ def test_a_state_that_is_broken_fails_the_start_and_nothing_stays(node: Playgrou
         state.mkdir()
         (state / "tpm2-00.permall").write_bytes(b"nonsense")
         (state / "tpm2-00.permall").chmod(0o644)
-        with pytest.raises(CallFailed, match="did not start.*tpm-emulator|swtpm"):
+        with pytest.raises(
+            CallFailed, match="did not start.*the state of the TPM is broken.*a new attempt"
+        ):
             client.start(pod.vm)
         assert not (node.data_dir / "run/vm" / pod.vm[:12] / "backends/swtpm").exists()
         pod.down()
         assert not state.exists()
+
+
+def _variables(pod: Pod) -> Path:
+    (files,) = (word for word in pod.command_line if "_VARS" in word and "filename" in word)
+    return Path(json.loads(files)["filename"])
+
+
+@pytest.fixture
+def root_device(tmp_path: Path) -> Iterator[Path]:
+    """An empty block device of a GiB."""
+    file = tmp_path / "root"
+    with file.open("wb") as empty:
+        empty.truncate(1 << 30)
+    argv = ["losetup", "--find", "--show", str(file)]
+    device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    yield Path(device)
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_tpm_and_uefi_variables_outlive_the_pod_where_the_root_disk_does(
+    node: Playground, root_device: Path
+) -> None:
+    """Also a manager that was killed before it had written them back."""
+
+    def pod() -> Pod:
+        made = Pod(node, node.client(), make_manifest(node, "kept", "uefi-tpm"))
+        made.manifest.container.devices.add(
+            host_path=str(root_device), container_path="/", permissions="mrw"
+        )
+        made = made.up()
+        made.wait_for_console("login:")
+        return made
+
+    before = node.leftovers()
+    first = pod()
+    _make_parent(first)
+    blob = _seal(first, b"kept secret")
+    with _variables(first).open("r+b") as file:
+        file.seek(-len(_MARK), os.SEEK_END)
+        file.write(_MARK)
+    node.kill()
+    node.start()
+    first = evolve(first, client=node.client())
+    first.client.stop(first.vm, 0)
+    first.down()
+    second = pod()
+    _make_parent(second)
+    assert _unseal(second, blob) == b"kept secret"
+    assert _variables(second).read_bytes().endswith(_MARK)
+    second.client.stop(second.vm, 0)
+    second.down()
+    assert node.settled_leftovers(before) == []

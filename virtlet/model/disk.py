@@ -39,6 +39,10 @@ class Disk:
     """Of the mount at `guest_path`, beside `ro` for a read-only disk."""
     sub_path: str = ""
     """The directory of the file system that is mounted, relative to its root; "" for all of it."""
+    state_offset: int = 0
+    """Where on `path` the hypervisor may keep what else the machine has: TPM, UEFI variables."""
+    state_size: int = 0
+    """Bytes for that, all zero at first; 0 for a disk that goes with its VM, or has no room."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -84,7 +84,7 @@ def test_a_block_volume_becomes_the_root_disk(plugin: Plugin, vm: Vm, device: Pa
     (wanted,) = vm.config.devices
     request = VolumeRequest(role="volume-0", source=wanted)
     assert isinstance(plugin.virtlet_volume(vm, request), Unneeded)
-    disk = plugin.virtlet_root_disk(vm)
+    disk = plugin.virtlet_root_disk(vm, Flavor())
     own = vm.directory / "persistent-root"
     assert disk == Disk(
         path=own, format="raw", block=True, serial="root", offset=512, size=SIZE - 512
@@ -103,17 +103,53 @@ def test_a_block_volume_becomes_the_root_disk(plugin: Plugin, vm: Vm, device: Pa
     assert content(device) == written
 
 
+@pytest.mark.parametrize("flavor", [Flavor(tpm=True), Flavor(firmware="uefi")])
+def test_a_machine_with_state_has_room_for_it_on_the_device(
+    plugin: Plugin, vm: Vm, device: Path, flavor: Flavor
+) -> None:
+    """Cleared with the image's writing, and kept with it; the device says so for older Virtlets,
+    and another machine of the same image finds its disk."""
+    file = Path("/sys/block", device.name, "loop/backing_file").read_text().strip()
+    os.truncate(file, 2 * SIZE)
+    subprocess.run(["losetup", "--set-capacity", str(device)], check=True)
+    disk = plugin.virtlet_root_disk(vm, flavor)
+    assert disk is not None
+    assert (disk.offset, disk.size) == (SIZE, SIZE)
+    assert (disk.state_offset, disk.state_size) == (4096, SIZE - 4096)
+    written = content(device)
+    assert written[:10] == struct.pack(">QH", 0x263DBE52BA576702, 2)
+    assert not any(written[42:SIZE])
+    assert written[SIZE : SIZE + 4] == b"boot"
+    with device.open("r+b") as opened:
+        opened.seek(4096)
+        opened.write(b"STATE")
+    assert plugin.virtlet_root_disk(vm, Flavor()) == disk
+    assert content(device)[4096:4101] == b"STATE"
+    other = evolve(vm, image=evolve(vm.image, id="sha256:" + "6" * 64))
+    assert plugin.virtlet_root_disk(other, flavor) == disk
+    assert not any(content(device)[4096:SIZE])
+
+
+def test_a_device_that_began_without_room_for_state_stays_as_it_is(
+    plugin: Plugin, vm: Vm, device: Path
+) -> None:
+    disk = plugin.virtlet_root_disk(vm, Flavor())
+    assert disk is not None
+    assert plugin.virtlet_root_disk(vm, Flavor(tpm=True)) == disk
+    assert disk.state_size == 0
+
+
 def test_what_a_guest_wrote_is_there_for_the_next_vm(plugin: Plugin, vm: Vm, device: Path) -> None:
-    plugin.virtlet_root_disk(vm)
+    plugin.virtlet_root_disk(vm, Flavor())
     with device.open("r+b") as file:
         file.seek(512)
         file.write(b"GUEST")
     plugin.virtlet_release_root_disk(vm)
-    assert plugin.virtlet_root_disk(vm) is not None
+    assert plugin.virtlet_root_disk(vm, Flavor()) is not None
     assert content(device)[512:517] == b"GUEST"
     other = evolve(vm, image=evolve(vm.image, id="sha256:" + "6" * 64))
     plugin.virtlet_release_root_disk(vm)
-    assert plugin.virtlet_root_disk(other) is not None
+    assert plugin.virtlet_root_disk(other, Flavor()) is not None
     assert content(device)[512:516] == b"boot"
 
 
@@ -131,7 +167,7 @@ def test_a_header_that_is_not_whole_is_written_anew(
 ) -> None:
     with device.open("r+b") as file:
         file.write(header.ljust(42, b"\0") + b"DATA")
-    plugin.virtlet_root_disk(vm)
+    plugin.virtlet_root_disk(vm, Flavor())
     written = content(device)
     assert (written[:512], written[512:516]) == (WHOLE, b"boot")
 
@@ -140,10 +176,10 @@ def test_a_newer_header_is_an_error_and_the_device_is_left_alone(
     plugin: Plugin, vm: Vm, device: Path
 ) -> None:
     with device.open("r+b") as file:
-        file.write(struct.pack(">QH", 0x263DBE52BA576702, 2))
+        file.write(struct.pack(">QH", 0x263DBE52BA576702, 3))
     before = content(device)
-    with pytest.raises(FailedPrecondition, match=r"header of version 2, and this Virtlet knows 1"):
-        plugin.virtlet_root_disk(vm)
+    with pytest.raises(FailedPrecondition, match=r"header of version 3, and this Virtlet knows 2"):
+        plugin.virtlet_root_disk(vm, Flavor())
     assert content(device) == before
 
 
@@ -171,14 +207,14 @@ def cut_short(arguments: list[str]) -> None:
     killer.write_text(killer.read_text().replace("MANAGER", str(os.getpid())))
     made = make_image(Path(image), IMAGE)
     vm = make_vm(Path(directory), image=evolve(made, id=f"sha256:{DIGEST}"))
-    configured(Path(root), Path(root) / "pods").virtlet_root_disk(of_image(vm, device))
+    configured(Path(root), Path(root) / "pods").virtlet_root_disk(of_image(vm, device), Flavor())
 
 
 @pytest.mark.parametrize("when", _KILLERS)
 def test_what_a_crash_cut_short_is_redone_and_never_started_from(
     plugin: Plugin, vm: Vm, device: Path, root: Path, when: str
 ) -> None:
-    plugin.virtlet_root_disk(vm)  # of another image's
+    plugin.virtlet_root_disk(vm, Flavor())  # of another image's
     with device.open("r+b") as file:
         file.write(WHOLE[:10] + b"\x77" * 32)
         file.seek(512)
@@ -199,7 +235,7 @@ def test_what_a_crash_cut_short_is_redone_and_never_started_from(
     with pytest.raises(FailedPrecondition, match="was written by another VM after"):
         plugin.virtlet_launch(evolve(make_machine(vm.directory), vm=vm, root=_root(vm)))
     plugin.virtlet_release_root_disk(vm)
-    plugin.virtlet_root_disk(vm)
+    plugin.virtlet_root_disk(vm, Flavor())
     written = content(device)
     assert (written[:512], written[512:516]) == (WHOLE, b"boot")
 
@@ -209,19 +245,22 @@ def _root(vm: Vm) -> Disk:
 
 
 def test_a_device_is_kept_for_a_vm_that_runs(plugin: Plugin, vm: Vm, device: Path) -> None:
-    disk = plugin.virtlet_root_disk(vm)
+    disk = plugin.virtlet_root_disk(vm, Flavor())
     assert disk is not None
     machine = evolve(make_machine(vm.directory), vm=vm, root=disk, flavor=Flavor())
     part = plugin.virtlet_launch(machine)
     assert part is not None
     (held,) = part.fds
     try:
-        for again in (lambda: plugin.virtlet_root_disk(vm), lambda: plugin.virtlet_launch(machine)):
+        for again in (
+            lambda: plugin.virtlet_root_disk(vm, Flavor()),
+            lambda: plugin.virtlet_launch(machine),
+        ):
             with pytest.raises(FailedPrecondition, match=r"is in use: another VM of this node"):
                 again()
     finally:
         os.close(held.fd)
-    assert plugin.virtlet_root_disk(vm) == disk
+    assert plugin.virtlet_root_disk(vm, Flavor()) == disk
 
 
 def _vanish(vm: Vm) -> Vm:
@@ -242,7 +281,7 @@ def test_a_device_that_cannot_be_the_root_is_refused_and_left_alone(
 ) -> None:
     before = content(device)
     with pytest.raises((InvalidArgument, FailedPrecondition), match=problem):
-        plugin.virtlet_root_disk(change(vm))
+        plugin.virtlet_root_disk(change(vm), Flavor())
     assert content(device) == before
 
 
@@ -252,7 +291,7 @@ def test_a_device_that_the_node_has_made_read_only_is_refused(
     subprocess.run(["blockdev", "--setro", str(device)], check=True)
     try:
         with pytest.raises(FailedPrecondition, match="device path /: .*: (Operation|Permission)"):
-            plugin.virtlet_root_disk(vm)
+            plugin.virtlet_root_disk(vm, Flavor())
     finally:
         subprocess.run(["blockdev", "--setrw", str(device)], check=True)
 
@@ -262,12 +301,15 @@ def test_an_image_that_cannot_be_written_whole_leaves_no_header(
 ) -> None:
     broken = evolve(vm, image=evolve(vm.image, path=vm.image.path.with_name("gone")))
     with pytest.raises(VirtletError, match="qemu-img"):
-        plugin.virtlet_root_disk(broken)
+        plugin.virtlet_root_disk(broken, Flavor())
     assert content(device)[:512] == bytes(512)
 
 
 def test_other_root_disks_are_left_to_others(plugin: Plugin, vm: Vm) -> None:
     """Of pods without such a device, and of images that are no disks."""
-    assert plugin.virtlet_root_disk(evolve(vm, config=make_vm_config())) is None
-    assert plugin.virtlet_root_disk(evolve(vm, image=evolve(vm.image, format="kernel"))) is None
+    assert plugin.virtlet_root_disk(evolve(vm, config=make_vm_config()), Flavor()) is None
+    assert (
+        plugin.virtlet_root_disk(evolve(vm, image=evolve(vm.image, format="kernel")), Flavor())
+        is None
+    )
     assert plugin.virtlet_launch(make_machine(vm.directory)) is None

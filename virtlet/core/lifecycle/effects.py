@@ -402,6 +402,7 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
         except BaseException:
             close_all(item for _, other in parts for item in other.fds)
             raise
+        context.journal.reached("running:backends-started")
         door = door_of(context, vm)
         context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
         try:

@@ -17,6 +17,11 @@ _STAMP = re.compile(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+(?:Z|\+0000:)\s*")
 _SIGNAL = re.compile(r"\bterminating on signal \d+(?: from pid (\d+) \((.*)\))?")
 """QEMU's message before it ends by a signal that it can catch."""
 _DAEMONS = ("libvirtd", "virtqemud")
+_BROKEN_TPM = (
+    "the state of the TPM is broken, or a newer swtpm wrote it: a new attempt has a new TPM; where "
+    "the root disk outlives its pod, restore its volume"
+)
+"""What it means that the emulator has a complaint about its TPM, which answers."""
 _NOISE = re.compile(r"^(starting up libvirt|shutting down|Domain id=\d+ is tainted|char device )")
 
 _LOST = frozenset(
@@ -65,7 +70,8 @@ def why(message: str, log: Path) -> str:
             lines = _words(_tail(log))
     text = (before + ")") if colon else head
     said = "; ".join(lines[-_LINES:])
-    return f"{text.strip()[:_LONGEST]}: {said}"[:_LONGEST] if said else text.strip()[:_LONGEST]
+    told = f"{text.strip()[:_LONGEST]}: {said}"[:_LONGEST] if said else text.strip()[:_LONGEST]
+    return f"{told}; {_BROKEN_TPM}" if "tpm-emulator" in told else told
 
 
 def ended_by_signal(log: Path) -> bool:

@@ -63,10 +63,11 @@ from virtlet.plugins.libvirt_qemu.domains import (
     written,
     wrong_state_is_fine,
 )
+from virtlet.plugins.libvirt_qemu.kept_state import KeptStates
 from virtlet.plugins.libvirt_qemu.monitor_watch import MonitorWatch, end_flooding
 from virtlet.plugins.libvirt_qemu.opened_shares import opened_shares
 from virtlet.plugins.libvirt_qemu.qemu_conf import Place, prepare_root, take_back, tell_of_owner
-from virtlet.plugins.libvirt_qemu.tpm import backends
+from virtlet.plugins.libvirt_qemu.tpm import backends, state_directory
 from virtlet.plugins.libvirt_qemu.visible import visible
 from virtlet.plugins.libvirt_qemu.vm_user import make_nvram, set_user, with_kvm
 from virtlet.threads import Worker
@@ -111,6 +112,7 @@ class LibvirtHypervisor(Hypervisor):
         )
         self._domains = Domains(self._connections, node.instance)
         self._runs = RunRecords(node.state_dir("libvirt_qemu") / "runs")
+        self._kept = KeptStates(node.state_dir("libvirt_qemu") / "kept")
         self._states = DomainStates(self._domains, self._runs, self._by_signal)
         self._changes = DomainChanges(self._runs, self._states, self.process, self._by_signal)
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
@@ -144,6 +146,7 @@ class LibvirtHypervisor(Hypervisor):
         self._watch.connected()
         self._logs.start(domain_logs.INTERVAL)
         self._growth.start()
+        self._kept.start()
         self._learning = threading.Thread(
             target=self._learn_emulator, name="libvirt-warm-up", daemon=True
         )
@@ -156,6 +159,7 @@ class LibvirtHypervisor(Hypervisor):
             self._learning.join(_LEARNING)
         self._logs.stop()
         self._growth.stop()
+        self._kept.stop()
         self._monitors.stop()
         self._connections.close()
         self._watch.stop()
@@ -186,12 +190,21 @@ class LibvirtHypervisor(Hypervisor):
         vm, template = machine.vm, machine.template
         document = self._document(vm.id)
         own = vm.uid is not None
-        make_nvram(document, *self._node.user_of(vm))
+        user = self._node.user_of(vm)
+        variables = make_nvram(document, *user)
         self._loads.pop(vm.id, None)
         memory = LaunchPart()
         if template is not None:
-            memory = templates.launch_part(machine, template, self._node.user_of(vm))
-        programs = backends(machine, *self._node.user_of(vm))
+            memory = templates.launch_part(machine, template, user)
+        programs = backends(machine, *user)
+        self._kept.begin(
+            vm.id,
+            machine.root,
+            tpm=state_directory(machine) if programs else None,
+            # Whoever has the volume could else take the keys out of them.
+            variables=variables if machine.flavor.firmware == "uefi" else None,
+            user=user,
+        )
         part = nics.launch_part(machine)
         if template is not None and template.frozen:
             self._loads[vm.id] = templates.load_of(machine, template)
@@ -257,6 +270,7 @@ class LibvirtHypervisor(Hypervisor):
                 with missing_is_fine():
                     domain.undefineFlags(_FORGET_ALL)
                 self._clean(name)
+        self._kept.end(vm_id)
         self._domains.forget(vm_id)
         self._runs.forget(vm_id)
         self._loads.pop(vm_id, None)
@@ -363,6 +377,7 @@ class LibvirtHypervisor(Hypervisor):
                 and not self._end_emulator(vm_id, domain.name())
             ):
                 self._destroy(domain)
+        self._kept.end(vm_id)
 
     def resize(self, vm_id: str, change: Resize) -> Resize:
         """Change the running domain."""

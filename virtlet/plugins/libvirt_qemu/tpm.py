@@ -3,10 +3,12 @@
 The core starts it as it starts virtiofsd, in the VM's cgroups and without a network, and ends it
 with the emulator. libvirt's own swtpm would be in the manager's cgroup, and nobody would notice
 when it ends. swtpm makes a new TPM where there is no state, and keeps its state in the VM's
-directory, where the root disk is: a guest that reboots finds its keys, and they go with the VM.
+directory: a guest that reboots finds its keys, and they go with the VM, or with a root disk that
+outlives it (`kept_state.py`).
 """
 
 import shutil
+from pathlib import Path
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import make_private_directory
@@ -16,6 +18,11 @@ from virtlet.model.vm import Machine
 _PLACES = "/usr/bin:/usr/local/bin"
 _DIRECTORY = "tpm"
 """Below the VM's; whoever reads the state has the TPM's keys."""
+
+
+def state_directory(machine: Machine) -> Path:
+    """Where the state is while the VM is there."""
+    return machine.vm.directory / _DIRECTORY
 
 
 def backends(machine: Machine, uid: int, gid: int, places: str = _PLACES) -> tuple[Backend, ...]:
@@ -38,7 +45,7 @@ def backends(machine: Machine, uid: int, gid: int, places: str = _PLACES) -> tup
             f"VM {machine.vm.name} has a TPM, and swtpm is missing on this node: install the "
             "package swtpm, or take `tpm: true` out of the flavor"
         )
-    state = machine.vm.directory / _DIRECTORY
+    state = state_directory(machine)
     try:
         make_private_directory(state, uid=uid, gid=gid)
     except OSError as error:

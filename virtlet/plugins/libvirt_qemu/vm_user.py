@@ -53,18 +53,21 @@ def with_kvm(part: LaunchPart) -> LaunchPart:
     )
 
 
-def make_nvram(domain: Element, uid: int, gid: int) -> None:
+def make_nvram(domain: Element, uid: int, gid: int) -> Path | None:
     """Make the file of a document's UEFI variables from its template, unless it is there.
+
+    Returns:
+        The file; None for a document without one.
 
     Raises:
         FailedPrecondition: it cannot be made.
     """
     nvram = domain.find("os/nvram")
     if nvram is None or not (template := nvram.get("template")) or not nvram.text:
-        return
+        return None
     path = Path(nvram.text)
     if os.path.lexists(path):
-        return
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -75,3 +78,4 @@ def make_nvram(domain: Element, uid: int, gid: int) -> None:
             shutil.copyfileobj(source, target)
     except OSError as error:
         raise FailedPrecondition(f"{path}, the UEFI variables: {error}") from None
+    return path

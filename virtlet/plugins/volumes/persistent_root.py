@@ -2,8 +2,10 @@
 
 The first sector of the device is a header, and the guest's disk begins with the second. The header
 is that of Virtlet 1, so its devices start here as they are: magic, version and the SHA-256 of the
-image's file, big-endian. A device without the header of the VM's image is overwritten. The header
-is cleared before and written after the image, so what was cut short is never started from.
+image's file, big-endian. Version 2 is for a machine that has a TPM or keeps UEFI variables: the
+hypervisor has room for them between header and disk, which begins at 4 MiB. A device without the
+header of the VM's image is overwritten. The header is cleared before and written after the image,
+so what was cut short is never started from.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.commands import CommandLimits, run
 from virtlet.host.confinement import Confinement
 from virtlet.model.disk import Disk
+from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchFd, LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.vm import Device, Vm
@@ -29,7 +32,11 @@ FORMATS = ("qcow2", "raw")
 """Of images that can be written to a device."""
 SECTOR = 512
 _HEADER = struct.Struct(">QH32s")
-_MAGIC, _VERSION = 0x263DBE52BA576702, 1
+_MAGIC, _VERSION = 0x263DBE52BA576702, 2
+_STARTS = {1: SECTOR, 2: 4 << 20}
+"""Version of the header to the first byte of the guest's disk."""
+_STATE = 4096
+"""First byte of what version 2 has for the hypervisor."""
 _END = 1 << 20
 """Bytes at the device's end where a partition table of earlier content may be."""
 _TIMEOUT = 3600.0
@@ -41,8 +48,10 @@ def device_of(vm: Vm) -> Device | None:
     return next((d for d in vm.config.devices if d.guest_path == GUEST_PATH), None)
 
 
-def make_root(vm: Vm, device: Device, node: Node) -> Disk:
+def make_root(vm: Vm, device: Device, flavor: Flavor, node: Node) -> Disk:
     """Have the image on the device, as its guest left it if it is there already.
+
+    A device that has the image already keeps the version of its header.
 
     Raises:
         InvalidArgument: it is no block device, or can only be read.
@@ -56,7 +65,10 @@ def make_root(vm: Vm, device: Device, node: Node) -> Disk:
     uid, gid = node.user_of(vm)
     with _claimed(path, os.O_RDWR) as descriptor:
         size = os.lseek(descriptor, 0, os.SEEK_END) // SECTOR * SECTOR
-        needed = SECTOR + vm.image.virtual_size
+        found = _version_of_image(descriptor, path, vm)
+        version = found or (2 if flavor.tpm or flavor.firmware == "uefi" else 1)
+        start = _STARTS[version]
+        needed = start + vm.image.virtual_size
         if size < needed:
             raise FailedPrecondition(
                 f"device path /: {path} has {size} bytes, and the image takes {needed} with its "
@@ -64,16 +76,24 @@ def make_root(vm: Vm, device: Device, node: Node) -> Disk:
             )
         own = vm.directory / FILE_NAME
         make_node(path, own, uid, gid, readonly=False)
-        if not _is_of_image(descriptor, path, vm):
+        if not found:
             _write(
                 descriptor,
                 own,
                 size,
+                version,
                 vm,
                 Confinement(uid=uid, gid=gid, groups=(node.emulator_gid,), network=False),
             )
     return Disk(
-        path=own, format="raw", block=True, serial="root", offset=SECTOR, size=size - SECTOR
+        path=own,
+        format="raw",
+        block=True,
+        serial="root",
+        offset=start,
+        size=size - start,
+        state_offset=_STATE if version > 1 else 0,
+        state_size=start - _STATE if version > 1 else 0,
     )
 
 
@@ -85,7 +105,7 @@ def hold(vm: Vm, device: Device) -> LaunchPart:
     """
     path = block_device(device)
     with _claimed(path, os.O_RDONLY) as descriptor:
-        if not _is_of_image(descriptor, path, vm):
+        if not _version_of_image(descriptor, path, vm):
             raise FailedPrecondition(
                 f"device path /: {path} was written by another VM after {vm.name} was made: make "
                 "a new attempt"
@@ -114,46 +134,50 @@ def _claimed(path: Path, access: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _is_of_image(descriptor: int, path: Path, vm: Vm) -> bool:
-    """Whether the header is whole and that of the VM's image.
+def _version_of_image(descriptor: int, path: Path, vm: Vm) -> int:
+    """The version of a header that is whole and that of the VM's image; 0 for any other.
 
     Raises:
         FailedPrecondition: a newer Virtlet wrote it.
     """
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size:
-        return False
+        return 0
     magic, version, _ = _HEADER.unpack(header)
     if magic == _MAGIC and version > _VERSION:
         raise FailedPrecondition(
             f"device path /: {path} has a header of version {version}, and this Virtlet knows "
             f"{_VERSION}: use the newer one, or clear the first sector to start from the image"
         )
-    return bool(header == _header_of(vm))
+    return version if version in _STARTS and header == _header_of(vm, version) else 0
 
 
-def _header_of(vm: Vm) -> bytes:
-    return _HEADER.pack(_MAGIC, _VERSION, bytes.fromhex(vm.image.id.removeprefix("sha256:")))
+def _header_of(vm: Vm, version: int) -> bytes:
+    return _HEADER.pack(_MAGIC, version, bytes.fromhex(vm.image.id.removeprefix("sha256:")))
 
 
-def _write(descriptor: int, own: Path, size: int, vm: Vm, confinement: Confinement) -> None:
+def _write(
+    descriptor: int, own: Path, size: int, version: int, vm: Vm, confinement: Confinement
+) -> None:
     """Write header and image, so that the header is whole only if all is.
 
     Args:
         descriptor: the device, open for writing.
         own: its node that the VM's user can open.
         size: bytes of the device.
+        version: of the header.
         vm: whose image.
         confinement: that user.
     """
-    os.pwrite(descriptor, bytes(SECTOR), 0)
-    end = min(_END, size - SECTOR)
+    start = _STARTS[version]
+    os.pwrite(descriptor, bytes(start), 0)
+    end = min(_END, size - start)
     os.pwrite(descriptor, bytes(end), size - end)
     os.fsync(descriptor)
-    target = f"driver=raw,offset={SECTOR},file.driver=host_device,file.filename={own.absolute()}"
+    target = f"driver=raw,offset={start},file.driver=host_device,file.filename={own.absolute()}"
     command = ["qemu-img", "convert", "-q", "-n", "-f", vm.image.format]
     command += [str(vm.image.path.absolute()), "--target-image-opts", target]
     run(command, timeout=_TIMEOUT, limits=_LIMITS, confinement=confinement, package="qemu-utils")
     os.fsync(descriptor)
-    os.pwrite(descriptor, _header_of(vm).ljust(SECTOR, b"\0"), 0)
+    os.pwrite(descriptor, _header_of(vm, version).ljust(SECTOR, b"\0"), 0)
     os.fsync(descriptor)

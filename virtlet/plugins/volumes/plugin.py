@@ -11,6 +11,7 @@ from virtlet.errors import FailedPrecondition
 from virtlet.host.files import remove_file, remove_tree
 from virtlet.host.mounts import holds_mounts, unmount_below
 from virtlet.model.disk import Disk, Share, Unneeded, Volume
+from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings, choice
@@ -161,12 +162,12 @@ class Plugin:
             remove_file(path)
 
     @hookimpl
-    def virtlet_root_disk(self, vm: Vm) -> Disk | None:
+    def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk | None:
         """Start from the pod's block volume, where the pod has one with the device path `/`."""
         device = persistent_root.device_of(vm)
         if device is None or vm.image.format not in persistent_root.FORMATS:
             return None
-        return persistent_root.make_root(vm, device, self._node)
+        return persistent_root.make_root(vm, device, flavor, self._node)
 
     @hookimpl
     def virtlet_release_root_disk(self, vm: Vm) -> None:
