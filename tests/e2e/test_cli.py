@@ -19,6 +19,7 @@ def manifest(tmp_path: Path) -> Path:
     """The tiny guest's manifest under a name of its own."""
     document = yaml.safe_load(MANIFEST.read_text())
     document["metadata"]["name"] = "by-hand"
+    document["spec"]["terminationGracePeriodSeconds"] = 61
     path = tmp_path / "pod.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -56,8 +57,9 @@ def test_a_pod_is_run_listed_read_stopped_and_removed_by_hand(
     assert "RUNNING" in row
 
     assert "tiny" in _virtlet(node, "images").stdout
-    stopped = _virtlet(node, "stop", "by-hand", "--grace", "30")
+    stopped = _virtlet(node, "stop", "by-hand")
     assert stopped.returncode == 0, stopped.stderr
+    assert "grace 61 s" in stopped.stdout
     assert "EXITED" in _virtlet(node, "ps").stdout
     logs = _virtlet(node, "logs", "-f", "by-hand")
     assert "Linux version" in logs.stdout

@@ -201,7 +201,12 @@ def default_socket() -> str:
 
 
 def follow_log(
-    path: Path, *, follow: bool, ended: Callable[[], bool] | None = None
+    path: Path,
+    *,
+    follow: bool,
+    ended: Callable[[], bool] | None = None,
+    tail: int | None = None,
+    since: str = "",
 ) -> Iterator[bytes]:
     """Payload of a CRI log, as it comes, over rotations.
 
@@ -209,6 +214,8 @@ def follow_log(
         path: the log; it may appear later.
         follow: go on until `ended()` and the log's end.
         ended: says whether nothing more will be written.
+        tail: how many of the lines that are there at first are given.
+        since: give lines from this time on, as far as it goes in the log's form of RFC 3339 in UTC.
     """
     rest = b""
     file: BinaryIO | None = None
@@ -221,8 +228,11 @@ def follow_log(
             # Asked first: once another file is there, nobody writes on in this one.
             rotated = file is not None and _is_another(path, file)
             *lines, rest = (rest + (file.read() if file else b"")).split(b"\n")
-            for line in lines:
-                _, _, tag, payload = line.split(b" ", 3)
+            entries = [line.split(b" ", 3) for line in lines]
+            entries = [entry for entry in entries if entry[0].decode() >= since]
+            if tail is not None and file is not None:
+                entries, tail = _last(entries, tail), None
+            for _, _, tag, payload in entries:
                 yield payload + (b"\n" if tag == b"F" else b"")
             if rotated:
                 assert file is not None
@@ -235,6 +245,12 @@ def follow_log(
     finally:
         if file is not None:
             file.close()
+
+
+def _last(entries: list[list[bytes]], lines: int) -> list[list[bytes]]:
+    """Entries of the last whole lines, and of the line after them."""
+    ends = [number for number, (_, _, tag, _) in enumerate(entries, 1) if tag == b"F"]
+    return entries[ends[-lines - 1] :] if len(ends) > lines else entries
 
 
 def _is_another(path: Path, file: BinaryIO) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 from virtlet.cri import api_pb2 as cri
 from virtlet.model.quantity import parse_bytes, parse_quantity
 
+GRACE_PERIOD = "io.kubernetes.pod.terminationGracePeriod"
+"""The annotation of a container that tells its pod's grace period, in seconds."""
 CPU_PERIOD = 100_000
 """Microseconds; the kubelet's period."""
 MIN_QUOTA = 1000
@@ -90,7 +92,7 @@ def container_annotations(container: Mapping[str, Any], grace: int) -> dict[str,
             "terminationMessagePolicy"
         )
         or "File",
-        "io.kubernetes.pod.terminationGracePeriod": str(grace),
+        GRACE_PERIOD: str(grace),
     }
     if container.get("ports"):
         ports = [

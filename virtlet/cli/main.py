@@ -10,17 +10,24 @@ from virtlet.cli.ending import CommandFailed, Ended
 from virtlet.errors import VirtletError
 
 COMMANDS = {
+    "attach": ("guest_commands:attach", "Attach to the serial console of a pod's VM."),
     "csi": ("csi:csi_command", "Serve the CSI driver virtlet.cloud."),
     "demo": ("demo:demo", "Run a VM pod on a throwaway node, from manifest to nothing left."),
     "doctor": ("doctor:doctor", "Say what this node lacks to run VMs, and what helps."),
-    "images": ("pod_commands:images", "List the images of the store."),
-    "logs": ("pod_commands:logs", "Show the console of a pod's VM."),
+    "events": ("view_commands:events", "Show what happens to pods and VMs, until Ctrl-C."),
+    "exec": ("guest_commands:exec_command", "Run a command in a pod's VM."),
+    "images": ("image_commands:images", "List the images of the store."),
+    "info": ("view_commands:info", "Show versions, conditions, handlers and space of images."),
+    "inspect": ("view_commands:inspect", "Show all that is known of a pod and its VMs."),
+    "logs": ("view_commands:logs", "Show the console of a pod's VM."),
     "plugins": ("plugins:plugins", "List and check plugins, and begin one of your own."),
-    "ps": ("pod_commands:ps", "List pods and their VMs."),
-    "pull": ("pod_commands:pull", "Pull an image into the store."),
+    "ps": ("view_commands:ps", "List pods and their VMs."),
+    "pull": ("image_commands:pull", "Pull an image into the store."),
     "rm": ("pod_commands:rm", "Stop and remove pods with all they left."),
+    "rmi": ("image_commands:rmi", "Remove images from the store."),
     "run": ("pod_commands:run", "Bring up the VM pod of a manifest, as a kubelet would."),
     "serve": ("serve:serve", "Run the manager until SIGTERM; VMs go on running after it."),
+    "stats": ("view_commands:stats", "Show what each VM consumes."),
     "stop": ("pod_commands:stop", "Stop pods: power the guest off, then take the network away."),
 }
 """Command to the module of this package with its function, and its line in the help."""
@@ -60,7 +67,7 @@ def group() -> None:
 def main() -> None:
     """Entry point: errors become one line and exit code 1, signal N exit code 128 + N."""
     try:
-        group.main(standalone_mode=False)
+        group.main(prog_name="virtlet", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

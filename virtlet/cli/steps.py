@@ -10,8 +10,11 @@ from rich.console import Console as Terminal
 
 from virtlet.cli.client import Client
 from virtlet.cli.ending import CommandFailed
+from virtlet.cli.kubelet import GRACE_PERIOD
 from virtlet.cli.manifest import PodManifest
 from virtlet.cri import api_pb2 as cri
+
+DEFAULT_GRACE = 30
 
 
 @frozen
@@ -79,11 +82,25 @@ def bring_up(client: Client, manifest: PodManifest, report: Reporter) -> Running
     return RunningPod(pod_id, container_id, address, client.status(container_id).log_path)
 
 
-def take_down(client: Client, pod_id: str, grace: int, report: Reporter) -> None:
-    """Stop and remove a pod as a kubelet does."""
+def grace_of(container: cri.Container) -> int:
+    """Seconds that a VM's guest gets to power off, as its manifest says."""
+    said = container.annotations.get(GRACE_PERIOD, "")
+    return int(said) if said.isdecimal() else DEFAULT_GRACE
+
+
+def take_down(client: Client, pod_id: str, grace: int | None, report: Reporter) -> None:
+    """Stop and remove a pod as a kubelet does.
+
+    Args:
+        client: of the runtime.
+        pod_id: the pod.
+        grace: seconds that the guest gets to power off; None for what the manifest says.
+        report: shows the steps.
+    """
     for container in client.containers(pod_id):
-        with report.step(f"StopContainer    grace {grace} s"):
-            client.stop(container.id, grace)
+        seconds = grace_of(container) if grace is None else grace
+        with report.step(f"StopContainer    grace {seconds} s"):
+            client.stop(container.id, seconds)
     with report.step("StopPodSandbox"):
         client.stop_pod(pod_id)
     for container in client.containers(pod_id):
