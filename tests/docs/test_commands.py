@@ -13,6 +13,7 @@ import yaml
 
 from virtlet.cli import main
 from virtlet.cli.manifest import read_manifest
+from virtlet.kubectl import main as plugin
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,11 +62,26 @@ def test_a_shell_reads_every_block(page: str, text: str) -> None:
     assert read.returncode == 0, f"{page}: {read.stderr}"
 
 
+PLUGIN = ("kubectl", "virtlet")
+
+
 @pytest.mark.parametrize(("page", "words"), _of("virtlet"))
 def test_commands_of_the_node_exist_with_their_options(page: str, words: tuple[str, ...]) -> None:
-    command: click.Command = main.group
-    args = list(words[1:])
-    context = click.Context(command, info_name="virtlet")
+    _parse(main.group, page, words[:1], words[1:])
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [(page, words) for page, words in _of("kubectl") if words[:2] == PLUGIN]
+)
+def test_commands_of_the_plugin_exist_with_their_options(page: str, words: tuple[str, ...]) -> None:
+    _parse(plugin.group, page, words[:2], words[2:])
+
+
+def _parse(
+    command: click.Command, page: str, program: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    args = list(words)
+    context = click.Context(command, info_name=shlex.join(program))
     while isinstance(command, click.Group):
         name = args.pop(0)
         found = command.get_command(context, name)
@@ -103,7 +119,9 @@ def _kubectl_help(*verb: str) -> str:
     return "\n".join(told)
 
 
-@pytest.mark.parametrize(("page", "words"), _of("kubectl"))
+@pytest.mark.parametrize(
+    ("page", "words"), [(page, words) for page, words in _of("kubectl") if words[:2] != PLUGIN]
+)
 def test_kubectl_knows_its_verbs_and_options(page: str, words: tuple[str, ...]) -> None:
     rest = list(words[1 : words.index("--") if "--" in words else None])
     while rest[0].startswith("-"):  # options that take a value before the verb

@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -33,28 +35,47 @@ COMMANDS = {
 """Command to the module of this package with its function, and its line in the help."""
 
 
-class _Commands(click.Group):
-    """Imports a command when it is asked for: the manager carries nothing of the client."""
+class Commands(click.Group):
+    """Imports a command when it is asked for: the manager carries nothing of the client.
+
+    Args:
+        table: command to the module of a package with its function, and its line in the help.
+        package: the package's name.
+    """
+
+    def __init__(
+        self, *, table: Mapping[str, tuple[str, str]], package: str, **attributes: Any
+    ) -> None:
+        super().__init__(**attributes)
+        self._table = table
+        self._package = package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name, if there is one."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, _, function = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"virtlet.cli.{module}"), function)
+        module, _, function = self._table[cmd_name][0].partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"{self._package}.{module}"), function
+        )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, for which none of them is imported: that takes a second."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    table=COMMANDS,
+    package="virtlet.cli",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(virtlet.__version__, prog_name="virtlet")
 def group() -> None:
     """Virtual machines as ordinary Kubernetes pods.
@@ -65,9 +86,19 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one line and exit code 1, signal N exit code 128 + N."""
+    """Entry point."""
+    run(group, "virtlet")
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a program: errors become one line and exit code 1, signal N exit code 128 + N.
+
+    Args:
+        command: what it does.
+        name: how messages and shells call it.
+    """
     try:
-        group.main(prog_name="virtlet", standalone_mode=False)
+        command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -80,7 +111,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(141)
     except (VirtletError, CommandFailed, OSError) as error:
-        click.echo(f"virtlet: {error}", err=True)
+        click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
 
 

@@ -1,0 +1,38 @@
+"""The `kubectl virtlet` command, which is `virtletctl` too."""
+
+import sys
+from pathlib import Path
+
+import click
+
+import virtlet
+from virtlet.cli.main import Commands, run
+
+COMMANDS = {
+    "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
+}
+"""Command to the module of this package with its function, and its line in the help."""
+
+
+@click.group(
+    cls=Commands,
+    table=COMMANDS,
+    package="virtlet.kubectl",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(virtlet.__version__, prog_name="kubectl virtlet")
+def group() -> None:
+    """Virtual machines as ordinary Kubernetes pods.
+
+    Nothing of it goes to a node: what asks a cluster does so over its API, with your own rights.
+    """
+
+
+def main() -> None:
+    """Entry point."""
+    name = Path(sys.argv[0]).name
+    run(group, "virtletctl" if name == "virtletctl" else "kubectl virtlet")
+
+
+if __name__ == "__main__":
+    main()
