@@ -9,7 +9,11 @@ import virtlet
 from virtlet.cli.main import Commands, run
 
 COMMANDS = {
+    "flavors": ("views:flavors", "List the machines with names."),
+    "top": ("views:top", "Show what VMs consume."),
     "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
+    "version": ("views:version", "Show the versions of this client, the cluster and its nodes."),
+    "vms": ("views:vms", "List VM pods."),
 }
 """Command to the module of this package with its function, and its line in the help."""
 
