@@ -9,7 +9,9 @@ import virtlet
 from virtlet.cli.main import Commands, run
 
 COMMANDS = {
+    "console": ("sessions:console", "Attach to the serial console of a VM."),
     "flavors": ("views:flavors", "List the machines with names."),
+    "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),
     "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
     "version": ("views:version", "Show the versions of this client, the cluster and its nodes."),

@@ -52,10 +52,12 @@ _CANNED: dict[str, dict[str, Any]] = {
         "apiVersion": "v1",
         "metadata": {"name": POD, "namespace": "default", "uid": "5e0b"},
         "spec": {
+            "runtimeClassName": "virtlet",
             "containers": [{"name": "vm", "image": "tiny", "stdin": True, "tty": True}],
         },
         "status": {
             "phase": "Running",
+            "podIP": "10.0.0.7",
             "containerStatuses": [
                 {"name": "vm", "ready": True, "state": {"running": {}}, "image": "", "imageID": ""}
             ],
