@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -17,13 +18,14 @@ from tests.fakes import kubelet
 from tests.fakes.api_server import CONFIGS, ApiServer, serving
 from tests.fakes.image_server import Resource, image_server
 from tests.fakes.kubelet import volumes
-from tests.fakes.oci_images import archive, container_disk, regular
+from tests.fakes.oci_images import archive, artifact, container_disk, index, regular
 from tests.fakes.oci_images import image as oci_image
 from tests.fakes.registry import docker_registry
 from tests.polling import until
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
+from virtlet.plugins.image_oci.manifests import node_platform
 
 PODS = {path.stem: path for path in sorted((ROOT / "examples" / "pods").glob("*.yaml"))}
 SITE = archive(
@@ -114,6 +116,9 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         site = oci_image([archive({"README": b"about", "srv/pages/index.html": b"old"}), SITE])
         target = f"docker://{registry}/examples/site:1"
         site.push(node.directory / "site-layout", target, "--dest-tls-verify=false")
+        target = f"docker://{registry}/example/appliance:1"
+        appliance = index({"linux/s390x": image, node_platform(): artifact(_packed_disk(node))})
+        appliance.push(node.directory / "appliance-layout", target, "--dest-tls-verify=false")
         hosts = node.directory / "certs.d" / "quay.io"
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
@@ -124,6 +129,15 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         (node.directory / "images" / "web.yaml").write_text(yaml.safe_dump(translations))
 
     netns.inside(node.netns, serve)
+
+
+def _packed_disk(node: Playground) -> dict[str, bytes]:
+    """The tiny guest's disk in another format, packed."""
+    disk = node.directory / "appliance.vmdk"
+    convert = ["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized"]
+    subprocess.run([*convert, str(TINY), str(disk)], check=True)
+    packed = subprocess.run(["zstd", "-q", "-1", "-c", str(disk)], check=True, capture_output=True)
+    return {"appliance.vmdk.zst": packed.stdout}
 
 
 def b64(text: str) -> str:
@@ -147,8 +161,9 @@ def test_settings_of_the_node_are_in_force(pods: dict[str, Pod], examples_node: 
     directory, pod = examples_node.directory, pods["tiny"]
     assert (directory / "pods.db").stat().st_size > 0
     assert (directory / "launch.sock").is_socket()
-    # The disk that all examples have, and the image that one of them mounts as a volume.
-    assert len(list((directory / "store" / "data").glob("*.json"))) == 2
+    # The disk that the examples have, the one that is packed for one of them, and the image that
+    # one mounts as a volume.
+    assert len(list((directory / "store" / "data").glob("*.json"))) == 3
     assert Path(f"/proc/{pod.emulator}/exe").readlink().name == "qemu-system-x86_64"
     assert Path(f"/proc/{pod.emulator}").stat().st_uid != 0
     driver = pod.client.call("RuntimeConfig", cri.RuntimeConfigRequest()).linux.cgroup_driver
@@ -173,10 +188,24 @@ def test_status_says_which_settings_of_the_cluster_wait_for_a_restart(
 
 def test_images_come_from_a_registry_and_a_web_server(pods: dict[str, Pod]) -> None:
     """They have the names of the pods, and boot."""
-    for name, part in {"container-disk": "fedora@sha256:", "web-image": "disk.img@sha256:"}.items():
+    for name, part in {
+        "container-disk": "virtlet.cloud/quay.io/containerdisks/fedora@sha256:",
+        "web-image": "disk.img@sha256:",
+        "artifact": "quay.io/example/appliance@sha256:",
+    }.items():
         pod = pods[name]
         assert part in pod.status.image_ref
         run(pod, "true")
+
+
+def test_an_artifact_of_an_index_is_unpacked_and_converted(pods: dict[str, Pod]) -> None:
+    """Its name has no prefix, and is told as it was given."""
+    pod = pods["artifact"]
+    request = cri.ImageStatusRequest(image=pod.image, verbose=True)
+    told = pod.client.call("ImageStatus", request)
+    assert list(told.image.repo_tags) == ["quay.io/example/appliance:1"]
+    info = json.loads(told.info["info"])
+    assert (info["format"], info["sourceFormat"]) == ("qcow2", "zstd vmdk")
 
 
 def test_a_pinned_image_is_told_as_such(pods: dict[str, Pod]) -> None:
