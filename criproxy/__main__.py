@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import sys
 from typing import Any
 
@@ -27,6 +25,7 @@ from criproxy.config import (
 from criproxy.config_file import build, parse_connect, read_file
 from criproxy.log_lines import FORMS, LEVELS, set_up
 from criproxy.proxy import Proxy
+from virtlet.service_manager import READY, STOPPING, ServiceManager
 
 log = logging.getLogger("criproxy")
 
@@ -156,7 +155,7 @@ def _config(
 
 
 async def _serve(config: Config) -> None:
-    stop = asyncio.Event()
+    stop, service = asyncio.Event(), ServiceManager()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -170,25 +169,12 @@ async def _serve(config: Config) -> None:
         )
         if proxy.http_address is not None:
             log.info("health and metrics on http://%s:%d", *proxy.http_address)
-        _tell_systemd("READY=1")
+        service.tell(READY)
         await stop.wait()
-        _tell_systemd("STOPPING=1")
+        service.tell(STOPPING)
         log.info("stopping")
     finally:
         await proxy.stop()
-
-
-def _tell_systemd(state: str) -> None:
-    """Notify the service manager, if there is one (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        try:
-            notify.connect("\0" + path[1:] if path.startswith("@") else path)
-            notify.send(state.encode())
-        except OSError as error:
-            log.warning("cannot notify the service manager: %s", error)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import grpc
@@ -12,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
 from tests.polling import until
-from virtlet.cli.playground import Playground, PlaygroundError
+from virtlet.cli.playground import START_TIMEOUT, Playground, PlaygroundError
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 
@@ -40,6 +42,33 @@ def test_sigterm_leaves_the_machine_running_and_everything_works_after_the_next_
     assert pod.status.reason == "Completed"
     pod.down()
     assert own_node.settled_leftovers() == []
+
+
+def test_the_service_manager_is_told_of_a_start_once_the_socket_serves(
+    own_node: Playground,
+) -> None:
+    own_node.stop()
+    address = own_node.directory / "notify"
+    served: list[bool] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(address))
+        told.settimeout(START_TIMEOUT)
+
+        def wait() -> bytes:
+            word = told.recv(100)
+            served.append(own_node.ready())
+            return word
+
+        own_node.environment["NOTIFY_SOCKET"] = str(address)
+        with ThreadPoolExecutor(1) as waiting:
+            word = waiting.submit(wait)
+            own_node.start()
+            assert word.result() == b"READY=1"
+        assert served == [True]
+        assert own_node.stop() == 0
+        assert told.recv(100) == b"STOPPING=1"
+    del own_node.environment["NOTIFY_SOCKET"]
+    own_node.start()
 
 
 def test_an_image_that_is_removed_stays_as_long_as_a_machine_uses_it(

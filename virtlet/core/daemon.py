@@ -49,6 +49,7 @@ from virtlet.launch.wrapper import emulator_problem, install_wrapper
 from virtlet.model.node import Node
 from virtlet.model.option import Option, Settings
 from virtlet.model.plain import quote
+from virtlet.service_manager import ServiceManager
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def serve(
     Raises:
         VirtletError: it cannot start; the message says why.
     """
+    service = ServiceManager()  # Before there are children, to whom the environment goes.
     config = settings(registry, file, environment, flags)
     _log(registry, config)
     process_memory.share_heap()
@@ -131,7 +133,7 @@ def serve(
         hub = ConsoleHub()
         hub.start()
         undo.callback(hub.stop)
-        uvloop.run(serving.serve_until_asked(context, config, sampler, hub, metrics))
+        uvloop.run(serving.serve_until_asked(context, config, sampler, hub, metrics, service))
     log.info("stopped; VMs go on running")
 
 

@@ -27,6 +27,7 @@ from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.errors import FailedPrecondition
 from virtlet.model.option import Settings
+from virtlet.service_manager import READY, STOPPING, ServiceManager
 from virtlet.streaming.handlers import Handlers
 from virtlet.streaming.streaming_server import StreamingServer
 
@@ -92,6 +93,7 @@ async def serve_until_asked(
     sampler: Sampler,
     hub: ConsoleHub,
     metrics: ManagerMetrics,
+    service: ServiceManager,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -133,9 +135,11 @@ async def serve_until_asked(
             "vms": len(context.store.vms),
         },
     )
+    service.tell(READY)
     settling = loop.call_later(SETTLE_AFTER, loop.run_in_executor, None, process_memory.settle)
     await stop.wait()
     settling.cancel()
+    service.tell(STOPPING)
     log.info("stopping")
     await asyncio.gather(
         server.stop(STOP_GRACE),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from tests import confined
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
@@ -21,6 +22,7 @@ from virtlet.model.hypervisor import DomainState
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmExit
 
+ROOT = Path(__file__).parents[3]
 STEPS = ("run", "create", "start", "resize", "stop", "stop_pod", "remove_pod")
 
 
@@ -252,6 +254,21 @@ def test_orphaned_domains_and_directories_are_removed_though_one_of_them_resists
     assert node.hypervisor.domains == {}
     assert {path.name for path in (node.root / "pods").iterdir()} == {pod, "a-stray"}
     assert list((node.root / "volumes").iterdir()) == []
+
+
+def test_as_many_vms_as_a_node_may_have_are_taken_up_in_a_fraction_of_what_the_unit_allows(
+    managers: Managers,
+) -> None:
+    """A kubelet runs 110 pods; a start that takes longer than the bound is killed."""
+    for number in range(110):
+        managers.now.start(managers.now.create(managers.now.run(f"pod{number}")))
+    before = time.process_time()
+    manager = managers.restart()
+    used = time.process_time() - before
+    assert {vm.phase for vm in manager.store.vms.values()} == {VmPhase.RUNNING}
+    unit = confined.settings(ROOT / "deploy" / "virtlet.service")
+    assert unit["Type"] == ["notify"]
+    assert used < int(unit["TimeoutStartSec"][-1]) / 10
 
 
 def test_what_is_mounted_in_an_orphaned_directory_stays_as_it_is(
