@@ -76,6 +76,7 @@ reaches the node and, where that is a VM, its host."""
 _NETLINK = 16
 """AF_NETLINK, by which a server learns of addresses."""
 _CAPSET = (126, 91)
+_FCHOWN = (93, 55)
 _KEEP_CAPABILITIES = 8
 """PR_SET_KEEPCAPS of <linux/prctl.h>."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
@@ -145,8 +146,9 @@ def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
 def server_filter() -> bytes | None:
     """The program for a server that opens its sockets as root and then becomes another user.
 
-    Such a server asks the kernel to keep capabilities beyond that. Here this does nothing and seems
-    to succeed, so that the change of user takes them all. It has no children and no threads.
+    Such a server asks the kernel to keep capabilities beyond that, and gives that user its files.
+    Here this does nothing and seems to succeed: the change of user takes all capabilities, and the
+    files stay root's, without a complaint in the log. It has no children and no threads.
 
     Returns:
         An array of struct sock_filter; None where the machine's calls are not known here.
@@ -160,6 +162,7 @@ def server_filter() -> bytes | None:
         [
             (_AT_LEAST, _X32, "refuse"),
             (_EQUAL, _CAPSET[which], "pretend"),
+            (_EQUAL, _FCHOWN[which], "pretend"),
             *_each(_REFUSED | _IO_URING | _CHILDREN, which, "refuse"),
             *_each(_OTHERS, which, "other"),
             (_EQUAL, _IOCTL[which], "ioctl"),

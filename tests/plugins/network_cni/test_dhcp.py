@@ -15,7 +15,7 @@ from virtlet.errors import InvalidArgument
 from virtlet.model.network import Network, Nic, Route
 from virtlet.model.pod import DnsConfig, Pod
 from virtlet.plugins.network_cni.bridging import BridgedNic
-from virtlet.plugins.network_cni.dhcp import configuration
+from virtlet.plugins.network_cni.dhcp import DhcpServer, configuration
 
 
 def told(interface: Nic, searches: tuple[str, ...] = ()) -> list[str]:
@@ -132,6 +132,26 @@ def test_a_server_has_no_more_than_it_needs(
     assert b"hunter2" not in (process / "environ").read_bytes()
     with node.guest(network) as guest:
         assert guest.dhcp()
+    plugin.virtlet_teardown_network(pod, network)
+
+
+def test_a_server_has_nothing_to_complain_of_and_its_files_stay_roots(
+    node: TestNode, tmp_path: Path
+) -> None:
+    """It would like its process id's file to be its user's, and says so in the node's log."""
+    node.configure(node.bridge())
+    plugin = node.plugin()
+    pod = node.pod()
+    network = set_up(plugin, pod)
+    assert network.netns is not None
+    server = DhcpServer(netns=network.netns, directory=tmp_path)
+    log = tmp_path / "said"
+    server.configure(f"port=0\nno-resolv\nno-hosts\nlog-facility={log}\n")
+    pidfd = server.start()
+    server.end(pidfd)
+    assert "started, version" in log.read_text()
+    assert "fail" not in log.read_text()
+    assert log.stat().st_uid == 0
     plugin.virtlet_teardown_network(pod, network)
 
 
