@@ -1,5 +1,6 @@
 """The commands and manifests of the pages are ones that the programs take."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import click
 import pytest
 import yaml
 
+from tests.cluster_install.manifests import find, problems
 from virtlet.cli import main
 from virtlet.cli.manifest import read_manifest
 from virtlet.kubectl import main as plugin
@@ -132,6 +134,55 @@ def test_kubectl_knows_its_verbs_and_options(page: str, words: tuple[str, ...]) 
         assert f"{option}=" in told or f"{option} " in told, f"{page}: {shlex.join(words)}"
     for name in [word for word in words if word.endswith(".yaml") and "/" in word]:
         assert (ROOT / name).exists(), page
+
+
+def test_the_managers_kubeconfig_has_its_account_alone(tmp_path: Path) -> None:
+    """The commands of docs/node.md, where the cluster answers with a token."""
+    (steps,) = (text for page, text in _blocks("console") if "kubectl config view" in text)
+    admin = tmp_path / "admin"
+    cluster = {"server": "https://example.com:6443", "insecure-skip-tls-verify": True}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "admin", "user": {"token": "all-rights"}}],
+        "contexts": [{"name": "now", "context": {"cluster": "c", "user": "admin"}}],
+        "current-context": "now",
+    }
+    admin.write_text(yaml.safe_dump(document))
+    steps = steps.replace("users.NAME", "users.admin").replace(
+        "/etc/virtlet", str(tmp_path / "etc")
+    )
+    asked = (
+        'kubectl() { case $* in *get\\ secret*) printf bWluZQ==;; *) command kubectl "$@";; esac; }'
+    )
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(admin)}
+    subprocess.run(
+        ["bash", "-eu"],
+        input=f"{asked}\n{steps}",
+        text=True,
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    made = tmp_path / "etc" / "kubeconfig"
+    assert made.stat().st_mode & 0o777 == 0o600
+    account = yaml.safe_load(made.read_text())
+    assert account["clusters"] == document["clusters"]
+    assert account["users"] == [{"name": "virtlet", "user": {"token": "mine"}}]
+    (context,) = account["contexts"]
+    assert (context["name"], context["context"]["user"]) == ("now", "virtlet")
+
+
+def test_the_binding_for_pods_objects_is_of_a_role_and_an_account_that_are_there() -> None:
+    (words,) = {words for _, words in _of("kubectl") if "rolebinding" in words}
+    dry = ["--dry-run=client", "--output", "yaml"]
+    made = yaml.safe_load(subprocess.check_output([*words, *dry], text=True))
+    assert list(problems(made)) == []
+    (subject,) = made["subjects"]
+    assert find(made["roleRef"]["kind"], made["roleRef"]["name"])
+    assert find(subject["kind"], subject["name"])["metadata"]["namespace"] == subject["namespace"]
 
 
 MANIFESTS = [
