@@ -66,7 +66,7 @@ chmod 755 "$work"
 root=$work/root
 umask 022
 mkdir -p "$root/DEBIAN" "$root$PREFIX" "$root"/usr/{bin,lib/systemd/system} "$root"/etc/{virtlet/images,criproxy} \
-	"$root"/usr/share/{man/man1,man/man8,bash-completion/completions,doc/virtlet}
+	"$root"/usr/share/{man/man1,man/man8,bash-completion/completions,doc/virtlet,virtlet}
 
 # The wheel is built from a copy: setuptools writes beside its sources.
 mkdir "$work/source"
@@ -95,8 +95,8 @@ rm -f "$site"/virtlet-*.dist-info/direct_url.json
 for unit in deploy/virtlet.service deploy/criproxy/criproxy.service; do
 	sed "s|/opt/virtlet/bin/|/usr/bin/|" "$unit" >"$root/usr/lib/systemd/system/${unit##*/}"
 done
-cp deploy/virtlet.yaml "$root/etc/virtlet"
-cp deploy/criproxy/criproxy.yaml "$root/etc/criproxy"
+# What postinst makes the node's configuration of.
+cp deploy/virtlet.yaml deploy/criproxy/criproxy.yaml "$root/usr/share/virtlet"
 
 .venv/bin/python debian/pages.py "$root/usr/share/man/man1" "$root/usr/share/bash-completion/completions"
 cp debian/vmwrapper.8 "$root/usr/share/man/man8"
@@ -114,7 +114,7 @@ sed -e "s/@VERSION@/${version//+dev/\~dev}/" -e "s/@ARCHITECTURE@/$(dpkg --print
 	-e "s/@NEXT_PYTHON@/$("$PYTHON" -c 'import sys; print("3.%d" % (sys.version_info[1] + 1))')/" \
 	-e "s/@LIBVIRT@/$(dpkg-query -W -f '${source:Upstream-Version}' libvirt-dev)/" \
 	debian/control >"$root/DEBIAN/control"
-cp debian/{conffiles,postinst,prerm,postrm} "$root/DEBIAN"
+cp debian/{postinst,prerm,postrm} "$root/DEBIAN"
 chmod 755 "$root"/DEBIAN/{postinst,prerm,postrm}
 chmod -R u=rwX,go=rX "$root"
 (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums)

@@ -129,7 +129,9 @@ def daemon() -> Iterator[DaemonPod]:
         pod = DaemonPod(node, containerd)
         pod.import_image()
         pod.start()
-        shutil.copy(ROOT / "build" / "tiny.qcow2", node.path("/var/lib/virtlet/tiny.qcow2"))
+        images = node.path("/srv/virtlet")
+        images.mkdir()
+        shutil.copy(ROOT / "build" / "tiny.qcow2", images)
         yield pod
         pod.client.close()
 

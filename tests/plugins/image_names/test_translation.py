@@ -253,11 +253,11 @@ def test_the_sample_file_has_the_image_of_the_sample_pod() -> None:
     plugin = configured(ROOT / "deploy" / "images")
     pod = yaml.safe_load((ROOT / "examples" / "pods" / "tiny.yaml").read_text())
     url = resolved(plugin, pod["spec"]["containers"][0]["image"]).url
-    assert url == "file:///var/lib/virtlet/tiny.qcow2"
+    assert url == "file:///srv/virtlet/tiny.qcow2"
     for page in ("docs/guide/first-pod.md", "docs/node.md"):
         text = (ROOT / page).read_text()
         assert "deploy/images/tiny.yaml" in text
-        assert "install -m 644 -t /var/lib/virtlet build/tiny.qcow2" in text
+        assert "install -D -m 644 -t /srv/virtlet build/tiny.qcow2" in text
 
 
 class TestMalformed:
