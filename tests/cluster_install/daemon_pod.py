@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from tests.polling import until
 from virtlet.cri import api_pb2 as cri
 
 IMAGE = ROOT / "build" / "virtlet-image.tar"
+OLDER_IMAGE = ROOT / "build" / "virtlet-older-image.tar"
+OLDER = "3830af6"
+"""The oldest code that OLDER_IMAGE may have; a release's tag in its place, once there is one."""
 _OWN = ("/var/lib", "/var/log", "/opt", "/mnt", "/srv")
 """Directories of a node that this one has empty, and of its own."""
 _PROPAGATION = {
@@ -36,6 +42,39 @@ def build_image() -> Path:
     """The node's image, built where its recipe or the code has changed."""
     subprocess.run([ROOT / "images" / "node" / "build.sh", IMAGE], check=True)
     return IMAGE
+
+
+def build_older_image() -> Path:
+    """An image of another version, with code of this tree's history on the same Debian.
+
+    A clone without history has today's code under the other version.
+    """
+    code = (
+        "virtlet",
+        "vmwrapper",
+        "criproxy",
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    )
+    git = ["git", "-C", str(ROOT), "archive", OLDER, *code]
+    with tempfile.TemporaryDirectory() as place:
+        tree = Path(place)
+        history = subprocess.run(git, capture_output=True, check=False)
+        if history.returncode == 0:
+            subprocess.run(["tar", "-x", "-C", place], input=history.stdout, check=True)
+        else:
+            subprocess.run(["cp", "-a", *(ROOT / name for name in code), place], check=True)
+        setup = tree / "setup.cfg"
+        lines = setup.read_text().splitlines(keepends=True)
+        is_version = ["version = 1.99.0\n" if x.startswith("version = ") else x for x in lines]
+        setup.write_text("".join(is_version))
+        # What the code lies on is today's, so that its layers are those of the other image.
+        shutil.copytree(ROOT / "images" / "node", tree / "images" / "node")
+        shutil.copy2(ROOT / "requirements-build.txt", place)
+        subprocess.run([tree / "images" / "node" / "build.sh", OLDER_IMAGE], check=True)
+    return OLDER_IMAGE
 
 
 class ClusterNode(Node):
@@ -101,16 +140,19 @@ class DaemonPod:
         self.spec: dict[str, Any] = find("DaemonSet", "virtlet")["spec"]["template"]["spec"]
         (self.container_spec,) = self.spec["containers"]
         self.client = Client(containerd.socket)
+        self.image: str = self.container_spec["image"]
+        """What its container is made of."""
         self.pod = self.container = ""
         self._made = 0
 
-    def import_image(self) -> None:
-        """Give containerd the image."""
-        self._ctr("images", "import", str(IMAGE))
+    def import_image(self, archive: Path = IMAGE) -> None:
+        """Give containerd an image, of which the next pod is."""
+        said = self._ctr("images", "import", str(archive))
+        (self.image,) = set(re.findall(r"localhost/virtlet-node:[\w.-]+", said))
 
     def remove_image(self) -> None:
         """Remove it, with all that containerd keeps of it, as its garbage collection does."""
-        self._ctr("images", "rm", "--sync", self.container_spec["image"])
+        self._ctr("images", "rm", "--sync", self.image)
 
     def _ctr(self, *arguments: str) -> str:
         command = ["ctr", "-a", str(self._containerd.socket), "-n", "k8s.io", *arguments]
@@ -198,13 +240,13 @@ class DaemonPod:
         assert spec["env"] == [{"name": "KUBE_NODE_NAME", "valueFrom": node_name}]
         assert spec["securityContext"] == {"privileged": True}
         image = self.client.image.ImageStatus(
-            cri.ImageStatusRequest(image=cri.ImageSpec(image=spec["image"]))
+            cri.ImageStatusRequest(image=cri.ImageSpec(image=self.image))
         ).image
-        assert image.id, f"containerd has no {spec['image']}"
+        assert image.id, f"containerd has no {self.image}"
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         return cri.ContainerConfig(
             metadata=cri.ContainerMetadata(name=spec["name"]),
-            image=cri.ImageSpec(image=image.id, user_specified_image=spec["image"]),
+            image=cri.ImageSpec(image=image.id, user_specified_image=self.image),
             args=spec["args"],
             envs=[cri.KeyValue(key="KUBE_NODE_NAME", value=b"node-1")],
             log_path="virtlet/0.log",

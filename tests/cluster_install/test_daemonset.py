@@ -13,7 +13,12 @@ import pytest
 from attrs import define, field
 
 from tests import confined
-from tests.cluster_install.daemon_pod import ClusterNode, DaemonPod, build_image
+from tests.cluster_install.daemon_pod import (
+    ClusterNode,
+    DaemonPod,
+    build_image,
+    build_older_image,
+)
 from tests.criproxy.real.containerd import Containerd
 from tests.fakes import kubelet
 from tests.polling import until
@@ -169,8 +174,14 @@ def test_a_path_of_the_image_is_no_volume_of_the_node(daemon: DaemonPod) -> None
     vm.down()
 
 
-def test_a_vm_outlives_the_pod_and_its_image_and_obeys_the_next_one(daemon: DaemonPod) -> None:
+def test_a_vm_of_an_older_image_outlives_the_pod_and_its_image_and_obeys_the_next_one(
+    daemon: DaemonPod,
+) -> None:
     node = daemon.node
+    daemon.delete()
+    daemon.import_image(build_older_image())
+    daemon.start()
+    assert "1.99.0" in daemon.image
     vm = _vm_pod(node)
     volume = f"pods/{vm.manifest.pod.metadata.uid}/volumes/kubernetes.io~empty-dir/data"
     share = node.path("/var/lib/kubelet") / volume
@@ -189,6 +200,7 @@ def test_a_vm_outlives_the_pod_and_its_image_and_obeys_the_next_one(daemon: Daem
     assert _get(node, address)
 
     daemon.import_image()
+    assert daemon.image == daemon.container_spec["image"]
     daemon.start()
     assert vm.status().state == cri.CONTAINER_RUNNING
     assert vm.processes() == before
