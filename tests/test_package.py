@@ -64,7 +64,7 @@ def test_its_commands_run_with_nothing_of_the_tree(built: Path, tmp_path: Path) 
     subprocess.run([*pip, "--no-deps", "--no-index", str(built)], check=True)
 
     def said(command: str, *arguments: str) -> str:
-        argv = [place / "bin" / command, *arguments]
+        argv = [str(place / "bin" / command), *arguments]
         return subprocess.run(
             argv, check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path
         ).stdout

@@ -162,7 +162,14 @@ def next_package(package: Path, machine: Machine, tmp_path_factory: pytest.TempP
     for name in ("virtlet.yaml", "criproxy.yaml"):
         with (tree / "usr/share/virtlet" / name).open("a") as sample:
             sample.write("# new\n")
-    build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, machine.root / "next.deb"]
+    build = [
+        "dpkg-deb",
+        "--root-owner-group",
+        "-Znone",
+        "--build",
+        str(tree),
+        f"{machine.root}/next.deb",
+    ]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     remove_tree(tree)
     return "/next.deb"
