@@ -11,6 +11,7 @@ from virtlet.cli.main import Commands, run
 COMMANDS = {
     "console": ("sessions:console", "Attach to the serial console of a VM."),
     "flavors": ("views:flavors", "List the machines with names."),
+    "gen": ("generate:gen", "Write the manifest of a VM pod."),
     "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),
     "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
