@@ -6,6 +6,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.fakes.kubelet import write_atomic
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
+from virtlet.core.paths import Paths
 from virtlet.cri import api_pb2 as cri
 from virtlet.host.mounts import at_or_below
 
@@ -258,12 +260,38 @@ def _with_another_manager(pod: Pod) -> Pod:
     return evolve(pod, client=pod.node.client())
 
 
+@contextmanager
+def _telling_of_mounts(pod: Pod, *parts: str) -> Iterator[None]:
+    """What fails says which mounts the node has, and which the emulator has in its jail."""
+    try:
+        yield
+    except (AssertionError, TimeoutError) as error:
+        for whose in ("self", str(pod.emulator)):
+            lines = Path(f"/proc/{whose}/mountinfo").read_text().splitlines()
+            found = [line for line in lines if any(part in line for part in parts)]
+            error.add_note("\n".join([f"mounts of {whose}:", *found]))
+        raise
+
+
+def _rebooted_without_a_manager(pod: Pod, share: Path) -> Pod:
+    """Have the guest boot again while no manager runs; a file in a share of it is the sign."""
+    _run(pod, "(until [ -e /e/go ]; do sleep 0.2; done; rm /e/go; reboot -f) >/dev/null 2>&1 &")
+    pod.node.stop()
+    console = Paths(pod.node.data_dir).console(pod.vm).with_suffix(".out")
+    logins = console.read_bytes().count(b"login:")
+    (share / "go").touch()
+    until(lambda: console.read_bytes().count(b"login:") > logins, "a reboot", BOOT_TIMEOUT)
+    pod.node.start()
+    return evolve(pod, client=pod.node.client())
+
+
 def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     own_node: Playground, kubelet_pod: KubeletPod
 ) -> None:
-    """Of both kinds of emptyDir, over a restart of the manager; nothing of it stays mounted.
+    """Of both kinds of emptyDir, over a restart of the manager, and a reboot while there is none;
+    nothing of it stays mounted.
 
-    A Secret that changes meanwhile reaches the guest.
+    A Secret that changes meanwhile reaches the guest, also after each reboot.
     """
     pod = kubelet_pod.pod.up()
     _run(pod, UNTIL_UP + "for at in /e /m; do echo written in the guest >$at/file; done")
@@ -276,7 +304,8 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     later.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", later], check=True)
     (later / "file").write_text("mounted later")
-    until(lambda: _run(pod, "cat /h/later/file") == "mounted later", "a later mount")
+    with _telling_of_mounts(pod, "/srv", "/volume-"):
+        until(lambda: _run(pod, "cat /h/later/file") == "mounted later", "a later mount")
     subprocess.run(["umount", later], check=True)
     later.rmdir()
 
@@ -301,7 +330,10 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     assert "and again" in (kubelet_pod.volume("empty-dir", "m") / "file").read_text()
     assert "has not mounted" not in Path(pod.status.log_path).read_text()
 
-    pod = _with_another_manager(pod)
+    pod = _rebooted_without_a_manager(pod, kubelet_pod.volume("empty-dir", "e"))
+    _run(pod, UNTIL_UP + "echo once more >>/m/file; cat /h/of-the-node")
+    assert "once more" in (kubelet_pod.volume("empty-dir", "m") / "file").read_text()
+    _run(pod, _UNTIL_CHANGED)
     assert len(at_or_below(own_node.data_dir / "volumes" / pod.vm)) == 3
     pod.client.stop(pod.vm, 0)
     # A kubelet unmounts the volumes now, and removes the container later.
