@@ -238,6 +238,18 @@ def test_a_port_nobody_listens_on_fails_alone(session: Session) -> None:
     assert b"visited" in answer
 
 
+def test_a_vm_without_a_screen_says_how_to_get_one(session: Session) -> None:
+    async def work(api: ApiServer, kubectl: Kubectl) -> bytes:
+        async with kubectl.started("port-forward", "vm", ":5900") as process:
+            reader, writer = await asyncio.open_connection("127.0.0.1", await forwarded(process))
+            assert await reader.read() == b""
+            writer.close()
+            _, said = await process.communicate()
+            return said
+
+    assert b"the VM has no screen, as its flavor has no `video`" in session(work)
+
+
 def test_fifty_forwarded_connections_at_once_are_all_served(session: Session) -> None:
     async def work(api: ApiServer, kubectl: Kubectl) -> list[bytes]:
         async with kubectl.started("port-forward", "vm", ":80") as process:

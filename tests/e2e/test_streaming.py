@@ -4,7 +4,9 @@ import asyncio
 import http.client
 import os
 import pty
+import socket
 import tty
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,7 @@ import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.cri_urls import CriUrls
+from tests.fakes.rfb import Viewer
 from tests.polling import until
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.kubectl import Kubectl, Result, forwarded
@@ -32,7 +35,11 @@ LIMIT = 60.0
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     """A pod whose guest has booted, on a node of its own."""
-    with Playground({"tiny": TINY}, subnet="10.127.0.0/16") as node, node.client() as client:
+    settings = {"handlers": {"": {"flavor": {"video": "vga"}}}}
+    with (
+        Playground({"tiny": TINY}, subnet="10.127.0.0/16", settings=settings) as node,
+        node.client() as client,
+    ):
         pod = Pod(node, client, make_manifest(node, "streamed"))
         pod.manifest.container.stdin = pod.manifest.container.stdin_once = True
         pod = pod.up()
@@ -107,6 +114,45 @@ def test_a_port_of_the_guest_is_forwarded(with_kubectl: Session) -> None:
             return answer
 
     assert b"streamed" in with_kubectl(work)
+
+
+def _colour(viewer: Viewer) -> tuple[bool, ...]:
+    """Whether most of the screen is red, green and blue; nothing where no colour has nine tenths.
+
+    A VGA has six bits for each, of which emulators make different bytes.
+    """
+    picture = viewer.picture()
+    pixels = Counter(picture[at : at + 3] for at in range(0, len(picture), 3))
+    [(colour, count)] = pixels.most_common(1)
+    return tuple(part > 128 for part in colour) if count > 0.9 * pixels.total() else ()
+
+
+def test_the_screen_is_forwarded_to_several_viewers(with_kubectl: Session) -> None:
+    """By port 5900, with what the guest draws on it."""
+
+    async def paint(kubectl: Kubectl, colour: int) -> None:
+        script = f"printf '\\033[{colour}m\\033[2J\\033[H' >/dev/tty0"
+        result = await kubectl.run("exec", "vm", "--", "sh", "-c", script)
+        assert result.code == 0, result.stderr
+
+    async def look(kubectl: Kubectl, viewers: list[Viewer]) -> None:
+        for code, colour in ((41, (True, False, False)), (44, (False, False, True))):
+            await paint(kubectl, code)
+            for viewer in viewers:
+                while await asyncio.to_thread(_colour, viewer) != colour:
+                    await asyncio.sleep(0.1)
+
+    async def work(kubectl: Kubectl) -> None:
+        async with kubectl.started("port-forward", "vm", ":5900") as process:
+            address = ("127.0.0.1", await forwarded(process))
+            with socket.create_connection(address) as one, socket.create_connection(address) as two:
+                viewers = [
+                    await asyncio.to_thread(Viewer.greet, connection, shared=False)
+                    for connection in (one, two)
+                ]
+                await look(kubectl, viewers)
+
+    with_kubectl(work)
 
 
 def test_the_log_is_the_console_and_can_be_followed(guest: Pod, with_kubectl: Session) -> None:

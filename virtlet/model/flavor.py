@@ -56,7 +56,7 @@ class Flavor:
     guest_os: str = "linux"
     """`linux` or `windows`, which has a clock in local time and the enlightenments of Hyper-V."""
     video: str = ""
-    """`virtio` or `vga`; "" for none."""
+    """`virtio` or `vga`: a screen, which the hypervisor opens (`open_screen`); "" for none."""
     watchdog: bool = False
     """Whether there is a watchdog, which resets the guest."""
     nested: bool = False

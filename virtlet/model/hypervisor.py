@@ -1,6 +1,7 @@
 """What the core asks of a hypervisor; a plugin's `virtlet_hypervisor` returns one."""
 
 import enum
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from xml.etree.ElementTree import Element
@@ -231,6 +232,22 @@ class Hypervisor(ABC):
         What the guest did before its last reset does not count. Default: nothing is known.
         """
         return {}
+
+    def open_screen(self, vm_id: str) -> socket.socket:
+        """Let one more viewer at the screen of a running VM whose flavor has `video`.
+
+        Nobody who is looking already notices. An emulator that does not answer may hold this up.
+
+        Returns:
+            A connected stream socket that speaks RFB (RFC 6143), without authentication; the
+            caller's to close, which ends the viewer alone.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: it does not run, or has no screen.
+            Unimplemented: the default.
+        """
+        raise Unimplemented(f"{self.info().name} shows no screens")
 
     def process(self, vm_id: str) -> int | None:
         """Process id of a running VM's emulator, or None. Default: looked up in `stats`."""

@@ -47,6 +47,7 @@ PLAIN = Flavor(memory=128 * MIB)
     [
         (PLAIN, {"accelerator": "kvm"}, 64 + 4 + 3 + 0.5),
         (PLAIN, {}, 64 + 4 + 3 + 64 + 8 + 2),
+        (evolve(PLAIN, video="vga"), {"accelerator": "kvm"}, 64 + 4 + 3 + 32 + 0.5),
         (evolve(PLAIN, translation_buffer=128 * MIB), {}, 64 + 4 + 3 + 128 + 16 + 2),
         (evolve(PLAIN, vcpus=4), {}, 64 + 16 + 3 + 64 + 8 + 2),
         (evolve(PLAIN, max_vcpus=4), {}, 64 + 16 + 3 + 64 + 8 + 2),

@@ -1,6 +1,7 @@
 """Joining a client to a VM's console, and to the ports of a pod's guest."""
 
 import asyncio
+import os
 import socket
 from asyncio.staggered import staggered_race
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import partial
 from virtlet.console.console_files import ConsoleFiles
 from virtlet.console.hub import ConsoleHub
 from virtlet.console.live_console import BACKLOG_LIMIT, Attachment, EndReason
+from virtlet.core.guest_sessions.screens import SCREEN_PORT, Screens
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.store.records import PodPhase, VmPhase
 from virtlet.errors import (
@@ -197,10 +199,13 @@ class GuestDialer:
     probes do: from the pod's namespace, where only the bridge is, it would send its answers past
     us (docs/decisions/0013-port-forward-from-the-node.md). A port that it serves on its own
     loopback only is out of reach.
+
+    Port 5900 is the screen's, where the VM has one.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._screens = Screens(context)
 
     def check(self, pod_id: str) -> tuple[str, ...]:
         """Addresses of a pod whose ports can be reached, the primary first.
@@ -216,5 +221,20 @@ class GuestDialer:
         return addresses
 
     async def dial(self, request: PortForwardRequest, port: int) -> socket.socket:
-        """Connect to the pod's address that answers first on the port; errors as for `connect`."""
-        return await connect(self.check(request.sandbox_id), port)
+        """Connect to the pod's address that answers first on the port, or to its screen.
+
+        Errors are those of `connect` and `Screens.open`.
+        """
+        addresses = self.check(request.sandbox_id)
+        if port != SCREEN_PORT:
+            return await connect(addresses, port)
+        screen = self._screens.of(request.sandbox_id)
+        if screen is not None:
+            return await self._screens.open(screen)
+        try:
+            return await connect(addresses, port)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the VM has no screen, as its flavor has no `video`, and its guest serves no VNC "
+                f"itself: {os.strerror(error.errno or 0).lower()}"
+            ) from None

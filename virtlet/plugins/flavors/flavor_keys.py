@@ -178,7 +178,10 @@ KEYS: Mapping[str, Key] = {
         help="`windows` has its clock in the node's local time, and with KVM the enlightenments of "
         "Hyper-V",
     ),
-    "video": _one_of("virtio", "vga", help="A graphics adapter, which nobody looks at"),
+    "video": _one_of(
+        *("virtio", "vga"),
+        help="A screen, by this graphics adapter; `kubectl port-forward POD 5900` leads to it",
+    ),
     "watchdog": Key(
         _boolean,
         {"type": "boolean"},

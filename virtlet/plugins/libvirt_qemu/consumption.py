@@ -33,6 +33,8 @@ PER_FILE_SERVER = 8 * _MIB
 """For each share over virtiofs, of a guest that remembers some ten thousand files of it."""
 TPM = 8 * _MIB
 """What swtpm takes."""
+SCREEN = 32 * _MIB
+"""What is on a screen, for the adapter and for its viewers."""
 DISK_PER_TABLE = 8192
 """Bytes of a qcow2 disk for each byte of its table that QEMU keeps, with clusters of 64 KiB."""
 MOST_TABLE = 32 * _MIB
@@ -74,6 +76,7 @@ def overhead(machine: Machine) -> int:
     need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
     need += PER_FILE_SERVER * len(file_servers) + TPM * flavor.tpm
+    need += SCREEN * bool(flavor.video)
     need += min(size // DISK_PER_TABLE, MOST_TABLE)
     if machine.accelerator == "kvm":
         return need + flavor.memory // RAM_PER_TABLE

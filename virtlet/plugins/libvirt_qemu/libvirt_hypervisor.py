@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
@@ -451,6 +452,21 @@ class LibvirtHypervisor(Hypervisor):
             if domain is None or not domain.isActive():
                 return {}
             return opened_shares(domain)
+
+    def open_screen(self, vm_id: str) -> socket.socket:
+        """A viewer's connection, which the emulator gets by its monitor: it listens nowhere."""
+        with self._domains.call(f"open the screen of VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot open the screen of VM {vm_id}: libvirt has no domain of it")
+            if not domain.isActive():
+                raise FailedPrecondition(f"VM {vm_id} does not run: it shows no screen")
+            if ElementTree.fromstring(domain.XMLDesc()).find("devices/graphics") is None:
+                raise FailedPrecondition(
+                    f"VM {vm_id} has no screen: give its flavor `video`, and run the pod again"
+                )
+            viewer = domain.openGraphicsFD(0, libvirt.VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH)
+            return socket.socket(fileno=viewer)
 
     def process(self, vm_id: str) -> int | None:
         """The process of a running domain, which need not answer."""
