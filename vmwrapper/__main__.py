@@ -38,6 +38,9 @@ TIMEOUT = 20.0
 """Seconds to wait for the manager."""
 MOST_FDS = 253
 """As many as the kernel passes in one message (SCM_MAX_FD)."""
+MOST_THREADS = 2048
+"""Of a jailed emulator, also where no cgroup bounds them: 255 vCPUs, and what a cgroup allows
+beside them."""
 JAIL_FAILED = (
     "the emulator cannot be jailed: {}: {}. It takes user namespaces for users without privileges "
     "(sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
@@ -414,11 +417,13 @@ class Jail:
 
     def restrict(self, writable: list[str], syscalls: bytes) -> None:
         """What holds without the namespaces, too: Landlock where the kernel has it, no core dump
-        of the guest's memory, no capability and no way to one, no call that reaches others."""
+        of the guest's memory, a bounded number of threads, no capability and no way to one, no call
+        that reaches others."""
         # A limit of 1 also keeps the kernel from piping a dump into a program, which 0 does not.
         core = self.resource.RLIMIT_CORE
         if self.resource.getrlimit(core)[1] != 0:
             self.resource.setrlimit(core, (1, 1))
+        self.bound_threads()
         zero = self.ctypes.c_ulong(0)
         self.libc.prctl(self.CAP_AMBIENT, self.AMBIENT_CLEAR, zero, zero, zero)
         for capability in range(64):
@@ -434,6 +439,16 @@ class Jail:
         # struct sock_fprog: how many instructions of 8 bytes, and where.
         filter_of = self.struct.pack("@HP", len(syscalls) // 8, self.ctypes.addressof(program))
         self.done("seccomp", self.libc.prctl(self.SECCOMP, self.FILTER, filter_of, zero, zero))
+
+    def bound_threads(self) -> None:
+        """Bound the threads and processes of this jail, which a kernel before 5.14 counts together
+        with all others of the user."""
+        release = os.uname().release.partition("-")[0].split(".")
+        if (int(release[0]), int(release[1])) >= (5, 14):
+            threads = self.resource.RLIMIT_NPROC
+            hard = self.resource.getrlimit(threads)[1]
+            most = MOST_THREADS if hard == self.resource.RLIM_INFINITY else min(hard, MOST_THREADS)
+            self.resource.setrlimit(threads, (most, most))
 
     def landlock(self, abi: int, writable: list[str]) -> None:
         """Let files be read, and written only where that is meant; no TCP, no signals to others."""

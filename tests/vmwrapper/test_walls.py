@@ -55,6 +55,17 @@ _TRIES = {
             raise OSError("refused")
         return "capable"
     """,
+    "start": """
+        if os.fork() == 0:
+            os._exit(0)
+        os.wait()
+        return "started"
+    """,
+    "crowd": """
+        if 0 < resource.getrlimit(resource.RLIMIT_NPROC)[1] <= 2048:
+            raise OSError("refused")
+        return "unbounded"
+    """,
     "dump": """
         if resource.getrlimit(resource.RLIMIT_CORE)[1] in (0, 1):
             raise OSError("refused")
@@ -76,6 +87,8 @@ _WALLS = {
         "planted",
     ),
     "the bounding set": ("capable", [], ("range(64)", "range(0)"), "capable"),
+    "no processes": ("start", [], _SECCOMP, "started"),
+    "bounded threads": ("crowd", [], ("self.bound_threads()", "pass"), "unbounded"),
     "no core dumps": ("dump", [], ("self.resource.setrlimit(", "(lambda *_: None)("), "dumped"),
 }
 """What is tried, other walls that have to be away for that, the wall, and what comes without it."""
@@ -101,7 +114,7 @@ def _try(setup: Setup, what: str, without: list[tuple[str, str]]) -> str:
     setup.path.write_text(text)
     system = ("/usr", "/bin", "/lib", "/lib64")
     visible = tuple(Visible(path=Path(path), optional=True) for path in system)
-    part = LaunchPart(emulator=program, jail=True, visible=visible)
+    part = LaunchPart(emulator=program, jail=True, alone=True, visible=visible)
     setup.server.arm(VM, TOKEN, [("test", part)])
     done = setup.launch()
     assert done.returncode == 0, done.stderr

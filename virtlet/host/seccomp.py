@@ -80,7 +80,11 @@ _FCHOWN = (93, 55)
 _KEEP_CAPABILITIES = 8
 """PR_SET_KEEPCAPS of <linux/prctl.h>."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_CHILDREN = {"fork": (57, 220), "vfork": (58, 220), "clone": _CLONE, "clone3": _CLONE3}
+_FORKS = {"fork": (57, 220), "vfork": (58, 220)}
+"""Where a machine has no such calls, clone stands in their place."""
+_CHILDREN = {**_FORKS, "clone": _CLONE, "clone3": _CLONE3}
+_THREAD = 0x1_0000
+"""CLONE_THREAD of <linux/sched.h>."""
 _NAMESPACES = 0x7E02_0000
 """CLONE_NEWNS to CLONE_NEWNET of <linux/sched.h>."""
 _X32 = 0x4000_0000
@@ -95,12 +99,13 @@ _Step = tuple[int, int, str]
 """A code, its value, and the name of where it goes if its test holds; it goes on otherwise."""
 
 
-def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
+def emulator_filter(pid: int, *, io_uring: bool = False, alone: bool = False) -> bytes:
     """The program for one emulator, as an array of struct sock_filter.
 
     Args:
         pid: the process that becomes the emulator.
         io_uring: whether it may use io_uring.
+        alone: whether it may start no process, but threads.
 
     Raises:
         FailedPrecondition: the machine's calls are not known here.
@@ -126,6 +131,7 @@ def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
             (_EQUAL, _CLONE[which], "clone"),
             # Its flags are out of reach; the C library takes clone where this is missing.
             (_EQUAL, _CLONE3[which], "missing"),
+            *(_each(_FORKS, which, "refuse") if alone else ()),
             (_RETURN, _ALLOW, ""),
         ],
         {
@@ -134,7 +140,8 @@ def emulator_filter(pid: int, *, io_uring: bool = False) -> bytes:
             "clone": [
                 (_LOAD, _FIRST, ""),
                 (_HAS_BITS, _NAMESPACES, "refuse"),
-                (_RETURN, _ALLOW, ""),
+                *([(_HAS_BITS, _THREAD, "allow")] if alone else ()),
+                (_RETURN, _EPERM if alone else _ALLOW, ""),
             ],
             "socket": _by(_FIRST, _FAMILIES, "allow", _EPERM),
             "other": _by(_FIRST, (0, pid), "allow", _EPERM),

@@ -41,13 +41,16 @@ class JailMounts:
                 os.close(descriptor)
 
 
-def make_jail(visible: Sequence[Visible], pid: int, *, io_uring: bool = False) -> JailMounts:
+def make_jail(
+    visible: Sequence[Visible], pid: int, *, io_uring: bool = False, alone: bool = False
+) -> JailMounts:
     """Make the mounts of one jail.
 
     Args:
         visible: what is in it; of several that name one path the most permissive counts.
         pid: of the process that becomes the emulator; it sees its own part of `/proc`.
         io_uring: whether it may use io_uring.
+        alone: whether it may start no process.
 
     Raises:
         FailedPrecondition: something is not there, or cannot be mounted; names it.
@@ -58,7 +61,7 @@ def make_jail(visible: Sequence[Visible], pid: int, *, io_uring: bool = False) -
             _add(jail, item)
         # As nobody outside knows its number there, it finds itself by `self` alone.
         _mount(jail, "/proc/self", Visible(path=Path(f"/proc/{pid}")))
-        jail.syscalls = emulator_filter(pid, io_uring=io_uring)
+        jail.syscalls = emulator_filter(pid, io_uring=io_uring, alone=alone)
     except BaseException:
         jail.close()
         raise

@@ -31,6 +31,7 @@ class Launch:
     jail: bool = False
     visible: tuple[Visible, ...] = ()
     io_uring: bool = False
+    alone: bool = False
 
     def close(self) -> None:
         """Close the descriptors; idempotent."""
@@ -95,6 +96,7 @@ def _merge(parts: Sequence[tuple[str, LaunchPart]]) -> Launch:
         launch.fds += part.fds
         launch.jail = launch.jail or part.jail
         launch.io_uring = launch.io_uring or part.io_uring
+        launch.alone = launch.alone or part.alone
         for place in part.visible:
             before = shown.setdefault(place.path, (plugin, place.writable))
             if before[0] != plugin and before[1] != place.writable:

@@ -338,7 +338,9 @@ class LaunchServer:
             try:
                 jail = JailMounts()
                 if launch.jail:
-                    jail = make_jail(launch.visible, pid, io_uring=launch.io_uring)
+                    jail = make_jail(
+                        launch.visible, pid, io_uring=launch.io_uring, alone=launch.alone
+                    )
             except FailedPrecondition as error:
                 peer.sendall(refusal(str(error)))
                 return

@@ -77,7 +77,8 @@ class LaunchPart:
     """How the node's OOM killer sees the emulator, -1000 to 1000; of several parts the last counts,
     and None leaves it to the others."""
     emulator: Path | None = None
-    """The program to exec instead of the default emulator; at most one part may say so."""
+    """The program to exec instead of the default emulator; at most one part may say so. In a
+    jail it may have to do without further processes (see `alone`)."""
     jail: bool = False
     """Whether the emulator is jailed: it sees nothing of the node but what the parts make visible,
     its own descriptors and `/proc/self`, and has no network. Of the hypervisor's part alone."""
@@ -86,6 +87,9 @@ class LaunchPart:
     io_uring: bool = False
     """Whether a jailed emulator may use io_uring, which is refused otherwise: its requests pass the
     filters of system calls by."""
+    alone: bool = False
+    """Whether a jailed emulator may start threads alone and no process, as QEMU needs none. Of the
+    hypervisor's part alone."""
     required: bool = False
     """Whether a start fails if nobody fetched the launch meanwhile: the emulator was started past
     vmwrapper then, without jail and cgroup. Of the hypervisor's part alone."""

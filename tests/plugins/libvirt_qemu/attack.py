@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import signal
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -98,12 +100,9 @@ def trace(pid: int) -> str:
 
 
 def enter(number: int) -> str:
-    """Make a namespace, for the capabilities that come with it."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if LIBC.unshare(number) == 0 else 1)
-    if os.waitpid(pid, 0)[1] != 0:
-        raise OSError("refused")
+    """Make a namespace, for the capabilities that come with it. It has no other thread then."""
+    if LIBC.unshare(number) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return "made"
 
 
@@ -219,6 +218,46 @@ def look(_: None) -> str:
     return str(len(others))
 
 
+def start(_: None) -> str:
+    """Start a process, which may outlive the emulator."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return "started"
+
+
+def crowd(most: int) -> str:
+    """Start threads without end: the node has a number of them for all."""
+    threading.stack_size(1 << 16)
+    gate, threads = threading.Event(), list[threading.Thread]()
+    try:
+        while len(threads) < most:
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                raise OSError(f"no more than {len(threads)}") from None
+            threads.append(thread)
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join()
+    return "a crowd"
+
+
+def fill(_: None) -> str:
+    """Make a file anywhere: each takes an inode, and a file system has a number of them for all."""
+    walked = (directory for directory, *_ in os.walk("/"))
+    for place in itertools.chain(("/tmp", "/var/tmp", "/dev/shm"), walked):
+        name = os.path.join(place, "planted")
+        with contextlib.suppress(OSError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.unlink(name)
+            return place
+    raise OSError("nowhere")
+
+
 WAYS: dict[str, Callable[[Any], str]] = {
     "read": read,
     "write": write,
@@ -242,6 +281,9 @@ WAYS: dict[str, Callable[[Any], str]] = {
     "inherit": inherit,
     "fault": fault,
     "share": share,
+    "start": start,
+    "crowd": crowd,
+    "fill": fill,
 }
 
 

@@ -1,6 +1,6 @@
 """Managers in processes of their own, which are killed, follow a killed one, or have an odd node.
 
-python -m tests.plugins.libvirt_qemu.other_managers survive|succeed|die|unresolved DIRECTORY [VM]
+python -m tests.plugins.libvirt_qemu.other_managers FUNCTION DIRECTORY [ARGUMENTS]
 """
 
 import json
@@ -14,8 +14,10 @@ import threading
 import time
 from pathlib import Path
 
+from tests.plugins.libvirt_qemu.planting import listing, planting, wait_for_rounds
 from tests.plugins.libvirt_qemu.rig import Rig, make_open_node
 from tests.polling import until
+from virtlet.host.processes import jail_of
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.plugins.libvirt_qemu.libvirt_process import tell_of_slow_look_ups
 
@@ -83,6 +85,40 @@ def _print(what: str, seen: Observation) -> None:
     sys.stdout.flush()
 
 
+def attacked(rig: Rig) -> None:
+    """Start a VM whose emulator plants files, print what there was, and wait to be killed."""
+    rig.open()
+    machine = rig.define()
+    own = (machine.vm.directory, machine.runtime_directory)
+    part, before = planting(rig, machine), listing(*own)
+    rig.start(machine, part, alone=False)
+    wait_for_rounds(machine.console.output)
+    told = {
+        "vm": machine.vm.id,
+        "console": str(machine.console.output),
+        "own": list(map(str, own)),
+        "before": before,
+        "jail": jail_of(rig.pid(machine)),
+    }
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+    time.sleep(600)
+
+
+def survived(rig: Rig, vm_id: str, console: str) -> None:
+    """Look at that VM of the one before once more, and remove it; print what is seen."""
+    rig.open()
+    try:
+        wait_for_rounds(Path(console))
+        seen, pid = rig.hypervisor.observe(vm_id), rig.hypervisor.process(vm_id)
+        told = {"state": seen and seen.state.value, "jail": pid and jail_of(pid)}
+    finally:
+        rig.hypervisor.remove(vm_id)
+    sys.stdout.write(json.dumps({**told, "left": list(rig.hypervisor.list())}))
+    sys.stdout.flush()
+    rig.close()
+
+
 def probes(directory: Path) -> list[int]:
     """Emulators that libvirt asks for their capabilities, for one data directory."""
     found = []
@@ -144,8 +180,8 @@ def unresolved(rig: Rig) -> None:
 
 
 if __name__ == "__main__":
-    _rig = Rig(make_open_node(Path(sys.argv[2])), "qemu:///embed")
-    if sys.argv[1] == "succeed":
-        succeed(_rig, sys.argv[3])
-    else:
-        {"survive": survive, "die": die, "unresolved": unresolved}[sys.argv[1]](_rig)
+    _named = {
+        function.__name__: function
+        for function in (survive, succeed, die, unresolved, attacked, survived)
+    }
+    _named[sys.argv[1]](Rig(make_open_node(Path(sys.argv[2])), "qemu:///embed"), *sys.argv[3:])

@@ -167,13 +167,22 @@ class Rig:
         self.hypervisor.define(machine, self.document(machine))
         return machine
 
-    def start(self, machine: Machine, part: LaunchPart | None = None) -> bool:
-        """Start it; whether it fetched its launch."""
+    def start(
+        self, machine: Machine, part: LaunchPart | None = None, *, alone: bool = True
+    ) -> bool:
+        """Start it; whether it fetched its launch.
+
+        Args:
+            machine: which.
+            part: a plugin's.
+            alone: whether it may start no process, as the hypervisor has it.
+        """
         token = machine.environment[ENV_TOKEN]
         shares = virtiofs.launch_part(machine)
         for backend in shares.backends:
             self._serve(machine, backend)
-        parts = [("libvirt_qemu", self.hypervisor.launch(machine)), ("volumes", shares)]
+        own = self.hypervisor.launch(machine)
+        parts = [("libvirt_qemu", evolve(own, alone=own.alone and alone)), ("volumes", shares)]
         parts = [*parts, ("test", part)] if part else parts
         self.launches.arm(machine.vm.id, token, parts, self.door(machine))
         try:

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from tests.fakes.pod_cgroup import pod_cgroup
 from tests.plugins.libvirt_qemu import attack
 from tests.plugins.libvirt_qemu.rig import Rig
 from virtlet.errors import FailedPrecondition
+from virtlet.host import cgroups
 from virtlet.model.launch import ENV_SOCKET, LaunchPart
 from virtlet.model.vm import Machine
+from vmwrapper.__main__ import MOST_THREADS
 
 _NEWUSER = 0x10000000
 _HELD_ANYWAY = {
@@ -120,7 +123,6 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
         "the data directory": ("read", str(data / "bin")),
         "temporary files": ("write", "/var/tmp"),
         "shared memory": ("write", "/dev/shm"),
-        "capabilities by a namespace": ("enter", _NEWUSER),
         "a core dump": ("dump", None),
         "privileges": ("gain", None),
         "io_uring": ("ring", None),
@@ -132,6 +134,10 @@ def _plan(rig: Rig, mine: Machine, other: Machine, pid: int, port: int) -> dict[
         "the kernel's messages": ("family", socket.AF_NETLINK),
         "page faults": ("fault", None),
         "a descriptor that leads out": ("inherit", None),
+        "a process of its own": ("start", None),
+        "a file anywhere": ("fill", None),
+        "capabilities by a namespace": ("enter", _NEWUSER),
+        "threads without end": ("crowd", MOST_THREADS + 256),
     }
     return {"report": str(mine.root.path), "tries": tries}
 
@@ -196,6 +202,25 @@ def test_a_user_of_its_own_is_a_second_wall(rig: Rig) -> None:
     it put anything in the place of what root opens."""
     refused = _attack(rig, jail=False)["refused"]
     assert set(refused) == _HELD_ANYWAY | _HELD_BY_ITS_USER, refused
+
+
+def test_an_emulators_cgroup_bounds_its_threads(rig: Rig) -> None:
+    """Below what the jail has for those without one."""
+    with pod_cgroup() as parent, _attacker(rig, shared=False) as (mine, program):
+        groups = cgroups.create(parent, mine.vm.id)
+        try:
+            if not any((group / "pids.max").exists() for group in groups):
+                pytest.skip("no hierarchy counts processes here")
+            assert cgroups.bound_tasks(groups, 64) == {}
+            plan = {"report": str(mine.root.path), "tries": {"threads": ("crowd", 256)}}
+            variables = {"ATTACK": json.dumps(plan)}
+            part = LaunchPart(emulator=program, environment=variables, cgroups=groups)
+            with pytest.raises(FailedPrecondition, match="did not start"):
+                rig.start(mine, part)
+        finally:
+            cgroups.remove(parent, mine.vm.id)
+        said = json.loads(mine.root.path.read_bytes().partition(b"\n")[0])
+    assert said == {"succeeded": {}, "refused": {"threads": "no more than 63"}}
 
 
 def test_a_running_emulator_is_in_the_jail(rig: Rig) -> None:

@@ -84,12 +84,18 @@ def test_an_emulator_that_floods_libvirt_is_ended_and_no_other(rig: Rig) -> None
     machine = rig.machine()
     console = machine.console.output
     part = LaunchPart(emulator=program, environment={"CONSOLE": str(console)})
-    with rig.running() as other, rig.running(part, machine):
-        with console.open("ab") as printed:
-            printed.write(flood.WORD)
-        ended = rig.wait_for_end(machine)
-        assert (ended.exit_code, ended.reason, ended.message) == FLOODED
-        assert rig.hypervisor.process(machine.vm.id) is None
-        assert rig.pid(other)
-        rig.start(machine)
-        rig.wait_to_hear(machine, DomainState.RUNNING)
+    with rig.running() as other:
+        try:
+            rig.define(machine)
+            rig.start(machine, part, alone=False)
+            rig.wait_for_console(machine, b"ready")
+            with console.open("ab") as printed:
+                printed.write(flood.WORD)
+            ended = rig.wait_for_end(machine)
+            assert (ended.exit_code, ended.reason, ended.message) == FLOODED
+            assert rig.hypervisor.process(machine.vm.id) is None
+            assert rig.pid(other)
+            rig.start(machine)
+            rig.wait_to_hear(machine, DomainState.RUNNING)
+        finally:
+            rig.hypervisor.remove(machine.vm.id)

@@ -390,7 +390,10 @@ def start_emulator(context: Context, record: VmRecord, machine: Machine) -> None
         part = LaunchPart(cgroups=groups, oom_score_adj=record.resources.oom_score_adj)
         asked = context.hooks.launch(machine)
         # The hypervisor knows what its emulator needs to see.
-        parts = [(CORE, part), *((name, evolve(more, jail=False)) for name, more in asked)]
+        parts = [
+            (CORE, part),
+            *((name, evolve(more, jail=False, alone=False)) for name, more in asked),
+        ]
         try:
             own = hypervisor.launch(machine)
         except BaseException:

@@ -220,6 +220,7 @@ class LibvirtHypervisor(Hypervisor):
             required=True,
             backends=programs,
             io_uring=machine.flavor.disk_io == "io_uring",
+            alone=True,
         )
 
     def _document(self, vm_id: str) -> Element:
