@@ -80,7 +80,7 @@ lock: setup ## pin dependencies with hashes in requirements.txt and requirements
 
 audit: setup ## ask for known vulnerabilities of what is pinned
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lock]'
-	.venv/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-build.txt
+	.venv/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements-build.txt
 
 bench: setup ## measure, and print the table
 	$(PY) -m bench
