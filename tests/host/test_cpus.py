@@ -52,3 +52,19 @@ def test_a_kernel_without_numa_has_node_0(tmp_path: Path) -> None:
     assert cpus.memset("0", tmp_path / "none") == {0}
     with pytest.raises(InvalidArgument, match="no memory node 1"):
         cpus.memset("1", tmp_path / "none")
+
+
+def test_cpus_are_told_by_memory_node(tmp_path: Path) -> None:
+    for node, text in ((0, "0-1,8"), (1, "2-3"), (2, "")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}/cpulist").write_text(f"{text}\n")
+    found = cpus.nodes_of(frozenset({1, 3, 8}), tmp_path)
+    assert found == {0: {1, 8}, 1: {3}}
+    assert cpus.nodes_of(frozenset({1}), tmp_path / "without NUMA") == {}
+
+
+def test_a_core_is_known_by_its_first_thread(tmp_path: Path) -> None:
+    (tmp_path / "cpu9/topology").mkdir(parents=True)
+    (tmp_path / "cpu9/topology/thread_siblings_list").write_text("1,9\n")
+    assert cpus.core_of(9, tmp_path) == 1
+    assert cpus.core_of(7, tmp_path) == 7

@@ -1,16 +1,18 @@
-"""CPUs and memory nodes of this machine, lists of them, and shares of their time.
+"""CPUs and memory nodes of this machine, lists of them, huge pages, and shares of CPU time.
 
 Sources: "List format" in cpuset(7); sched-bwc.rst of the Linux documentation; "Guest NUMA topology"
 and "Memory Allocation" of the domain XML format.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from virtlet.errors import InvalidArgument
 
-CPUS = Path("/sys/devices/system/cpu/online")
-NODES = Path("/sys/devices/system/node/online")
+SYSTEM = Path("/sys")
+CPUS = SYSTEM / "devices/system/cpu/online"
+NODES = SYSTEM / "devices/system/node/online"
 _LONGEST = 4096
 """Characters of a list: a thousand ranges."""
 _HIGHEST = 1 << 16
@@ -121,3 +123,44 @@ def numa_memory(cpu: Element) -> int:
             raise ValueError("a NUMA cell needs a memory in a unit such as MiB")
         total += int(memory) * _UNITS[unit]
     return total
+
+
+def nodes_of(cpus: frozenset[int], nodes: Path = NODES.parent) -> Mapping[int, frozenset[int]]:
+    """The memory nodes that CPUs are on: node to those of the CPUs."""
+    found = {}
+    for directory in nodes.glob("node[0-9]*"):
+        text = (directory / "cpulist").read_text().strip()
+        if text and (here := parse_list(text) & cpus):
+            found[int(directory.name.removeprefix("node"))] = here
+    return dict(sorted(found.items()))
+
+
+def core_of(cpu: int, cpus: Path = CPUS.parent) -> int:
+    """The first CPU of the core that a CPU is a thread of."""
+    try:
+        return min(parse_list((cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text()))
+    except (OSError, ValueError):
+        return cpu
+
+
+def free_pages(size: int, node: int | None = None, system: Path = SYSTEM) -> int | None:
+    """How many huge pages are free.
+
+    Args:
+        size: bytes of a page.
+        node: memory node; None for the whole machine.
+        system: directory of the kernel's devices, /sys but in tests.
+
+    Returns:
+        None where the kernel has no pages of this size.
+    """
+    above = "kernel/mm" if node is None else f"devices/system/node/node{node}"
+    try:
+        directory = system / above / f"hugepages/hugepages-{size >> 10}kB"
+        free = int((directory / "free_hugepages").read_text())
+        if node is None:
+            # Promised to mappings that have not touched them yet.
+            free -= int((directory / "resv_hugepages").read_text())
+        return max(free, 0)
+    except (OSError, ValueError):
+        return None

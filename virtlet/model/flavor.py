@@ -70,5 +70,12 @@ class Flavor:
     """Of a socket; 0 with `threads` 0 too makes each vCPU a socket, else it means 1."""
     threads: int = 0
     """Of a core, likewise. Sockets are as many as the most vCPUs fill."""
+    page_size: int = 0
+    """Bytes of the huge pages that `memory` is on; 0 for ordinary pages."""
+    dedicated_cpus: bool = False
+    """Whether each vCPU has a CPU of the container's cpuset for itself; those that are left over
+    are for the emulator's other threads."""
+    numa: bool = False
+    """Whether the guest sees the memory nodes that these CPUs are on, and has its memory there."""
     extras: Mapping[str, str] = field(factory=dict)
     """For plugins that work together, by names they agree on."""

@@ -273,6 +273,18 @@ def test_a_pod_that_cannot_hold_both_is_refused_with_what_to_write(
     assert node.left == []
 
 
+def test_memory_on_huge_pages_is_beside_the_pods_memory(
+    create: Create, manager: Manager, node: Node
+) -> None:
+    """Which the emulator has for itself then, and needs."""
+    node.flavor = lambda vm: Flavor(memory=512 * MIB, page_size=2 * MIB, guest_agent=False)
+    with pytest.raises(InvalidArgument, match="on huge pages, .* limit of 64Mi .* to 90Mi or more"):
+        create(64, 10)
+    (pod_id,) = manager.store.pods
+    manager.remove_pod(pod_id)
+    assert _memory(node, create(64, 36)) == 512
+
+
 def test_the_owner_is_told_what_the_guest_does_not_get(create: Create, manager: Manager) -> None:
     vm_id = create(256, 40)
     manager.start(vm_id)

@@ -115,6 +115,24 @@ def test_new_values_are_in_force_and_stored_and_the_unset_ones_stay(
     assert hypervisor.asked == [Resize(memory=GIB, cpus=frozenset({0}))]
 
 
+def test_a_vm_with_cpus_of_its_own_keeps_them(
+    manager: Manager, node: Node, hypervisor: Recorder, vm: str
+) -> None:
+    """A kubelet sends the same again; with others each vCPU would have to move."""
+    record = manager.vm(vm)
+    assert record.machine is not None
+    config = evolve(record.vm.config, resources=Resources(cpuset_cpus="0"))
+    own = evolve(record.vm, config=config)
+    flavor = evolve(record.machine.flavor, dedicated_cpus=True)
+    machine = evolve(record.machine, vm=own, flavor=flavor)
+    manager.store.put_vm(evolve(record, vm=own, machine=machine))
+    manager.start(vm)
+    with pytest.raises(FailedPrecondition, match="cannot have other CPUs without a restart"):
+        resize_vm(manager.context, vm, Resources(cpuset_cpus="0-1"))
+    resize_vm(manager.context, vm, Resources(cpuset_cpus="0"))
+    assert hypervisor.asked == []
+
+
 def test_the_same_again_is_applied_again(
     manager: Manager, hypervisor: Recorder, running: str, parent: str
 ) -> None:

@@ -16,6 +16,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.resources import Resources
 from virtlet.model.vm import Console, Machine
+from virtlet.plugins.domain_xml.placement import Cell, Placement, placement_of
 from virtlet.plugins.domain_xml.plugin import OPTIONS, Plugin
 from virtlet.plugins.domain_xml.render import EXTRA, Firmware, Renderer, domain_name, find_uefi
 from virtlet.plugins.libvirt_qemu.domains import written
@@ -28,6 +29,7 @@ SECURE = Firmware(
     Path("/usr/share/OVMF/CODE.ms.fd"), Path("/usr/share/OVMF/VARS.ms.fd"), secure=True
 )
 _PINNED = Resources(cpuset_cpus="0")
+_OWN = Resources(cpuset_cpus="0-1", cpu_shares=2048)
 
 
 def plain() -> Machine:
@@ -157,6 +159,18 @@ def all_machines() -> Mapping[str, Machine]:
             )
             for accelerator in ("kvm", "qemu")
         },
+        "placed": evolve(
+            _volumes(),
+            vm=evolve(machine.vm, config=evolve(make_vm_config(), resources=_OWN)),
+            flavor=evolve(
+                flavor,
+                dedicated_cpus=True,
+                numa=True,
+                page_size=2 << 20,
+                disk_bus="virtio",
+                disk_iothreads=1,
+            ),
+        ),
         "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }
@@ -330,6 +344,43 @@ def test_numa_cells_have_no_more_memory_than_the_machine(cells: str, problem: st
     extras = {EXTRA: f"<cpu><numa>{cells}</numa></cpu>"}
     with pytest.raises(InvalidArgument, match=problem):
         render(evolve(machine, flavor=evolve(machine.flavor, extras=extras)))
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Path:
+    """The memory nodes of a machine whose CPU 0 is on node 1, and the other one on node 0."""
+    for node, cpu in ((0, 1), (1, 0)):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}/cpulist").write_text(f"{cpu}\n")
+    return tmp_path
+
+
+def _own(vcpus: int, memory: int = 1 << 30, **more: Any) -> Machine:
+    machine = plain()
+    vm = evolve(machine.vm, config=evolve(make_vm_config(), resources=_OWN))
+    flavor = evolve(machine.flavor, vcpus=vcpus, memory=memory, dedicated_cpus=True, **more)
+    return evolve(machine, vm=vm, flavor=flavor)
+
+
+def test_cpus_beyond_the_vcpus_are_the_emulators(two_nodes: Path) -> None:
+    """Those of one memory node come one after the other."""
+    assert placement_of(_own(1), two_nodes) == Placement(pins=(1,), emulator="0")
+    assert placement_of(_own(2), two_nodes) == Placement(pins=(1, 0), emulator="0,1")
+    assert placement_of(plain(), two_nodes) == Placement()
+    with pytest.raises(InvalidArgument, match="has 2 CPUs of its own for 3 vCPUs"):
+        placement_of(_own(3), two_nodes)
+
+
+def test_a_guest_has_a_memory_node_for_each_that_its_cpus_are_on(two_nodes: Path) -> None:
+    """And as much memory of each as pages allow; none of a node where the emulator alone is."""
+    machine = _own(2, 1025 << 20, numa=True)
+    assert placement_of(machine, two_nodes).cells == (
+        Cell(node=0, vcpus=(0,), memory=513 << 20),
+        Cell(node=1, vcpus=(1,), memory=512 << 20),
+    )
+    paged = placement_of(_own(2, 1026 << 20, numa=True, page_size=2 << 20), two_nodes)
+    assert [cell.memory >> 20 for cell in paged.cells] == [514, 512]
+    assert placement_of(_own(1, numa=True), two_nodes).nodes == "0"
 
 
 @pytest.mark.parametrize("text", ["<cpu", "<memory/>", "<cpu/><cpu/>"])

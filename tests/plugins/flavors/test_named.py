@@ -384,7 +384,7 @@ def test_the_definition_is_the_table_of_the_code() -> None:
     assert set(properties) == set(SPEC)
     assert properties["flavor"]["properties"] == {name: key.schema for name, key in KEYS.items()}
     model = {one.name for one in Flavor.__attrs_attrs__}
-    assert model - set(KEYS) == {"cores", "threads", "system_uuid"}
+    assert model - set(KEYS) == {"cores", "threads", "system_uuid", "page_size"}
 
 
 UNSAID = {"burst", "spoofing", "document", "key", "of-spec", "topology"}

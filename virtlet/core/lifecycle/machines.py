@@ -79,6 +79,16 @@ def fitted(machine: Machine, resources: Resources, hypervisor: Hypervisor) -> Ma
     if limit <= 0 or not pod.config.cgroup_parent.strip("/"):
         return whole
     declared, need = pod.config.overhead.memory_limit, hypervisor.overhead(machine)
+    if machine.flavor.page_size:
+        # Huge pages are counted apart: the pod's memory is the emulator's alone.
+        if limit + declared < need:
+            raise InvalidArgument(
+                f"VM {machine.vm.name}: its memory is on huge pages, and the pod's other memory "
+                f"does not hold its emulator: the limit of {limit >> 20}Mi and the RuntimeClass's "
+                f"overhead of {declared >> 20}Mi are less than {_up(need)}Mi: raise the limit to "
+                f"{_up(need - declared)}Mi or more"
+            )
+        return whole
     left = (limit + declared - need) // _MIB * _MIB
     if left >= memory:
         return whole

@@ -331,6 +331,13 @@ def _difference(
     if changed.cpuset_cpus:
         cpuset = wanted.cpuset_cpus
         placed = cpus.cpuset(cpuset) if cpuset else cpus.everywhere()
+    if placed is not None and machine.flavor.dedicated_cpus:
+        if placed != cpus.cpuset(machine.vm.config.resources.cpuset_cpus):
+            raise FailedPrecondition(
+                f"VM {record.vm.name} cannot have other CPUs without a restart: each of its vCPUs "
+                "has one for itself; run the pod again"
+            )
+        placed = None
     follows = machine.flavor.max_vcpus > 1 and (changed.cpu_quota or changed.cpu_period)
     return Resize(vcpus=chosen.vcpus if follows else None, memory=memory, cpus=placed)
 

@@ -21,6 +21,7 @@ from virtlet.host.cpus import cpuset, numa_memory
 from virtlet.model.disk import Share
 from virtlet.model.vm import Machine
 from virtlet.plugins.domain_xml.disks import targets
+from virtlet.plugins.domain_xml.placement import placement_of, with_cells
 
 EXTRA = "domain_cpu"
 """Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
@@ -301,7 +302,8 @@ class Renderer:
         pci_express = not is_plain_pci(flavor.machine)
         growth = growth_of(machine)
         cpu = with_topology(cpu_element(machine, self._cpu_model), machine, growth)
-        cpu = with_node(cpu, growth)
+        placement = placement_of(machine)
+        cpu = with_cells(with_node(cpu, growth), placement)
         shares = [v for v in machine.volumes if isinstance(v, Share)]
         disks = targets(machine, "sata" if pci_express else "ide")
         # All disks of a SCSI controller share its thread.
@@ -311,6 +313,7 @@ class Renderer:
             name=domain_name(machine),
             uuid=str(uuid.UUID(machine.vm.id)),
             growth=growth,
+            placement=placement,
             cpu=None if cpu is None else Markup(ElementTree.tostring(cpu, encoding="unicode")),
             # libvirt's console of type `pipe` reads from PATH.in and writes to PATH.out.
             console=machine.console.output.with_suffix(""),

@@ -11,7 +11,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.pod import Pod, Profile
 from virtlet.model.resources import DEFAULT_PERIOD, Resources
 from virtlet.model.vm import VmConfig
-from virtlet.plugins.flavors import annotations, disk_tuning
+from virtlet.plugins.flavors import annotations, disk_tuning, placement
 from virtlet.plugins.flavors.flavor_keys import firmware_flaw, read_flavor
 
 _MIB = 1 << 20
@@ -78,6 +78,8 @@ def machine_of(pod: Pod) -> Flavor:
             f"pod {pod.name}: {problem}: choose another {annotations.FIRMWARE.name}, or another "
             f"machine in the flavor of handler {pod.profile.handler!r}"
         )
+    if problem := placement.flaw(flavor):
+        raise InvalidArgument(f"pod {pod.name}: {problem}")
     most = flavor.max_vcpus or flavor.vcpus
     if flavor.vcpus > most:
         raise InvalidArgument(
@@ -117,20 +119,22 @@ def machine_of(pod: Pod) -> Flavor:
 
 
 def choose(pod: Pod, vm: VmConfig) -> Flavor:
-    """The flavor of one VM: the memory limit is its RAM, in whole MiB.
+    """The flavor of one VM: the memory limit is its RAM, in whole MiB, or its huge pages are.
 
     Where the number of vCPUs can change, the CPU limit says how many there are.
 
     Raises:
-        InvalidArgument: as `machine_of`, the memory is too little or too much, or the cpuset
-            names a CPU that is not there.
+        InvalidArgument: as `machine_of`, the memory is too little or too much, the cpuset names a
+            CPU that is not there, or CPUs that are to be the VM's own are not the container's.
         FailedPrecondition: the handler's profile is wrong.
     """
     flavor = machine_of(pod)
     limit = vm.resources.memory_limit
-    memory = limit if limit > 0 else flavor.memory
+    page_size, pages = placement.huge_pages(pod, vm.resources.hugepage_limits)
+    memory = pages or (limit if limit > 0 else flavor.memory)
     if not MIN_MEMORY <= memory <= MAX_MEMORY:
         source = "its memory limit" if limit > 0 else f"the flavor of {pod.profile.handler!r}"
+        source = "its limit of huge pages" if pages else source
         raise InvalidArgument(
             f"pod {pod.name}: {source} gives the VM {memory} bytes of memory; it must be between "
             f"{MIN_MEMORY // _MIB}Mi and {MAX_MEMORY // _MIB}Mi"
@@ -143,12 +147,20 @@ def choose(pod: Pod, vm: VmConfig) -> Flavor:
         )
     if vm.resources.cpuset_cpus:
         cpuset(vm.resources.cpuset_cpus)
-    return attrs.evolve(
+    if page_size and flavor.max_memory:
+        raise InvalidArgument(
+            f"pod {pod.name}: memory on huge pages cannot grow: leave out "
+            f"{annotations.MAX_MEMORY.name}, and max_memory of the flavor"
+        )
+    chosen = attrs.evolve(
         flavor,
         vcpus=_vcpus(flavor, vm.resources),
         memory=_whole(memory),
         max_memory=_whole(flavor.max_memory),
+        page_size=page_size,
     )
+    placement.check_cpus(pod, chosen, vm.resources)
+    return chosen
 
 
 def _vcpus(flavor: Flavor, resources: Resources) -> int:

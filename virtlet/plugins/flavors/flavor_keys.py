@@ -13,7 +13,7 @@ from attrs import frozen
 from virtlet.errors import FailedPrecondition
 from virtlet.model.flavor import Flavor
 from virtlet.model.option import BYTES, choice, integer
-from virtlet.plugins.flavors import annotations, disk_tuning
+from virtlet.plugins.flavors import annotations, disk_tuning, placement
 from virtlet.plugins.flavors.annotations import FIRMWARES, disk_size
 
 LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
@@ -187,6 +187,18 @@ KEYS: Mapping[str, Key] = {
         {"type": "boolean"},
         "Whether there is a watchdog (i6300esb), which resets a guest that has opened it and hangs",
     ),
+    "dedicated_cpus": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether each vCPU has a CPU for itself, of those that the kubelet gives the container "
+        "alone; CPUs beyond the vCPUs are for the emulator's other threads",
+    ),
+    "numa": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether the guest has a memory node for each one of the node that its CPUs are on, with "
+        "memory from there; takes `dedicated_cpus`",
+    ),
     "nested": Key(
         _boolean, {"type": "boolean"}, "Whether guests may run VMs of their own on the host's CPU"
     ),
@@ -250,7 +262,7 @@ def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
             raise FailedPrecondition(f"{where}: {key}: {error}") from None
     settings.update(settings.pop("topology", {}))
     flavor = Flavor(**settings)
-    problem = disk_tuning.flaw(flavor) or firmware_flaw(flavor)
+    problem = disk_tuning.flaw(flavor) or firmware_flaw(flavor) or placement.flaw(flavor)
     if problem:
         raise FailedPrecondition(f"{where}: {problem}")
     return flavor

@@ -21,7 +21,7 @@ from virtlet.model.node import Node
 from virtlet.model.option import PATH, Annotation, Option, Settings
 from virtlet.model.pod import Pod
 from virtlet.model.vm import VmConfig
-from virtlet.plugins.flavors import annotations
+from virtlet.plugins.flavors import annotations, placement
 from virtlet.plugins.flavors.choose import check_flavors, choose, machine_of
 from virtlet.plugins.flavors.named import KIND, FlavorFiles, Flavors, NamedFlavor, read_spec
 
@@ -98,7 +98,7 @@ class Plugin:
     @hookimpl
     def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
         """Refuse a machine that cannot be with these resources, before anything is made."""
-        choose(pod, config)
+        placement.check_pages(pod, choose(pod, config), config.resources)
 
     @hookimpl
     def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor | None:

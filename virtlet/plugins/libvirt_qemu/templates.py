@@ -59,6 +59,8 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
         "its vCPUs can grow": flavor.max_vcpus > flavor.vcpus,
         "its memory can grow": flavor.max_memory > flavor.memory,
         "the guest may run VMs of its own": flavor.nested,
+        "its memory is on huge pages": bool(flavor.page_size),
+        "its vCPUs have CPUs of their own": flavor.dedicated_cpus,
         "it has a shared directory": bool(shares),
         f"it has more than {nics.PORTS} NICs": len(machine.network.nics) > nics.PORTS,
     }
