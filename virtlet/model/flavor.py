@@ -21,6 +21,8 @@ class Flavor:
     cpu_model: str = ""
     """"" leaves the choice to the domain's renderer, `host-model` and `host-passthrough` pass the
     host's CPU on, anything else is the hypervisor's name of a model."""
+    cpu_features: Mapping[str, str] = field(factory=dict)
+    """Name of a CPU feature to `require` or `disable`, beside what the model has."""
     machine: str = "q35"
     firmware: str = "bios"
     """`bios`, `uefi`, or `uefi-secure`, which boots signed programs alone."""
@@ -70,6 +72,22 @@ class Flavor:
     """Of a socket; 0 with `threads` 0 too makes each vCPU a socket, else it means 1."""
     threads: int = 0
     """Of a core, likewise. Sockets are as many as the most vCPUs fill."""
+    sound: str = ""
+    """`ich9` or `virtio`, which nobody hears; "" for none."""
+    rng: bool = True
+    """Whether there is a source of random numbers."""
+    kernel: str = ""
+    """Path on the node of a kernel that is started without a boot loader; "" for none."""
+    initrd: str = ""
+    """Path of its initial RAM disk, or ""."""
+    kernel_args: str = ""
+    """Its command line."""
+    boot: tuple[str, ...] = ("root",)
+    """What the VM boots from, in this order: `root`, `disks` (volumes) and `cdroms` (volumes)."""
+    on_reboot: str = "restart"
+    """What a reboot of the guest is: `restart`, or `end`, which ends the VM."""
+    on_panic: str = "end"
+    """What a guest's panic is, where it tells: `end`, or `keep`, which leaves it standing still."""
     page_size: int = 0
     """Bytes of the huge pages that `memory` is on; 0 for ordinary pages."""
     dedicated_cpus: bool = False

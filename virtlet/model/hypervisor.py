@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 from attrs import frozen
 
 from virtlet.errors import Unimplemented
+from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchPart
 from virtlet.model.stats import DomainStats
 from virtlet.model.typed import typed
@@ -102,6 +103,14 @@ class Hypervisor(ABC):
         Counts for the pod's memory, by what the machine is. Does not block. Default: nothing.
         """
         return 0
+
+    def lacks(self, flavor: Flavor) -> str:
+        """Why this node cannot have a machine, as "this node's QEMU knows no CPU model 'x'"; "" if
+        it can, as far as that is known.
+
+        Called before anything of a VM is made. Default: it can have any.
+        """
+        return ""
 
     def runs_as_vm(self) -> bool:
         """Whether emulators run as their VM's own user, `Vm.uid` and `Vm.gid`.

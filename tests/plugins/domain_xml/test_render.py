@@ -171,6 +171,28 @@ def all_machines() -> Mapping[str, Machine]:
                 disk_iothreads=1,
             ),
         ),
+        "shaped": evolve(
+            _volumes(),
+            flavor=evolve(
+                flavor,
+                cpu_model="Nehalem",
+                cpu_features={"pcid": "disable", "aes": "require"},
+                sound="ich9",
+                rng=False,
+                boot=("cdroms", "root", "disks"),
+                on_reboot="end",
+                on_panic="keep",
+            ),
+        ),
+        "direct": evolve(
+            machine,
+            flavor=evolve(
+                flavor,
+                kernel="/boot/vmlinuz",
+                initrd="/boot/initrd.img",
+                kernel_args='console=ttyS0 quiet="<&>"',
+            ),
+        ),
         "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }
@@ -344,6 +366,35 @@ def test_numa_cells_have_no_more_memory_than_the_machine(cells: str, problem: st
     extras = {EXTRA: f"<cpu><numa>{cells}</numa></cpu>"}
     with pytest.raises(InvalidArgument, match=problem):
         render(evolve(machine, flavor=evolve(machine.flavor, extras=extras)))
+
+
+@pytest.mark.parametrize(("accelerator", "mode"), [("kvm", "host-model"), ("qemu", "maximum")])
+def test_features_are_those_of_a_model_or_the_largest_cpu(accelerator: str, mode: str) -> None:
+    flavor = Flavor(cpu_features={"pcid": "disable"})
+    cpu = render(evolve(plain(), accelerator=accelerator, flavor=flavor)).find("cpu")
+    assert cpu is not None
+    assert cpu.get("mode") == mode
+    policies = {feature.get("name"): feature.get("policy") for feature in cpu.iterfind("feature")}
+    assert policies == {"pcid": "disable", "vmx": "disable", "svm": "disable"}
+
+
+def test_a_machine_boots_from_disks_in_the_flavors_order() -> None:
+    """The seed is none of them."""
+    machine = _volumes()
+    flavor = evolve(machine.flavor, boot=("cdroms", "root", "disks"))
+    turns = {}
+    for disk in render(evolve(machine, flavor=flavor)).iterfind("devices/disk"):
+        source, boot = disk.find("source"), disk.find("boot")
+        assert source is not None
+        path = source.get("file") or source.get("dev") or ""
+        turns[Path(path).name] = None if boot is None else boot.get("order")
+    assert turns == {
+        "tools.iso": "1",
+        "root.qcow2": "2",
+        "loop7": "3",
+        "volume-4.raw": "4",
+        "seed.iso": None,
+    }
 
 
 @pytest.fixture

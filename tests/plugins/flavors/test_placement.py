@@ -13,7 +13,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmConfig, VmMetadata
 from virtlet.plugins.flavors.choose import choose
-from virtlet.plugins.flavors.placement import check_cpus, check_pages
+from virtlet.plugins.flavors.placement import check_cpus, check_kernel, check_pages
 from virtlet.plugins.flavors.plugin import Plugin
 
 MIB = 1 << 20
@@ -175,3 +175,18 @@ def test_a_guest_has_memory_nodes_or_is_refused(system: Path, flavor: Flavor, pr
         (nodes / f"node{node}").rename(system / f"gone{node}")
     with pytest.raises(InvalidArgument, match="kernel has no memory nodes"):
         check_cpus(make_pod(), wanted, resources, nodes)
+
+
+def test_a_kernel_that_the_emulator_cannot_read_is_refused(tmp_path: Path) -> None:
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    flavor = Flavor(kernel=str(kernel), initrd=str(initrd))
+    with pytest.raises(FailedPrecondition, match="kernel .*: No such file or directory: put the"):
+        check_kernel(make_pod(), flavor)
+    kernel.touch(0o644)
+    initrd.touch(0o600)
+    with pytest.raises(FailedPrecondition, match="initrd .* is no file that everybody may read"):
+        check_kernel(make_pod(), flavor)
+    initrd.chmod(0o644)
+    check_kernel(make_pod(), flavor)
+    with pytest.raises(FailedPrecondition, match="kernel .* is no file that everybody may read"):
+        check_kernel(make_pod(), Flavor(kernel=str(tmp_path)))

@@ -73,3 +73,16 @@ def test_a_disk_of_a_machine_is_no_volume(tmp_path: Path) -> None:
     match = r"mount /site: image quay.io/site:1 is a disk of a machine \(qcow2\)"
     with pytest.raises(FailedPrecondition, match=match):
         served(tmp_path, format="qcow2")
+
+
+def test_an_image_of_a_cd_is_a_cd(tmp_path: Path) -> None:
+    """Drivers for Windows, as a rule."""
+    path = tmp_path / "volume-3"
+    path.write_bytes(bytes(32769) + b"CD001" + bytes(4096))
+    assert served(tmp_path, format="raw") == Disk(
+        path=path, format="raw", readonly=True, kind="cdrom", serial="volume-3", guest_path="/site"
+    )
+    path.chmod(0o600)
+    path.write_bytes(bytes(65536))
+    with pytest.raises(FailedPrecondition, match="is a disk of a machine"):
+        served(tmp_path, format="raw")

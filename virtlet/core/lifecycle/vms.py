@@ -86,6 +86,8 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, images: Sequenc
     _check_format(context, vm)
     context.hooks.admit_vm(pod.pod, config)
     flavor = context.hooks.flavor(pod.pod, config, image)
+    if problem := runs_it.lacks(flavor):
+        raise FailedPrecondition(f"VM {vm.name}: {problem}")
     user = context.new_user() if runs_it.runs_as_vm() else None
     vm = evolve(vm, uid=user, gid=user)
 

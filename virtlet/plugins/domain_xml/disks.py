@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Mapping
+from pathlib import Path
 
 from attrs import frozen
 
@@ -24,7 +25,8 @@ class DiskTarget:
     """Counts the devices of its bus."""
     name: str
     """DiskTarget name."""
-    boot: bool = False
+    boot: int = 0
+    """Its turn when the machine looks for something to boot; 0 for none."""
     nvme: bool = False
     """Whether the guest gets an NVMe controller in the place of the virtio device; libvirt has no
     such disks before 11.5."""
@@ -91,6 +93,7 @@ def targets(machine: Machine, cdrom_bus: str) -> tuple[DiskTarget, ...]:
         )
     # A name serves one disk only, whatever the bus: CD-ROM drives come after the SCSI disks.
     first = len(disks) if bus == "scsi" and cdrom_bus == "sata" else 0
+    turns = _turns(machine)
     threads = machine.flavor.disk_iothreads if chosen == "virtio" else 0
     return (
         *(
@@ -99,17 +102,35 @@ def targets(machine: Machine, cdrom_bus: str) -> tuple[DiskTarget, ...]:
                 bus,
                 number,
                 _name(_PREFIX[bus], number),
-                boot=disk is machine.root,
+                boot=turns.get(disk.path, 0),
                 nvme=nvme,
                 iothread=number % threads + 1 if threads else 0,
             )
             for number, disk in enumerate(disks)
         ),
         *(
-            DiskTarget(disk, cdrom_bus, number, _name(_PREFIX[cdrom_bus], first + number))
+            DiskTarget(
+                disk,
+                cdrom_bus,
+                number,
+                _name(_PREFIX[cdrom_bus], first + number),
+                boot=turns.get(disk.path, 0),
+            )
             for number, disk in enumerate(cdroms)
         ),
     )
+
+
+def _turns(machine: Machine) -> dict[Path, int]:
+    """Path of each disk that the machine boots from to its turn; the seed is none of them."""
+    volumes = [volume for volume in machine.volumes if isinstance(volume, Disk)]
+    kinds = {
+        "root": [machine.root],
+        "disks": [disk for disk in volumes if disk.kind == "disk"],
+        "cdroms": [disk for disk in volumes if disk.kind == "cdrom"],
+    }
+    ordered = [disk.path for source in machine.flavor.boot for disk in kinds[source]]
+    return {path: turn for turn, path in enumerate(ordered, start=1)}
 
 
 def _name(prefix: str, number: int) -> str:

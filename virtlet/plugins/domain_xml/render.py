@@ -48,6 +48,10 @@ def cpu_element(machine: Machine, default_model: str) -> Element | None:
         InvalidArgument: the flavor's own element is not a `<cpu>` element.
     """
     cpu = _chosen(machine, default_model)
+    if not machine.flavor.extras.get(EXTRA):
+        for name, policy in machine.flavor.cpu_features.items():
+            assert cpu is not None, "features have a model"
+            SubElement(cpu, "feature", {"policy": policy, "name": name})
     if cpu is not None and not machine.flavor.nested and _passes_on(cpu, machine):
         named = {feature.get("name") for feature in cpu.iterfind("feature")}
         for name in _NESTED:
@@ -71,7 +75,8 @@ def _chosen(machine: Machine, default_model: str) -> Element | None:
     kvm = machine.accelerator == "kvm"
     # Without KVM the smallest model is the fastest: guests use the features that they find, and
     # emulated ones are slow.
-    model = machine.flavor.cpu_model or default_model or ("host-model" if kvm else "")
+    own = "host-model" if kvm or machine.flavor.cpu_features else ""
+    model = machine.flavor.cpu_model or default_model or own
     if not model:
         return None
     cpu = Element("cpu")

@@ -3,6 +3,7 @@
 The table is the schema of deploy/cluster/virtletflavor.yaml and the reference docs/flavors.md too.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.option import BYTES, choice, integer
 from virtlet.plugins.flavors import annotations, disk_tuning, placement
 from virtlet.plugins.flavors.annotations import FIRMWARES, disk_size
+from virtlet.plugins.flavors.cpu import NESTED
 
 LEAST_BUFFER, MOST_BUFFER = 16 << 20, 1 << 30
 """Bytes of the translation buffer; QEMU takes no more than a GiB."""
@@ -97,10 +99,42 @@ def _extras(value: Any) -> dict[str, str]:
     return {key: item if isinstance(item, str) else str(item) for key, item in value.items()}
 
 
+def _features(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) and re.fullmatch(WORD, name) and policy in _POLICIES
+        for name, policy in value.items()
+    ):
+        raise ValueError("must be a mapping of features' names to require or disable")
+    return dict(value)
+
+
+def _boot(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or set(map(str, value)) - set(_SOURCES):
+        raise ValueError(f"must be a list of {', '.join(_SOURCES)}")
+    if len(set(value)) < len(value):
+        raise ValueError("names something twice")
+    return tuple(value)
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or os.path.normpath(value) != value or value[:1] != "/":
+        raise ValueError("must be an absolute path, without . and ..")
+    return value
+
+
+def _line(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 2000:
+        raise ValueError("must be one line of at most 2000 characters")
+    return value
+
+
 def _number_schema(low: int, high: int) -> dict[str, Any]:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
+_POLICIES = ("require", "disable")
+_PATH_SCHEMA = {"type": "string", "pattern": "^/", "maxLength": 4096}
+_SOURCES = ("root", "disks", "cdroms")
 _RATE, _BANDWIDTH = annotations.RATE.parse, annotations.BANDWIDTH.parse
 KEYS: Mapping[str, Key] = {
     "vcpus": _integer(1, 255, "Number of vCPUs; the annotation VirtletVCPUCount wins"),
@@ -129,6 +163,15 @@ KEYS: Mapping[str, Key] = {
         {"type": "string", "maxLength": 64},
         "`host-model`, `host-passthrough` or a model libvirt knows; empty leaves it to the setting "
         "`cpuModel`; VirtletCPUModel wins",
+    ),
+    "cpu_features": Key(
+        _features,
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string", "enum": list(_POLICIES)},
+        },
+        "Features of the CPU, as libvirt calls them, to `require` or `disable`; without KVM and a "
+        "model the CPU is the largest that QEMU has. VirtletLibvirtCPUSetting wins",
     ),
     "machine": Key(
         _word,
@@ -181,6 +224,38 @@ KEYS: Mapping[str, Key] = {
     "video": _one_of(
         *("virtio", "vga"),
         help="A screen, by this graphics adapter; `kubectl port-forward POD 5900` leads to it",
+    ),
+    "sound": _one_of("ich9", "virtio", help="A sound card, which nobody hears"),
+    "rng": Key(_boolean, {"type": "boolean"}, "Whether there is a source of random numbers"),
+    "kernel": Key(
+        _path,
+        _PATH_SCHEMA,
+        "A kernel of the node that is started without a boot loader: the path of a file that "
+        "everybody may read. A node's own flavors alone may say so",
+    ),
+    "initrd": Key(_path, _PATH_SCHEMA, "Its initial RAM disk, likewise"),
+    "kernel_args": Key(
+        _line,
+        {"type": "string", "maxLength": 2000},
+        "Its command line, as `console=ttyS0 root=/dev/sda1`",
+    ),
+    "boot": Key(
+        _boot,
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": len(_SOURCES),
+            "items": {"type": "string", "enum": list(_SOURCES)},
+        },
+        "What the VM boots from, in this order: `root`, and volumes that are `disks` or `cdroms`",
+    ),
+    "on_reboot": _one_of(
+        *("restart", "end"), help="Whether a reboot of the guest ends the VM, as a container ends"
+    ),
+    "on_panic": _one_of(
+        *("end", "keep"),
+        help="Whether a panic that the guest tells of ends the VM, or leaves it standing still for "
+        "somebody to look at",
     ),
     "watchdog": Key(
         _boolean,
@@ -237,6 +312,19 @@ def firmware_flaw(flavor: Flavor) -> str:
     return ""
 
 
+def _nested_flaw(flavor: Flavor) -> str:
+    for name in NESTED:
+        if flavor.cpu_features.get(name) == "require" and not flavor.nested:
+            return f"cpu_features: {name} takes `nested: true`"
+    return ""
+
+
+def _kernel_flaw(flavor: Flavor) -> str:
+    if not flavor.kernel and (flavor.initrd or flavor.kernel_args):
+        return "initrd and kernel_args take a kernel"
+    return ""
+
+
 def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
     """The flavor that a section describes, the defaults where it says nothing.
 
@@ -262,7 +350,13 @@ def read_flavor(where: str, section: Mapping[Any, Any]) -> Flavor:
             raise FailedPrecondition(f"{where}: {key}: {error}") from None
     settings.update(settings.pop("topology", {}))
     flavor = Flavor(**settings)
-    problem = disk_tuning.flaw(flavor) or firmware_flaw(flavor) or placement.flaw(flavor)
+    problem = (
+        _nested_flaw(flavor)
+        or _kernel_flaw(flavor)
+        or disk_tuning.flaw(flavor)
+        or firmware_flaw(flavor)
+        or placement.flaw(flavor)
+    )
     if problem:
         raise FailedPrecondition(f"{where}: {problem}")
     return flavor

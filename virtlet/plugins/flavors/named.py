@@ -81,6 +81,11 @@ def read_spec(name: str, content: Mapping[str, Any]) -> NamedFlavor:
         FailedPrecondition: it is wrong; names the object and the place in it.
     """
     made = _read(f"{KIND} {name}", name, content["spec"])
+    for key in ("kernel", "initrd"):
+        if key in made.section:
+            raise FailedPrecondition(
+                f"{KIND} {name}: flavor: {key} names a file of nodes: only a node's own flavors may"
+            )
     return evolve(made, rank=(1, str(content.get("created", "")), name))
 
 

@@ -1,11 +1,13 @@
-"""Where a VM is on the node: CPUs of its own, memory nodes, huge pages.
+"""What a VM takes of its node: CPUs of its own, memory nodes, huge pages, a kernel's file.
 
 Sources: "CPU Management Policies", "Manage HugePages" and "Memory Manager" of the Kubernetes
 documentation. A kubelet with the static policy gives a Guaranteed container with whole CPUs as many
 for itself, and any other container those that are left, together.
 """
 
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,6 +92,27 @@ def check_cpus(pod: Pod, flavor: Flavor, resources: Resources, nodes: Path = NOD
         if flavor.extras.get("domain_cpu"):
             raise InvalidArgument(
                 f"{wish} and numa, which make the topology: take VirtletLibvirtCPUSetting out"
+            )
+
+
+def check_kernel(pod: Pod, flavor: Flavor) -> None:
+    """Refuse a machine whose kernel or initial RAM disk its emulator could not read.
+
+    Raises:
+        FailedPrecondition: so it is.
+    """
+    for key, path in (("kernel", flavor.kernel), ("initrd", flavor.initrd)):
+        if not path:
+            continue
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"pod {pod.name}: {key} {path} of its flavor: {error.strerror}: put the file there"
+            ) from None
+        if not stat.S_ISREG(status.st_mode) or not status.st_mode & stat.S_IROTH:
+            raise FailedPrecondition(
+                f"pod {pod.name}: {key} {path} of its flavor is no file that everybody may read"
             )
 
 

@@ -98,7 +98,9 @@ class Plugin:
     @hookimpl
     def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
         """Refuse a machine that cannot be with these resources, before anything is made."""
-        placement.check_pages(pod, choose(pod, config), config.resources)
+        chosen = choose(pod, config)
+        placement.check_kernel(pod, chosen)
+        placement.check_pages(pod, chosen, config.resources)
 
     @hookimpl
     def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor | None:

@@ -28,6 +28,7 @@ from virtlet.host.processes import (
     open_process,
     set_oom_score_adj,
 )
+from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import (
     DomainCallback,
     Hypervisor,
@@ -41,6 +42,7 @@ from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import (
+    capabilities,
     consumption,
     domain_logs,
     failures,
@@ -180,6 +182,21 @@ class LibvirtHypervisor(Hypervisor):
     def overhead(self, machine: Machine) -> int:
         """What QEMU takes beside the guest's RAM."""
         return overhead(machine)
+
+    def lacks(self, flavor: Flavor) -> str:
+        """What QEMU and the CPU cannot be, by libvirt's word."""
+        emulator, kind = str(self._node.vmwrapper), self._info.accelerator
+        with self._domains.call("look at what machines this node can have") as connection:
+            try:
+                text = connection.getDomainCapabilities(emulator, "x86_64", flavor.machine, kind)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                    raise
+                return (
+                    f"this node's QEMU has no machine {flavor.machine!r}: choose another `machine` "
+                    "in the flavor, as q35"
+                )
+        return capabilities.flaw(flavor, ElementTree.fromstring(text))
 
     def runs_as_vm(self) -> bool:
         """Yes: the document says who it is."""

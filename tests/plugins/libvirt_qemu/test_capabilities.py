@@ -1,0 +1,79 @@
+"""Machines that the node's emulator cannot be, by libvirt's word."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from virtlet.model.flavor import Flavor
+from virtlet.plugins.libvirt_qemu.capabilities import flaw
+
+_CAPABILITIES = """
+<domainCapabilities>
+  <domain>{domain}</domain>
+  <vcpu max="8"/>
+  <cpu>
+    <mode name="custom" supported="yes">
+      <model usable="yes">Nehalem</model>
+      <model usable="no">EPYC</model>
+      <blockers model="EPYC"><feature name="svm"/><feature name="sha-ni"/></blockers>
+    </mode>
+  </cpu>
+  <devices>
+    <video><enum name="modelType"><value>vga</value></enum></video>
+    <tpm><enum name="backendModel"><value>emulator</value></enum></tpm>
+  </devices>
+</domainCapabilities>
+"""
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    path = tmp_path / "features.xml"
+    path.write_text("<cpus><feature name='avx2'/><feature name='pcid'/></cpus>")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"cpu_model": "EPYC"}, "cannot be a EPYC, as it has no svm, sha-ni: choose another"),
+        ({"cpu_model": "Nehalm"}, "knows no CPU model 'Nehalm': choose another, as Nehalem"),
+        ({"cpu_features": {"avx3": "require"}}, "no CPU feature 'avx3' (did you mean avx2?)"),
+        ({"vcpus": 9}, "machine q35 has 8 vCPUs at most"),
+        ({"max_vcpus": 9}, "machine q35 has 8 vCPUs at most"),
+        ({"video": "virtio"}, "video virtio is none of what this node's QEMU has: vga"),
+        ({"tpm": True}, "has no TPM"),
+    ],
+)
+def test_what_the_node_lacks_is_named(features: Path, keys: dict[str, Any], problem: str) -> None:
+    found = ElementTree.fromstring(_CAPABILITIES.format(domain="kvm"))
+    assert problem in flaw(Flavor(**keys), found, features)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"cpu_model": "Nehalem", "cpu_features": {"pcid": "disable"}, "video": "vga", "vcpus": 8},
+        {"cpu_model": "host-model"},
+        {"cpu_model": "host-passthrough"},
+        {"cpu_model": "none", "extras": {"domain_cpu": "<cpu mode='maximum'/>"}},
+    ],
+)
+def test_what_it_has_is_no_flaw(features: Path, keys: dict[str, Any]) -> None:
+    found = ElementTree.fromstring(_CAPABILITIES.format(domain="kvm"))
+    assert flaw(Flavor(**keys), found, features) == ""
+
+
+def test_an_emulated_cpu_has_what_its_emulator_knows(features: Path) -> None:
+    found = ElementTree.fromstring(_CAPABILITIES.format(domain="qemu"))
+    assert flaw(Flavor(cpu_model="EPYC"), found, features) == ""
+    assert "knows no CPU model" in flaw(Flavor(cpu_model="none"), found, features)
+
+
+def test_without_libvirts_list_names_of_features_are_not_checked(tmp_path: Path) -> None:
+    found = ElementTree.fromstring(_CAPABILITIES.format(domain="kvm"))
+    flavor = Flavor(cpu_features={"avx3": "require"})
+    assert flaw(flavor, found, tmp_path / "elsewhere") == ""
