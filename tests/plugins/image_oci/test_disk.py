@@ -20,6 +20,7 @@ from tests.fakes.oci_images import (
     artifact,
     container_disk,
     descriptor,
+    digest_of,
     image,
     index,
     manifest,
@@ -274,6 +275,18 @@ class TestArtifacts:
     def test_it_may_be_an_archive(self, node: Node, server: ImageServer) -> None:
         packed = gzip.compress(archive({"disk/x.img": DISK}))
         assert pulled(node, server, artifact({"x.tar.gz": packed})) == DISK
+
+    @pytest.mark.parametrize("name", ["x.img.zst", "x.tar.gz"])
+    def test_what_it_is_does_not_depend_on_how_much_comes_at_first(
+        self, node: Node, server: ImageServer, name: str
+    ) -> None:
+        packed = {
+            "x.img.zst": zstandard.compress(DISK),
+            "x.tar.gz": gzip.compress(archive({"disk/x.img": DISK})),
+        }[name]
+        artifact({name: packed}).serve(server, "vms/a", "1")
+        server.resources[f"/v2/vms/a/blobs/{digest_of(packed)}"].breaks = [9]
+        assert node.pull(f"{node.plain(server)}/vms/a:1").path.read_bytes() == DISK
 
     def test_an_archive_needs_a_disk(self, node: Node, server: ImageServer) -> None:
         refused(node, server, artifact({"x.tar": archive({"a": b"b"})}), "without a file in /disk")

@@ -36,6 +36,8 @@ _DISK = re.compile(r"\.(?:qcow2|img|raw|iso|vmdk|vhdx|disk)(?:\.(?:gz|xz|zst))?$
 _HOW = "put it into the image with `ADD disk.qcow2 /disk/`"
 MOST_PACKED = 128 << 30
 """Bytes of all layers of an image as they are stored."""
+_HEAD = 256 << 10
+"""Bytes that tell whether a file is an archive: what is packed unpacks in blocks of 128 KiB."""
 
 
 @frozen
@@ -183,8 +185,12 @@ def _disk_among(layers: tuple[Descriptor, ...]) -> Descriptor:
 
 def _bring_file(registry: Registry, layer: Descriptor, staging: Staging) -> None:
     """A layer that is the disk itself, or an archive with it, whatever its media type says."""
+    if not layer.size:
+        raise Malformed("its disk is empty")
     with ahead(registry.blob(layer)) as chunks:
-        head = next(chunks, b"")
+        head = b""
+        while len(head) < _HEAD and (chunk := next(chunks, b"")):
+            head += chunk
         whole = chain((head,), chunks)
         if _starts_archive(head):
             search = _Search(staging)
@@ -192,8 +198,6 @@ def _bring_file(registry: Registry, layer: Descriptor, staging: Staging) -> None
             if not search.found:
                 raise Malformed(f"it is an archive without a file in /disk; {_HOW}")
             return
-        if not layer.size:
-            raise Malformed("its disk is empty")
         staging.begin("", 0, layer.size)
         for chunk in whole:
             staging.write(chunk)
