@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import configparser
+import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if wanted - entry_points(group="virtlet").names:
         raise pytest.UsageError("setup.cfg has built-in plugins that .venv does not: `make setup`")
     config.pluginmanager.register(Interrupts(config))
+    # A shell starts what runs in the background with SIGINT ignored. Programs that tests interrupt
+    # would inherit that, and do not inherit a handler.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -208,7 +208,10 @@ def test_what_happens_is_told_until_it_is_interrupted(pod: Pod) -> None:
             if told:
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(TIMEOUT) == 130
+        try:
+            assert process.wait(TIMEOUT) == 130
+        finally:
+            process.kill()
         listener.join()
     assert re.search(r"^\d\d:\d\d:\d\d  \w+ +\S+", told[0])
 

@@ -34,12 +34,12 @@ def programs(vm_id: str) -> list[int]:
     return [pid for pid in pids if any(text.startswith(mark) for text in environment(pid))]
 
 
-def running(vm_id: str) -> int:
+def running(vm_id: str, name: str = "python") -> int:
     """The process of a VM's only program, once it is what it is to become."""
 
     def found() -> int:
         (pid,) = programs(vm_id)
-        return pid if "python" in Path(f"/proc/{pid}/comm").read_text() else 0
+        return pid if name in Path(f"/proc/{pid}/comm").read_text() else 0
 
     return until(found, "the program", ignore=(OSError, ValueError))
 
@@ -117,8 +117,7 @@ def test_a_share_is_mounted_once_its_program_has_its_root_open_twice(
     program = opens.format(opened) + ready + SERVES
     node.backends = (evolve(backend(node, program), share="volume-0"),)
     managers.now.start(vm)
-    (pid,) = programs(vm)
-    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "ready\n", "its files")
+    running(vm, "ready")
     context = managers.restart().context
     assert mounted_shares(context, vm) == {"volume-0": opened == 2}
     managers.now.stop(vm)
