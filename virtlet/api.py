@@ -34,7 +34,7 @@ from virtlet.host.files import (
     remove_tree,
     write_atomically,
 )
-from virtlet.host.links import KernelRoute, Link, LinkError, Links, open_tap
+from virtlet.host.links import KernelRoute, Link, LinkError, Links, Neighbour, open_tap
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.event import Event, EventKind
@@ -149,6 +149,7 @@ __all__ = [
     "Links",
     "Machine",
     "Mount",
+    "Neighbour",
     "Network",
     "Nic",
     "Node",

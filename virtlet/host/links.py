@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,9 @@ _ONLINK = 4  # RTNH_F_ONLINK
 _LINK_SCOPE = 253  # RT_SCOPE_LINK
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NODAD = 0x02  # IFA_F_NODAD
+_PERMANENT = 0x80  # NUD_PERMANENT
+_STATIC = 0x40  # NUD_NOARP, in a bridge's table: neither learned nor the bridge's own
+_OF_THE_BRIDGE = 0x04  # NTF_MASTER
 _NO_PREFIX_ROUTE = 0x200  # IFA_F_NOPREFIXROUTE
 _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FLAGS = {
@@ -98,6 +101,17 @@ class KernelRoute:
     """0 when unset."""
     automatic: bool
     """True when the kernel made it, for an address of the interface."""
+    mtu: int = 0
+    """Bytes; 0 for that of the interface."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
+class Neighbour:
+    """A permanent entry of a table of neighbours: an address that is not asked for."""
+
+    device: str
+    address: str
+    mac: str
 
 
 class Links:
@@ -161,6 +175,20 @@ class Links:
                     found.append(_route(entry, version, device))
         return tuple(found)
 
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """The permanent neighbours, IPv4 first."""
+        names = dict(socket.if_nameindex())
+        found = []
+        for family in _FAMILIES.values():
+            with _told("list the neighbours"):
+                entries = list(self._route.get_neighbours(family=family))
+            for entry in entries:
+                device, mac = names.get(entry["ifindex"]), entry.get("NDA_LLADDR")
+                if entry["family"] == family and entry["state"] & _PERMANENT and device and mac:
+                    address = entry.get("NDA_DST")
+                    found.append(Neighbour(device=device, address=address, mac=mac))
+        return tuple(found)
+
     # Changes
 
     def add_bridge(self, name: str, *, mac: str = "", mtu: int = 0) -> None:
@@ -210,6 +238,7 @@ class Links:
         mtu: int = 0,
         master: str | None = None,
         learning: bool | None = None,
+        answered: bool | None = None,
     ) -> None:
         """Change an interface; what is not named stays.
 
@@ -220,6 +249,8 @@ class Links:
             mtu: bytes.
             master: the bridge whose port it is; "" for none.
             learning: whether its bridge learns addresses from it; it must be a port.
+            answered: whether its bridge answers the other ports for the neighbours behind it that
+                are in the bridge's own table; it must be a port.
         """
         changes: dict[str, Any] = {}
         if mac:
@@ -236,6 +267,8 @@ class Links:
                 self._route.link("set", index=index, **changes)
             if learning is not None:
                 self._route.brport("set", index=index, learning=int(learning))
+            if answered is not None:
+                self._route.brport("set", index=index, neigh_suppress=int(answered))
 
     def delete(self, name: str) -> None:
         """Remove an interface; idempotent."""
@@ -295,6 +328,7 @@ class Links:
         gateway: str = "",
         metric: int = 0,
         onlink: bool = False,
+        mtu: int = 0,
     ) -> None:
         """Add a route to the main table, or replace the one to the same destination and metric.
 
@@ -304,6 +338,7 @@ class Links:
             gateway: address; "" for a destination on the link.
             metric: 0 leaves it to the kernel.
             onlink: whether the gateway is taken to be on the link.
+            mtu: bytes; 0 for that of the interface.
         """
         with _told(f"set the route to {destination} over {device}"):
             network = ip_network(destination, strict=False)
@@ -316,7 +351,28 @@ class Links:
                 entry["priority"] = metric
             if onlink:
                 entry["flags"] = _ONLINK
+            if mtu:
+                entry["metrics"] = {"mtu": mtu}
             self._route.route("replace", oif=_index(device), table=_MAIN_TABLE, **entry)
+
+    def set_neighbour(self, device: str, address: str, mac: str) -> None:
+        """Add a permanent neighbour, or replace that of its address."""
+        with _told(f"tell {device} of its neighbour {address}"):
+            self._route.neigh(
+                "replace",
+                ifindex=_index(device),
+                family=_FAMILIES[ip_address(address).version],
+                dst=address,
+                lladdr=mac,
+                state=_PERMANENT,
+            )
+
+    def set_behind(self, port: str, mac: str) -> None:
+        """Tell a bridge that a MAC address is behind one of its ports."""
+        with _told(f"tell the bridge of {port} that {mac} is behind it"):
+            self._route.fdb(
+                "replace", ifindex=_index(port), lladdr=mac, state=_STATIC, flags=_OF_THE_BRIDGE
+            )
 
 
 def set_sysctl(name: str, value: str) -> bool:
@@ -422,10 +478,12 @@ def _link(entry: Any, addresses: tuple[str, ...]) -> Link:
 
 def _route(entry: Any, family: int, device: str) -> KernelRoute:
     network = entry.get("RTA_DST") or ("0.0.0.0" if family == 4 else "::")
+    metrics = entry.get("RTA_METRICS")
     return KernelRoute(
         destination=f"{network}/{entry['dst_len']}",
         device=device,
         gateway=entry.get("RTA_GATEWAY") or "",
         metric=entry.get("RTA_PRIORITY") or 0,
         automatic=entry["proto"] in _BY_ITSELF,
+        mtu=(metrics.get("RTAX_MTU") if metrics else None) or 0,
     )

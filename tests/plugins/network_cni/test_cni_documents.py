@@ -121,6 +121,13 @@ def test_damaged_results_are_read_or_refused(document: dict[str, Any], data: st.
     assert refusal(parse_result, document) != ""
 
 
+def test_an_interface_that_the_aws_vpc_only_writes_down_is_in_no_pod() -> None:
+    """Its MAC address is the number of a VLAN and its sandbox that of a device."""
+    document = {"interfaces": [{"name": "dumm0a1b2c3d4e5", "mac": "0", "sandbox": "2"}]}
+    (interface,) = parse_result(document).interfaces
+    assert (interface.mac, interface.in_pod) == ("", False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -19,7 +19,7 @@ from ipaddress import ip_network
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host.links import KernelRoute, Link, LinkError, Links, set_sysctl
+from virtlet.host.links import KernelRoute, Link, LinkError, Links, Neighbour, set_sysctl
 from virtlet.model.network import Nic, Route
 from virtlet.plugins.network_cni.frame_filter import filter_frames
 from virtlet.plugins.network_cni.guest_view import Sandbox
@@ -51,6 +51,8 @@ class BridgedNic:
     guest_mac: str = ""
     """The guest's; state files of earlier releases lack it."""
     queues: int = 1
+    neighbours: tuple[Neighbour, ...] = ()
+    """The veth's permanent ones, which the guest is answered for."""
 
     @property
     def bridge(self) -> str:
@@ -98,7 +100,7 @@ def tap(index: int) -> str:
 def read_sandbox() -> Sandbox:
     """The links and routes of the namespace now."""
     with Links() as net:
-        return Sandbox(net.show(), net.routes())
+        return Sandbox(net.show(), net.routes(), net.neighbours())
 
 
 def plan(
@@ -124,7 +126,7 @@ def plan(
             "it on the node; the pod is made again"
         )
     nics = tuple(
-        _planned(index, veths[nic.name], sandbox.routes, nic, next(servers))
+        _planned(index, veths[nic.name], sandbox, nic, next(servers))
         for index, nic in enumerate(guest_nics)
     )
     for nic in nics:
@@ -136,21 +138,20 @@ def plan(
     return nics
 
 
-def _planned(
-    index: int, veth: Link, routes: Sequence[KernelRoute], nic: Nic, server: str
-) -> BridgedNic:
+def _planned(index: int, veth: Link, sandbox: Sandbox, nic: Nic, server: str) -> BridgedNic:
     return BridgedNic(
         index=index,
         veth=veth.name,
         mac=veth.mac,
         mtu=veth.mtu,
         addresses=veth.addresses,
-        routes=tuple(_restorable(routes, veth.name)),
+        routes=tuple(_restorable(sandbox.routes, veth.name)),
         guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
         guest_routes6=tuple(r for r in nic.routes if r.gateway and ":" in r.destination),
         server=server,
         guest_mac=nic.mac,
         queues=nic.queues,
+        neighbours=tuple(n for n in sandbox.neighbours if n.device == veth.name),
     )
 
 
@@ -231,8 +232,11 @@ def restore(nics: Sequence[BridgedNic]) -> None:
                         nic.veth,
                         gateway=route.gateway,
                         metric=route.metric,
+                        mtu=route.mtu,
                     )
                 )
+            for known in nic.neighbours:
+                attempt(partial(net.set_neighbour, nic.veth, known.address, known.mac))
     if refused:
         raise refused[0]
 
@@ -251,6 +255,11 @@ def _hand_over(net: Links, nics: Sequence[BridgedNic]) -> None:
                 net.set_route(address, nic.bridge)
         if nic.guest_address6:
             _serve_ipv6(net, nic)
+        for known in nic.neighbours:
+            net.set_neighbour(nic.bridge, known.address, known.mac)
+            net.set_behind(nic.veth, known.mac)
+        if nic.neighbours:
+            net.set(nic.veth, answered=True)
 
 
 def _serve_ipv6(net: Links, nic: BridgedNic) -> None:

@@ -35,6 +35,11 @@ class CniInterface:
     sandbox: str
     """"" for an interface of the node."""
 
+    @property
+    def in_pod(self) -> bool:
+        """Whether it is in a pod's namespace, of which the path is told."""
+        return "/" in self.sandbox
+
 
 @frozen
 class CniAddress:
@@ -92,6 +97,9 @@ def _interface(entry: Any, where: str) -> CniInterface:
     if not _INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
         raise ValueError(f"{where}.name {name!r} is not an interface name")
     mac = _text(interface, "mac", where).lower()
+    # The AWS VPC's plugin keeps two numbers for its DEL in an interface that there is not: that of
+    # a VLAN as its MAC address, and that of a device as its sandbox.
+    mac = "" if mac.isdecimal() else mac
     if mac and not _MAC.fullmatch(mac):
         raise ValueError(f"{where}.mac {mac!r} is not a MAC address")
     return CniInterface(name, mac, _text(interface, "sandbox", where))

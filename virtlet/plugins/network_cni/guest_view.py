@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip
 from attrs import evolve, frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host.links import KernelRoute, Link
+from virtlet.host.links import KernelRoute, Link, Neighbour
 from virtlet.model.network import Nic, Route
 from virtlet.model.option import Option, integer
 from virtlet.model.pod import DnsConfig
@@ -46,6 +46,7 @@ class Sandbox:
 
     links: tuple[Link, ...]
     routes: tuple[KernelRoute, ...]
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link, ...]:
@@ -60,7 +61,7 @@ def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link
         FailedPrecondition: CNI gave an interface that cannot be bridged, none, or two of one MAC
             address.
     """
-    promised = [i.name for i in result.interfaces if i.sandbox] or [IFNAME]
+    promised = [i.name for i in result.interfaces if i.in_pod] or [IFNAME]
     found = [
         link
         for link in sandbox.links
@@ -133,7 +134,10 @@ def nics(
     Raises:
         FailedPrecondition: the pod has no address at all.
     """
-    view = tuple(_widened(_nic(sandbox, result, link), calico_subnet_size) for link in chosen)
+    view = tuple(
+        _widened(_nic(sandbox, result, link), calico_subnet_size, sandbox.neighbours)
+        for link in chosen
+    )
     if not any(nic.addresses for nic in view):
         raise FailedPrecondition("CNI gave the pod no address")
     return view
@@ -158,10 +162,12 @@ def _nic(sandbox: Sandbox, result: CniResult, link: Link) -> Nic:
         addresses = [_on_link(address, connected) for address in addresses]
     else:
         routes = tuple(_from_result(result, link.name))
+    # Cilium leaves room for its tunnel by the routes' MTU.
+    limits = (r.mtu for r in sandbox.routes if r.device == link.name and r.mtu)
     return Nic(
         name=link.name,
         mac=link.mac,
-        mtu=link.mtu,
+        mtu=min((link.mtu, *limits)),
         addresses=tuple(map(str, addresses)),
         routes=routes,
     )
@@ -170,7 +176,7 @@ def _nic(sandbox: Sandbox, result: CniResult, link: Link) -> Nic:
 def _belongs(result: CniResult, index: int | None, name: str) -> bool:
     if index is None or not result.interfaces:
         return name == IFNAME
-    return bool(result.interfaces[index].sandbox) and result.interfaces[index].name == name
+    return result.interfaces[index].in_pod and result.interfaces[index].name == name
 
 
 def _on_link(
@@ -201,11 +207,16 @@ def _from_result(result: CniResult, name: str) -> Iterator[Route]:
         yield evolve(route, gateway=route.gateway or gateways.get(family, ""))
 
 
-def _widened(nic: Nic, size: int) -> Nic:
+def _widened(nic: Nic, size: int, neighbours: Sequence[Neighbour]) -> Nic:
     """Hide Calico's dummy gateway from guests, many of which cannot use one off their subnet.
 
     Calico gives a /32 and a default route by the link-local 169.254.1.1, and its end of the veth
     answers ARP for every address. So any address of a wider subnet will do as the gateway.
+
+    Args:
+        nic: as the pod has it.
+        size: the wider prefix's length.
+        neighbours: those that the pod does not ask for.
     """
     if not nic.addresses or size == 32:
         return nic
@@ -213,6 +224,8 @@ def _widened(nic: Nic, size: int) -> Nic:
     dummies = {r.gateway for r in nic.routes if r.gateway and ip_address(r.gateway) in _LINK_LOCAL}
     if first.version != 4 or first.network.prefixlen != 32 or len(dummies) != 1:
         return nic
+    if any(each.device == nic.name and each.address in dummies for each in neighbours):
+        return nic  # the AWS VPC's end of the veth answers nobody
     subnet = ip_network(f"{first.ip}/{size}", strict=False)
     gateway = str(next(host for host in subnet.hosts() if host != first.ip))
     dummy = dummies.pop()
