@@ -5,6 +5,7 @@ import http.client
 import os
 import pty
 import socket
+import sys
 import tty
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from tests.e2e.conftest import TINY, Pod, make_manifest
 from tests.e2e.cri_urls import CriUrls
-from tests.fakes.rfb import Viewer
+from tests.fakes.rfb import Viewer, pixels_of_png
 from tests.polling import until
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.kubectl import Kubectl, Result, forwarded
@@ -151,6 +152,27 @@ def test_the_screen_is_forwarded_to_several_viewers(with_kubectl: Session) -> No
                     for connection in (one, two)
                 ]
                 await look(kubectl, viewers)
+
+    with_kubectl(work)
+
+
+def test_a_screenshot_is_what_the_guest_shows(with_kubectl: Session, tmp_path: Path) -> None:
+    file = tmp_path / "screen.png"
+
+    async def work(kubectl: Kubectl) -> None:
+        script = "printf '\\033[42m\\033[2J\\033[H' >/dev/tty0"
+        assert (await kubectl.run("exec", "vm", "--", "sh", "-c", script)).code == 0
+        argv = [sys.executable, "-m", "virtlet.kubectl.main", "screenshot", "-n", "default"]
+        green = False
+        while not green:
+            process = await asyncio.create_subprocess_exec(
+                *argv, "-s", kubectl.server, "vm", str(file), env=kubectl.environment
+            )
+            assert await process.wait() == 0
+            width, height, lines = pixels_of_png(file.read_bytes())
+            line = lines[height // 2]
+            pixels = [line[at : at + 3] for at in range(0, 3 * width, 3)]
+            green = all(one[1] > 128 > max(one[0], one[2]) for one in pixels)
 
     with_kubectl(work)
 

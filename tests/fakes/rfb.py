@@ -1,7 +1,8 @@
-"""A viewer of a screen: as much of RFB (RFC 6143) as it takes to see one picture."""
+"""Both sides of a screen: as much of RFB (RFC 6143) as it takes to see one picture."""
 
 import socket
 import struct
+import zlib
 from typing import Self
 
 from attrs import frozen
@@ -57,3 +58,36 @@ class Viewer:
         for place in range(3):
             rgb[place::3] = pixels[2 - place :: 4]
         return bytes(rgb)
+
+
+def greeting(width: int, height: int, name: bytes = b"QEMU") -> bytes:
+    """All that a server says before it shows anything, whatever the viewer says."""
+    size = struct.pack(">2H16xI", width, height, len(name))
+    return b"RFB 003.008\n" + b"\1\1" + bytes(4) + size + name
+
+
+def update(*rectangles: tuple[tuple[int, int, int, int], bytes], encoding: int = 0) -> bytes:
+    """Rectangles (x, y, width, height) with their pixels, as a server shows them."""
+    return struct.pack(">2xH", len(rectangles)) + b"".join(
+        struct.pack(">4Hi", *place, encoding) + pixels for place, pixels in rectangles
+    )
+
+
+def pixels_of_png(png: bytes) -> tuple[int, int, list[bytes]]:
+    """Width, height and lines (red, green and blue of each pixel) of a PNG without filters."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = {}, 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
+        checksum = struct.unpack(">I", png[at + 8 + length : at + 12 + length])[0]
+        assert zlib.crc32(kind + data) == checksum
+        chunks[kind] = data
+        at += 12 + length
+    width, height, *kinds = struct.unpack(">2I5B", chunks[b"IHDR"])
+    assert kinds == [8, 2, 0, 0, 0]
+    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
+    lines, step = zlib.decompress(chunks[b"IDAT"]), 3 * width + 1
+    assert len(lines) == step * height
+    assert {lines[place] for place in range(0, len(lines), step)} == {0}
+    return width, height, [lines[place + 1 : place + step] for place in range(0, len(lines), step)]

@@ -1,20 +1,26 @@
-"""`kubectl virtlet console` and `ssh`, through the stand-in API server."""
+"""`kubectl virtlet console`, `ssh`, `vnc` and `screenshot`, through the stand-in API server."""
 
 import asyncio
 import os
 import pty
+import signal
+import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
-from virtlet.streaming import StreamingServer
+from tests.fakes.rfb import greeting, pixels_of_png, update
+from virtlet.errors import FailedPrecondition
+from virtlet.streaming import PortForwardRequest, StreamingServer
 
+from .conftest import ServerMaker
 from .fakes.api_server import ApiServer
 from .fakes.kubectl import shown_until
-from .fakes.targets import echo, listening
+from .fakes.targets import connected, echo, listening, sender
 
 pytestmark = pytest.mark.anyio
 
@@ -100,3 +106,108 @@ async def test_a_port_that_is_not_forwarded_is_told(api: ApiServer, tmp_path: Pa
     assert process.returncode != 0
     assert b"Traceback" not in said
     assert b"kubectl" in said
+
+
+VIEWER = """\
+#!{python}
+# Notes how it is called and what the screen says first, and ends as the test says.
+import pathlib, socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2]))) as connection:
+    said = connection.recv(3).decode()
+pathlib.Path({notes!r}).write_text("\\n".join([said, *sys.argv[1:]]))
+sys.exit(6)
+"""
+
+
+@frozen
+class ScreenDialer:
+    """A pod with a screen at VNC's port, and nothing else."""
+
+    served: int
+    """The port of this machine that stands for it; 0 for a pod without."""
+
+    async def dial(self, request: PortForwardRequest, port: int) -> socket.socket:
+        if port != 5900 or not self.served:
+            raise FailedPrecondition("the VM has no screen: give its flavor `video`")
+        target = socket.socket()
+        target.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(target, ("127.0.0.1", self.served))
+        return target
+
+
+@pytest.fixture
+async def with_screen(make_server: ServerMaker) -> AsyncIterator[ApiServer]:
+    """A pod whose screen is one red and one blue pixel."""
+    shown = greeting(2, 1) + update(((0, 0, 2, 1), b"\xff\0\0\0\0\0\xff\0"))
+    async with (
+        listening(sender(shown)) as port,
+        ApiServer(await make_server(ports=ScreenDialer(port))) as api,
+    ):
+        yield api
+
+
+async def _said(api: ApiServer, tmp_path: Path, *words: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *_argv(api, *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=_environment(tmp_path, 0),
+    )
+    said, _ = await process.communicate()
+    return process.returncode, said.decode(errors="replace")
+
+
+async def test_a_viewer_has_a_port_of_the_screen_for_as_long_as_it_runs(
+    with_screen: ApiServer, tmp_path: Path
+) -> None:
+    viewer = tmp_path / "vncviewer"
+    viewer.write_text(VIEWER.format(python=sys.executable, notes=str(tmp_path / "notes")))
+    viewer.chmod(stat.S_IRWXU)
+    code, said = await _said(with_screen, tmp_path, "vnc", "--viewer", f"{viewer} -Shared", "vm")
+    assert code == 6, said
+    first, option, address = (tmp_path / "notes").read_text().splitlines()
+    assert (first, option) == ("RFB", "-Shared")
+    host, _, port = address.rpartition(":")
+    assert host == "127.0.0.1:"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", int(port))
+
+
+async def test_the_address_of_a_screen_is_printed_and_served_until_a_signal(
+    with_screen: ApiServer, tmp_path: Path
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *_argv(with_screen, "vnc", "--proxy-only", "vm"),
+        stdout=asyncio.subprocess.PIPE,
+        env=_environment(tmp_path, 0),
+    )
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode().strip()
+    assert line.startswith("vnc://127.0.0.1:")
+    port = int(line.rpartition(":")[2])
+    async with connected(port) as (reader, _):
+        assert await reader.readexactly(4) == b"RFB "
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_screenshot_is_what_is_on_the_screen(
+    with_screen: ApiServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "screen.png"
+    code, said = await _said(with_screen, tmp_path, "screenshot", "vm", str(file))
+    assert (code, said) == (0, "")
+    assert pixels_of_png(file.read_bytes()) == (2, 1, [b"\xff\0\0\0\0\xff"])
+
+
+async def test_a_vm_without_a_screen_says_what_its_flavor_lacks(
+    make_server: ServerMaker, tmp_path: Path
+) -> None:
+    async with ApiServer(await make_server(ports=ScreenDialer(0))) as api:
+        for words in (["vnc", "--proxy-only", "vm"], ["screenshot", "vm", "screen.png"]):
+            code, said = await _said(api, tmp_path, *words)
+            assert code == 1
+            assert "the screen of pod default/vm is not shown: " in said
+            assert "give its flavor `video`" in said

@@ -12,11 +12,14 @@ COMMANDS = {
     "console": ("sessions:console", "Attach to the serial console of a VM."),
     "flavors": ("views:flavors", "List the machines with names."),
     "gen": ("generate:gen", "Write the manifest of a VM pod."),
+    "screenshot": ("screens:screenshot", "Write what is on the screen of a VM to a PNG file."),
     "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),
     "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
     "version": ("views:version", "Show the versions of this client, the cluster and its nodes."),
+    "virsh": ("screens:virsh", "Say what does a command of virsh, which reaches no VM."),
     "vms": ("views:vms", "List VM pods."),
+    "vnc": ("screens:vnc", "Show the screen of a VM in a viewer of this machine."),
 }
 """Command to the module of this package with its function, and its line in the help."""
 

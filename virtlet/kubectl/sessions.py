@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attrs import frozen
 
 from virtlet.cli.ending import CommandFailed, ended_by_signals
 from virtlet.kubectl.cluster import NO_KUBECTL, Kubectl, with_cluster
@@ -30,7 +31,7 @@ def console(kubectl: Kubectl, pod: str) -> None:
     what it printed before. Ctrl-] leaves the console, and the guest goes on.
     """
     found = kubectl.pod(pod)
-    name, container = found["metadata"]["name"], _running(kubectl, found)
+    name, container = found["metadata"]["name"], running(kubectl, found)
     spec = found["spec"]["containers"][0]
     if not spec.get("stdin"):
         raise CommandFailed(
@@ -41,7 +42,7 @@ def console(kubectl: Kubectl, pod: str) -> None:
     if spec.get("tty") and sys.stdin.isatty():
         words.append("--tty")
         click.echo(f"console of {kubectl.namespace}/{name}; Ctrl-] leaves it\r", err=True)
-    sys.exit(_run(kubectl.argv(*words), NO_KUBECTL))
+    sys.exit(run(kubectl.argv(*words), NO_KUBECTL))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -72,15 +73,15 @@ def ssh(
     login, _, name = pod.rpartition("@")
     user = user or login
     found = kubectl.pod(name)
-    _running(kubectl, found)
+    running(kubectl, found)
     meta = found["metadata"]
     if not found["status"].get("podIP"):
         raise CommandFailed(
             f"pod {kubectl.namespace}/{meta['name']} has no address: its VM has no network; "
             "`kubectl virtlet console` needs none"
         )
-    with ended_by_signals(), forwarded(kubectl, meta["name"], port) as (local, problems):
-        argv = ["ssh", "-p", str(local)]
+    with ended_by_signals(), forwarded(kubectl, meta["name"], port) as forwarding:
+        argv = ["ssh", "-p", str(forwarding.port)]
         argv += ["-o", f"HostKeyAlias={meta['name']}.{kubectl.namespace}.{meta['uid']}"]
         argv += ["-o", "StrictHostKeyChecking=accept-new"]
         for option in options:
@@ -88,23 +89,50 @@ def ssh(
         if key:
             argv += ["-i", key]
         argv += [f"{user}@127.0.0.1" if user else "127.0.0.1", *command]
-        code = _run(argv, "ssh is not there")
-        if code == 255 and (said := problems.read_text().strip()):
-            click.echo(f"kubectl port-forward: {said.splitlines()[-1]}", err=True)
+        code = run(argv, "ssh is not there")
+        if code == 255 and forwarding.said:
+            click.echo(f"kubectl port-forward: {forwarding.said}", err=True)
     sys.exit(code)
 
 
+@frozen
+class Forwarding:
+    """A port of a pod, at the loopback address."""
+
+    port: int
+    """The local one."""
+    _process: "subprocess.Popen[str]"
+    _problems: Path
+
+    @property
+    def said(self) -> str:
+        """The last line of what kubectl said on standard error, or ""."""
+        lines = self._problems.read_text(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else ""
+
+    def wait(self) -> None:
+        """Wait until kubectl has ended."""
+        assert self._process.stdout is not None
+        for _ in self._process.stdout:
+            pass  # a line for each connection, which would fill the pipe
+        self._process.wait()
+
+
 @contextlib.contextmanager
-def forwarded(kubectl: Kubectl, pod: str, port: int) -> Iterator[tuple[int, Path]]:
+def forwarded(kubectl: Kubectl, pod: str, port: int, local: int = 0) -> Iterator[Forwarding]:
     """Have a port of the loopback address lead to one of a pod, until the end of the block.
 
-    Yields:
-        (the local port, a file with what kubectl says on standard error).
+    Args:
+        kubectl: of the cluster.
+        pod: its name.
+        port: the pod's.
+        local: this machine's; 0 for a free one.
 
     Raises:
         CommandFailed: kubectl ended instead; says why.
     """
-    argv = kubectl.argv("port-forward", "--address=127.0.0.1", f"pod/{pod}", f":{port}")
+    ports = f"{local or ''}:{port}"
+    argv = kubectl.argv("port-forward", "--address=127.0.0.1", f"pod/{pod}", ports)
     with tempfile.TemporaryDirectory(prefix="virtlet-") as directory:
         problems = Path(directory) / "problems"
         with problems.open("wb") as errors:
@@ -124,7 +152,7 @@ def forwarded(kubectl: Kubectl, pod: str, port: int) -> Iterator[tuple[int, Path
                     process.wait()
                     said = problems.read_text(errors="replace").strip() or line.strip()
                     raise CommandFailed(f"port {port} of pod {pod} cannot be reached: {said}")
-                yield int(match[1]), problems
+                yield Forwarding(int(match[1]), process, problems)
             finally:
                 process.terminate()
                 try:
@@ -133,7 +161,7 @@ def forwarded(kubectl: Kubectl, pod: str, port: int) -> Iterator[tuple[int, Path
                     process.kill()
 
 
-def _running(kubectl: Kubectl, pod: Mapping[str, Any]) -> str:
+def running(kubectl: Kubectl, pod: Mapping[str, Any]) -> str:
     """The name of a pod's container, whose VM runs.
 
     Raises:
@@ -156,7 +184,7 @@ def _running(kubectl: Kubectl, pod: Mapping[str, Any]) -> str:
     )
 
 
-def _run(argv: list[str], missing: str) -> int:
+def run(argv: list[str], missing: str) -> int:
     """Run a program on this terminal, whose keys are its own; returns its exit code."""
     try:
         return subprocess.run(argv).returncode

@@ -31,7 +31,9 @@ class Kubectl:
         """What it asks the server to upgrade to; refused that, it may try the other one."""
         return "websocket" if self.websocket else "SPDY/3.1"
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it runs with."""
         switches = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
         return {
             "PATH": os.environ["PATH"],
@@ -57,7 +59,7 @@ class Kubectl:
             "kubectl",
             f"--server={self.server}",
             *arguments,
-            env=self._environment(),
+            env=self.environment,
             cwd=self.home,
             stdin=stdin or tty or pipe,
             stdout=tty or pipe,
