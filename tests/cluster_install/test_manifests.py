@@ -171,6 +171,13 @@ def test_the_account_has_no_lasting_token_and_reads_no_namespaces_secrets() -> N
     assert "virtlet-image-mappings" in bound
 
 
+def test_the_account_posts_events_and_reads_none() -> None:
+    roles = [one for one in documents() if one["kind"] in ("Role", "ClusterRole")]
+    rules = [rule for one in roles for rule in one["rules"] if "events" in rule["resources"]]
+    assert rules == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]
+    assert not [rule for one in roles for rule in one["rules"] if "*" in rule["resources"]]
+
+
 def test_the_image_is_the_one_of_this_tree() -> None:
     """A release changes `newTag` in deploy/cluster/kustomization.yaml with its version."""
     lines = (ROOT / "setup.cfg").read_text().splitlines()

@@ -1,7 +1,8 @@
 """A small API server, which answers as Kubernetes' does, field by field, over TLS with a token.
 
-It serves get of ConfigMaps and Secrets, list and watch of our own kinds; what an account may
-do it takes from the manifest deploy/cluster/rbac.yaml, with the bindings that a test adds.
+It serves get of ConfigMaps and Secrets, list and watch of our own kinds, create and patch of
+events; what an account may do it takes from the manifest deploy/cluster/rbac.yaml, with the
+bindings that a test adds.
 """
 
 import base64
@@ -26,7 +27,7 @@ ACCOUNT = "system:serviceaccount:kube-system:virtlet"
 MAPPINGS, FLAVORS = "virtletimagemappings", "virtletflavors"
 CONFIGS = "virtletconfigmappings"
 GROUPS = {"configmaps": "", "secrets": "", MAPPINGS: "virtlet.k8s", FLAVORS: "virtlet.k8s"}
-GROUPS |= {CONFIGS: "virtlet.k8s", "nodes": ""}
+GROUPS |= {CONFIGS: "virtlet.k8s", "nodes": "", "events": ""}
 KINDS = {
     "configmaps": ("v1", "ConfigMap"),
     "secrets": ("v1", "Secret"),
@@ -66,6 +67,8 @@ class ApiServer:
     """Status code of every answer; 0 for honest ones."""
     denied: set[str] = field(factory=set)
     """Resources that nobody may read, whatever the roles say."""
+    posted: dict[str, dict[str, Any]] = field(factory=dict)
+    """Events by their names, as they are by now."""
     _version: int = 1000
     _compacted: int = 0
     _created: int = 0
@@ -192,6 +195,31 @@ class ApiServer:
                 return self._list(handler, FLAVORS, "", query)
         return handler.send_text(404, "404 page not found\n")
 
+    def change(self, handler: "_Handler", verb: str, sent: Any) -> None:
+        """Serve one request that creates or patches an event."""
+        place = urlsplit(handler.path).path
+        self.requests.append(f"{verb} {place}")
+        if self.broken:
+            return handler.send(self.broken, status(self.broken, "InternalError", "broken"))
+        match verb, place.split("/")[1:]:
+            case "create", ["api", "v1", "namespaces", namespace, "events"]:
+                name = sent["metadata"]["name"]
+            case "patch", ["api", "v1", "namespaces", namespace, "events", name]:
+                pass
+            case _:
+                return handler.send_text(404, "404 page not found\n")
+        if not self.may(verb, "events", namespace):
+            return handler.send(403, _forbidden(verb, "events", namespace, name))
+        if verb == "patch":
+            if name not in self.posted:
+                return handler.send(404, status(404, "NotFound", f'events "{name}" not found'))
+            kinds = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+            assert handler.headers["Content-Type"] in kinds
+            self.posted[name] |= sent
+        else:
+            self.posted[name] = sent
+        return handler.send(200 if verb == "patch" else 201, self.posted[name])
+
     def _get(self, handler: "_Handler", resource: str, namespace: str, name: str) -> None:
         if not self.may("get", resource, namespace):
             return handler.send(403, _forbidden("get", resource, namespace, name))
@@ -274,6 +302,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.api.answer(self)
+
+    def do_POST(self) -> None:
+        self.api.change(self, "create", self._sent())
+
+    def do_PATCH(self) -> None:
+        self.api.change(self, "patch", self._sent())
+
+    def _sent(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -256,11 +256,12 @@ class Cluster:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, verb: str = "read") -> Iterator[None]:
     """Turn what the client raises into our errors.
 
     Args:
         what: is being read, for messages.
+        verb: what is done with it instead.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -268,7 +269,7 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise _refusal(what, error.status or 0, str(error.reason or "")) from None
+        raise _refusal(what, verb, error.status or 0, str(error.reason or "")) from None
     except (HTTPError, OSError) as error:
         # Their texts name the server, and never hold what was sent.
         raise Unavailable(
@@ -276,7 +277,7 @@ def explained(what: str) -> Iterator[None]:
         ) from None
 
 
-def _refusal(what: str, status: int, reason: str) -> VirtletError:
+def _refusal(what: str, verb: str, status: int, reason: str) -> VirtletError:
     match status:
         case 404:
             return NotFound(f"{what} does not exist")
@@ -287,7 +288,7 @@ def _refusal(what: str, status: int, reason: str) -> VirtletError:
             )
         case 403:
             return PermissionDenied(
-                f"{what}: the manager's account may not read it (403): bind it the role of "
+                f"{what}: the manager's account may not {verb} it (403): bind it the role of "
                 "deploy/cluster/rbac.yaml in that namespace"
             )
         case 400 | 422:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import ssl
+from functools import partial
 
 from attrs import frozen
 
@@ -23,6 +24,7 @@ from virtlet.core.guest_sessions.attach_and_forward import ConsoleAttacher, Gues
 from virtlet.core.guest_sessions.executions import Executions
 from virtlet.core.http_endpoint import HttpEndpoint
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.notices import tell_answered
 from virtlet.core.metrics.manager import ManagerMetrics
 from virtlet.core.metrics.sampler import Sampler
 from virtlet.errors import FailedPrecondition
@@ -65,7 +67,7 @@ def assemble(
         InvalidArgument: the streaming server's address is invalid.
     """
     attacher, dialer = ConsoleAttacher(context, hub), GuestDialer(context)
-    executions = Executions(context.store, context.hooks)
+    executions = Executions(context.store, context.hooks, answered=partial(tell_answered, context))
     handlers = Handlers(exec=executions, attach=attacher, ports=dialer)
     streaming = _streaming_server(config, handlers)
     runtime = RuntimeCalls(context, config[options.CGROUP_DRIVER])

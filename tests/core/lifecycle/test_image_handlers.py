@@ -1,5 +1,6 @@
 """Whose plugins find and fetch an image: a kubelet names no handler when it pulls."""
 
+import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from attrs import evolve
 from tests.fakes.manager import Manager, Plugin
 from tests.fakes.model import make_pod
 from tests.images.disks import raw_disk
+from tests.polling import until
 from virtlet import hookimpl
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
@@ -18,7 +20,7 @@ from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.hypervisors import Hypervisors
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.model.event import EventKind
+from virtlet.model.event import Event, EventKind
 from virtlet.model.image import (
     Credentials,
     FetchedImage,
@@ -82,6 +84,23 @@ class Fallback(_Source):
     @hookimpl
     def virtlet_resolve_image(self, name: str) -> ImageSource | None:
         return super().virtlet_resolve_image(name)
+
+
+class Slow(_Source):
+    """Brings a part, and the rest when it is let."""
+
+    WORDS = ("slow",)
+    release = threading.Event()
+
+    @hookimpl
+    def virtlet_fetch_image(
+        self, source: ImageSource, credentials: Credentials, staging: Staging
+    ) -> FetchedImage | None:
+        disk = raw_disk("Slow")
+        staging.begin("", 0, len(disk))
+        staging.write(disk)
+        self.release.wait(30)
+        return FetchedImage(size=len(disk))
 
 
 class Kernels:
@@ -191,6 +210,32 @@ def test_a_name_that_was_never_pulled_removes_nothing(context: Context, manager:
     image_handlers.remove(context, parse_reference("tiny"))
     kinds = [event.kind for event in manager.told.events]
     assert kinds == [EventKind.IMAGE_PULLED, EventKind.IMAGE_REMOVED]
+
+
+def test_a_pull_that_takes_long_is_told_to_its_pod(manager: Manager) -> None:
+    Slow.release.clear()
+    registry = discover([EntryPoint("Slow", f"{__name__}:Slow", "virtlet")])
+    profiles = Profiles({"": {"plugins": ["Slow"]}}, registry)
+    context = evolve(manager.context, hooks=Hooks(registry), profiles=profiles)
+    pod = PodMetadata(name="web", uid="uid-web", namespace="default")
+    image = parse_reference("slow")
+    arguments = (context, image, Credentials(), "", lambda: True, pod, 0.0)
+    pulling = threading.Thread(target=image_handlers.pull, args=arguments)
+    pulling.start()
+    try:
+
+        def progress() -> list[Event]:
+            told = list(manager.told.events)
+            return [e for e in told if e.kind is EventKind.IMAGE_PROGRESS and e.message]
+
+        first = until(progress, "how far it is")[-1]
+    finally:
+        Slow.release.set()
+        pulling.join()
+    assert (first.subject, first.pod) == (str(image), pod)
+    assert "MiB" in first.message
+    (end,) = [e for e in manager.told.events if e.kind is EventKind.IMAGE_PULLED]
+    assert end.pod == pod
 
 
 @pytest.fixture

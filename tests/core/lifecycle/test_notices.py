@@ -6,14 +6,14 @@ import pytest
 
 from tests.fakes.manager import IMAGE, Manager
 from tests.polling import until
-from virtlet.core.lifecycle import image_handlers, pods, vms
+from virtlet.core.lifecycle import image_handlers, notices, pods, vms
 from virtlet.errors import FailedPrecondition
 from virtlet.model.event import EventKind
 from virtlet.model.image import Credentials
 from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
 from virtlet.model.resources import Resources
-from virtlet.model.vm import VmConfig, VmMetadata
+from virtlet.model.vm import VmConfig, VmExit, VmMetadata
 
 
 def told(manager: Manager, config: VmConfig) -> list[str]:
@@ -113,3 +113,37 @@ def test_a_container_beside_a_running_init_container_or_sidecar_is_told_what_to_
     assert "default/web/proxy (attempt 0) runs in this pod" in message
     assert "once that guest has powered off, as an init container's has to" in message
     assert "put a sidecar (an init container with restartPolicy: Always)" in message
+
+
+def test_events_say_whose_pod_it_is_what_they_are_about_and_how_a_vm_ended(
+    manager: Manager,
+) -> None:
+    config = VmConfig(
+        metadata=VmMetadata(name="guest"), image=IMAGE, log_path="guest/0.log", command=("sh",)
+    )
+    told(manager, config)
+    (vm_id,) = manager.store.vms
+    manager.node.hypervisor.end(vm_id, VmExit(exit_code=1, reason="Error", message="it panicked"))
+    until(lambda: manager.vm(vm_id).exit, "the end")
+    seen = [e for e in manager.told.events if e.pod_id]
+    assert {e.pod.name for e in seen if e.pod} == {manager.vm(vm_id).vm.pod.config.metadata.name}
+    (notice,) = [e for e in seen if e.kind is EventKind.VM_NOTICE]
+    assert notice.topic == "FieldsWithoutEffect"
+    (end,) = [e for e in seen if e.kind is EventKind.VM_STOPPED]
+    assert (end.reason, end.message) == ("Error", "it panicked")
+
+
+def test_the_first_answer_of_a_guest_is_told_once_and_only_if_this_manager_started_it(
+    manager: Manager,
+) -> None:
+    vm_id = manager.create(manager.run())
+    manager.start(vm_id)
+    for _ in range(2):
+        notices.tell_answered(manager.context, vm_id)
+    (event,) = [e for e in manager.told.events if e.kind is EventKind.GUEST_READY]
+    assert event.subject == vm_id
+    manager.context.answered.clear()
+    manager.context.since = manager.vm(vm_id).started_at + 1
+    notices.tell_answered(manager.context, vm_id)
+    notices.tell_answered(manager.context, "no such VM")
+    assert len([e for e in manager.told.events if e.kind is EventKind.GUEST_READY]) == 1

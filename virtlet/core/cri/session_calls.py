@@ -61,7 +61,7 @@ class ExecCalls:
         record = self._context.store.vms.get(vm_id)
         if record is not None:
             text = f"a command without a time limit, as a postStart hook is, did not run: {error}"
-            tell_owner(self._context, record.vm, text)
+            tell_owner(self._context, record.vm, text, "CommandNotRun")
 
     def exec(self, request: cri.ExecRequest) -> cri.ExecResponse:
         """Exec: the URL at which the command runs once somebody connects."""

@@ -197,9 +197,17 @@ class Executions:
         store: where the VMs are.
         hooks: who runs commands in them.
         limits: how many at a time.
+        answered: called with the id of a VM whose guest has run a command.
     """
 
-    def __init__(self, store: Store, hooks: Hooks, limits: ExecLimits | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hooks: Hooks,
+        limits: ExecLimits | None = None,
+        answered: Callable[[str], None] = lambda vm_id: None,
+    ) -> None:
+        self._answered = answered
         self._store = store
         self._hooks = hooks
         limits = limits or ExecLimits()
@@ -240,6 +248,7 @@ class Executions:
             )
             session = self._hooks.guest_exec(machine, GuestCommand(argv=argv, captured=True))
             code = session.run(streams, timeout)
+            self._answered(vm_id)
             if self._stopping.is_set():
                 raise Unavailable(
                     f"the manager stops, and may have killed {argv[0]!r} in VM {machine.vm.name}: "
@@ -276,7 +285,9 @@ class Executions:
 
     def _serve(self, machine: Machine, command: GuestCommand, streams: BridgedStreams) -> int:
         try:
-            return self._hooks.guest_exec(machine, command).run(streams, None)
+            code = self._hooks.guest_exec(machine, command).run(streams, None)
+            self._answered(machine.vm.id)
+            return code
         finally:
             streams.close()
             self._slots.give_back(machine.vm.id)

@@ -161,7 +161,8 @@ def set_score(context: Context, vm_id: str, score: int) -> None:
 def _lost(context: Context, gone: "Running") -> None:
     record = context.store.vms.get(gone.vm_id)
     if record is not None and record.phase is VmPhase.RUNNING and not record.stopping:
-        tell_owner(context, record.vm, f"{gone.name} has ended ({gone.how}): {gone.loss}")
+        text = f"{gone.name} has ended ({gone.how}): {gone.loss}"
+        tell_owner(context, record.vm, text, "DeviceLost")
 
 
 def _directories(context: Context, vm_id: str) -> list[Path]:

@@ -160,6 +160,10 @@ class Context:
     """Of VMs: tag to whether the guest has opened it, as far as the node can tell."""
     rebooted: set[str] = field(factory=set)
     """VMs whose guests have reset themselves, until somebody looks after their files."""
+    answered: dict[str, None] = field(factory=dict)
+    """VMs whose guests have answered since this manager is there."""
+    since: int = field(factory=time.time_ns)
+    """Nanoseconds since the epoch: when this manager began."""
     needs_restart: Callable[[], Mapping[str, str]] = dict
     """Settings that a VirtletConfigMapping has changed since the start, and by what."""
     closing: threading.Event = field(factory=threading.Event)

@@ -9,10 +9,11 @@ from attrs import evolve
 
 from virtlet.core.lifecycle import backends
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.notices import event_of
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import ResourceExhausted, VirtletError
 from virtlet.host.mounts import unmount_below
-from virtlet.model.event import Event, EventKind
+from virtlet.model.event import EventKind
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import Vm, VmExit
 from virtlet.threads import BackOff, OrderedExecutor
@@ -134,7 +135,7 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
         return evolve(current, phase=VmPhase.EXITED, exit=done, paused=False, resizing=None)
 
     let_go_of_volumes(context, record.vm)
-    if _commit_end(context, "vm-exited", record.vm, end, ended.reason):
+    if _commit_end(context, "vm-exited", record.vm, end, ended):
         log.info("VM ended", extra={"vm": vm_id, "reason": ended.reason, "problem": ended.message})
 
 
@@ -147,7 +148,7 @@ def mark_start_failed(context: Context, vm: Vm, why: str) -> None:
             return None
         return evolve(current, phase=VmPhase.EXITED, exit=ended, resizing=None)
 
-    _commit_end(context, "vm-failed", vm, end, ended.reason)
+    _commit_end(context, "vm-failed", vm, end, ended)
     # Not before: after a crash, a start that is not written as failed is tried again.
     let_go_of_volumes(context, vm)
     _complete_console(context, vm)
@@ -191,19 +192,13 @@ def _commit_end(
     what: str,
     vm: Vm,
     end: Callable[[VmRecord], VmRecord | None],
-    reason: str,
+    how: VmExit,
 ) -> bool:
     """Write and tell that a VM has ended, unless somebody else did; returns whether we did."""
     with context.order:
         if not context.journal.commit(what, lambda: context.store.change_vm(vm.id, end)):
             return False
-        event = Event(
-            kind=EventKind.VM_STOPPED,
-            subject=vm.id,
-            pod_id=vm.pod.id,
-            at=time.time_ns(),
-            reason=reason,
-        )
+        event = event_of(vm, EventKind.VM_STOPPED, reason=how.reason, message=how.message)
         context.events.tell(event, vm.pod.profile.handler)
     with context.changed:
         context.changed.notify_all()

@@ -264,6 +264,7 @@ class FileUpdates:
                 record.vm,
                 f"the files at {volume.guest_path} have changed, and the guest still has the old "
                 f"ones: {problem}. It is asked again while it runs; a new pod has the new ones",
+                "FilesNotUpdated",
             )
 
     def _update(self, guest: _Guest, record: VmRecord, volume: GuestFiles) -> None:

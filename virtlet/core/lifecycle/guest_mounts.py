@@ -17,7 +17,7 @@ from attrs import frozen
 from virtlet.core.guest_sessions.exec_streams import CollectedStreams
 from virtlet.core.lifecycle import backends
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.notices import tell_owner
+from virtlet.core.lifecycle.notices import tell_answered, tell_owner
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import VirtletError
 from virtlet.model.disk import Share
@@ -96,12 +96,13 @@ def _watch(
         if time.monotonic() < started + pace.patience:
             told, words = _missing(context, record, shares, pace, started)
             if told and runs(context, record.vm.id):
-                tell_owner(context, record.vm, words)
+                tell_owner(context, record.vm, words, "ShareNotMounted")
         # A status tells when it is mounted after all, and so does the log.
         while runs(context, record.vm.id):
             opened = _opened(context, record)
             if told and all(opened.get(share.tag) for share in told):
-                tell_owner(context, record.vm, f"the guest has mounted {_points(told)} now")
+                words = f"the guest has mounted {_points(told)} now"
+                tell_owner(context, record.vm, words, "ShareMounted")
                 return
             if False not in opened.values() or context.closing.wait(pace.pauses[-1]):
                 return
@@ -132,6 +133,7 @@ def _missing(
             if lost and passed >= pace.unheard:
                 return lost, _words(lost, None, passed)
         else:
+            tell_answered(context, record.vm.id)
             lost = [share for share in left if (share.tag, share.driver) not in seen.mounted]
             mounted = {share.tag: True for share in left if share not in lost}
             context.opened_shares[record.vm.id] = {**opened, **mounted}

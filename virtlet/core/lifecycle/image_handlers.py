@@ -7,7 +7,7 @@ from virtlet.core.hooks.facade import Hooks
 from virtlet.core.hooks.profiles import Profiles
 from virtlet.core.lifecycle.context import Context
 from virtlet.images.image_store import Recognize
-from virtlet.images.pull import ImageRoute, always
+from virtlet.images.pull import TELL_AFTER, ImageRoute, always
 from virtlet.model.event import Event, EventKind
 from virtlet.model.image import Credentials, Image
 from virtlet.model.pod import PodMetadata, Profile
@@ -21,6 +21,7 @@ def pull(
     handler: str = "",
     wanted: Callable[[], bool] = always,
     pod: PodMetadata | None = None,
+    tell_after: float = TELL_AFTER,
 ) -> Image:
     """Bring an image into the store; see `Images.pull`.
 
@@ -31,11 +32,48 @@ def pull(
         handler: whom the request says it is for; a kubelet says so behind a feature gate alone.
         wanted: whether the caller still waits.
         pod: the pod it is for, where the request names one.
+        tell_after: seconds between two events of how far it is.
     """
     profile = _profile(context, reference, handler, pod)
+    if pod is not None:
+        wanted = _telling(context, reference, profile.handler, wanted, pod, tell_after)
     image = context.images.pull(reference, route(context, profile), credentials, wanted)
-    _tell(context, EventKind.IMAGE_PULLED, image, profile.handler)
+    _tell(context, EventKind.IMAGE_PULLED, image, profile.handler, pod)
     return image
+
+
+def _telling(
+    context: Context,
+    reference: Reference,
+    handler: str,
+    wanted: Callable[[], bool],
+    pod: PodMetadata,
+    tell_after: float,
+) -> Callable[[], bool]:
+    """As `wanted`, which is asked while the caller waits; tells now and then how far the pull is.
+
+    A pull of two pods is one, of which each of them hears.
+    """
+    told = time.monotonic()
+
+    def asked() -> bool:
+        nonlocal told
+        if time.monotonic() - told >= tell_after:
+            told = time.monotonic()
+            for pull in context.images.progress():
+                if pull.reference == reference:
+                    event = Event(
+                        kind=EventKind.IMAGE_PROGRESS,
+                        subject=str(reference),
+                        at=time.time_ns(),
+                        pod=pod,
+                        message=f"{pull.size >> 20} MiB"
+                        + (f" of {pull.total >> 20} MiB" if pull.total else ""),
+                    )
+                    context.events.tell(event, handler)
+        return wanted()
+
+    return asked
 
 
 def remove(context: Context, reference: Reference) -> None:
@@ -56,8 +94,10 @@ def remove(context: Context, reference: Reference) -> None:
         _tell(context, EventKind.IMAGE_REMOVED, image, handler or "")
 
 
-def _tell(context: Context, kind: EventKind, image: Image, handler: str) -> None:
-    event = Event(kind=kind, subject=image.id, pod_id="", at=time.time_ns())
+def _tell(
+    context: Context, kind: EventKind, image: Image, handler: str, pod: PodMetadata | None = None
+) -> None:
+    event = Event(kind=kind, subject=image.id, pod_id="", at=time.time_ns(), pod=pod)
     context.events.tell(event, handler)
 
 

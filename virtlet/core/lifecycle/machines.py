@@ -118,6 +118,7 @@ def tell_of_shortage(context: Context, machine: Machine) -> None:
         f"the guest has {memory >> 20}Mi of RAM, not the {limit >> 20}Mi of its memory "
         f"limit: the emulator needs up to {_up(need)}Mi in the pod, and the RuntimeClass "
         f"declares an overhead of {declared >> 20}Mi; for all of it {_remedy(need)}",
+        "LessMemory",
     )
 
 

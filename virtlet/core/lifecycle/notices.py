@@ -37,7 +37,14 @@ def commit_pod(
     with context.order:
         context.journal.commit(what, write)
         context.events.tell(
-            Event(kind=kind, subject=pod.id, pod_id=pod.id, at=time.time_ns()), pod.profile.handler
+            Event(
+                kind=kind,
+                subject=pod.id,
+                pod_id=pod.id,
+                at=time.time_ns(),
+                pod=pod.config.metadata,
+            ),
+            pod.profile.handler,
         )
 
 
@@ -58,7 +65,13 @@ def commit_pod_removed(context: Context, record: PodRecord) -> None:
     pod = record.pod
     with context.order:
         context.journal.commit("pod-removed", lambda: context.store.delete_pod(pod.id))
-        event = Event(kind=EventKind.POD_REMOVED, subject=pod.id, pod_id=pod.id, at=time.time_ns())
+        event = Event(
+            kind=EventKind.POD_REMOVED,
+            subject=pod.id,
+            pod_id=pod.id,
+            at=time.time_ns(),
+            pod=pod.config.metadata,
+        )
         context.events.tell(event, pod.profile.handler, removed=record)
 
 
@@ -68,27 +81,56 @@ def commit_vm(
     """Write a VM's change of state and tell of it."""
     with context.order:
         context.journal.commit(what, write)
-        event = Event(kind=kind, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=reason)
-        context.events.tell(event, vm.pod.profile.handler)
+        context.events.tell(event_of(vm, kind, reason=reason), vm.pod.profile.handler)
 
 
-def tell_owner(context: Context, vm: Vm, text: str) -> None:
+def event_of(vm: Vm, kind: EventKind, **more: str) -> Event:
+    """An event about a VM, of now.
+
+    Args:
+        vm: whom it is about.
+        kind: of event.
+        more: its other fields.
+    """
+    return Event(
+        kind=kind,
+        subject=vm.id,
+        pod_id=vm.pod.id,
+        at=time.time_ns(),
+        pod=vm.pod.config.metadata,
+        **more,
+    )
+
+
+def tell_owner(context: Context, vm: Vm, text: str, topic: str = "Notice") -> None:
     """Tell the owner of a started VM something; never raises.
 
     Args:
         context: the manager.
         vm: whom it is about; its console is being followed.
         text: one sentence: what it is, and what to do. No secret, and nothing a guest chose freely.
+        topic: what it is about, in CamelCase.
     """
     log.warning("told the pod's owner", extra={"vm": vm.id, "notice": text})
     try:
         context.consoles.tell(vm, text)
     except VirtletError as error:
         log.warning("notice not in the pod's log", extra={"vm": vm.id, "problem": str(error)})
-    event = Event(
-        kind=EventKind.VM_NOTICE, subject=vm.id, pod_id=vm.pod.id, at=time.time_ns(), reason=text
-    )
+    event = event_of(vm, EventKind.VM_NOTICE, reason=text, topic=topic)
     context.events.tell(event, vm.pod.profile.handler)
+
+
+def tell_answered(context: Context, vm_id: str) -> None:
+    """Tell observers, once, that the guest of a VM that this manager has started has answered."""
+    record = context.store.vms.get(vm_id)
+    if record is None or record.started_at < context.since or vm_id in context.answered:
+        return
+    context.answered[vm_id] = None
+    for gone in [known for known in tuple(context.answered) if known not in context.store.vms]:
+        context.answered.pop(gone, None)
+    seconds = (time.time_ns() - record.started_at) // 1_000_000_000
+    event = event_of(record.vm, EventKind.GUEST_READY, message=f"{seconds} s after its start")
+    context.events.tell(event, record.vm.pod.profile.handler)
 
 
 def tell_ineffective(context: Context, vm: Vm) -> None:
@@ -105,6 +147,7 @@ def tell_ineffective(context: Context, vm: Vm) -> None:
             "effect: a VM boots its image, which starts what it is made for; give it commands "
             "with the annotation VirtletCloudInitUserData (runcmd) or "
             "VirtletCloudInitUserDataScript",
+            "FieldsWithoutEffect",
         )
 
 
@@ -118,7 +161,7 @@ def tell_of_waiting(context: Context, vm: Vm) -> None:
     mine = vm.config.metadata
     others = {record.vm.config.metadata.name for record in context.store.vms_of(vm.pod.id)}
     if mine.attempt == 0 and others == {mine.name} and _pod_has_more(vm):
-        tell_owner(context, vm, WAITING)
+        tell_owner(context, vm, WAITING, "OthersWait")
 
 
 def _pod_has_more(vm: Vm) -> bool:

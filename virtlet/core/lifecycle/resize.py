@@ -76,7 +76,7 @@ def resize_vm(context: Context, vm_id: str, change: Resources) -> None:
             raise not_now(record)
     if notice:
         # Not under the lock: the log's disk may be slow.
-        tell_owner(context, vm, notice)
+        tell_owner(context, vm, notice, "Resize")
 
 
 def put_back(context: Context, vm_id: str) -> None:

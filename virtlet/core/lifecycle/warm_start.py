@@ -109,4 +109,4 @@ def thaw(context: Context, machine: Machine) -> None:
 def tell(context: Context, record: VmRecord, words: str) -> None:
     """Tell the owner of a VM that runs why it booted."""
     if words:
-        tell_owner(context, record.vm, words)
+        tell_owner(context, record.vm, words, "StartedCold")

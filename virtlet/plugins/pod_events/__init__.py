@@ -1,0 +1,1 @@
+"""What becomes of VMs, as events on their pods."""
