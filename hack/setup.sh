@@ -22,7 +22,7 @@ PACKAGES=(
   # building the node's container image
   umoci
   # the tests' real counterparts
-  containerd runc kubernetes-client openssh-client openssl socat genisoimage e2fsprogs skopeo promtool
+  containerd runc kubernetes-client openssh-client openssl socat novnc node-xterm chromium genisoimage e2fsprogs skopeo promtool
   # examining the units, applying them in tests; starts nothing where it is not the init system
   systemd libseccomp2
 )

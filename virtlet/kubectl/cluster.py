@@ -108,10 +108,10 @@ class Kubectl:
         if not runtime:
             statuses = pod.get("status", {}).get("containerStatuses") or []
             return any(s.get("containerID", "").startswith("virtlet://") for s in statuses)
-        return runtime in self._vm_classes or bool(_CLASS.fullmatch(runtime))
+        return runtime in self.vm_classes or bool(_CLASS.fullmatch(runtime))
 
     @functools.cached_property
-    def _vm_classes(self) -> frozenset[str]:
+    def vm_classes(self) -> frozenset[str]:
         """RuntimeClasses of VMs, where they may be listed."""
         try:
             found = self.get("apis", "node.k8s.io", "v1", "runtimeclasses")["items"]

@@ -1,5 +1,6 @@
 """`kubectl virtlet gen`: the manifest of a VM pod, to begin with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,43 @@ def gen(
         "VirtletSSHKeys": _text(ssh_key),
         "VirtletCloudInitUserData": _text(user_data),
     }
-    annotations = {key: value for key, value in said.items() if value}
+    limits = {"cpu": cpu, "memory": memory}
+    click.echo(manifest(name, image, limits, runtime, said, namespace), nl=False)
+
+
+def manifest(
+    name: str,
+    image: str,
+    limits: Mapping[str, str],
+    runtime: str,
+    annotations: Mapping[str, str],
+    namespace: str,
+) -> str:
+    """A VM pod in YAML.
+
+    Args:
+        name: of the pod.
+        image: as the pod names it.
+        limits: resource to quantity.
+        runtime: RuntimeClass.
+        annotations: those that say nothing ("") are left out.
+        namespace: "" for none.
+    """
     metadata: dict[str, Any] = {"name": name}
     if namespace:
         metadata["namespace"] = namespace
-    if annotations:
-        metadata["annotations"] = annotations
+    if said := {key: value for key, value in annotations.items() if value}:
+        metadata["annotations"] = said
     vm = {
         "name": "vm",
         "image": image,
         "stdin": True,
         "tty": True,
-        "resources": {"limits": {"cpu": cpu, "memory": memory}},
+        "resources": {"limits": dict(limits)},
     }
     spec = {"runtimeClassName": runtime, "containers": [vm]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-    click.echo(yaml.safe_dump(pod, sort_keys=False), nl=False)
+    return yaml.safe_dump(pod, sort_keys=False)
 
 
 def _text(file: Path | None) -> str:

@@ -15,6 +15,7 @@ COMMANDS = {
     "screenshot": ("screens:screenshot", "Write what is on the screen of a VM to a PNG file."),
     "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),
+    "ui": ("ui:ui", "Show VM pods in a browser: state, figures, log, console, screen."),
     "validate": ("validate:validate", "Say what a node would refuse of pods, offline."),
     "version": ("views:version", "Show the versions of this client, the cluster and its nodes."),
     "virsh": ("screens:virsh", "Say what does a command of virsh, which reaches no VM."),

@@ -64,6 +64,42 @@ _CANNED: dict[str, dict[str, Any]] = {
         },
     },
 }
+_CANNED |= {
+    "/api/v1/namespaces/default/pods": {
+        "kind": "PodList",
+        "apiVersion": "v1",
+        "items": [
+            _CANNED[_POD_PATH],
+            {"metadata": {"name": "no-vm", "namespace": "default"}, "spec": {}, "status": {}},
+        ],
+    },
+    "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods": {
+        "kind": "PodMetricsList",
+        "apiVersion": "metrics.k8s.io/v1beta1",
+        "items": [
+            {
+                "metadata": {"name": POD, "namespace": "default"},
+                "timestamp": "2026-01-01T00:00:00Z",
+                "window": "10s",
+                "containers": [
+                    {"name": "vm", "usage": {"cpu": "250123456n", "memory": "131072Ki"}}
+                ],
+            }
+        ],
+    },
+    "/api/v1/namespaces/default/events": {
+        "kind": "EventList",
+        "apiVersion": "v1",
+        "items": [
+            {
+                "type": "Warning",
+                "reason": "Unhealthy",
+                "message": "<img src=x onerror=alert(1)>",
+                "lastTimestamp": "2026-01-01T00:00:00Z",
+            }
+        ],
+    },
+}
 
 
 @define
@@ -80,6 +116,10 @@ class ApiServer:
     log: Path | None = None
     framing: str | None = None
     url: str = ""
+    created: list[dict[str, Any]] = Factory(list)
+    """Pods that were sent."""
+    looks: int = 0
+    """At figures; each finds newer ones."""
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = Factory(set)
 
@@ -114,13 +154,39 @@ class ApiServer:
                 if urlsplit(target).path == f"{_POD_PATH}/log":
                     await self._log(writer, target)
                     return
-                document = _CANNED.get(urlsplit(target).path)
+                if method == "POST":
+                    await self._create(reader, writer, headers)
+                    continue
+                document = self._document(urlsplit(target).path)
                 _answer(writer, 200 if document else 404, document or _failure("not found"))
                 await writer.drain()
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
             writer.transport.abort()
+
+    def _document(self, path: str) -> dict[str, Any] | None:
+        document = _CANNED.get(path)
+        if document and document["kind"] == "PodMetricsList":
+            self.looks += 1
+            (one,) = document["items"]
+            newer = {**one, "timestamp": f"2026-01-01T00:00:{self.looks:02}Z"}
+            document = {**document, "items": [newer]}
+        return document
+
+    async def _create(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: bytes
+    ) -> None:
+        """Take a pod; a second one of its name exists already."""
+        named = dict(line.split(": ", 1) for line in headers.decode().strip().split("\r\n"))
+        lengths = [value for name, value in named.items() if name.lower() == "content-length"]
+        pod = json.loads(await reader.readexactly(int(lengths[0])))
+        if pod["metadata"]["name"] == POD:
+            _answer(writer, 409, _failure(f'pods "{POD}" already exists'))
+        else:
+            self.created.append(pod)
+            _answer(writer, 201, pod)
+        await writer.drain()
 
     async def _log(self, writer: asyncio.StreamWriter, target: str) -> None:
         """Send the log; its end is the connection's."""

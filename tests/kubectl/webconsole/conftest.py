@@ -1,0 +1,110 @@
+"""A web console before kubectl and the stand-in API server."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from tests.streaming.fakes.api_server import ApiServer
+from tests.streaming.fakes.handlers import FakeConsole, LocalExec
+from virtlet.errors import FailedPrecondition
+from virtlet.kubectl.cluster import Kubectl
+from virtlet.kubectl.ui import kubectl_proxy
+from virtlet.kubectl.webconsole.assets import Assets
+from virtlet.kubectl.webconsole.server import Shown, WebConsole
+from virtlet.streaming import Handlers, PortForwardRequest, StreamingServer
+
+SECRET = "of-this-run"
+WIDTH, HEIGHT = 64, 48
+COLOUR = (200, 40, 90)
+
+
+@define
+class Screen:
+    """An RFB server (RFC 6143) whose screen has one colour; keeps the keys that are typed."""
+
+    keys: list[int] = field(factory=list)
+    absent: bool = False
+    task: "asyncio.Task[None] | None" = None
+
+    async def dial(self, request: PortForwardRequest, port: int) -> socket.socket:
+        assert port == 5900
+        if self.absent:
+            raise FailedPrecondition("the VM has no screen")
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self.task = asyncio.create_task(self._serve(reader, writer))
+        return theirs
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(b"RFB 003.008\n")
+            await reader.readexactly(12)
+            writer.write(b"\1\1")
+            await reader.readexactly(1)
+            writer.write(bytes(4))
+            await reader.readexactly(1)
+            layout = struct.pack(">4B3H3B3x", 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
+            writer.write(struct.pack(">2H", WIDTH, HEIGHT) + layout + struct.pack(">I", 2) + b"vm")
+            while kind := await reader.read(1):
+                await self._message(kind[0], reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _message(
+        self, kind: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if kind == 2:  # SetEncodings
+            (count,) = struct.unpack(">xH", await reader.readexactly(3))
+            await reader.readexactly(4 * count)
+            return
+        body = await reader.readexactly({0: 19, 3: 9, 4: 7, 5: 5}[kind])
+        if kind == 3 and not body[0]:  # all of the screen
+            writer.write(struct.pack(">BxH4Hi", 0, 1, 0, 0, WIDTH, HEIGHT, 0))
+            writer.write(bytes((*COLOUR, 0)) * (WIDTH * HEIGHT))
+        if kind == 4:
+            down, key = struct.unpack(">B2xI", body)
+            if down:
+                self.keys.append(key)
+
+
+@frozen
+class Served:
+    """A console, and what is behind it."""
+
+    address: str
+    """With the secret."""
+    screen: Screen
+    log: Path
+    api: ApiServer
+
+    @property
+    def port(self) -> int:
+        return int(self.address.split(":")[2].split("/")[0])
+
+
+@asynccontextmanager
+async def served(directory: Path) -> AsyncIterator[Served]:
+    """Serve a console of one VM pod."""
+    screen, log = Screen(), directory / "0.log"
+    log.write_text("2026-01-01T00:00:00Z stdout F <b>booting</b>\n")
+    handlers = Handlers(exec=LocalExec(directory), attach=FakeConsole(), ports=screen)
+    streaming = StreamingServer("127.0.0.1", 0, handlers, tls=None)
+    await streaming.start()
+    try:
+        async with ApiServer(streaming, log) as api:
+            kubectl = Kubectl((f"--server={api.url}", "--kubeconfig=/dev/null"), "default")
+            async with kubectl_proxy(kubectl) as (proxy, _):
+                console = WebConsole(proxy, Shown("default", ("fast",)), SECRET, Assets.find())
+                try:
+                    yield Served(await console.start(), screen, log, api)
+                finally:
+                    await console.stop()
+    finally:
+        await streaming.stop()

@@ -1,0 +1,198 @@
+"""Who gets anything of the console: the page that the user opened, and no other."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.kubectl.webconsole.conftest import SECRET, served
+from virtlet.cli.ending import CommandFailed
+from virtlet.kubectl.cluster import Kubectl
+from virtlet.kubectl.ui import kubectl_proxy
+from virtlet.kubectl.webconsole.assets import Assets
+from virtlet.kubectl.webconsole.gate import START, Gate, Refused
+
+PORT = 8111
+POD = "/api/v1/namespaces/default/pods/vm"
+SESSION = {"Upgrade": "websocket", "Connection": "Upgrade", "Origin": f"http://127.0.0.1:{PORT}"}
+
+
+def _read(path: str, method: str = "GET", /, **headers: str) -> object:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    given = {"Host": f"127.0.0.1:{PORT}", "Cookie": f"virtlet-{PORT}={SECRET}"} | named
+    lines = [f"{method} {path} HTTP/1.1", *(f"{n}: {v}" for n, v in given.items() if v), "", ""]
+    return Gate(PORT, SECRET).read("\r\n".join(lines).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/", {}),
+        ("/console.js", {"Sec_Fetch_Site": "same-origin"}),
+        ("/api/v1/pods", {"Host": f"localhost:{PORT}"}),
+        ("/api/v1/namespaces/default/events?fieldSelector=x", {}),
+        ("/apis/metrics.k8s.io/v1beta1/namespaces/default/pods", {}),
+        (f"{POD}/log?follow=true", {}),
+        (f"{POD}/attach?stdin=true", SESSION),
+        (f"{POD}/portforward?ports=5900", SESSION),
+        (f"/?token={SECRET}", {"Cookie": ""}),
+    ],
+)
+def test_what_the_consoles_page_asks_for_is_served(path: str, headers: dict[str, str]) -> None:
+    _read(path, **headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "why"),
+    [
+        ("/", {"Cookie": ""}, "open the address"),
+        ("/", {"Cookie": f"virtlet-{PORT}=other"}, "open the address"),
+        ("/", {"Cookie": f"virtlet-1={SECRET}"}, "open the address"),
+        ("/?token=other", {"Cookie": ""}, "open the address"),
+        (f"/console.js?token={SECRET}", {"Cookie": ""}, "open the address"),
+        ("/", {"Host": f"evil.example:{PORT}"}, "no such name"),
+        ("/", {"Host": "127.0.0.1"}, "no such name"),
+        ("/", {"Origin": "http://evil.example"}, "another page"),
+        ("/", {"Origin": "null"}, "another page"),
+        ("/", {"Origin": f"http://127.0.0.1:{PORT + 1}"}, "another page"),
+        ("/", {"Sec_Fetch_Site": "cross-site"}, "another page"),
+        ("/", {"Sec_Fetch_Site": "same-site"}, "another page"),
+        (f"{POD}/attach", {**SESSION, "Origin": ""}, "without an origin"),
+        (f"{POD}/attach", {**SESSION, "Origin": "http://evil.example"}, "another page"),
+        (f"{POD}/attach", {}, "sessions are WebSockets"),
+        (f"{POD}/log", SESSION, "sessions are WebSockets"),
+        ("/", SESSION, "no session"),
+        (f"{POD}/portforward?ports=22", SESSION, "the screen alone"),
+        (f"{POD}/portforward?ports=5900&ports=22", SESSION, "the screen alone"),
+        (f"{POD}/exec?command=sh", SESSION, "does not ask"),
+        ("/api/v1/namespaces/default/secrets", {}, "does not ask"),
+        ("/apis/apps/v1/namespaces/default/deployments", {}, "does not ask"),
+        ("/api/v1/namespaces/default/pods/../secrets", {}, "does not ask"),
+        ("/api/v1/namespaces/default/pods/%2e%2e/log", {}, "does not ask"),
+    ],
+)
+def test_all_else_is_refused(path: str, headers: dict[str, str], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        _read(path, **headers)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("path", ["/api/v1/pods", "/", POD])
+def test_nothing_is_changed(method: str, path: str) -> None:
+    with pytest.raises(Refused, match="in another way"):
+        _read(path, method)
+
+
+def test_a_pod_is_started_by_the_page_alone() -> None:
+    own = {"Origin": f"http://127.0.0.1:{PORT}"}
+    assert _read(START, "POST", **own)
+    for headers, why in (
+        ({}, "without an origin"),
+        ({"Origin": "http://evil.example"}, "another page"),
+        ({**own, "Cookie": ""}, "open the address"),
+    ):
+        with pytest.raises(Refused, match=why):
+            _read(START, "POST", **headers)
+    with pytest.raises(Refused, match="in another way"):
+        _read(START, "GET", **own)
+
+
+async def _fetch(port: int, path: str, *extra: str, method: str = "GET", body: str = "") -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
+    lines += ["Authorization: Bearer browser", *extra, "", body]
+    writer.write("\r\n".join(lines).encode())
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def _cookie(port: int) -> str:
+    return f"Cookie: virtlet-{port}={SECRET}"
+
+
+def test_answers_are_shown_by_no_other_page(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with served(tmp_path) as console:
+            port, cookie = console.port, _cookie(console.port)
+            refused = await _fetch(port, f"{POD}/log")
+            assert refused.startswith(b"HTTP/1.1 403 ")
+            assert b"booting" not in refused
+            log = await _fetch(port, f"{POD}/log", cookie)
+            assert b"<b>booting</b>" in log
+            assert b"Content-Security-Policy: sandbox" in log
+            assert b"Cross-Origin-Resource-Policy: same-origin" in log
+            page = await _fetch(port, "/", cookie)
+            assert b"frame-ancestors 'none'" in page
+            login = await _fetch(port, f"/?token={SECRET}")
+            assert b"HttpOnly; SameSite=Strict" in login
+            missing = await _fetch(port, "/novnc/../../etc/passwd", cookie)
+            assert missing.startswith(b"HTTP/1.1 404 ")
+
+    asyncio.run(work())
+
+
+POD_YAML = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME}
+spec:
+  runtimeClassName: virtlet
+  containers: [{name: vm, image: virtlet.cloud/tiny}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("manifest", "status", "why"),
+    [
+        (POD_YAML.replace("NAME", "new"), 201, '"name": "new"'),
+        (POD_YAML.replace("NAME", "vm"), 409, "already exists"),
+        (POD_YAML.replace("NAME", "new, namespace: a/b"), 422, "no name of a namespace"),
+        (POD_YAML.replace("NAME", "new, annotations: {VirtletNo: x}"), 422, "VirtletNo"),
+        (POD_YAML + "---\n" + POD_YAML, 422, "one object of kind Pod"),
+        ("kind: Secret", 422, "one object of kind Pod"),
+        ("a: [", 422, "the manifest"),
+        ("", 413, "bytes at most"),
+    ],
+)
+def test_a_manifest_is_looked_at_before_it_is_sent(
+    tmp_path: Path, manifest: str, status: int, why: str
+) -> None:
+    async def work() -> None:
+        async with served(tmp_path) as console:
+            origin = f"Origin: http://127.0.0.1:{console.port}"
+            said = (_cookie(console.port), origin, f"Content-Length: {len(manifest)}")
+            answer = await _fetch(console.port, START, *said, method="POST", body=manifest)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert why in answer.decode()
+            assert len(console.api.created) == (status == 201)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("length", "why"), [("2000000", "bytes at most"), ("-1", "no HTTP"), ("x", "no HTTP")]
+)
+def test_a_manifest_has_a_length(tmp_path: Path, length: str, why: str) -> None:
+    async def work() -> None:
+        async with served(tmp_path) as console:
+            origin = f"Origin: http://127.0.0.1:{console.port}"
+            said = (_cookie(console.port), origin, f"Content-Length: {length}")
+            answer = await _fetch(console.port, START, *said, method="POST")
+            assert why in answer.decode()
+
+    asyncio.run(work())
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(*options: str) -> None:
+        async with kubectl_proxy(Kubectl(options, "default")):
+            raise AssertionError("it serves")
+
+    with pytest.raises(CommandFailed, match="kubectl proxy: .*nowhere"):
+        asyncio.run(start("--kubeconfig=/nowhere/at/all"))
+    with pytest.raises(CommandFailed, match="install Debian's package novnc"):
+        Assets.find(novnc=tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CommandFailed, match="kubectl is not there"):
+        asyncio.run(start())

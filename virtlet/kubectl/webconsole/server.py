@@ -1,0 +1,228 @@
+"""The console's HTTP server: its page and assets, and what the API server answers.
+
+    browser ── 127.0.0.1:PORT ──► WebConsole ── unix socket ──► kubectl proxy ──► API server
+
+The user's credentials stay with kubectl. What a pod's author or guest has written (names, logs,
+events) reaches the browser as data alone: no answer of the API server is shown as a page.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from attrs import asdict, frozen
+
+from virtlet.http_port import HttpPort, respond, this_task
+from virtlet.kubectl.generate import manifest
+from virtlet.kubectl.webconsole.assets import Assets
+from virtlet.kubectl.webconsole.gate import START, Asked, Gate, Refused
+from virtlet.kubectl.webconsole.start import NotStarted, checked
+
+_HEAD_LIMIT = 32 << 10
+_CHUNK = 64 << 10
+_MANIFEST_LIMIT = 1 << 20
+_SECONDS = 10.0
+"""For a browser to send a manifest."""
+_SECURITY = (
+    "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+    "Cross-Origin-Resource-Policy: same-origin\r\nCross-Origin-Opener-Policy: same-origin\r\n"
+    "Cache-Control: no-store\r\n"
+)
+_PAGE = (
+    # xterm.js and noVNC write style elements; a cursor's shape is an image by its data.
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; connect-src 'self'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; "
+    "form-action 'none'; base-uri 'none'\r\n"
+)
+_DATA = "Content-Security-Policy: sandbox; default-src 'none'\r\n"
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
+_TEXT = "text/plain; charset=utf-8"
+_ANNOTATIONS = {
+    "flavor": "VirtletFlavor",
+    "size": "VirtletRootVolumeSize",
+    "keys": "VirtletSSHKeys",
+    "data": "VirtletCloudInitUserData",
+}
+"""Fields of the form to annotations."""
+
+
+@frozen
+class Shown:
+    """What the page is to show."""
+
+    namespace: str
+    """Whose pods; "" for all."""
+    classes: tuple[str, ...]
+    """RuntimeClasses of VMs, beside those that are called as ours."""
+
+
+class WebConsole:
+    """Serves the console to the browser of the user who started it.
+
+    Args:
+        api: unix socket of `kubectl proxy`.
+        shown: what the page is to show.
+        secret: of this run.
+        assets: what the browser gets.
+    """
+
+    def __init__(self, api: Path, shown: Shown, secret: str, assets: Assets) -> None:
+        self._api = api
+        self._shown = shown
+        self._secret = secret
+        self._assets = assets
+        self._port = HttpPort(self._serve, _HEAD_LIMIT)
+        self._gate = Gate(0, secret)
+        self._checking = asyncio.Lock()
+
+    async def start(self, port: int = 0) -> str:
+        """Listen on loopback; returns the address to open, with the secret in it.
+
+        Raises:
+            OSError: the port cannot be listened on.
+        """
+        _, port = await self._port.start("127.0.0.1", port)
+        self._gate = Gate(port, self._secret)
+        return f"http://127.0.0.1:{port}/?token={self._secret}"
+
+    async def stop(self) -> None:
+        """Close the port, and the sessions."""
+        await self._port.stop()
+
+    async def _serve(
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            asked = self._gate.read(head)
+            if asked.is_api:
+                await self._forward(_request(asked), asked.upgrade, reader, writer)
+            elif asked.path == START:
+                request = await self._request_of_a_pod(asked, reader)
+                await self._forward(request, False, reader, writer)
+            elif self._gate.login(asked):
+                cookie = f"{self._gate.cookie}={self._secret}; HttpOnly; SameSite=Strict; Path=/"
+                _respond(writer, "303 See Other", b"", f"Location: /\r\nSet-Cookie: {cookie}\r\n")
+            else:
+                self._answer(asked, writer)
+        except Refused as refused:
+            respond(writer, refused.status, f"{refused.why}\n".encode(), _TEXT)
+
+    def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        match asked.path:
+            case "/shown":
+                body, kind, extra = json.dumps(asdict(self._shown)), "application/json", _DATA
+                _respond(writer, "200 OK", body.encode(), extra, kind)
+            case "/manifest":
+                _respond(writer, "200 OK", _manifest(asked.query, self._shown).encode(), _DATA)
+            case path if file := self._assets.files.get(path):
+                _respond(writer, "200 OK", file.read_bytes(), _PAGE, _KINDS[file.suffix])
+            case _:
+                raise Refused("404 Not Found", "the console has no such page")
+
+    async def _request_of_a_pod(self, asked: Asked, reader: asyncio.StreamReader) -> bytes:
+        """What the API server is asked to start; the manifest that was sent is looked at first."""
+        try:
+            length = int(asked.headers.get("content-length", ""))
+        except ValueError:
+            raise Refused("411 Length Required", "a manifest has a length") from None
+        if not 0 < length <= _MANIFEST_LIMIT:
+            raise Refused(
+                "413 Content Too Large", f"a manifest has {_MANIFEST_LIMIT} bytes at most"
+            )
+        try:
+            async with asyncio.timeout(_SECONDS):
+                text = await reader.readexactly(length)
+        except (TimeoutError, asyncio.IncompleteReadError):
+            raise Refused("400 Bad Request", "the manifest did not come whole") from None
+        try:
+            async with self._checking:
+                namespace, pod = await asyncio.to_thread(checked, text, self._shown.namespace)
+        except NotStarted as error:
+            raise Refused("422 Unprocessable Content", str(error)) from None
+        body = json.dumps(pod).encode()
+        head = (
+            f"POST /api/v1/namespaces/{namespace}/pods HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        return head.encode() + body
+
+    async def _forward(
+        self,
+        request: bytes,
+        upgrade: bool,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._port.admit(this_task())
+        try:
+            api_reader, api_writer = await asyncio.open_unix_connection(self._api)
+        except OSError:
+            raise Refused(
+                "502 Bad Gateway", "kubectl proxy has ended: start the console again"
+            ) from None
+        try:
+            api_writer.write(request)
+            answer = await api_reader.readuntil(b"\r\n\r\n")
+            status, _, rest = answer.partition(b"\r\n")
+            upgraded = upgrade and b" 101 " in status
+            extra = b"" if upgraded else (_SECURITY + _DATA).encode()
+            writer.write(status + b"\r\n" + extra + rest)
+            # A browser that goes away ends the API server's side, and the other way round.
+            ways = [asyncio.create_task(_copy(api_reader, writer))]
+            ways.append(asyncio.create_task(_copy(reader, api_writer)))
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            raise Refused("502 Bad Gateway", "the API server gave no answer") from None
+        finally:
+            api_writer.transport.abort()
+
+
+def _manifest(query: str, shown: Shown) -> str:
+    """The manifest of what the form says."""
+    said = {name: values[0] for name, values in parse_qs(query).items()}
+    return manifest(
+        said.get("name", ""),
+        said.get("image", ""),
+        {"cpu": said.get("cpu", "1"), "memory": said.get("memory", "1Gi")},
+        said.get("class", "virtlet"),
+        {key: said.get(field, "") for field, key in _ANNOTATIONS.items()},
+        said.get("namespace", shown.namespace),
+    )
+
+
+def _request(asked: Asked) -> bytes:
+    """What the API server is asked: nothing of the browser's headers but a WebSocket's."""
+    target = f"{asked.path}?{asked.query}" if asked.query else asked.path
+    lines = [f"GET {target} HTTP/1.1", "Host: localhost"]
+    if asked.upgrade:
+        lines += ["Connection: Upgrade", "Upgrade: websocket"]
+        for name in ("key", "version", "protocol"):
+            if value := asked.headers.get(f"sec-websocket-{name}"):
+                lines.append(f"Sec-WebSocket-{name.capitalize()}: {value}")
+    else:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(_CHUNK):
+        writer.write(piece)
+        await writer.drain()
+
+
+def _respond(
+    writer: asyncio.StreamWriter, status: str, body: bytes, extra: str, kind: str = _TEXT
+) -> None:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Connection: close\r\n{_SECURITY}{extra}\r\n".encode() + body)
