@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from virtlet.model.flavor import Flavor
-from virtlet.plugins.libvirt_qemu.capabilities import flaw
+from virtlet.plugins.libvirt_qemu.capabilities import KnownCapabilities, flaw
 
 _CAPABILITIES = """
 <domainCapabilities>
@@ -77,3 +77,27 @@ def test_without_libvirts_list_names_of_features_are_not_checked(tmp_path: Path)
     found = ElementTree.fromstring(_CAPABILITIES.format(domain="kvm"))
     flavor = Flavor(cpu_features={"avx3": "require"})
     assert flaw(flavor, found, tmp_path / "elsewhere") == ""
+
+
+def test_libvirt_is_asked_once_for_each_machine_but_again_before_a_refusal() -> None:
+    said = _CAPABILITIES.format(domain="kvm")
+    asked: list[str] = []
+
+    def flaw_of(flavor: Flavor) -> str:
+        def ask() -> ElementTree.Element:
+            asked.append(flavor.machine)
+            return ElementTree.fromstring(said)
+
+        return known.flaw(flavor, ask)
+
+    known = KnownCapabilities()
+    assert [flaw_of(Flavor(vcpus=n)) for n in (1, 2, 8)] == ["", "", ""]
+    assert asked == ["q35"]
+    assert flaw_of(Flavor(machine="pc")) == ""
+    assert asked == ["q35", "pc"]
+    assert "has no TPM" in flaw_of(Flavor(tpm=True))
+    # It is installed meanwhile.
+    said = said.replace("emulator</value>", "external</value>")
+    assert flaw_of(Flavor(tpm=True)) == ""
+    assert flaw_of(Flavor(tpm=True)) == ""
+    assert asked == ["q35", "pc", "q35", "q35"]

@@ -4,7 +4,7 @@ Source: "Domain capabilities XML format" of libvirt. libvirt's own comparison of
 for some models it does not return (libvirt 11.3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +16,30 @@ FEATURES = Path("/usr/share/libvirt/cpu_map/x86_features.xml")
 """libvirt's names of all features; on nodes that have the file elsewhere names are not checked."""
 _HOST = ("", "host-model", "host-passthrough")
 _MOST_SHOWN = 8
+
+
+class KnownCapabilities:
+    """What libvirt said of each machine type, so that it is not asked again for each VM.
+
+    A flaw is never told by what was said before: what the node lacked may be there now. What it
+    has no more is told by libvirt when the VM is defined or started.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Element] = {}
+
+    def flaw(self, flavor: Flavor, ask: Callable[[], Element]) -> str:
+        """Why the node cannot have a machine; see the function of this name.
+
+        Args:
+            flavor: the machine.
+            ask: asks libvirt what the emulator can be as a machine of this type.
+        """
+        known = self._known.get(flavor.machine)
+        if known is not None and not flaw(flavor, known):
+            return ""
+        found = self._known[flavor.machine] = ask()
+        return flaw(flavor, found)
 
 
 def flaw(flavor: Flavor, capabilities: Element, features: Path = FEATURES) -> str:

@@ -125,6 +125,7 @@ class LibvirtHypervisor(Hypervisor):
             lambda thread: end_flooding(thread, self._domains, self._runs, self._pid)
         )
         self._measurement = consumption.Measurement(self._measure)
+        self._capabilities = capabilities.KnownCapabilities()
         self._learning: threading.Thread | None = None
         self._loads: dict[str, templates.Load] = {}
         """By id of the VM that is to start from a template, from `launch` until `start`."""
@@ -187,8 +188,14 @@ class LibvirtHypervisor(Hypervisor):
         """What QEMU and the CPU cannot be, by libvirt's word."""
         emulator, kind = str(self._node.vmwrapper), self._info.accelerator
         with self._domains.call("look at what machines this node can have") as connection:
+
+            def ask() -> Element:
+                machine = flavor.machine
+                text = connection.getDomainCapabilities(emulator, "x86_64", machine, kind)
+                return ElementTree.fromstring(text)
+
             try:
-                text = connection.getDomainCapabilities(emulator, "x86_64", flavor.machine, kind)
+                return self._capabilities.flaw(flavor, ask)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                     raise
@@ -196,7 +203,6 @@ class LibvirtHypervisor(Hypervisor):
                     f"this node's QEMU has no machine {flavor.machine!r}: choose another `machine` "
                     "in the flavor, as q35"
                 )
-        return capabilities.flaw(flavor, ElementTree.fromstring(text))
 
     def runs_as_vm(self) -> bool:
         """Yes: the document says who it is."""
