@@ -41,8 +41,10 @@ from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import (
+    Checkpoint,
     DomainCallback,
     DomainState,
+    FilePart,
     Hypervisor,
     HypervisorHealth,
     HypervisorInfo,
@@ -109,6 +111,7 @@ __all__ = [
     "AlreadyExists",
     "Annotation",
     "Backend",
+    "Checkpoint",
     "CloudInit",
     "CloudInitPart",
     "CommandError",
@@ -129,6 +132,7 @@ __all__ = [
     "ExecSession",
     "FailedPrecondition",
     "FetchedImage",
+    "FilePart",
     "Flavor",
     "GuestCommand",
     "GuestFiles",

@@ -217,7 +217,9 @@ REQUESTS: list[tuple[str, object, str]] = [
     ("PullImage", cri.PullImageRequest(), "INVALID_ARGUMENT"),
     ("ImageStatus", cri.ImageStatusRequest(), "INVALID_ARGUMENT"),
     ("RemoveImage", cri.RemoveImageRequest(), "INVALID_ARGUMENT"),
-    ("CheckpointContainer", cri.CheckpointContainerRequest(), "UNIMPLEMENTED"),
+    ("CheckpointContainer", cri.CheckpointContainerRequest(), "INVALID_ARGUMENT"),
+    ("CheckpointContainer", cri.CheckpointContainerRequest(container_id="x"), "INVALID_ARGUMENT"),
+    ("CheckpointPod", cri.CheckpointPodRequest(), "UNIMPLEMENTED"),
 ]
 
 

@@ -11,6 +11,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -120,6 +121,14 @@ def test_a_command_has_its_input_output_and_exit_code(pod: Pod) -> None:
     assert said == "typed\nproblem\n"
     missing = _run(pod, "exec", f"of-the-command-line/{name}", "no-such-program", code=1)
     assert "there is no such program" in missing
+
+
+def test_a_running_vm_is_written_to_a_file_once(pod: Pod, tmp_path: Path) -> None:
+    path = tmp_path / "asked.tar"
+    assert str(path) in _run(pod, "checkpoint", pod.pod.metadata.name, str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "asked.tar exists" in _run(pod, "checkpoint", pod.id[:8], str(path), code=1)
+    assert pod.exec("true").exit_code == 0
 
 
 def test_a_command_has_a_terminal_of_ours(pod: Pod) -> None:

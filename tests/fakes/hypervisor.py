@@ -1,5 +1,6 @@
 """A hypervisor in memory, whose faults the test chooses."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from xml.etree.ElementTree import Element
@@ -9,8 +10,10 @@ from attrs import asdict, define, evolve, field
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.host import cpus
 from virtlet.model.hypervisor import (
+    Checkpoint,
     DomainCallback,
     DomainState,
+    FilePart,
     Hypervisor,
     HypervisorHealth,
     HypervisorInfo,
@@ -73,6 +76,8 @@ class FakeHypervisor(Hypervisor):
     as_vm: bool = False
     """Whether emulators run as their VM's own user."""
 
+    unsettled: set[str] = field(factory=set)
+    """VMs whose emulator has something of a checkpoint."""
     opened: dict[str, bool] = field(factory=dict)
     """Tags of all VMs' shares to whether the guest has opened them."""
 
@@ -163,6 +168,27 @@ class FakeHypervisor(Hypervisor):
         self.sizes[vm_id] = evolve(now, **{name: getattr(change, name) for name in named})
         self.faults.strike("resized")
         return Resize(**{name: getattr(now, name) for name in named})
+
+    def checkpoint(
+        self, machine: Machine, file: int, start: int, broken_off: Callable[[], str]
+    ) -> Checkpoint:
+        self.faults.strike("checkpoint")
+        self.unsettled.add(machine.vm.id)
+        os.pwrite(file, b"memory", start)
+        self.faults.strike("checkpointed")
+        if why := broken_off():
+            raise FailedPrecondition(why)
+        at = start + 8192
+        os.pwrite(file, b"disk", at)
+        return Checkpoint(
+            memory=FilePart(offset=start, size=6),
+            disk=FilePart(offset=at, size=4),
+            stood_still=0.5,
+        )
+
+    def settle(self, vm_id: str) -> None:
+        self.faults.strike("settle")
+        self.unsettled.discard(vm_id)
 
     @property
     def running(self) -> set[str]:

@@ -163,6 +163,13 @@ class Client:
         """RemoveContainer."""
         self.call("RemoveContainer", cri.RemoveContainerRequest(container_id=container_id))
 
+    def checkpoint(self, container_id: str, location: str, seconds: int = 0) -> None:
+        """CheckpointContainer within some seconds, 0 for as many as the runtime allows."""
+        request = cri.CheckpointContainerRequest(
+            container_id=container_id, location=location, timeout=seconds
+        )
+        self.call("CheckpointContainer", request, timeout=(seconds or 600) + self._timeout)
+
     def stop_pod(self, pod_id: str) -> None:
         """StopPodSandbox."""
         self.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))

@@ -13,6 +13,7 @@ from virtlet.errors import VirtletError
 
 COMMANDS = {
     "attach": ("guest_commands:attach", "Attach to the serial console of a pod's VM."),
+    "checkpoint": ("pod_commands:checkpoint", "Write a pod's running VM to a file."),
     "csi": ("csi:csi_command", "Serve the CSI driver virtlet.cloud."),
     "demo": ("demo:demo", "Run a VM pod on a throwaway node, from manifest to nothing left."),
     "doctor": ("doctor:doctor", "Say what this node lacks to run VMs, and what helps."),

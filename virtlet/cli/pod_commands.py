@@ -1,4 +1,4 @@
-"""The commands that change pods: run, stop, rm."""
+"""The commands that change pods, or keep them: run, stop, rm, checkpoint."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import click
 from virtlet.cli.client import Client
 from virtlet.cli.manifest import read_manifest
 from virtlet.cli.steps import TerminalReporter, bring_up, grace_of, take_down
-from virtlet.cli.targets import pod_argument, pod_id, socket_option
+from virtlet.cli.targets import newest_vm, pod_argument, pod_id, socket_option
 
 LOG_ROOT = "/var/log/pods"
 _grace = click.option(
@@ -64,3 +64,27 @@ def rm(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
     with Client(socket) as client:
         for chosen in [pod_id(client, pod) for pod in pods]:
             take_down(client, chosen, grace, TerminalReporter())
+
+
+@click.command()
+@pod_argument("pod")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--timeout",
+    type=click.IntRange(min=1),
+    default=120,
+    show_default=True,
+    help="Seconds that it may take.",
+)
+@socket_option
+def checkpoint(pod: str, file: Path, timeout: int, socket: str) -> None:
+    """Write a pod's running VM to a new FILE of the node, while it runs on.
+
+    The file holds the guest's memory and disk, with all secrets that are in them. Only root can
+    read it.
+    """
+    path = file.absolute()
+    with Client(socket) as client:
+        vm = newest_vm(client, pod_id(client, pod))
+        client.checkpoint(vm.id, str(path), timeout)
+    click.echo(f"checkpoint of {vm.metadata.name}: {path}")

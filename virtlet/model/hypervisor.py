@@ -72,6 +72,26 @@ class Resize:
     """CPUs of the node that the emulator and all vCPUs may run on."""
 
 
+@frozen(kw_only=True, field_transformer=typed)
+class FilePart:
+    """A part of a file, in bytes."""
+
+    offset: int
+    size: int
+
+
+@frozen(kw_only=True, field_transformer=typed)
+class Checkpoint:
+    """Where in its file the parts of a checkpoint are."""
+
+    memory: FilePart
+    """Memory, vCPUs and devices, in the hypervisor's own form."""
+    disk: FilePart
+    """A qcow2 of what the root disk has beside its image; at least 512 bytes before it are free."""
+    stood_still: float
+    """Seconds that the guest's CPUs stood still."""
+
+
 DomainCallback = Callable[[Observation], None]
 """Called on a thread of the hypervisor's whenever a domain of ours changes; must return soon."""
 
@@ -222,6 +242,31 @@ class Hypervisor(ABC):
             Unimplemented: the default.
         """
         raise Unimplemented(f"{self.info().name} has no templates")
+
+    def checkpoint(
+        self, machine: Machine, file: int, start: int, broken_off: Callable[[], str]
+    ) -> Checkpoint:
+        """Write a running VM's memory and root disk, both of one moment, to a file.
+
+        The guest runs on, but for a moment. Call `settle` afterwards, whatever comes of it.
+
+        Args:
+            machine: the VM's.
+            file: descriptor of a file for reading and writing.
+            start: where the memory begins; what is before stays.
+            broken_off: asked now and then: why not to go on, as a clause; "" to go on.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: it does not run, it has what no checkpoint can hold, the file cannot
+                be written, or it was broken off.
+            Unimplemented: the default.
+        """
+        raise Unimplemented(f"{self.info().name} has no checkpoints")
+
+    def settle(self, vm_id: str) -> None:  # noqa: B027
+        """Take away what a checkpoint, finished or cut short anywhere, has in the emulator of a VM,
+        and have its guest go on. Idempotent; nothing to do for a VM that has ended."""
 
     def observe(self, vm_id: str) -> Observation | None:
         """The domain now, or None when there is none. Default: looked up in `list`."""

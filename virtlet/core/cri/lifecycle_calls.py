@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from attrs import evolve
 
 from virtlet.core.cri import fields, replies, requests
-from virtlet.core.cri.calls import Call, CallKind
+from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.cri.replies import Listing, ReplyCache, streamed
-from virtlet.core.lifecycle import pods, resize, vms
+from virtlet.core.lifecycle import checkpoints, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
@@ -137,6 +138,9 @@ class ContainerCalls:
             Call("RuntimeService.RemoveContainer", CallKind.WORK, self.remove),
             Call("RuntimeService.ContainerStatus", CallKind.READ, self.status),
             Call("RuntimeService.ReopenContainerLog", CallKind.WORK, self.reopen_log),
+            Call(
+                "RuntimeService.CheckpointContainer", CallKind.WORK, self.checkpoint, attended=True
+            ),
         ]
 
     def create(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
@@ -202,6 +206,24 @@ class ContainerCalls:
             raise FailedPrecondition(f"VM {record.vm.name} is not running: its log is complete")
         self._context.consoles.reopen(record.vm)
         return cri.ReopenContainerLogResponse()
+
+    def checkpoint(
+        self, request: cri.CheckpointContainerRequest, client: CallClient
+    ) -> cri.CheckpointContainerResponse:
+        """CheckpointContainer; `timeout` is in seconds, 0 for the usual time."""
+        vm_id = _vm_id(request.container_id)
+        if request.timeout < 0:
+            raise InvalidArgument(f"timeout {request.timeout} is negative")
+        if not request.location or "\0" in request.location:
+            raise InvalidArgument("the request has no location, the path of the checkpoint")
+        checkpoints.checkpoint_vm(
+            self._context,
+            vm_id,
+            Path(request.location),
+            float(request.timeout) or checkpoints.USUAL_TIME,
+            client.waits,
+        )
+        return cri.CheckpointContainerResponse()
 
 
 def _vm_id(value: str) -> str:

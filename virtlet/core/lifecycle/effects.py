@@ -31,6 +31,7 @@ from virtlet.launch.merge import close_all
 from virtlet.launch.server import LaunchDoor
 from virtlet.model.disk import Disk, Volume
 from virtlet.model.flavor import Flavor
+from virtlet.model.hypervisor import Checkpoint, Hypervisor
 from virtlet.model.image import Image
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.network import Network
@@ -49,6 +50,7 @@ CONSOLE = "console"
 CGROUP = "cgroup"
 RUNNING = "running"
 WARM = "warm"
+CHECKPOINT = "checkpoint"
 START = frozenset({CONSOLE, CGROUP, WARM, RUNNING})
 """The effects of a start."""
 MOST_THREADS = 1024
@@ -439,6 +441,25 @@ def _stop_emulator(context: Context, row: EffectRow) -> None:
     backends.end(context, row.owner)
 
 
+# What a checkpoint does in the emulator of a VM that runs on; undone when it is taken, too.
+
+
+def take_checkpoint(
+    context: Context, record: VmRecord, take: Callable[[Hypervisor], Checkpoint]
+) -> Checkpoint:
+    """Take it."""
+    hypervisor = context.hypervisors.named(record.hypervisor)
+    return context.journal.perform(
+        record.vm.id, CHECKPOINT, lambda: take(hypervisor), plugin=record.hypervisor
+    )
+
+
+def _settle(context: Context, row: EffectRow) -> None:
+    runs = context.store.vms[row.owner].phase is VmPhase.RUNNING
+    if runs and not context.hypervisors.forgets(row.plugin):
+        context.hypervisors.named(row.plugin).settle(row.owner)
+
+
 UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     POD_DIRECTORY: _remove_pod_directory,
     NETWORK: _tear_down_network,
@@ -449,6 +470,7 @@ UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     CGROUP: _remove_cgroup,
     WARM: _make_cold,
     RUNNING: _stop_emulator,
+    CHECKPOINT: _settle,
     resize.DEFINITION: resize.undo_definition,
     resize.LIMITS: resize.undo_limits,
     resize.OOM_SCORE: resize.undo_oom_score,

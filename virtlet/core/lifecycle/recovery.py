@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import backends, exits, guest_mounts, pods, resize, vms
+from virtlet.core.lifecycle import backends, checkpoints, exits, guest_mounts, pods, resize, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.paths import Paths
@@ -34,7 +34,8 @@ UNDO_PATIENCE = 10.0
 pod alone. Who asks for that pod meanwhile is told so by the lock."""
 _UNDONE_AT_ONCE = 8
 RESIZE_PATIENCE = 2.0
-"""Seconds that start-up waits for VMs that a resize was cut short of; a guest may be slow."""
+"""Seconds that start-up waits for VMs whose resize or checkpoint was cut short; a guest may be
+slow."""
 
 
 def recover(context: Context, patience: float = UNDO_PATIENCE) -> None:
@@ -53,7 +54,7 @@ def recover(context: Context, patience: float = UNDO_PATIENCE) -> None:
     for plugin, hypervisor in context.hypervisors.all.items():
         _try(f"domains of {plugin}", lambda h=hypervisor: _remove_orphaned_domains(context, h))  # type: ignore[misc]
     _try("image store", context.images.store.collect)
-    _put_resizes_back(context)
+    _put_back(context)
     completing = threading.Thread(
         target=_complete_consoles, args=(context,), name="recovered-consoles", daemon=True
     )
@@ -157,10 +158,13 @@ def _recover_pod(context: Context, record: PodRecord) -> None:
                 pods.stop_pod(context, pod_id)
 
 
-def _put_resizes_back(context: Context) -> None:
+def _put_back(context: Context) -> None:
     """Have VMs again as their records say, also those whose hypervisor is away for now."""
-    cut_short = [record.vm.id for record in context.store.vms.values() if record.resizing]
-    threads = [resize.keep_putting_back(context, vm_id) for vm_id in cut_short]
+    records = list(context.store.vms.values())
+    unsettled = [each.vm.id for each in records if checkpoints.is_unsettled(context, each)]
+    resizing = [each.vm.id for each in records if each.resizing]
+    threads = [checkpoints.keep_settling(context, vm_id) for vm_id in unsettled]
+    threads += [resize.keep_putting_back(context, vm_id) for vm_id in resizing]
     deadline = time.monotonic() + RESIZE_PATIENCE
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -11,7 +11,7 @@ by a resize to what is on record.
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from attrs import evolve, fields
@@ -103,7 +103,12 @@ def put_back(context: Context, vm_id: str) -> None:
 
 
 def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
-    """Put a VM's resources in force again on a thread.
+    """Put a VM's resources in force again on a thread."""
+    return keep_trying(context, vm_id, lambda: put_back(context, vm_id))
+
+
+def keep_trying(context: Context, vm_id: str, deed: Callable[[], None]) -> threading.Thread:
+    """Put something of a VM in order again on a thread.
 
     It tries until it has done so, nothing is left to do, or the manager ends.
     """
@@ -113,7 +118,7 @@ def keep_putting_back(context: Context, vm_id: str) -> threading.Thread:
         pause = 0.0
         while not context.closing.wait(pause):
             try:
-                put_back(context, vm_id)
+                deed()
                 return
             except VirtletError as error:
                 problem = {"vm": vm_id, "problem": str(error)}

@@ -13,6 +13,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -64,10 +65,16 @@ def unfit(context: Context, plugin: str, machine: Machine) -> str:
 
 def key_of(context: Context, plugin: str, machine: Machine) -> str:
     """What a VM has in common with its template, in 32 digits."""
+    text = json.dumps(parts_of(context, plugin, machine), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def parts_of(context: Context, plugin: str, machine: Machine) -> dict[str, Any]:
+    """What VMs have in common whose memory and state fit each other, by name."""
     hypervisor = context.hypervisors.named(plugin)
     document = domain_document(context.hooks, hypervisor, machine)
     vm = machine.vm
-    parts = {
+    return {
         "hypervisor": plugin,
         "basis": dict(hypervisor.template_basis()),
         "namespace": vm.pod.config.metadata.namespace,
@@ -76,8 +83,6 @@ def key_of(context: Context, plugin: str, machine: Machine) -> str:
         "withheld": machine.withheld,
         "document": "" if document is None else shape(document, machine),
     }
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def shape(document: Element, machine: Machine) -> str:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from virtlet.host.processes import (
 )
 from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import (
+    Checkpoint,
     DomainCallback,
     Hypervisor,
     HypervisorHealth,
@@ -43,6 +44,7 @@ from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu import (
     capabilities,
+    checkpoints,
     consumption,
     domain_logs,
     failures,
@@ -377,6 +379,31 @@ class LibvirtHypervisor(Hypervisor):
             finally:
                 self.stop(vm_id)
             templates.seal(template.directory)
+
+    def checkpoint(
+        self, machine: Machine, file: int, start: int, broken_off: Callable[[], str]
+    ) -> Checkpoint:
+        """Have the emulator write its guest's memory and root disk to a descriptor."""
+        vm_id = machine.vm.id
+        with self._domains.call(f"checkpoint VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is None:
+                raise NotFound(f"cannot checkpoint VM {vm_id}: libvirt has no domain of it")
+            if not domain.isActive():
+                raise FailedPrecondition("it does not run")
+            document = ElementTree.fromstring(domain.XMLDesc())
+            if why := checkpoints.unfit(document):
+                raise FailedPrecondition(why)
+            ask = partial(templates.ask, domain)
+            alias = checkpoints.root_alias(document)
+            return checkpoints.take(ask, alias, file, start, broken_off)
+
+    def settle(self, vm_id: str) -> None:
+        """Undo in the emulator what a checkpoint did."""
+        with self._domains.call(f"settle VM {vm_id}") as connection:
+            domain = self._domains.find(connection, vm_id)
+            if domain is not None and domain.isActive():
+                checkpoints.settle(partial(templates.ask, domain))
 
     def shutdown(self, vm_id: str) -> None:
         """Press the power button.

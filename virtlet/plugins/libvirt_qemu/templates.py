@@ -202,34 +202,46 @@ def load(domain: Any, what: Load) -> None:
     # Else a state that is saved later would lack the RAM.
     _ignore_shared(domain, on=False)
     for nic in what.nics:
-        _ask(domain, "device_add", nic)
+        ask(domain, "device_add", nic)
     domain.resume()
 
 
 def _ignore_shared(domain: Any, *, on: bool) -> None:
     capabilities = [{"capability": "x-ignore-shared", "state": on}]
-    _ask(domain, "migrate-set-capabilities", {"capabilities": capabilities})
+    ask(domain, "migrate-set-capabilities", {"capabilities": capabilities})
 
 
 def _migrate(domain: Any, command: str, state: int) -> None:
     """Write or read a state by our descriptor: the emulator has no way to the file."""
-    answer = _ask(domain, "add-fd", {}, [state])
+    answer = ask(domain, "add-fd", {}, [state])
     number = answer["fdset-id"]
-    _ask(domain, command, {"uri": f"file:/dev/fdset/{number}"})
+    ask(domain, command, {"uri": f"file:/dev/fdset/{number}"})
     deadline = time.monotonic() + _PATIENCE
-    while (progress := _ask(domain, "query-migrate")).get("status") != "completed":
+    while (progress := ask(domain, "query-migrate")).get("status") != "completed":
         if progress.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
             raise FailedPrecondition(
                 f"QEMU's {command}: {progress.get('error-desc') or progress.get('status')}"
             )
         time.sleep(_POLL)
     with contextlib.suppress(FailedPrecondition):
-        _ask(domain, "remove-fd", {"fdset-id": number})
+        ask(domain, "remove-fd", {"fdset-id": number})
 
 
-def _ask(
+def ask(
     domain: Any, command: str, arguments: Mapping[str, Any] | None = None, files: Any = ()
 ) -> Any:
+    """What an emulator answers to a command of its monitor.
+
+    Args:
+        domain: libvirt's.
+        command: QEMU's name of it.
+        arguments: of the command.
+        files: descriptors that are passed with it.
+
+    Raises:
+        FailedPrecondition: QEMU refuses.
+        libvirt.libvirtError: the emulator does not answer, or has ended.
+    """
     text = json.dumps({"execute": command, "arguments": dict(arguments or {})})
     if files:
         answer = libvirt_qemu.qemuMonitorCommandWithFiles(domain, text, list(files), 0)

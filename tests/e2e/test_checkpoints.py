@@ -1,0 +1,105 @@
+"""CheckpointContainer of a real guest, also by a manager that is killed all the time."""
+
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
+from tests.e2e.crash_points import CrashPoints
+from tests.polling import until
+from virtlet.cli.client import CallFailed, NoRuntime
+from virtlet.cli.playground import Playground
+
+
+@frozen
+class Source:
+    """A VM that runs, and a directory for its checkpoints."""
+
+    pod: Pod
+    points: CrashPoints
+    directory: Path
+
+    def counts_on(self) -> None:
+        """The guest runs on: a process of it has counted once more."""
+        before = self.pod.exec("cat", "/run/count").stdout
+        until(lambda: self.pod.exec("cat", "/run/count").stdout != before, "the guest's count")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    points = CrashPoints(tmp_path_factory.mktemp("points"))
+    with (
+        Playground(
+            {"tiny": TINY},
+            subnet="10.141.0.0/16",
+            wrapper=AS_THE_UNIT,
+            environment=points.environment,
+        ) as node,
+        node.client() as client,
+    ):
+        pod = Pod(node, client, make_manifest(node)).up()
+        pod.wait_for_answer()
+        count = "n=0; while :; do n=$((n+1)); echo $n >/run/count; sleep 0.1; done"
+        pod.exec("sh", "-c", f"({count}) >/dev/null 2>&1 </dev/null &")
+        yield Source(pod, points, tmp_path_factory.mktemp("checkpoints"))
+        pod.down()
+
+
+def test_a_vm_is_written_to_one_file_and_runs_on(source: Source) -> None:
+    """Its disk is sound, the manifest says what it fits, and root alone can read it."""
+    path = source.directory / "first.tar"
+    emulator = source.pod.emulator
+    source.pod.client.checkpoint(source.pod.vm, str(path))
+    source.counts_on()
+    assert source.pod.emulator == emulator
+    assert source.pod.status.state == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+    # Memory that the guest has never used takes no space.
+    assert path.stat().st_blocks * 512 < path.stat().st_size
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["manifest.json", "memory", "disk.qcow2"]
+        manifest = archive.extractfile("manifest.json")
+        assert manifest is not None
+        told = json.loads(manifest.read())
+        archive.extract("disk.qcow2", source.directory, filter="data")
+    assert told["pod"]["name"] == source.pod.manifest.pod.metadata.name
+    assert source.pod.status.image_ref.endswith(told["image"]["id"])
+    assert {"qemu", "libvirt", "accelerator", "cpu"} <= set(told["machine"]["basis"])
+    assert len(told["nics"]) == 1
+    check = ["qemu-img", "check", "-q", str(source.directory / "disk.qcow2")]
+    subprocess.run(check, check=True)
+
+    with pytest.raises(CallFailed, match="first.tar exists"):
+        source.pod.client.checkpoint(source.pod.vm, str(path))
+
+
+@pytest.mark.timeout(600)
+def test_a_manager_that_is_killed_anywhere_leaves_a_guest_that_runs_on(source: Source) -> None:
+    """No half file is there, and the next checkpoint is taken."""
+    pod, node = source.pod, source.pod.node
+
+    def take(name: str) -> Path:
+        path = source.directory / name
+        pod.client.checkpoint(pod.vm, str(path))
+        return path
+
+    points = source.points.passed_in(lambda: take("traced"))
+    assert [point for point in points if point.endswith(("intended", "applied", "settled"))]
+    emulator = pod.emulator
+    for number, point in enumerate(points):
+        source.points.die_at(point)
+        with pytest.raises((CallFailed, NoRuntime)):
+            take(f"killed{number}")
+        assert node.process is not None
+        node.process.wait(30)
+        node.start()
+        assert not (source.directory / f"killed{number}").exists(), point
+        source.counts_on()
+        assert pod.emulator == emulator, point
+    assert take("last").exists()
+    source.counts_on()

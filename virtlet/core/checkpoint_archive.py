@@ -1,0 +1,142 @@
+"""The file of a checkpoint: a tar archive that is written in place, and is there whole or not.
+
+    manifest.json    JSON, padded with spaces to a fixed size, so that it can be first
+    memory           what the hypervisor wrote, in its own form; mostly holes
+    disk.qcow2       what the root disk had beside its image, without a backing file
+
+The hypervisor writes memory and disk where they stay, so nothing is copied, and what is a hole of
+the members is a hole of the archive. Zeros follow the parts up to the next header.
+
+Source: the GNU form of tar(5).
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from virtlet.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from virtlet.model.hypervisor import Checkpoint
+
+FORMAT = 1
+"""Version of the archive, `format` of its manifest."""
+MANIFEST, MEMORY, DISK = "manifest.json", "memory", "disk.qcow2"
+_HEADER = tarfile.BLOCKSIZE
+START = 1 << 18
+"""Where the memory begins."""
+_ROOM = START - 2 * _HEADER
+"""Bytes of the manifest."""
+
+
+@contextlib.contextmanager
+def new_archive(path: Path) -> Iterator[int]:
+    """A file without a name, which has one once the body is done; root's alone.
+
+    Args:
+        path: its name then; absolute. Nothing may be there.
+
+    Raises:
+        InvalidArgument: the path is none.
+        AlreadyExists: something is there.
+        FailedPrecondition: no file can be made there.
+    """
+    if not path.is_absolute() or not path.name or ".." in path.parts:
+        raise InvalidArgument(f"location {str(path)!r} is not the absolute path of a file")
+    with contextlib.ExitStack() as stack:
+        try:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            directory = os.open(path.parent, flags)
+            stack.callback(os.close, directory)
+            _refuse_taken(directory, path)
+            flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+            file = os.open(f"/proc/self/fd/{directory}", flags, 0o600)
+            stack.callback(os.close, file)
+            os.fchmod(file, 0o600)
+            yield file
+            os.fsync(file)
+            os.link(f"/proc/self/fd/{file}", path.name, dst_dir_fd=directory)
+        except FileExistsError:
+            raise _taken(path) from None
+        except OSError as error:
+            raise _not_written(path, error) from None
+
+
+def _refuse_taken(directory: int, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path.name, dir_fd=directory, follow_symlinks=False)
+        raise _taken(path)
+
+
+def _taken(path: Path) -> AlreadyExists:
+    return AlreadyExists(f"{path} exists: remove it, or give the checkpoint another name")
+
+
+def _not_written(path: Path, error: OSError) -> FailedPrecondition | ResourceExhausted:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"checkpoint {path}: no space left: free some, or give another")
+    why = error.strerror
+    if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
+        why = "its file system has no files without a name (O_TMPFILE): give another directory"
+    return FailedPrecondition(f"checkpoint {path} cannot be written: {why}")
+
+
+def free_bytes(file: int) -> int:
+    """Bytes that are free on the file system of a descriptor."""
+    status = os.fstatvfs(file)
+    return status.f_bavail * status.f_frsize
+
+
+def finish(file: int, parts: Checkpoint, facts: Mapping[str, Any]) -> None:
+    """Write all that an archive has around its parts.
+
+    Args:
+        file: descriptor, with the parts in it.
+        parts: where they are.
+        facts: what the manifest says beside format, time and sizes.
+
+    Raises:
+        FailedPrecondition: the manifest is too large.
+    """
+    now = time.time()
+    manifest = {
+        "format": FORMAT,
+        "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        **facts,
+        "memory": {"size": parts.memory.size},
+        "disk": {"size": parts.disk.size},
+    }
+    text = json.dumps(manifest, indent=1, default=str).encode()
+    if len(text) > _ROOM:
+        raise FailedPrecondition(
+            f"its machine takes {len(text)} bytes to describe, and there is room for {_ROOM}"
+        )
+    disk = parts.disk.offset
+    end = disk - (-parts.disk.size // _HEADER) * _HEADER
+    _put(file, 0, MANIFEST, _ROOM, now)
+    _write(file, text.ljust(_ROOM), _HEADER)
+    _put(file, START - _HEADER, MEMORY, disk - _HEADER - START, now)
+    _put(file, disk - _HEADER, DISK, parts.disk.size, now)
+    os.ftruncate(file, -(-(end + 2 * _HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
+
+
+def _put(file: int, at: int, name: str, size: int, now: float) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, int(now), stat.S_IRUSR | stat.S_IWUSR
+    _write(file, member.tobuf(tarfile.GNU_FORMAT), at)
+
+
+def _write(file: int, data: bytes, at: int) -> None:
+    while data:
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written

@@ -1,0 +1,209 @@
+"""Checkpoints: a VM's memory and disk in one file, while the VM runs on.
+
+What the hypervisor does in the emulator is an effect (`effects.CHECKPOINT`), which is undone in any
+case: `Hypervisor.settle` takes away what a finished checkpoint leaves, and what one has begun.
+Where that fails, and after a crash, it is tried until it is done.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import virtlet
+from virtlet.core.checkpoint_archive import START, finish, free_bytes, new_archive
+from virtlet.core.lifecycle import effects, resize, templates
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.effects import CHECKPOINT
+from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.errors import FailedPrecondition, ResourceExhausted, UndoIncomplete
+from virtlet.model.disk import Disk, Share
+from virtlet.model.hypervisor import Checkpoint
+from virtlet.model.vm import Machine
+
+log = logging.getLogger(__name__)
+
+USUAL_TIME = 120.0
+"""Seconds that a checkpoint may take whose caller does not say."""
+
+
+def checkpoint_vm(
+    context: Context,
+    vm_id: str,
+    path: Path,
+    seconds: float = USUAL_TIME,
+    waits: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write a running VM to a file, which is there whole or not at all.
+
+    Args:
+        context: the manager.
+        vm_id: which VM.
+        path: of the file; nothing may be there.
+        seconds: that it may take.
+        waits: whether somebody still waits for it.
+
+    Raises:
+        NotFound: no such VM.
+        InvalidArgument: the path is none.
+        AlreadyExists: something is there.
+        FailedPrecondition: the VM does not run, has what no checkpoint can hold, or is being
+            checkpointed already; or it took too long.
+        ResourceExhausted: there is no space.
+        Unavailable: the hypervisor is away.
+    """
+    deadline = time.monotonic() + seconds
+    vm = context.store.known_vm(vm_id).vm
+
+    def broken_off() -> str:
+        record = context.store.vms.get(vm_id)
+        reasons = {
+            "it is being stopped": record is None or record.stopping,
+            "the manager ends": context.closing.is_set(),
+            "the client went away": not waits(),
+            f"it takes longer than {seconds:g} seconds": time.monotonic() > deadline,
+        }
+        return next((why for why, holds in reasons.items() if holds), "")
+
+    with _alone(context, vm_id, vm.name), context.locks(vm.pod.id):
+        record = context.store.known_vm(vm_id)
+        machine = record.machine
+        why = unfit(context, record)
+        if why or machine is None:
+            raise FailedPrecondition(f"VM {vm.name} cannot be checkpointed: {why}")
+        context.hypervisors.require(record.hypervisor)
+        # What an earlier one has left, whose undo failed.
+        context.journal.undo(vm_id, {CHECKPOINT})
+        with new_archive(path) as file:
+            _check_space(file, path, machine)
+            parts = _take(context, record, machine, file, broken_off)
+            finish(file, parts, facts(context, record, machine))
+    log.info(
+        "VM checkpointed",
+        extra={"vm": vm_id, "path": str(path), "ms": round(parts.stood_still * 1000)},
+    )
+
+
+@contextmanager
+def _alone(context: Context, vm_id: str, name: str) -> Iterator[None]:
+    """One checkpoint of a VM at a time; another one would wait in vain."""
+    with context.order:
+        if vm_id in context.checkpointed:
+            raise FailedPrecondition(f"VM {name} is being checkpointed: try again when it is done")
+        context.checkpointed.add(vm_id)
+    try:
+        yield
+    finally:
+        context.checkpointed.discard(vm_id)
+
+
+def unfit(context: Context, record: VmRecord) -> str:
+    """Why a VM has no checkpoint now, as a clause; "" if it may have."""
+    machine = record.machine
+    if record.phase is not VmPhase.RUNNING or machine is None:
+        return f"it does not run, but is {record.phase.value}"
+    root, vm = machine.root, record.vm
+    held = [volume for volume in machine.volumes if isinstance(volume, Disk | Share)]
+    warm = any(row.kind == effects.WARM for row in context.store.effects(vm.id))
+    reasons = {
+        "it is being stopped": record.stopping,
+        "it stands still": record.paused,
+        "its resize is not settled yet": record.resizing is not None,
+        "it started from a template": warm,
+        "it has a TPM, whose state is its own": machine.flavor.tpm,
+        f"firmware {machine.flavor.firmware} keeps variables in a file": (
+            machine.flavor.firmware != "bios"
+        ),
+        "its root disk is no overlay of its image": root.backing != vm.image.path
+        or root.path.parent != vm.directory,
+    }
+    if held:
+        names = ", ".join(volume.guest_path or "a device" for volume in held)
+        return f"it has volumes that are disks or shared directories ({names})"
+    return next((why for why, holds in reasons.items() if holds), "")
+
+
+def _check_space(file: int, path: Path, machine: Machine) -> None:
+    """Refuse one that may not fit, before its guest is disturbed."""
+    free, disk = free_bytes(file), machine.root.path.stat().st_blocks * 512
+    most = machine.flavor.memory + disk
+    if free < most:
+        raise ResourceExhausted(
+            f"checkpoint {path} may take {most >> 20}Mi, and {free >> 20}Mi are free: free some "
+            "space, or give another directory"
+        )
+
+
+def _take(
+    context: Context,
+    record: VmRecord,
+    machine: Machine,
+    file: int,
+    broken_off: Callable[[], str],
+) -> Checkpoint:
+    """Have the hypervisor write the parts, and undo what that did in the emulator."""
+    vm = record.vm
+    try:
+        parts = effects.take_checkpoint(
+            context,
+            record,
+            lambda hypervisor: hypervisor.checkpoint(machine, file, START, broken_off),
+        )
+    except FailedPrecondition as error:
+        _settle(context, vm.id)
+        raise FailedPrecondition(f"VM {vm.name} was not checkpointed: {error}") from None
+    except Exception:
+        _settle(context, vm.id)
+        raise
+    _settle(context, vm.id)
+    context.journal.reached("checkpoint:settled")
+    return parts
+
+
+def _settle(context: Context, vm_id: str) -> None:
+    """Undo what a checkpoint did, now or as soon as that is possible."""
+    try:
+        context.journal.undo(vm_id, {CHECKPOINT})
+    except UndoIncomplete:  # the journal has logged why
+        keep_settling(context, vm_id)
+
+
+def keep_settling(context: Context, vm_id: str) -> threading.Thread:
+    """Settle a VM on a thread, which tries until it has, or the manager ends."""
+
+    def settle() -> None:
+        known = context.store.vms.get(vm_id)
+        if known is not None:
+            with context.locks(known.vm.pod.id):
+                context.journal.undo(vm_id, {CHECKPOINT})
+
+    return resize.keep_trying(context, vm_id, settle)
+
+
+def is_unsettled(context: Context, record: VmRecord) -> bool:
+    """Whether a checkpoint has left something in a VM's emulator."""
+    return record.phase is VmPhase.RUNNING and any(
+        row.kind == CHECKPOINT for row in context.store.effects(record.vm.id)
+    )
+
+
+def facts(context: Context, record: VmRecord, machine: Machine) -> dict[str, Any]:
+    """What a manifest says of a VM: whose it is, and all that has to be alike where it goes on."""
+    vm, image = record.vm, record.vm.image
+    pod = vm.pod.config.metadata
+    like = templates.parts_of(context, record.hypervisor, machine)
+    return {
+        "virtlet": virtlet.__version__,
+        "pod": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid},
+        "container": vm.config.metadata.name,
+        "image": {
+            "id": image.id,
+            "format": image.format,
+            "name": vm.config.user_image or vm.config.image,
+        },
+        "nics": [{"mac": nic.mac, "mtu": nic.mtu} for nic in vm.network.nics],
+        "machine": {name: value for name, value in like.items() if name != "image"},
+    }
