@@ -366,6 +366,20 @@ def test_the_network_is_as_the_pod_says(pods: dict[str, Pod]) -> None:
     assert f" {pod.address}/" in lines[-1]
 
 
+def test_an_interface_may_stay_as_cni_made_it(
+    pods: dict[str, Pod], examples_node: Playground
+) -> None:
+    """It has its address, and the guest reaches the node with it."""
+    pod = pods["redirected-nic"]
+    command = ("nsenter", f"--net={examples_node.data_dir / 'run' / 'netns' / pod.id}")
+    show = (*command, "ip", "-details", "address", "show", "dev", "eth0")
+    shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    assert f"inet {pod.address}/" in shown
+    assert "bridge_slave" not in shown
+    gateway = "$(ip -4 route show default | cut -d ' ' -f 3)"
+    assert run(pod, f"ping -c 1 -W 5 {gateway} > /dev/null && echo reached") == ["reached"]
+
+
 def test_cloud_init_gets_what_the_pod_says(pods: dict[str, Pod]) -> None:
     pod = pods["cloud-config"]
     lines = run(pod, "hostname; cat /etc/motd; tail -n 1 /root/.ssh/authorized_keys")

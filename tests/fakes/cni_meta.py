@@ -60,7 +60,10 @@ if failures:
     sys.exit(1)
 if command == "ADD":
     status = [
-        {"interface": a["interface"], "ips": [ip["address"].split("/")[0] for ip in a["ips"]]}
+        {
+            "interface": a["interface"],
+            "ips": [ip["address"].split("/")[0] for ip in a.get("ips", [])],
+        }
         for a in answers
         if a
     ]

@@ -239,6 +239,7 @@ class Links:
         master: str | None = None,
         learning: bool | None = None,
         answered: bool | None = None,
+        all_multicast: bool | None = None,
     ) -> None:
         """Change an interface; what is not named stays.
 
@@ -251,6 +252,7 @@ class Links:
             learning: whether its bridge learns addresses from it; it must be a port.
             answered: whether its bridge answers the other ports for the neighbours behind it that
                 are in the bridge's own table; it must be a port.
+            all_multicast: whether it takes frames to all multicast groups.
         """
         changes: dict[str, Any] = {}
         if mac:
@@ -261,6 +263,8 @@ class Links:
             changes["master"] = _index(master) if master else 0
         if up is not None:
             changes["state"] = "up" if up else "down"
+        if all_multicast is not None:
+            changes["allmulticast"] = all_multicast
         with _told(f"change {name}"):
             index = _index(name)
             if changes:

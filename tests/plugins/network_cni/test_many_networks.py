@@ -106,6 +106,21 @@ def test_a_dummy_interface_is_no_nic() -> None:
     assert links(Sandbox((dummy, eth0), ()), result) == (eth0,)
 
 
+def test_a_name_that_would_end_a_firewall_rules_is_refused() -> None:
+    """A pod's annotation may name its interfaces."""
+    named = Link(
+        name='"accept#',
+        kind="veth",
+        mac="02:00:00:00:00:01",
+        mtu=1500,
+        flags=frozenset(),
+        addresses=(),
+    )
+    result = parse({"interfaces": [{"name": '"accept#', "sandbox": "/pod"}]}, "1.0.0")
+    with pytest.raises(FailedPrecondition, match="no firewall rule can hold"):
+        links(Sandbox((named,), ()), result)
+
+
 def test_a_network_that_fails_takes_the_others_back(node: TestNode) -> None:
     """The first delegates of a pod have succeeded, and their addresses are given back."""
     broken = node.fake(ADD={"text": '{"code": 7, "msg": "no such uplink"}', "exit": 1})

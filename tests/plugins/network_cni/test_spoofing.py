@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,19 @@ class Wire:
         return found
 
 
-def nic(*addresses: str) -> BridgedNic:
+@frozen
+class Guests:
+    """Guests that are attached in one way."""
+
+    held: Wire
+    """It may send from its own addresses."""
+    free: Wire
+    """It has no filter."""
+    without_address: Wire
+    """It is in a network without addresses of its own."""
+
+
+def nic(*addresses: str, redirected: bool = False) -> BridgedNic:
     return BridgedNic(
         index=0,
         veth="eth0",
@@ -141,10 +154,13 @@ def nic(*addresses: str) -> BridgedNic:
         guest_routes6=(),
         server="169.254.77.1",
         guest_mac=MAC,
+        redirected=redirected,
     )
 
 
+@contextmanager
 def _wire(directory: Path, guest: BridgedNic, **options: Any) -> Iterator[Wire]:
+    directory.mkdir()
     path = directory / "pod.netns"
     netns.create(path)
     opened: list[tuple[int, socket.socket]] = []
@@ -170,41 +186,38 @@ def _wire(directory: Path, guest: BridgedNic, **options: Any) -> Iterator[Wire]:
         netns.delete(path)
 
 
-@pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    """A guest that may send from its own addresses."""
-    yield from _wire(tmp_path_factory.mktemp("held"), nic(IP, IP6))
-
-
-@pytest.fixture(scope="module")
-def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    """A guest without that filter."""
-    yield from _wire(tmp_path_factory.mktemp("free"), nic(IP, IP6), spoofing=True)
-
-
-@pytest.fixture(scope="module")
-def without_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    """A guest in a network without addresses of its own."""
-    yield from _wire(tmp_path_factory.mktemp("bare"), nic())
+@pytest.fixture(scope="module", params=["bridged", "redirected"])
+def guests(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guests]:
+    directory = tmp_path_factory.mktemp("guests")
+    redirected = request.param == "redirected"
+    own, bare = nic(IP, IP6, redirected=redirected), nic(redirected=redirected)
+    with (
+        _wire(directory / "held", own) as held,
+        _wire(directory / "free", own, spoofing=True) as free,
+        _wire(directory / "bare", bare) as without_address,
+    ):
+        yield Guests(held, free, without_address)
 
 
 @pytest.mark.parametrize("frame", OWN.values(), ids=OWN)
-def test_a_guest_sends_from_its_own_addresses(held: Wire, frame: bytes) -> None:
-    assert held.passes(frame)
+def test_a_guest_sends_from_its_own_addresses(guests: Guests, frame: bytes) -> None:
+    assert guests.held.passes(frame)
 
 
 @pytest.mark.parametrize("frame", SPOOFED.values(), ids=SPOOFED)
-def test_a_guest_sends_from_no_others(held: Wire, free: Wire, frame: bytes) -> None:
-    assert not held.passes(frame)
+def test_a_guest_sends_from_no_others(guests: Guests, frame: bytes) -> None:
+    assert not guests.held.passes(frame)
     # It is the filter that keeps it back.
-    assert free.passes(frame)
+    assert guests.free.passes(frame)
 
 
-def test_a_nic_that_cni_gave_no_address_is_held_to_its_mac(without_address: Wire) -> None:
+def test_a_nic_that_cni_gave_no_address_is_held_to_its_mac(guests: Guests) -> None:
     for name in ("ipv4", "ipv6", "arp", "another protocol", "link-local"):
-        assert without_address.passes(SPOOFED[name]), name
+        assert guests.without_address.passes(SPOOFED[name]), name
     for name in ("mac", "mac of ipv6", "mac of arp's frame", "mac in arp"):
-        assert not without_address.passes(SPOOFED[name]), name
+        assert not guests.without_address.passes(SPOOFED[name]), name
 
 
 @pytest.mark.parametrize(

@@ -317,13 +317,18 @@ def test_plugin_that_never_ends(node: TestNode) -> None:
     assert node.fakes_running() == []
 
 
-def test_interfaces_that_cannot_be_bridged(node: TestNode) -> None:
-    """An interface that is not a veth is refused with a message that says what to use."""
+def test_interfaces_that_cannot_be_attached(node: TestNode) -> None:
+    """An interface of another kind is refused with a message that says what to use."""
     subprocess.run(["ip", "link", "add", "uplink", "type", "veth", "peer", "far"], check=True)
-    node.configure({**node.bridge(), "type": "macvlan", "master": "uplink"})
+    make = (
+        f"nsenter --net=/proc/{node.holder()}/ns/net "
+        "ip link add link uplink name eth0 netns $CNI_NETNS type macvtap mode bridge; "
+        "ip address add 10.99.0.2/24 dev eth0"
+    )
+    node.configure(node.fake(ADD={"run": make}))
     plugin = node.plugin()
     pod = node.pod()
-    with pytest.raises(FailedPrecondition, match="eth0 of kind macvlan: a VM can be bridged to"):
+    with pytest.raises(FailedPrecondition, match="eth0 of kind macvtap: a VM can have veth and"):
         set_up(plugin, pod)
     plugin.virtlet_teardown_network(pod, None)
     subprocess.run(["ip", "link", "delete", "uplink"], check=True)

@@ -296,7 +296,8 @@ KEYS: Mapping[str, Key] = {
             },
         },
         "For plugins, by names they agree on. `spoofing: allow` lets guests send from other "
-        "addresses; only a handler may say so",
+        "addresses; only a handler may say so. `attachment: redirect` leaves the pod's interfaces "
+        "as CNI made them",
     ),
 }
 

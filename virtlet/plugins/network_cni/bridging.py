@@ -5,6 +5,11 @@ or others that were chosen for it; the veth gets another MAC and keeps no addres
 link-local address of its own, for the DHCP server. No frame passes between the bridge's own stack
 and the veth, so that only the guest can reach it.
 
+A NIC that is redirected: the interface keeps MAC address, addresses and routes, and is no port of
+the bridge. What it receives is the guest's, and what the guest sends leaves by it, but for what the
+bridge serves (`frame_filter`). A macvlan is given frames to its own MAC address only: it cannot be
+a bridge's port.
+
 Everything here acts on the namespace of the calling thread.
 """
 
@@ -21,7 +26,7 @@ from attrs import frozen
 from virtlet.errors import FailedPrecondition
 from virtlet.host.links import KernelRoute, Link, LinkError, Links, Neighbour, set_sysctl
 from virtlet.model.network import Nic, Route
-from virtlet.plugins.network_cni.frame_filter import filter_frames
+from virtlet.plugins.network_cni.frame_filter import filter_frames, redirect_frames
 from virtlet.plugins.network_cni.guest_view import Sandbox
 
 # From <linux/sockios.h> and <linux/ethtool.h>.
@@ -53,6 +58,8 @@ class BridgedNic:
     queues: int = 1
     neighbours: tuple[Neighbour, ...] = ()
     """The veth's permanent ones, which the guest is answered for."""
+    redirected: bool = False
+    """Whether frames pass between interface and tap without the bridge."""
 
     @property
     def bridge(self) -> str:
@@ -104,14 +111,16 @@ def read_sandbox() -> Sandbox:
 
 
 def plan(
-    sandbox: Sandbox, guest_nics: Sequence[Nic], taken: Iterable[str]
+    sandbox: Sandbox, guest_nics: Sequence[Nic], taken: Iterable[str], *, redirect: bool = False
 ) -> tuple[BridgedNic, ...]:
-    """Say how the veth of each NIC will be bridged, and what is needed to restore it.
+    """Say how the interface of each NIC will be attached, and what is needed to restore it.
 
     Args:
         sandbox: the namespace before anything is changed.
         guest_nics: the guest's view of it.
         taken: addresses the guest has to reach, which no bridge may have.
+        redirect: whether veths are redirected. One with permanent neighbours is not: the bridge
+            answers for those.
 
     Raises:
         FailedPrecondition: a NIC's interface is gone, or the NIC has the MAC address of the bridge
@@ -126,10 +135,15 @@ def plan(
             "it on the node; the pod is made again"
         )
     nics = tuple(
-        _planned(index, veths[nic.name], sandbox, nic, next(servers))
+        _planned(index, veths[nic.name], sandbox, nic, next(servers), redirect=redirect)
         for index, nic in enumerate(guest_nics)
     )
     for nic in nics:
+        if veths[nic.veth].kind == "macvlan" and nic.guest_mac != nic.mac:
+            raise FailedPrecondition(
+                f"NIC {nic.veth} cannot have the MAC address {nic.guest_mac}: it is a macvlan, "
+                f"which receives frames to its own only, {nic.mac}"
+            )
         if nic.guest_mac in (nic.bridge_mac, nic.port_mac):
             raise FailedPrecondition(
                 f"NIC {nic.veth} cannot have the MAC address {nic.guest_mac}, which is that of the "
@@ -138,7 +152,10 @@ def plan(
     return nics
 
 
-def _planned(index: int, veth: Link, sandbox: Sandbox, nic: Nic, server: str) -> BridgedNic:
+def _planned(
+    index: int, veth: Link, sandbox: Sandbox, nic: Nic, server: str, *, redirect: bool
+) -> BridgedNic:
+    neighbours = tuple(n for n in sandbox.neighbours if n.device == veth.name)
     return BridgedNic(
         index=index,
         veth=veth.name,
@@ -151,7 +168,8 @@ def _planned(index: int, veth: Link, sandbox: Sandbox, nic: Nic, server: str) ->
         server=server,
         guest_mac=nic.mac,
         queues=nic.queues,
-        neighbours=tuple(n for n in sandbox.neighbours if n.device == veth.name),
+        neighbours=neighbours,
+        redirected=veth.kind == "macvlan" or (redirect and not neighbours),
     )
 
 
@@ -186,6 +204,9 @@ def connect(nics: Sequence[BridgedNic], *, spoofing: bool = False) -> None:
             net.add_tap(nic.tap, multi_queue=nic.queues > 1)
             net.set(nic.tap, mtu=nic.mtu, master=nic.bridge, up=True)
         _hand_over(net, nics)
+    redirected = [nic for nic in nics if nic.redirected]
+    if redirected:
+        redirect_frames(redirected, spoofing=spoofing)
     for nic in nics:
         _checksum_in_software(nic.bridge)
 
@@ -219,6 +240,8 @@ def restore(nics: Sequence[BridgedNic]) -> None:
 
     with Links() as net:
         for nic in nics:
+            if nic.redirected:
+                continue  # it has all of it
             set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "0")
             attempt(partial(net.set, nic.veth, master=""))
             attempt(partial(net.set, nic.veth, mac=nic.mac, up=True))
@@ -243,18 +266,20 @@ def restore(nics: Sequence[BridgedNic]) -> None:
 
 def _hand_over(net: Links, nics: Sequence[BridgedNic]) -> None:
     for nic in nics:
-        set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
-        net.flush_addresses(nic.veth)
-        # A bridge takes frames to the MAC of a port as its own, so no port may have the guest's.
-        # With two ports there is nothing to learn, and further MACs of a guest are found, too.
-        net.set(nic.veth, mac=nic.port_mac, master=nic.bridge, learning=False)
+        if nic.redirected:
+            # A macvlan is given multicast frames only to the groups that the guest does not tell.
+            net.set(nic.veth, up=True, all_multicast=True)
+        else:
+            _enslave(net, nic)
         net.set(nic.bridge, up=True)
         net.add_address(nic.bridge, f"{nic.server}/32")
+        if nic.guest_address6:
+            _serve_ipv6(net, nic)
+        if nic.redirected:
+            continue  # routes lead to the interface itself
         for address in nic.guest_addresses:
             if ":" not in address:
                 net.set_route(address, nic.bridge)
-        if nic.guest_address6:
-            _serve_ipv6(net, nic)
         for known in nic.neighbours:
             net.set_neighbour(nic.bridge, known.address, known.mac)
             net.set_behind(nic.veth, known.mac)
@@ -262,13 +287,23 @@ def _hand_over(net: Links, nics: Sequence[BridgedNic]) -> None:
             net.set(nic.veth, answered=True)
 
 
+def _enslave(net: Links, nic: BridgedNic) -> None:
+    set_sysctl(f"ipv6/conf/{nic.veth}/disable_ipv6", "1")
+    net.flush_addresses(nic.veth)
+    # A bridge takes frames to the MAC of a port as its own, so no port may have the guest's.
+    # With two ports there is nothing to learn, and further MACs of a guest are found, too.
+    net.set(nic.veth, mac=nic.port_mac, master=nic.bridge, learning=False)
+
+
 def _serve_ipv6(net: Links, nic: BridgedNic) -> None:
     set_sysctl("ipv6/conf/all/forwarding", "1")
     set_sysctl(f"ipv6/conf/{nic.bridge}/disable_ipv6", "0")
+    net.add_address(nic.bridge, f"{nic.server6}/64", dad=False, prefix_route=False)
+    if nic.redirected:
+        return
     for address in nic.guest_addresses:
         if ":" in address:
             net.set_route(address, nic.bridge)
-    net.add_address(nic.bridge, f"{nic.server6}/64", dad=False, prefix_route=False)
     for route in nic.guest_routes6:
         net.set_route(route.destination, nic.bridge, gateway=route.gateway, onlink=True)
 

@@ -368,6 +368,25 @@ def check(directory: Path, attachment: CniAttachment, previous: Mapping[str, Any
         # never finds them: https://github.com/containernetworking/plugins/issues/819
         if plugin.type == "portmap":
             continue
-        config = attachment.execution_config(plugin, previous)
+        config = attachment.execution_config(plugin, _with_gateways(previous))
         parameters = attachment.parameters()
         invoke(directory, plugin.type, "CHECK", parameters, config, timeout=_CHECK_TIMEOUT)
+
+
+def _with_gateways(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result whose routes say their gateways.
+
+    CNI's own plugins make a route without one by the gateway of its family's address, and look for
+    one without a gateway later (1.1.1).
+    """
+    gateways: dict[bool, str] = {}
+    for address in result.get("ips") or ():
+        if address.get("gateway"):
+            gateways.setdefault(":" in address["gateway"], address["gateway"])
+    routes = []
+    for route in result.get("routes") or ():
+        gateway = gateways.get(":" in route["dst"])
+        # Of a default route they compare no gateway.
+        silent = not route.get("gw") and not route["dst"].endswith("/0")
+        routes.append({**route, "gw": gateway} if silent and gateway else route)
+    return {**result, "routes": routes} if routes else dict(result)

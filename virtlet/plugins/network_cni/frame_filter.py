@@ -6,6 +6,9 @@ may speak from any link-local IPv6 address, as not every guest makes its own of 
 What leaves the pod comes from the one that is made of it (RFC 4291, appendix A): with others a
 guest could pass for a router. A NIC that CNI gave no address is in a network whose guests choose
 theirs: there only the MAC address counts.
+
+The frames of a NIC that is redirected never come to the bridge's filters, but to those of its tap
+and of its interface, which are held to the same rules and hand over what passes.
 """
 
 import shutil
@@ -14,7 +17,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from virtlet.errors import FailedPrecondition
-from virtlet.host.commands import run
+from virtlet.host.commands import CommandError, run
 from virtlet.host.confinement import NOBODY, Confinement
 
 if TYPE_CHECKING:
@@ -103,6 +106,48 @@ _MAC_ALONE = """\
 """
 
 
+_REDIRECTION = """\
+table netdev virtlet {{
+{chains}}}
+"""
+
+_REDIRECTED = """\
+    chain checked{index} {{
+        type filter hook ingress device "{tap}" priority -1
+        {held}
+    }}
+    chain sent{index} {{
+        type filter hook ingress device "{tap}" priority 0
+        ether daddr {bridge_mac} accept
+        udp sport 68 udp dport 67 accept
+        udp sport 546 udp dport 547 accept
+        icmpv6 type nd-router-solicit accept
+        arp daddr ip {server} accept
+        icmpv6 type nd-neighbor-solicit icmpv6 taddr {{ {server6} }} accept
+        udp sport 67 udp dport 68 drop
+        udp sport 547 udp dport 546 drop
+        icmpv6 type nd-router-advert drop
+        {leaving}
+        fwd to "{veth}"
+    }}
+    chain came{index} {{
+        type filter hook ingress device "{veth}" priority 0
+        ether saddr {mac} ether daddr != {mac} drop
+        udp sport 68 udp dport 67 drop
+        udp sport 67 udp dport 68 drop
+        udp sport 546 udp dport 547 drop
+        udp sport 547 udp dport 546 drop
+        icmpv6 type {{ nd-router-solicit, nd-router-advert }} drop
+        {advertisements}
+        fwd to "{tap}"
+    }}
+"""
+"""The frames of a guest first meet the chains that hold it. What is for the pod's bridge, which
+serves it, goes up to that, and all else to the interface; what comes there goes to the tap. With
+IPv6 the pod's own stack forwards what the guest sends by the default route that it was advertised:
+it is told of neighbours that answer, as the guest is."""
+
+
 def filter_frames(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> None:
     """Load the filters, in the namespace of the calling thread.
 
@@ -114,11 +159,54 @@ def filter_frames(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> None:
         FailedPrecondition: nft is missing on the node.
         CommandError: it refuses the rules.
     """
+    _load(rules([nic for nic in nics if not nic.redirected], spoofing=spoofing))
+
+
+def redirect_frames(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> None:
+    """Hand frames on between taps and interfaces, in the namespace of the calling thread.
+
+    Args:
+        nics: those of the guest that are redirected; their taps and interfaces are there.
+        spoofing: whether it may send from any address.
+
+    Raises:
+        FailedPrecondition: nft is missing on the node, or the kernel cannot redirect.
+    """
+    chains = "".join(_redirected(nic, spoofing=spoofing) for nic in nics)
+    try:
+        _load(_REDIRECTION.format(chains=chains))
+    except CommandError as error:
+        names = ", ".join(nic.veth for nic in nics)
+        raise FailedPrecondition(
+            f"cannot redirect frames between {names} and the guest: {error}. It takes the kernel's "
+            "nft_fwd_netdev and nft_dup_netdev (CONFIG_NFT_FWD_NETDEV, CONFIG_NFT_DUP_NETDEV)"
+        ) from None
+
+
+def _load(text: str) -> None:
     program = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
     if program is None:
         raise FailedPrecondition("the program nft is missing on this node: install nftables")
-    text = rules(nics, spoofing=spoofing)
     run((program, "-f", "-"), stdin=text.encode(), timeout=10, env={}, confinement=_CONFINEMENT)
+
+
+def _redirected(nic: "BridgedNic", *, spoofing: bool) -> str:
+    """The chains of one NIC that is redirected."""
+    serving = [str(link_local(nic.bridge_mac)), *([nic.server6] if nic.guest_address6 else [])]
+    advertisements = f'icmpv6 type nd-neighbor-advert dup to "{nic.tap}" accept'
+    chains = _REDIRECTED.format(
+        index=nic.index,
+        tap=nic.tap,
+        veth=nic.veth,
+        mac=nic.guest_mac,
+        bridge_mac=nic.bridge_mac,
+        server=nic.server,
+        server6=", ".join(serving),
+        held="" if spoofing else f"jump {nic.tap}",
+        leaving="" if spoofing else f"jump {nic.tap}-leaving",
+        advertisements=advertisements if nic.guest_address6 else "",
+    )
+    return chains if spoofing else _chains(nic) + chains
 
 
 def rules(nics: "Sequence[BridgedNic]", *, spoofing: bool) -> str:

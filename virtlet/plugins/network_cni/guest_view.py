@@ -8,6 +8,7 @@ nothing, as an interface that was made on the node keeps its number there.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
@@ -33,8 +34,11 @@ CALICO_SUBNET_SIZE: Option[int] = Option(
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 """Annotation of pods that names further networks; Multus reads it."""
 
+_ATTACHABLE = ("veth", "macvlan")
+"""Kinds of interfaces that become NICs, with an address or without."""
 _LEADING_NOWHERE = ("dummy",)
 """Kinds of interfaces whose addresses are for programs of the pod itself."""
+_NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 _LINK_LOCAL = ip_network("169.254.0.0/16")
 _DEFAULT_METRIC = {4: 0, 6: 1024}
 """What the kernel shows for a route that was made without a metric."""
@@ -58,8 +62,8 @@ def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link
         networks: the pod's annotation of that name.
 
     Raises:
-        FailedPrecondition: CNI gave an interface that cannot be bridged, none, or two of one MAC
-            address.
+        FailedPrecondition: CNI gave an interface that cannot be attached, none, or two of one
+            MAC address.
     """
     promised = [i.name for i in result.interfaces if i.in_pod] or [IFNAME]
     found = [
@@ -74,11 +78,16 @@ def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link
         )
     first_of: dict[str, str] = {}
     for link in found:
-        if link.kind != "veth":
+        if link.kind not in _ATTACHABLE:
             raise FailedPrecondition(
-                f"CNI gave the pod {link.name} of kind {link.kind or 'hardware'}: a VM can be "
-                "bridged to veth interfaces only; use a CNI plugin that makes those (bridge, ptp, "
-                "Calico, Flannel, …)"
+                f"CNI gave the pod {link.name} of kind {link.kind or 'hardware'}: a VM can have "
+                "veth and macvlan interfaces only; use a CNI plugin that makes those (bridge, ptp, "
+                "macvlan, Calico, Flannel, …)"
+            )
+        if not _NAME.fullmatch(link.name):
+            raise FailedPrecondition(
+                f"the pod's interface {link.name!r} has a name that no firewall rule can hold: use "
+                "letters, digits, '_', '.', '@' and '-'"
             )
         other = first_of.setdefault(link.mac, link.name)
         if other != link.name:
@@ -117,7 +126,7 @@ def requested(networks: str) -> tuple[str, ...]:
 
 def _is_nic(link: Link) -> bool:
     """Whether an interface that the result does not name is for the guest."""
-    return link.kind == "veth" or (bool(link.addresses) and link.kind not in _LEADING_NOWHERE)
+    return link.kind in _ATTACHABLE or (bool(link.addresses) and link.kind not in _LEADING_NOWHERE)
 
 
 def _natural(name: str) -> tuple[str, int, str]:

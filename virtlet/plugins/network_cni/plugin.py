@@ -19,7 +19,7 @@ from virtlet.plugins.network_cni.cni_plugins import CNI_BIN_DIR, EGRESS, INGRESS
 from virtlet.plugins.network_cni.cni_result import DOMAIN
 from virtlet.plugins.network_cni.guest_view import CALICO_SUBNET_SIZE
 from virtlet.plugins.network_cni.network_state import StateStore
-from virtlet.plugins.network_cni.pod_network import PodNetworks
+from virtlet.plugins.network_cni.pod_network import ATTACHMENT, PodNetworks
 from virtlet.plugins.network_cni.readiness import NetworkReadiness
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
@@ -54,8 +54,8 @@ class Plugin:
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        """The bandwidth annotations of Kubernetes."""
-        return (INGRESS, EGRESS)
+        """The bandwidth annotations of Kubernetes, and how NICs are attached."""
+        return (INGRESS, EGRESS, ATTACHMENT)
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:

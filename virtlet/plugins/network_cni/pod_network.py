@@ -11,10 +11,11 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from virtlet.errors import PodBroken, VirtletError
+from virtlet.errors import FailedPrecondition, PodBroken, VirtletError
 from virtlet.host import netns, processes
 from virtlet.host.links import open_tap
 from virtlet.model.network import Network
+from virtlet.model.option import Annotation, choice
 from virtlet.model.pod import Pod
 from virtlet.plugins.network_cni import bridging, cni_config, cni_plugins, dhcp, guest_view
 from virtlet.plugins.network_cni.bridging import BridgedNic
@@ -26,6 +27,14 @@ from virtlet.plugins.network_cni.network_state import PodState, StateStore
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
+
+ATTACHMENT: Annotation[str] = Annotation(
+    name="VirtletNicAttachment",
+    kind=choice("bridge", "redirect"),
+    default="bridge",
+    help="How veth interfaces of the pod become NICs; `redirect` leaves them as CNI made them. "
+    "Others are always redirected.",
+)
 
 _ROUNDS = 5
 """A process may start another one just before it is ended."""
@@ -253,7 +262,12 @@ class PodNetworks:
 
     def _connect(self, pod: Pod, state: PodState, network: Network) -> tuple[BridgedNic, ...]:
         """Inside the namespace: hand what CNI made over to the guest."""
-        bridged = bridging.plan(bridging.read_sandbox(), network.nics, _reached(network))
+        bridged = bridging.plan(
+            bridging.read_sandbox(),
+            network.nics,
+            _reached(network),
+            redirect=_attachment(pod) == "redirect",
+        )
         self.store.save(pod.id, evolve(state, nics=bridged))
         bridging.connect(bridged, spoofing=_may_spoof(pod, state.attachment.network))
         return bridged
@@ -276,6 +290,22 @@ def _may_spoof(pod: Pod, network: NetworkList) -> bool:
     extras = pod.profile.flavor.get("extras")
     by_flavor = isinstance(extras, Mapping) and extras.get("spoofing") == "allow"
     return network.allow_spoofing or by_flavor
+
+
+def _attachment(pod: Pod) -> str:
+    """How the pod's veths become NICs: its annotation wins over its flavor.
+
+    Raises:
+        FailedPrecondition, InvalidArgument: it is asked for what there is not.
+    """
+    if ATTACHMENT.name in pod.config.annotations:
+        return ATTACHMENT.of(pod)
+    extras = pod.profile.flavor.get("extras")
+    wanted = extras.get("attachment") if isinstance(extras, Mapping) else None
+    try:
+        return ATTACHMENT.default if wanted is None else ATTACHMENT.kind.parse(str(wanted))
+    except ValueError as error:
+        raise FailedPrecondition(f"flavor: extras: attachment: {error}") from None
 
 
 def _reached(network: Network) -> set[str]:
