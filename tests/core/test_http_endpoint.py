@@ -109,6 +109,33 @@ def test_calls_steps_waits_and_ends_are_counted(observed: Observed) -> None:
     assert samples["virtlet_events_total", frozenset({"vm-stopped"})] == 1
 
 
+def test_templates_are_counted_with_what_they_take_and_why_vms_boot(observed: Observed) -> None:
+    context = observed.manager.context
+    parent = context.paths.templates
+    parent.mkdir()
+
+    def make(place: Path) -> None:
+        (place / "ram").write_bytes(b"x" * 8192)
+
+    assert context.templates.find(parent, "one", make, {"memory": 1 << 20}) is None
+    context.templates.wait(20)
+    context.templates.count("cold", "none yet")
+    samples = observed.samples()
+    assert samples["virtlet_templates", frozenset({"ready"})] == 1
+    assert samples["virtlet_templates", frozenset({"making"})] == 0
+    assert samples["virtlet_template_bytes", frozenset({"memory"})] == 1 << 20
+    assert samples["virtlet_template_bytes", frozenset({"disk"})] >= 8192
+    assert samples["virtlet_templates_made_total", frozenset()] == 1
+    assert samples["virtlet_warm_starts_total", frozenset()] == 0
+    assert samples["virtlet_cold_starts_total", frozenset({"none yet"})] == 1
+    (directory,) = parent.iterdir()
+    context.templates.discard(directory, "its guest does not thaw")
+    samples = observed.samples()
+    assert samples["virtlet_templates", frozenset({"failed"})] == 1
+    assert samples["virtlet_templates_failed_total", frozenset()] == 1
+    assert samples["virtlet_templates_evicted_total", frozenset({"broken"})] == 1
+
+
 def test_other_paths_and_methods_are_refused(observed: Observed) -> None:
     missing = observed.client.get("/secrets")
     assert (missing.status_code, "/metrics/pods" in missing.text) == (404, True)

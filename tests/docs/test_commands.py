@@ -85,6 +85,8 @@ def _parse(
     args = list(words)
     context = click.Context(command, info_name=shlex.join(program))
     while isinstance(command, click.Group):
+        if command.invoke_without_command and (not args or args[0].startswith("-")):
+            break
         name = args.pop(0)
         found = command.get_command(context, name)
         assert found, f"{page}: {shlex.join(words)}"

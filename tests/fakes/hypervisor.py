@@ -81,6 +81,17 @@ class FakeHypervisor(Hypervisor):
     opened: dict[str, bool] = field(factory=dict)
     """Tags of all VMs' shares to whether the guest has opened them."""
 
+    freezes: bool = False
+    """Whether it has templates."""
+
+    def unfit_for_template(self, machine: Machine) -> str:
+        return "" if self.freezes else super().unfit_for_template(machine)
+
+    def freeze(self, machine: Machine) -> None:
+        assert machine.template is not None
+        (machine.template.directory / "ram").write_bytes(b"memory")
+        self.faults.strike("freeze")
+
     def runs_as_vm(self) -> bool:
         return self.as_vm
 

@@ -77,10 +77,14 @@ class Node:
     """The machine that a VM gets."""
     guest: Callable[[], bytes] | None = None
     """What any command in a guest prints; None for guests without an agent."""
+    guest_code: int = 0
+    """The exit code of any command in a guest."""
     shell: Callable[[bytes], int] | None = None
     """Runs a script that a guest is given as input; None for guests without a shell."""
     share: Share | None = None
     """What serves every mount."""
+    overlays: bool = False
+    """Whether root disks are overlays of images, and VMs have a seed."""
     backends: tuple[Backend, ...] = ()
     """Programs that serve a VM's devices."""
     hypervisor: FakeHypervisor = field(init=False)
@@ -168,7 +172,15 @@ class Plugin:
         self.node.disks.add((vm.id, "root"))
         self.node.faults.strike("root_disk")
         (vm.directory / "root").touch()
-        return Disk(path=vm.directory / "root")
+        backing = vm.image.path if self.node.overlays else None
+        return Disk(path=vm.directory / "root", backing=backing)
+
+    @hookimpl
+    def virtlet_seed(self, vm: Vm) -> Disk | None:
+        if not self.node.overlays:
+            return None
+        (vm.directory / "seed").touch()
+        return Disk(path=vm.directory / "seed", format="raw", kind="cdrom")
 
     @hookimpl
     def virtlet_release_root_disk(self, vm: Vm, disk: object) -> None:
@@ -185,18 +197,19 @@ class Plugin:
     ) -> "Printed | Scripted | None":
         if command.stdin and self.node.shell:
             return Scripted(self.node.shell)
-        return Printed(self.node.guest) if self.node.guest else None
+        return Printed(self.node.guest, self.node.guest_code) if self.node.guest else None
 
 
 class Printed(ExecSession):
     """A command that prints something and ends."""
 
-    def __init__(self, answer: Callable[[], bytes]) -> None:
+    def __init__(self, answer: Callable[[], bytes], code: int) -> None:
         self._answer = answer
+        self._code = code
 
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         streams.write_output(self._answer())
-        return 0
+        return self._code
 
 
 class Scripted(ExecSession):

@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": ("serve:serve", "Run the manager until SIGTERM; VMs go on running after it."),
     "stats": ("view_commands:stats", "Show what each VM consumes."),
     "stop": ("pod_commands:stop", "Stop pods: power the guest off, then take the network away."),
+    "templates": ("template_commands:templates", "List and remove what VMs start warm from."),
 }
 """Command to the module of this package with its function, and its line in the help."""
 

@@ -50,6 +50,7 @@ from virtlet.model.node import Node
 from virtlet.model.option import Option, Settings
 from virtlet.model.plain import quote
 from virtlet.service_manager import ServiceManager
+from virtlet.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,14 @@ def _assemble(
         reserve=reserve,
         locks=KeyedLocks(hooks.watch.hanging, metrics.waited),
         new_user=users.take,
+        templates=template_store.Templates(
+            bounds=template_store.Bounds(
+                number=config[core_options.TEMPLATE_LIMIT],
+                memory=config[core_options.TEMPLATE_MEMORY],
+                disk=config[core_options.TEMPLATE_DISK],
+                age=config[core_options.TEMPLATE_AGE] * 3600.0,
+            )
+        ),
     )
     undo.callback(context.images.close)
     context.journal = Journal(
@@ -241,6 +250,9 @@ def _assemble(
     undo.callback(context.closing.set)
     hypervisors.open(exits.reports(context, watchers))
     template_store.reconcile(places.templates)
+    ageing = Worker("template-age", lambda: context.templates.evict(places.templates))
+    ageing.start()
+    undo.callback(ageing.stop)
     recovery.recover(context)
     return context
 

@@ -176,6 +176,43 @@ VM_CGROUP = Option(
     help="whether a VM starts although its emulator cannot be put into a cgroup below its pod's, "
     "where the node would neither account for it nor limit it",
 )
+TEMPLATE_LIMIT = Option(
+    field="templateLimit",
+    flag="--template-limit",
+    env="VIRTLET_TEMPLATE_LIMIT",
+    kind=integer(0, 1000),
+    default="4",
+    help="templates of VMs (`warm`) that the node keeps; the one that was used least recently "
+    "makes way. 0 has none",
+    mappable=True,
+)
+TEMPLATE_MEMORY = Option(
+    field="templateMemory",
+    flag="--template-memory",
+    env="VIRTLET_TEMPLATE_MEMORY",
+    kind=BYTES,
+    default="8Gi",
+    help="memory of all templates' guests together; a VM of more has no template",
+    mappable=True,
+)
+TEMPLATE_DISK = Option(
+    field="templateDisk",
+    flag="--template-disk",
+    env="VIRTLET_TEMPLATE_DISK",
+    kind=BYTES,
+    default="16Gi",
+    help="disk space that all templates together take at most, beside the one that is being made",
+    mappable=True,
+)
+TEMPLATE_AGE = Option(
+    field="templateAge",
+    flag="--template-age",
+    env="VIRTLET_TEMPLATE_AGE",
+    kind=integer(1, 87600),
+    default="168",
+    help="hours after which a template goes from which no VM has started",
+    mappable=True,
+)
 STREAM_PORT = Option(
     field="streamPort",
     flag="--stream-port",
@@ -316,6 +353,10 @@ CORE_OPTIONS: tuple[Option[Any], ...] = (
     EMULATOR,
     CGROUP_DRIVER,
     VM_CGROUP,
+    TEMPLATE_LIMIT,
+    TEMPLATE_MEMORY,
+    TEMPLATE_DISK,
+    TEMPLATE_AGE,
     STREAM_ADDRESS,
     STREAM_PORT,
     STREAM_HOST,

@@ -6,6 +6,7 @@ import logging
 
 import virtlet
 from virtlet.core.cri.calls import Call, CallKind
+from virtlet.core.lifecycle import warm_start
 from virtlet.core.lifecycle.context import Context
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
@@ -121,7 +122,7 @@ class RuntimeCalls:
             "pods": len(context.store.pods),
             "vms": len(context.store.vms),
         }
-        return {"info": json.dumps(info)}
+        return {"info": json.dumps(info), "templates": json.dumps(warm_start.report(context))}
 
 
 def _condition(kind: str, reason: str = "", message: str = "") -> cri.RuntimeCondition:

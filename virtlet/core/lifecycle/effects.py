@@ -363,10 +363,10 @@ def _remove_cgroup(context: Context, row: EffectRow) -> None:
 
 
 def make_warm(
-    context: Context, record: VmRecord, machine: Machine, put_in_place: Callable[[], None]
+    context: Context, record: VmRecord, machine: Machine, put_in_place: Callable[[], str]
 ) -> None:
-    """Put them in their place."""
-    context.journal.perform(machine.vm.id, WARM, put_in_place, plugin=record.hypervisor)
+    """Put them in their place; the row's record is what `put_in_place` returns."""
+    context.journal.perform(machine.vm.id, WARM, put_in_place, plugin=record.hypervisor, record=str)
 
 
 def _make_cold(context: Context, row: EffectRow) -> None:

@@ -9,9 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +31,7 @@ from virtlet.host.files import appear_at, new_disk_file, remove_tree
 from virtlet.model.disk import Disk, Share
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
+from virtlet.model.image import shown_name
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.vm import Machine, Template, Vm
@@ -39,6 +42,7 @@ THAW = "virtlet-thaw"
 """The guest's program that has it frozen, and gives a clone its identity."""
 DISK = "disk.qcow2"
 """Beside the hypervisor's files: the root disk, as it was when the memory was frozen."""
+MEMORY_INFO = Path("/proc/meminfo")
 READY_TIME = 600.0
 """Seconds that a guest may take until it can be frozen."""
 _MEDIUM = 64 << 20
@@ -82,6 +86,19 @@ def parts_of(context: Context, plugin: str, machine: Machine) -> dict[str, Any]:
         "flavor": attrs.asdict(machine.flavor),
         "withheld": machine.withheld,
         "document": "" if document is None else shape(document, machine),
+    }
+
+
+def about(machine: Machine) -> dict[str, object]:
+    """What the template of a machine is of, for people; its memory is in bytes."""
+    vm, flavor = machine.vm, machine.flavor
+    return {
+        "image": shown_name(vm.config.user_image or vm.config.image),
+        "imageId": vm.image.id,
+        "namespace": vm.pod.config.metadata.namespace,
+        "handler": vm.pod.profile.handler,
+        "vcpus": flavor.vcpus,
+        "memory": flavor.memory,
     }
 
 
@@ -142,13 +159,27 @@ def make(context: Context, key: str, plugin: str, like: Machine, place: Path) ->
     Raises:
         VirtletError: it could not be made; nothing is left of it but files in its directory.
     """
+    size = like.flavor.memory
     free = shutil.disk_usage(place).free
-    if free < 3 * like.flavor.memory:
-        raise FailedPrecondition(f"a template takes more than the {free >> 20}Mi that are free")
+    if free < 3 * size:
+        raise FailedPrecondition(
+            f"one takes up to {3 * size >> 20}Mi of the disk, of which {free >> 20}Mi are free"
+        )
+    if (left := available_memory()) < 2 * size:
+        raise FailedPrecondition(
+            f"a VM of {size >> 20}Mi beside this one takes more of the node's memory than can be "
+            f"spared of {left >> 20}Mi"
+        )
     hypervisor = context.hypervisors.named(plugin)
     vm = _vm_of(context, like, new_user=hypervisor.runs_as_vm())
-    try:
-        machine = _machine(context, plugin, vm, like, place)
+    with ExitStack() as undo:
+        for path in (vm.directory, context.paths.vm_runtime(vm.id)):
+            undo.callback(remove_tree, path)
+        undo.callback(_tell_removed, context, vm)
+        undo.callback(context.consoles.remove, vm)
+        root = _root_disk(context, vm, like, undo)
+        undo.callback(hypervisor.remove, vm.id)
+        machine = _machine(context, plugin, vm, like, root, place)
         if key_of(context, plugin, evolve(machine, template=None)) != key:
             raise FailedPrecondition("its machine is another one for each pod")
         hypervisor.define(machine, domain_document(context.hooks, hypervisor, machine))
@@ -159,13 +190,17 @@ def make(context: Context, key: str, plugin: str, like: Machine, place: Path) ->
         machine.root.path.rename(place / DISK)
         os.chown(place / DISK, 0, 0)
         (place / DISK).chmod(0o400)
-    finally:
-        hypervisor.remove(vm.id)
-        context.consoles.remove(vm)
-        gone = Event(kind=EventKind.VM_REMOVED, subject=vm.id, pod_id="", at=time.time_ns())
-        context.hooks.event(vm.pod.profile, gone)
-        for path in (context.paths.vm_runtime(vm.id), vm.directory):
-            remove_tree(path)
+
+
+def available_memory() -> int:
+    """Bytes that new programs can have without swapping (MemAvailable of proc_meminfo(5))."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", MEMORY_INFO.read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
+def _tell_removed(context: Context, vm: Vm) -> None:
+    gone = Event(kind=EventKind.VM_REMOVED, subject=vm.id, pod_id="", at=time.time_ns())
+    context.hooks.event(vm.pod.profile, gone)
 
 
 def _vm_of(context: Context, like: Machine, *, new_user: bool) -> Vm:
@@ -186,17 +221,30 @@ def _vm_of(context: Context, like: Machine, *, new_user: bool) -> Vm:
     )
 
 
-def _machine(context: Context, plugin: str, vm: Vm, like: Machine, place: Path) -> Machine:
+def _root_disk(context: Context, vm: Vm, like: Machine, undo: ExitStack) -> Disk:
     effects.give_directories(context, vm)
     appear_at(like.vm.image.path, vm.image.path)
-    found = context.hooks.first(
-        "virtlet_root_disk",
-        vm.pod.profile,
-        lambda name: context.hooks.root_disk(name, vm, like.flavor),
-    )
-    if found is None or like.seed is None:
+    made: list[Disk] = []
+
+    def release(name: str) -> None:
+        context.hooks.release_root_disk(name, vm, made[0] if made else None)
+
+    def make_by(name: str) -> Disk | None:
+        undo.callback(release, name)
+        return context.hooks.root_disk(name, vm, like.flavor)
+
+    found = context.hooks.first("virtlet_root_disk", vm.pod.profile, make_by)
+    if found is None:
         raise FailedPrecondition("no plugin makes a root disk for it")
-    root, user = found[1], context.node.user_of(vm)
+    made.append(found[1])
+    return found[1]
+
+
+def _machine(
+    context: Context, plugin: str, vm: Vm, like: Machine, root: Disk, place: Path
+) -> Machine:
+    assert like.seed is not None
+    user = context.node.user_of(vm)
     seed = evolve(like.seed, path=vm.directory / like.seed.path.name)
     with new_disk_file(seed.path, *user) as descriptor:
         os.truncate(descriptor, _MEDIUM)
@@ -207,14 +255,15 @@ def _machine(context: Context, plugin: str, vm: Vm, like: Machine, place: Path) 
 
 def _start(context: Context, plugin: str, machine: Machine) -> None:
     hypervisor, vm = context.hypervisors.named(plugin), machine.vm
-    parts = [("core", LaunchPart(oom_score_adj=1000)), (plugin, hypervisor.launch(machine))]
+    own = hypervisor.launch(machine)
+    parts = [("core", LaunchPart(oom_score_adj=1000)), (plugin, own)]
     door = effects.door_of(context, vm)
     context.launches.arm(vm.id, machine.environment[ENV_TOKEN], parts, door)
     try:
         hypervisor.start(vm.id)
     finally:
         left = context.launches.disarm(vm.id)
-    if left:
+    if left and own.required:
         raise FailedPrecondition("its emulator runs without its launch")
 
 

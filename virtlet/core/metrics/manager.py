@@ -4,11 +4,12 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.template_store import FAILED, MAKING, READY
 from virtlet.core.store.records import PodRecord, VmPhase
 from virtlet.model.event import Event, EventKind
 
@@ -110,6 +111,7 @@ class _Present(Collector):
         images = context.images.store.list()
         yield _gauge("virtlet_images", "Images in the store.", len(images))
         yield _gauge("virtlet_image_bytes", "What they take.", sum(i.size for i in images))
+        yield from self._templates()
         health = GaugeMetricFamily(
             "virtlet_hypervisor_ready",
             "Whether the hypervisor of a plugin can run VMs.",
@@ -118,6 +120,40 @@ class _Present(Collector):
         for plugin in context.hypervisors.all:
             health.add_metric((plugin,), float(context.hypervisors.health(plugin).ready))
         yield health
+
+    def _templates(self) -> Iterator[Metric]:
+        context = self._context
+        known = context.templates.known(context.paths.templates)
+        states = Tally(template.state for template in known)
+        number = GaugeMetricFamily("virtlet_templates", "Templates by state.", labels=("state",))
+        for state in (READY, MAKING, FAILED):
+            number.add_metric((state,), states[state])
+        yield number
+        taken = GaugeMetricFamily(
+            "virtlet_template_bytes",
+            "What templates take: memory of their guests, and disk space.",
+            labels=("of",),
+        )
+        ready = [template for template in known if template.state == READY]
+        taken.add_metric(("memory",), sum(template.memory for template in ready))
+        taken.add_metric(("disk",), sum(template.disk for template in ready))
+        yield taken
+        counts = context.templates.counts()
+        for name, what, text in (
+            ("virtlet_templates_made", "made", "Templates that were made."),
+            ("virtlet_templates_failed", "failed", "Templates that were not made, or did not do."),
+            ("virtlet_warm_starts", "warm", "VMs that started from a template."),
+        ):
+            yield CounterMetricFamily(name, text, value=counts.get((what, ""), 0))
+        for name, what, text in (
+            ("virtlet_templates_evicted", "evicted", "Templates that made way, by what for."),
+            ("virtlet_cold_starts", "cold", "VMs that may start warm and booted, by reason."),
+        ):
+            family = CounterMetricFamily(name, text, labels=("reason",))
+            for (which, reason), count in counts.items():
+                if which == what:
+                    family.add_metric((reason,), count)
+            yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

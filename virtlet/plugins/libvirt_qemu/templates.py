@@ -165,6 +165,8 @@ def freeze(domain: Any, directory: Path) -> None:
     try:
         _migrate(domain, "migrate", state)
         os.fsync(state)
+    except OSError as error:
+        raise FailedPrecondition(f"{path}, a template's state: {error.strerror}") from None
     finally:
         os.close(state)
 
