@@ -15,7 +15,7 @@ help: ## list the tasks
 setup: ## install what demo and tests need (a second when nothing is missing)
 	@hack/setup.sh
 
-demo: setup ## boot a VM as a pod and take it away again (KEEP=1 leaves it running)
+demo: setup ## boot a VM as a pod and take it away again (KEEP=1 leaves it running, WARM=1 compares starts)
 	@$(PY) -m virtlet.cli.main demo
 
 debian-guest: setup ## build/debian.qcow2, a Debian 13 with cloud-init (minutes; the tests do it themselves)

@@ -29,6 +29,7 @@ MEASUREMENTS = {
     "images": "images",
     "console": "loud consoles",
     "loud": "loud guests",
+    "warm": "starts from a template",
     "containerdisk": "pull of a containerDisk",
     "criproxy": "CRI proxy",
 }

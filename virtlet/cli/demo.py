@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console as Terminal
 
+from virtlet.cli import warm_demo
 from virtlet.cli.client import Client, follow_log
 from virtlet.cli.ending import Ended, ended_by_signals, unbroken
 from virtlet.cli.manifest import PodManifest, read_manifest
@@ -38,7 +39,14 @@ BOOT_TIMEOUT = 90.0
     help="Pod manifest to run; its image is taken from --image.",
 )
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave everything running. [env: KEEP]")
-def demo(image: Path, manifest_path: Path, keep: bool) -> None:
+@click.option(
+    "--warm",
+    is_flag=True,
+    envvar="WARM",
+    help="Show pods that boot beside pods that start from a template. [env: WARM]",
+)
+@click.option("--pods", type=click.IntRange(1, 100), default=10, help="How many of each, warm.")
+def demo(image: Path, manifest_path: Path, keep: bool, warm: bool, pods: int) -> None:
     """Run a VM pod on a throwaway node, from manifest to nothing left.
 
     The node is a network namespace with a manager, a libvirt of its own inside the manager, and
@@ -52,17 +60,22 @@ def demo(image: Path, manifest_path: Path, keep: bool) -> None:
     try:
         with ended_by_signals():
             with unbroken():
-                node = Playground({name.rsplit(":", 1)[0]: image})
+                settings = {"handlers": warm_demo.HANDLERS} if warm else {}
+                node = Playground({name.rsplit(":", 1)[0]: image}, settings=settings)
             manifest = read_manifest(manifest_path, node.log_root)
             with report.step("start the manager on a node of its own"):
                 node.create()
             with node.client() as client:
-                pod = _show(client, node, manifest, report)
-                if keep:
-                    _say_what_next(node, pod, report)
-                    keeping = True
-                    return
-                take_down(client, pod.pod_id, manifest.grace, report)
+                if warm:
+                    _say_emulation(client, report)
+                    warm_demo.compare(client, node, manifest, pods, report)
+                else:
+                    pod = _show(client, node, manifest, report)
+                    if keep:
+                        _say_what_next(node, pod, report)
+                        keeping = True
+                        return
+                    take_down(client, pod.pod_id, manifest.grace, report)
             with report.step("nothing is left: domain, process, netns, link, mount, file"):
                 left = node.settled_leftovers()
                 if left:
@@ -79,15 +92,19 @@ def _show(
     client: Client, node: Playground, manifest: PodManifest, report: TerminalReporter
 ) -> RunningPod:
     started = time.monotonic()
-    info = client.call("Status", cri.StatusRequest(verbose=True)).info["info"]
-    accelerator = "KVM" if '"kvm"' in info else "QEMU without KVM"
-    report.note(f"  emulation: {accelerator}")
+    _say_emulation(client, report)
     pod = bring_up(client, manifest, report)
     report.note(f"  pod address {pod.address}, console of the guest:")
     answer = _watch_boot(node, pod)
     report.note(f"  http://{pod.address}/ answers: {answer}")
     report.note(f"  from RunPodSandbox to that answer: {time.monotonic() - started:.1f} s")
     return pod
+
+
+def _say_emulation(client: Client, report: TerminalReporter) -> None:
+    info = client.call("Status", cri.StatusRequest(verbose=True)).info["info"]
+    accelerator = "KVM" if '"kvm"' in info else "QEMU without KVM"
+    report.note(f"  emulation: {accelerator}")
 
 
 def _watch_boot(node: Playground, pod: RunningPod) -> str:
