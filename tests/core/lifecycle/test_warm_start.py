@@ -183,6 +183,15 @@ def _document(machine: Machine, target: str = "vda") -> Element:
     return ElementTree.fromstring(text)
 
 
+def _with_arguments(document: Element, words: str) -> Element:
+    """A document that appends to the emulator's command line."""
+    namespace = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+    line = ElementTree.SubElement(document, f"{namespace}commandline")
+    for word in words.split():
+        ElementTree.SubElement(line, f"{namespace}arg", value=word)
+    return document
+
+
 @pytest.fixture
 def keyed(
     manager: Manager, node: Node, monkeypatch: pytest.MonkeyPatch
@@ -247,11 +256,20 @@ def test_devices_and_versions_make_another_key(
 ) -> None:
     machine = _machine(manager)
     keys = [keyed(machine)]
-    for basis in ({"qemu": "10.0"}, {"qemu": "10.1"}, {"cpu": "flags: sse2"}):
-        monkeypatch.setattr(node.hypervisor, "template_basis", lambda basis=basis: basis)
+    basis = {"libvirt": "11", "qemu": "10.0", "accelerator": "qemu", "cpu": "sse2", "emulator": "1"}
+    for part in ("", *basis):
+        other = {**basis, part: "another one"} if part else basis
+        monkeypatch.setattr(node.hypervisor, "template_basis", lambda other=other: other)
         keys.append(keyed(machine))
-    monkeypatch.setattr(templates, "domain_document", lambda h, y, m: _document(m, "sda"))
-    keys.append(keyed(machine))
+    for change in ("sda", "vda' bus='sata", "vda'/><address slot='0x4"):
+        target = change.replace("'", '"')
+        monkeypatch.setattr(templates, "domain_document", lambda h, y, m, t=target: _document(m, t))
+        keys.append(keyed(machine))
+    for words in ("-cpu max", "-device thing"):
+        monkeypatch.setattr(
+            templates, "domain_document", lambda h, y, m, w=words: _with_arguments(_document(m), w)
+        )
+        keys.append(keyed(machine))
     assert len(set(keys)) == len(keys)
 
 

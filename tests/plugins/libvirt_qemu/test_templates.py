@@ -27,7 +27,7 @@ from virtlet.model.hypervisor import DomainState
 from virtlet.model.network import Network, Nic
 from virtlet.model.vm import Machine, Template
 from virtlet.plugins.guest_agent.plugin import Plugin as GuestAgent
-from virtlet.plugins.libvirt_qemu.templates import unfit
+from virtlet.plugins.libvirt_qemu.templates import basis, unfit
 
 MEMORY = 192 << 20
 FLAVOR = Flavor(memory=MEMORY, disk_bus="virtio")
@@ -273,3 +273,19 @@ def test_shares_and_many_nics_have_no_part_in_templates(rig: Rig) -> None:
     several = evolve(machine, vm=evolve(machine.vm, network=network))
     assert "4 NICs" in rig.hypervisor.unfit_for_template(several)
     assert "emulatorJail" in unfit(machine, jailed=False)
+
+
+def test_a_template_is_of_one_cpu_and_one_emulator(rig: Rig, tmp_path: Path) -> None:
+    """Its versions, its accelerator, and its file: a package may replace it while we run."""
+    told = rig.hypervisor.template_basis()
+    assert set(told) == {"libvirt", "qemu", "accelerator", "cpu", "emulator", "ports"}
+    assert all(told.values())
+    assert "flags" in told["cpu"]
+    assert "model name" in told["cpu"]
+    assert rig.hypervisor.template_basis() == told
+    emulator = tmp_path / "qemu"
+    emulator.write_text("one")
+    before = basis(emulator)["emulator"]
+    emulator.with_suffix(".new").write_text("two")
+    emulator.with_suffix(".new").replace(emulator)
+    assert basis(emulator)["emulator"] != before

@@ -362,7 +362,7 @@ class LibvirtHypervisor(Hypervisor):
             "libvirt": str(libvirt.getVersion()),
             "qemu": self._info.version,
             "accelerator": self._info.accelerator,
-            **templates.basis(),
+            **templates.basis(self._node.emulator),
         }
 
     def freeze(self, machine: Machine) -> None:

@@ -67,12 +67,15 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def basis() -> Mapping[str, str]:
-    """What of the node a state fits: its first CPU, with microcode; and our own layout of ports."""
+def basis(emulator: Path) -> Mapping[str, str]:
+    """What of the node a state fits: its first CPU, with microcode; the emulator's file, which a
+    package may replace while we run; and our own layout of ports."""
     first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     # What changes from one moment to the next is left out.
     lines = [line for line in first.splitlines() if not line.startswith(("cpu MHz", "bogomips"))]
-    return {"cpu": "\n".join(lines), "ports": str(nics.PORTS)}
+    status = emulator.stat()
+    file = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    return {"cpu": "\n".join(lines), "emulator": file, "ports": str(nics.PORTS)}
 
 
 def give_generation(domain: Element) -> None:
