@@ -95,13 +95,17 @@ class Containerd:
     def load_images(self) -> None:
         """Import the images of the tests."""
         for name, command in ((PAUSE, ["sleep", "1000000"]), (BUSYBOX, ["sh"])):
-            archive = write_image(self.dir / "image.tar", name, command)
-            subprocess.run(
-                ["ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(archive)],
-                check=True,
-                capture_output=True,
-            )
-            archive.unlink()
+            self.load_image(name, command)
+
+    def load_image(self, name: str, command: list[str]) -> None:
+        """Import an image whose containers run this command."""
+        archive = write_image(self.dir / "image.tar", name, command)
+        subprocess.run(
+            ["ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(archive)],
+            check=True,
+            capture_output=True,
+        )
+        archive.unlink()
 
     def kill(self) -> None:
         """Kill it; its pods go on."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -23,13 +25,17 @@ from tests.criproxy.real.node import Node
 from tests.criproxy.real.sides import Pod, Side
 from tests.e2e.conftest import TINY, make_manifest
 from tests.e2e.conftest import Pod as VmPod
+from tests.fakes.oci_images import container_disk
+from tests.fakes.registry import docker_registry
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.client import Client as PodClient
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
+from virtlet.host import netns
 
 pytestmark = pytest.mark.e2e
+FEDORA = "registry.test/vms/fedora:41"
 _BOOT_SECONDS = 120.0
 
 
@@ -38,6 +44,7 @@ class MixedNode:
     """Containerd, Virtlet, the proxy, and a pod of each, both started through the proxy."""
 
     virtlet: Playground
+    containerd: Containerd
     proxy: ProxyProcess
     vm: VmPod
     ordinary: Pod
@@ -78,12 +85,33 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedNode]:
             ordinary = Pod(client, primary).start()
             vm = VmPod(virtlet, pods, make_manifest(virtlet)).up()
             vm.wait_for_answer()
-            yield MixedNode(virtlet, proxy, vm, ordinary)
+            yield MixedNode(virtlet, containerd, proxy, vm, ordinary)
             vm.down()
             ordinary.remove()
             assert virtlet.settled_leftovers() == []
             assert proxy.end(signal.SIGTERM) == 0
             assert "traceback" not in proxy.log.read_text()
+
+
+@pytest.fixture
+def fedora(mixed: MixedNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A registry that Virtlet reaches has the tiny guest's disk under this name."""
+    directory = tmp_path_factory.mktemp("registry")
+    registry, _, repository = FEDORA.partition("/")
+    with ExitStack() as cleanup:
+
+        def serve() -> None:
+            address = cleanup.enter_context(docker_registry(directory / "registry"))
+            # Packed, so that it is another image than the one that the other VM has.
+            disk = container_disk(gzip.compress(TINY.read_bytes()), "disk/fedora.qcow2.gz")
+            target = f"docker://{address}/{repository}"
+            disk.push(directory / "layout", target, "--dest-tls-verify=false")
+            hosts = mixed.virtlet.directory / "certs.d" / registry
+            hosts.mkdir(parents=True)
+            (hosts / "hosts.toml").write_text(f'server = "http://{address}"\n')
+
+        netns.inside(mixed.virtlet.netns, serve)
+        yield
 
 
 @pytest.fixture
@@ -247,6 +275,47 @@ def test_one_name_of_a_container_and_of_a_disk_stays_two_images(
         for filesystem in client.image.ImageFsInfo(cri.ImageFsInfoRequest()).image_filesystems
     }
     assert len(mountpoints) == 2
+
+
+def test_a_guest_boots_from_a_registrys_name_without_the_prefix_that_a_container_has_too(
+    mixed: MixedNode, client: Client, fedora: None
+) -> None:
+    manifest = evolve(make_manifest(mixed.virtlet), handler="virtlet")
+    del manifest.pod.annotations["kubernetes.io/target-runtime"]
+    manifest.container.image.image = FEDORA
+    manifest.pod.annotations["kubernetes.io/config.seen"] = "2026-11-27T10:09:31.118206554Z"
+    nobodys, ask = cri.ImageSpec(image=FEDORA), manifest.image()
+
+    def found(spec: cri.ImageSpec) -> str:
+        answer = client.image.ImageStatus(cri.ImageStatusRequest(image=spec))
+        return str(answer.image.id)
+
+    assert (found(nobodys), found(ask)) == ("", "")
+    pod = VmPod(mixed.virtlet, mixed.vm.client, manifest).up()
+    try:
+        ours = found(ask)
+        # No other runtime has an image of the name yet: it is found for nobody in particular.
+        assert ours == found(nobodys) != ""
+        mixed.containerd.load_image(FEDORA, ["sleep", "1000"])
+        until(lambda: found(nobodys) != ours)
+        theirs = found(nobodys)
+        assert found(ask) == ours
+        container = Pod(client, evolve(mixed.ordinary.side, image=FEDORA)).start()
+        assert container.exec("echo", "a container").stdout == b"a container\n"
+        assert container.status().image_ref == theirs
+        pod.wait_for_answer()
+        assert client.containers()[pod.vm].image_id == ours
+        container.remove()
+    finally:
+        pod.down()
+    images = client.image.ListImages(cri.ListImagesRequest()).images
+    tags = {image.id: list(image.repo_tags) for image in images}
+    assert (tags[theirs], tags[ours]) == ([FEDORA], [f"{VM}/{FEDORA}"])
+    remove = cri.RemoveImageRequest(image=nobodys)
+    client.image.RemoveImage(remove)
+    until(lambda: found(nobodys) == ours)
+    client.image.RemoveImage(remove)
+    assert found(nobodys) == ""
 
 
 def test_every_step_of_a_vms_life_is_told(mixed: MixedNode, client: Client) -> None:
