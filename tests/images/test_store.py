@@ -181,6 +181,29 @@ class TestPublish:
         )
         assert open_store().annotations(image.id) == {"mediaType": "x"}
 
+    def test_an_image_says_of_itself_what_is_said_where_its_name_leads(
+        self, store: ImageStore, open_store: Callable[[], ImageStore]
+    ) -> None:
+        """Another place may say something else of the same bytes, and changes no pod by it."""
+        key = "cloud.virtlet.share-drivers"
+        ours, theirs, bare = map(parse_reference, ("host/ours:1", "host/theirs:1", "host/bare:1"))
+        image = store.publish(stage(store, raw_disk()), ours, "a", {key: "9p", "mediaType": "x"})
+        with store.held(parse_reference(image.id)) as held:
+            assert held.annotations == {key: "9p"}
+        store.publish(stage(store, raw_disk()), theirs, "b", {key: "virtiofs"})
+        store.publish(stage(store, raw_disk()), bare, "c")
+        for opened in (store, open_store()):
+            for name, said in (
+                ("virtlet.cloud/host/ours:1", {key: "9p"}),
+                ("host/theirs:1", {key: "virtiofs"}),
+                ("host/bare:1", {}),
+                ("host/nobody:1", {}),
+                ("no name", {}),
+                ("", {}),
+            ):
+                with opened.held(parse_reference(image.id), name) as held:
+                    assert held.annotations == said
+
     def test_a_reader_never_sees_a_half_published_name(self, store: ImageStore) -> None:
         put(store, "a", "0")
         stop = threading.Event()

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from virtlet.images.layout import (
 )
 from virtlet.images.singleflight import Abandoned, apart, wait_for
 from virtlet.images.staging import ImageLimits, KnownImage, StagingFile
-from virtlet.model.image import IMAGE_PREFIX, Image, RecognizedImage
-from virtlet.model.reference import Reference
+from virtlet.model.image import IMAGE_PREFIX, OWN_ANNOTATIONS, Image, RecognizedImage
+from virtlet.model.reference import Reference, parse_reference
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,8 @@ class ImageStore:
             record = self._look(staging.path, staging.name, recognize or self._recognize, staging)
         prefix = IMAGE_PREFIX if reference.text.startswith(IMAGE_PREFIX) else ""
         name = f"{prefix}{reference.tagged}"
-        origin = ImageOrigin(source, staging.validator, name, handler, source_digest)
+        told = annotations or {}
+        own = {name: text for name, text in told.items() if name.startswith(OWN_ANNOTATIONS)}
         with self._lock:
             view = self._view
             if record is None or (staging.complete and digest not in view.records):
@@ -222,7 +223,13 @@ class ImageStore:
                     f"image {reference.shown}: removed while it was pulled; pull again"
                 )
             origins = dict(view.records[digest].origins if digest in view.records else {})
-            origins[str(reference)] = origin
+            for known in origins.values() if staging.complete else ():
+                # Nothing was read again, so it says what it said.
+                if (known.source, known.validator) == (source, staging.validator):
+                    own = {**known.annotations, **own}
+            origins[str(reference)] = ImageOrigin(
+                source, staging.validator, name, handler, source_digest, own
+            )
             record = evolve(
                 record,
                 pulled_at=time.time_ns(),
@@ -268,11 +275,13 @@ class ImageStore:
         return True
 
     @contextmanager
-    def held(self, reference: Reference) -> Iterator[Image]:
+    def held(self, reference: Reference, called: str = "") -> Iterator[Image]:
         """Keep an image's file from going, until what uses it is on record.
 
         Args:
             reference: as for `find`.
+            called: the name that the pod has for it, where `reference` is another one; what the
+                image says of itself is taken from where that name leads.
 
         Raises:
             NotFound: there is no such image.
@@ -282,6 +291,9 @@ class ImageStore:
             image = self.find(reference)
             if image is None:
                 raise NotFound(f"image {reference.shown!r} is not in the store: pull it first")
+            with suppress(InvalidArgument):
+                reference = parse_reference(called) if called else reference
+            image = evolve(image, annotations=self._view.told(image.id, reference))
             self._held[image.id] = self._held.get(image.id, 0) + 1
         try:
             yield image

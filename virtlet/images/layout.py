@@ -46,6 +46,8 @@ class ImageOrigin:
     """The handler that it was pulled for."""
     digest: str = ""
     """See `FetchedImage.digest`."""
+    annotations: Mapping[str, str] = field(factory=dict)
+    """What is said of the image there; another place may say something else of the same bytes."""
 
 
 @frozen
@@ -301,6 +303,20 @@ class View:
         """Where what a name leads to came from."""
         record = self.records.get(self.links.get(reference, ""))
         return record.origins.get(str(reference)) if record else None
+
+    def told(self, digest: str, reference: Reference) -> Mapping[str, str]:
+        """What an image says of itself where it came from by a name; by an id, if it has one name.
+
+        Args:
+            digest: of an image that is there.
+            reference: the name, which may lead elsewhere by now, or an id.
+        """
+        origins = self.records[digest].origins
+        if not reference.name and len(origins) == 1:
+            (origin,) = origins.values()
+            return origin.annotations
+        known = origins.get(str(reference))
+        return known.annotations if known else {}
 
     def references(self, digest: str) -> list[Reference]:
         """All references that lead to an image."""

@@ -9,6 +9,8 @@ from attrs import field, frozen
 
 from virtlet.model.typed import typed
 
+OWN_ANNOTATIONS = "cloud.virtlet."
+"""How the names begin of what an image says of itself for Virtlet."""
 IMAGE_PREFIX = "virtlet.cloud/"
 """What image names start with for a CRI proxy to route on; it may be stripped already."""
 
@@ -123,7 +125,8 @@ class FetchedImage:
     size: int
     """Bytes, as the server promised or as counted."""
     annotations: Mapping[str, str] = field(factory=dict)
-    """Anything worth showing in ImageStatus's info, such as the final media type."""
+    """Anything worth showing in ImageStatus's info, such as the final media type. Those whose names
+    begin with `cloud.virtlet.` become `Image.annotations`."""
     digest: str = ""
     """`sha256:<64 hex>` by which the content is known where it comes from and which the plugin has
     verified, if that is not the digest of the file: of a manifest in a registry. Or ""."""
@@ -181,6 +184,9 @@ class Image:
     """The plugin that recognised it; "" of an image from before that was written down."""
     source_format: str = ""
     """What it was fetched as, where that was unpacked or converted: `gzip`, `vmdk`, `xz vhdx`."""
+    annotations: Mapping[str, str] = field(factory=dict)
+    """Of a VM's image: what it says of itself under names that begin with `cloud.virtlet.`, as it
+    was pulled by the name that the pod has. Whoever made the image wrote it."""
 
 
 def shown_name(name: str) -> str:

@@ -81,6 +81,22 @@ def test_what_the_guest_has_not_mounted_is_told_once_it_is_up(
     assert told.startswith("the guest has not mounted /cache (9p, tag volume-0): what it writes")
     assert "its kernel knows no 9p file system: use an image" in told
     assert "modules 9p and 9pnet_virtio" in told
+    assert "or set the pod's annotation VirtletShareDriver: virtiofs; Debian's" in told
+
+
+def test_a_guest_without_virtiofs_is_told_of_with_the_annotation_that_shares_over_9p(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    def over_virtiofs(record: VmRecord) -> VmRecord:
+        assert record.machine is not None
+        volumes = tuple(evolve(share, driver="virtiofs") for share in (CACHE, DATA))
+        return evolve(record, machine=evolve(record.machine, volumes=volumes))
+
+    manager.store.change_vm(vm, over_virtiofs)
+    says(node, f"up\n{PROC}\n")
+    (told,) = notices(manager, vm)
+    assert "its kernel knows no virtiofs file system: use an image" in told
+    assert "or set the pod's annotation VirtletShareDriver: 9p;" in told
 
 
 def test_a_kernel_that_knows_the_file_system_is_not_to_blame(

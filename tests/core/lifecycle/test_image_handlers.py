@@ -281,6 +281,28 @@ def test_an_image_of_a_kind_that_a_handler_does_not_know_is_refused_before_any_e
     assert vm.image.path.samefile(image.path)
 
 
+def test_a_vm_is_told_what_its_image_says_of_itself_where_the_pods_name_leads(
+    manager: Manager,
+) -> None:
+    """The kubelet gives the image's id; another name may lead to the same bytes elsewhere."""
+    context = manager.context
+    own = {"cloud.virtlet.share-drivers": "9p"}
+    way = image_handlers.route(context, context.profiles.get(""))
+
+    def fetch(source: ImageSource, credentials: Credentials, staging: Staging) -> FetchedImage:
+        return evolve(way.fetch(source, credentials, staging), annotations=own)
+
+    image = context.images.pull(parse_reference("told:v1"), evolve(way, fetch=fetch))
+    assert context.images.pull(parse_reference("bare:v1"), way).id == image.id
+    for number, (name, said) in enumerate((("told:v1", own), ("bare:v1", {}))):
+        metadata = PodMetadata(name=f"pod{number}", uid=f"uid{number}", namespace="default")
+        logs = str(context.node.data_dir / "logs")
+        pod = pods.run_pod(context, PodConfig(metadata=metadata, log_directory=logs), "")
+        config = VmConfig(metadata=VmMetadata(name="guest"), image=image.id, user_image=name)
+        vm_id = vms.create_vm(context, pod, config)
+        assert context.store.vms[vm_id].vm.image.annotations == said
+
+
 def test_content_is_what_the_handler_that_pulled_it_first_takes_it_for(kernels: Context) -> None:
     assert (
         image_handlers.pull(kernels, parse_reference("boot"), Credentials(), "kernel").format

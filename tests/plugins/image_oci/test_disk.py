@@ -28,6 +28,7 @@ from tests.fakes.oci_images import (
 )
 from tests.images.disks import raw_disk
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, VirtletError
+from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_oci import layers
 from virtlet.plugins.image_oci.manifests import LARGEST, MOST_LAYERS, node_platform
 
@@ -71,6 +72,46 @@ class TestContainerDisks:
         assert found.names == (f"virtlet.cloud/{registry}/vms/a:1",)
         assert found.digests == (f"virtlet.cloud/{registry}/vms/a@{made.digest}",)
         assert node.store.annotations(found.id)["manifest"] == made.digest
+
+    def test_what_it_says_of_itself_is_kept_also_where_nothing_is_fetched_again(
+        self, node: Node, server: ImageServer
+    ) -> None:
+        layer = archive({"disk/x.img": DISK})
+        labels = {
+            "cloud.virtlet.share-drivers": "9p",
+            "cloud.virtlet.from-label": "yes",
+            "cloud.virtlet.long": "x" * 257,
+            "cloud.virtlet.number": 1,
+            "maintainer": "me",
+        }
+        config = {
+            "config": {"Labels": labels},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
+        }
+        made = _with_config(config, layer, annotations={"cloud.virtlet.share-drivers": "virtiofs"})
+        made.serve(server, "vms/a", "1")
+        name = f"{node.plain(server)}/vms/a:1"
+        for _ in range(2):
+            found = node.pull(name)
+            with node.store.held(parse_reference(found.id), name) as image:
+                assert image.annotations == {
+                    "cloud.virtlet.share-drivers": "virtiofs",
+                    "cloud.virtlet.from-label": "yes",
+                }
+
+    @pytest.mark.parametrize(
+        "labels", [None, [], {"config": 1}, {f"cloud.virtlet.{n}": "" for n in range(17)}]
+    )
+    def test_labels_that_are_none_or_too_many_are_left_aside(
+        self, node: Node, server: ImageServer, labels: Any
+    ) -> None:
+        layer = archive({"disk/x.img": DISK})
+        rootfs = {"type": "layers", "diff_ids": [digest_of(layer)]}
+        made = _with_config({"config": {"Labels": labels}, "rootfs": rootfs}, layer)
+        made.serve(server, "vms/a", "1")
+        found = node.pull(f"{node.plain(server)}/vms/a:1")
+        with node.store.held(parse_reference(found.id)) as image:
+            assert image.annotations == {}
 
     @pytest.mark.parametrize("pack", ["gzip", "members", "zstd", "frames", "none"])
     def test_layers_are_unpacked(self, node: Node, server: ImageServer, pack: str) -> None:
@@ -449,10 +490,10 @@ class TestManifests:
         assert pulled(node, server, _with_config({}, layer), "2") == DISK
 
 
-def _with_config(config: Any, layer: bytes) -> OciImage:
+def _with_config(config: Any, layer: bytes, **changes: Any) -> OciImage:
     text = json.dumps(config).encode()
     kind = "application/vnd.oci.image.config.v1+json"
-    return manifest(descriptor(text, kind), [descriptor(layer, TAR)], [text, layer])
+    return manifest(descriptor(text, kind), [descriptor(layer, TAR)], [text, layer], **changes)
 
 
 def test_a_broken_download_goes_on_where_it_broke(node: Node, server: ImageServer) -> None:

@@ -214,6 +214,41 @@ def test_what_follows_the_nodes_mounts_is_shared_so_that_they_can_be_unmounted(
 
 
 @pytest.mark.parametrize(
+    ("said", "flavor", "annotations", "driver"),
+    [
+        ("9p", {}, {}, "9p"),
+        ("9p", {"share_driver": "virtiofs"}, {}, "9p"),
+        ("9p", {}, {"VirtletShareDriver": "virtiofs"}, "virtiofs"),
+        ("virtiofs", {"share_driver": "9p"}, {}, "virtiofs"),
+        ("virtiofs, 9p", {"share_driver": "9p"}, {}, "9p"),
+        ("nfs 9p", {}, {}, "9p"),
+        ("nfs", {}, {}, "virtiofs"),
+        ("", {}, {}, "virtiofs"),
+    ],
+)
+def test_an_image_says_which_drivers_its_kernel_has(
+    plugin: Plugin,
+    nodev: Path,
+    vm_dir: Path,
+    said: str,
+    flavor: dict[str, str],
+    annotations: dict[str, str],
+    driver: str,
+) -> None:
+    """The node's choice stands where the guest has it; the pod's author knows better."""
+    pod = make_pod(annotations)
+    vm = make_vm(vm_dir, evolve(pod, profile=evolve(pod.profile, flavor=flavor)))
+    told = {"cloud.virtlet.share-drivers": said}
+    vm = evolve(vm, image=evolve(vm.image, annotations=told))
+    nodev.chmod(0o755)
+    mount = Mount(guest_path="/data", host_path=str(nodev))
+    share = plugin.virtlet_volume(vm, VolumeRequest(role="volume-3", source=mount))
+    assert isinstance(share, Share)
+    assert share.driver == driver
+    release(plugin, vm_dir)
+
+
+@pytest.mark.parametrize(
     ("flavor", "annotations", "driver"),
     [
         ({"share_driver": "9p"}, {}, "9p"),

@@ -203,6 +203,15 @@ def _points(shares: list[Share]) -> str:
     return ", ".join(f"{share.guest_path} ({share.driver}, tag {share.tag})" for share in shares)
 
 
+def _other_way(lost: list[Share]) -> str:
+    """The annotation by which the guest gets the other kind of share, where it lacks one kind."""
+    drivers = {share.driver for share in lost}
+    if drivers not in ({"9p"}, {"virtiofs"}):
+        return ""
+    other = "virtiofs" if "9p" in drivers else "9p"
+    return f", or set the pod's annotation VirtletShareDriver: {other}"
+
+
 def _words(lost: list[Share], seen: _Seen | None, passed: float) -> str:
     when = ""
     unknown = sorted({share.driver for share in lost} - seen.filesystems) if seen else []
@@ -210,14 +219,14 @@ def _words(lost: list[Share], seen: _Seen | None, passed: float) -> str:
         when = f" {passed / 60:.0f} minutes after its start"
         remedy = (
             "no agent in the guest says why: unless it still boots, its kernel does not know the "
-            "file system, or its cloud-init has not mounted it"
+            f"file system{_other_way(lost)}, or its cloud-init has not mounted it"
         )
     elif unknown:
         kinds = " and ".join(unknown)
         modules = " (modules 9p and 9pnet_virtio)" if "9p" in unknown else ""
         remedy = (
-            f"its kernel knows no {kinds} file system: use an image whose kernel has it{modules}; "
-            "Debian's cloud kernel has no 9p, linux-image-amd64 has"
+            f"its kernel knows no {kinds} file system: use an image whose kernel has it{modules}"
+            f"{_other_way(lost)}; Debian's cloud kernel has no 9p, linux-image-amd64 has"
         )
     else:
         remedy = "run /etc/cloud/mount-volumes.sh in the guest to see why"

@@ -296,7 +296,7 @@ def _press_power_button(hypervisor: Hypervisor, vm_id: str) -> None:
 
 def _images(context: Context, config: VmConfig) -> Iterator[AbstractContextManager[Image]]:
     """The VM's image, then those of its mounts; kept from going until the VM is on record."""
-    yield context.images.store.held(parse_reference(config.image))
+    yield context.images.store.held(parse_reference(config.image), config.user_image)
     for mount in config.mounts:
         if mount.image:
             yield _held_for(context, mount)

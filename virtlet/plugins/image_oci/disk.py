@@ -6,7 +6,7 @@ oras pushes it, is files alone: its only layer is the disk, or the one that is c
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -97,12 +97,12 @@ def fetch_disk(
             manifest = manifests.parse(content.data, content.media_type)
             if not isinstance(manifest, Manifest):
                 raise Malformed("its index leads to another index")
-        version = f"oci {chosen}"
+        version, said = f"oci {chosen}", manifest.annotations
         if not (staging.complete and staging.validator == version):
-            _bring(registry, manifest, staging)
+            said = {**_bring(registry, manifest, staging), **said}
             # Only now: a part could not be gone on with, as it is somewhere in a packed layer.
             staging.begin(version, staging.size, staging.size)
-        told = {"manifest": chosen, "registry": address.repository.registry}
+        told = {**said, "manifest": chosen, "registry": address.repository.registry}
         return FetchedImage(size=staging.size, annotations=told, digest=digest)
 
 
@@ -141,14 +141,16 @@ def _named(image: str) -> Iterator[None]:
         raise ResourceExhausted(f"image {image}: {error}") from None
 
 
-def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
+def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> Mapping[str, str]:
+    """Bring the disk; returns what labels of the image say for Virtlet."""
     packed = sum(layer.size for layer in manifest.layers)
     if packed > MOST_PACKED:
         raise Malformed(f"its layers have {packed} bytes; the most is {MOST_PACKED}")
     if manifest.is_artifact:
         _bring_file(registry, _disk_among(manifest.layers), staging)
-        return
-    diff_ids = manifests.diff_ids(registry.document(manifest.config), len(manifest.layers))
+        return {}
+    config = registry.document(manifest.config)
+    diff_ids, labels = manifests.diff_ids(config, len(manifest.layers)), manifests.labels(config)
     search = _Search(staging)
     for number, layer in reversed(tuple(enumerate(manifest.layers))):
         if "encrypted" in layer.media_type:
@@ -162,13 +164,14 @@ def _bring(registry: Registry, manifest: Manifest, staging: Staging) -> None:
             with ahead(pieces) as ready:
                 search.layer(ready)
         if search.found:
-            return
+            return labels
         if search.content.lost:
             # Rare, and only then a layer is fetched twice: what it links to cannot be kept for the
             # case that a link comes.
             with ahead(unpacked(registry.blob(layer))) as again:
                 search.content.find_lost(again)
     search.content.end()
+    return labels
 
 
 def _disk_among(layers: tuple[Descriptor, ...]) -> Descriptor:

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from virtlet.errors import FailedPrecondition
+from virtlet.model.image import OWN_ANNOTATIONS
 
 LARGEST = 1 << 20
 """Bytes of the largest manifest, index or configuration."""
@@ -40,6 +41,8 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _TITLE = "org.opencontainers.image.title"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SHOWN = 6
+_MOST_OWN, _LONGEST_OWN = 16, 256
+"""Annotations for Virtlet, and characters of each name and value."""
 
 
 class Malformed(FailedPrecondition):
@@ -66,6 +69,8 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     """The lowest first."""
+    annotations: Mapping[str, str] = field(factory=dict)
+    """What it says of itself for Virtlet."""
 
     @property
     def is_artifact(self) -> bool:
@@ -105,7 +110,7 @@ def parse(content: bytes, media_type: str) -> Manifest | tuple[Descriptor, ...]:
         raise Malformed(f"its manifest is of an unknown type, {kind[:80]!r}")
     layers = _descriptors(document, "layers", MOST_LAYERS)
     config = _descriptor(document.get("config"), "its manifest's config")
-    return Manifest(config, layers)
+    return Manifest(config, layers, _own(document.get("annotations")))
 
 
 def choose(index: Sequence[Descriptor], platform: str) -> Descriptor:
@@ -139,6 +144,23 @@ def diff_ids(content: bytes, layers: int) -> tuple[str, ...]:
     if len(given) != layers:
         raise Malformed(f"its configuration has {len(given)} diff_ids for {layers} layers")
     return tuple(given)
+
+
+def labels(content: bytes) -> Mapping[str, str]:
+    """What an image's configuration says of it for Virtlet, by labels as of a Dockerfile."""
+    config = _document(content).get("config")
+    return _own(config.get("Labels")) if isinstance(config, dict) else {}
+
+
+def _own(given: Any) -> Mapping[str, str]:
+    """Those of some annotations that are for Virtlet; what is too long for any is not."""
+    found = {
+        name: value
+        for name, value in (given.items() if isinstance(given, dict) else ())
+        if name.startswith(OWN_ANNOTATIONS) and isinstance(value, str)
+        if len(name) <= _LONGEST_OWN and len(value) <= _LONGEST_OWN
+    }
+    return found if len(found) <= _MOST_OWN else {}
 
 
 def _document(content: bytes) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from virtlet.host.files import remove_file, remove_tree
 from virtlet.host.mounts import holds_mounts, unmount_below
 from virtlet.model.disk import Disk, Share, Unneeded, Volume
 from virtlet.model.flavor import Flavor
+from virtlet.model.image import OWN_ANNOTATIONS
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings, choice
@@ -36,6 +37,7 @@ from virtlet.plugins.volumes.pod_volumes import (
 )
 from virtlet.plugins.volumes.shares import CHOWN_MOUNTS, bring_near, give_away
 
+DRIVERS = ("virtiofs", "9p")
 KUBELET_ROOT_DIR = Option(
     field="kubeletRootDir",
     flag="--kubelet-root-dir",
@@ -67,7 +69,7 @@ SHARE_DRIVER = Option(
     field="shareDriver",
     flag="--share-driver",
     env="VIRTLET_SHARE_DRIVER",
-    kind=choice("virtiofs", "9p"),
+    kind=choice(*DRIVERS),
     default="virtiofs",
     help="How directories are shared with guests: virtiofs is faster and has the files of several "
     "owners, 9p needs no process beside the emulator; flavors may choose by share_driver, and pods "
@@ -76,12 +78,14 @@ SHARE_DRIVER = Option(
 )
 SHARE_DRIVER_OF_POD = Annotation(
     name="VirtletShareDriver",
-    kind=choice("virtiofs", "9p"),
+    kind=choice(*DRIVERS),
     default="",
     help="How the pod's directories are shared with the guest: `virtiofs`, or `9p` for a guest "
     "whose kernel lacks virtiofs (Linux before 5.4); by default as the flavor's share_driver says, "
-    "or else the node's setting",
+    "or else the node's setting, if the image does not say that its kernel lacks that one",
 )
+SHARE_DRIVERS_OF_IMAGE = f"{OWN_ANNOTATIONS}share-drivers"
+"""Annotation of an image: the drivers that its kernel has, the better one first."""
 
 
 class Plugin:
@@ -198,6 +202,10 @@ class Plugin:
             # virtiofsd has a descriptor of each file that the guest remembers. Nothing that is
             # mounted inside could be unmounted on the node.
             return "9p"
+        said = vm.image.annotations.get(SHARE_DRIVERS_OF_IMAGE, "").replace(",", " ").split()
+        known = [name for name in said if name in DRIVERS]
+        if not chosen and known and driver not in known:
+            driver = known[0]
         if driver == "virtiofs":
             try:
                 virtiofs.program()
