@@ -17,6 +17,7 @@ from virtlet.cli.ending import CommandFailed, ended_by_signals
 from virtlet.kubectl.cluster import NO_KUBECTL, Kubectl, with_cluster
 
 _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+_LOST = "error: lost connection to pod"
 _ENDING = 5.0
 """Seconds that a kubectl has to end when it is asked."""
 
@@ -106,9 +107,13 @@ class Forwarding:
 
     @property
     def said(self) -> str:
-        """The last line of what kubectl said on standard error, or ""."""
+        """The last line of what kubectl said on standard error, or "".
+
+        That the connection is lost comes after what it was lost for.
+        """
         lines = self._problems.read_text(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else ""
+        telling = [line for line in lines if line != _LOST] or lines
+        return telling[-1].removeprefix("error: ") if telling else ""
 
     def wait(self) -> None:
         """Wait until kubectl has ended."""
