@@ -6,8 +6,10 @@ import pty
 import re
 import select
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
 import termios
 import threading
 from collections.abc import Iterator
@@ -73,6 +75,9 @@ def pod(node: Playground) -> Iterator[Pod]:
     with node.client() as client:
         manifest = make_manifest(node, "asked")
         manifest.pod.metadata.namespace = "of-the-command-line"
+        manifest.pod.annotations["VirtletCloudInitMetaData"] = "secret-thing: hunter2"
+        manifest.pod.annotations["example.com/password"] = "hunter2"
+        manifest.container.envs.append(cri.KeyValue(key="PASSWORD", value=b"hunter2"))
         pod = Pod(node, client, manifest).up()
         try:
             pod.wait_for_console("login:")
@@ -84,10 +89,10 @@ def pod(node: Playground) -> Iterator[Pod]:
 def _argv(pod: Pod, *words: str) -> list[str]:
     """A command in the node's network, where the manager's streaming server listens."""
     inside = ["nsenter", f"--net={pod.node.netns}"]
-    command, *others = words
+    of_group = 2 if words[0] == "diag" else 1
     return [
         *(*inside, sys.executable, "-m", "virtlet.cli.main"),
-        *(command, "--socket", f"unix://{pod.node.socket}", *others),
+        *(*words[:of_group], "--socket", f"unix://{pod.node.socket}", *words[of_group:]),
     ]
 
 
@@ -242,3 +247,24 @@ def test_pods_are_completed_by_their_names(pod: Pod) -> None:
         timeout=TIMEOUT,
     )
     assert f"plain,{name}" in said.stdout.splitlines()
+
+
+def test_a_report_of_trouble_has_states_and_logs_and_no_secret(pod: Pod, tmp_path: Path) -> None:
+    file = tmp_path / "report.tar.gz"
+    config = ("--config", str(pod.node.config_file))
+    assert _run(pod, "diag", "dump", *config, str(file)) == f"{file}\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with tarfile.open(file) as tar:
+        found = {
+            entry.name.partition("/")[2]: made.read()
+            for entry in tar
+            if (made := tar.extractfile(entry))
+        }
+    wanted = {"versions.json", "info.json", "images.json", "stats.json", "pods.json", "doctor.json"}
+    assert wanted <= set(found)
+    assert not [name for name, text in found.items() if b"hunter2" in text]
+    [mine] = [one for one in json.loads(found["pods.json"]) if one["status"]["id"] == pod.id]
+    assert mine["status"]["annotations"]["VirtletCloudInitMetaData"] == "[21 characters]"
+    assert mine["containers"][0]["status"]["state"] == "CONTAINER_RUNNING"
+    again = _run(pod, "diag", "dump", *config, str(file), code=1)
+    assert "is there already" in again

@@ -16,7 +16,7 @@ CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 
 
 class ApiServer(ThreadingHTTPServer):
-    """Answers GET with documents by their path; what has none is not found."""
+    """Answers GET with documents or texts by their path; what has none is not found."""
 
     daemon_threads = True
 
@@ -50,9 +50,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in self.server.documents:
             self.server.refuse(path, 404, "NotFound", "the server could not find it")
         document = self.server.documents[path]
-        body = json.dumps(document).encode()
-        self.send_response(document["code"] if document.get("kind") == "Status" else 200)
-        self.send_header("Content-Type", "application/json")
+        text = isinstance(document, str)
+        body = document.encode() if text else json.dumps(document).encode()
+        failed = not text and document.get("kind") == "Status"
+        self.send_response(document["code"] if failed else 200)
+        self.send_header("Content-Type", "text/plain" if text else "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -103,6 +105,6 @@ def run(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("KUBECONFIG", "/dev/null")
 
     def invoke(command: str, *words: str) -> Result:
-        return CliRunner().invoke(group, [command, "-n", "shop", "-s", api.url, *words])
+        return CliRunner().invoke(group, [*command.split(), "-n", "shop", "-s", api.url, *words])
 
     return invoke

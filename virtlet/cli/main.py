@@ -16,6 +16,7 @@ COMMANDS = {
     "checkpoint": ("pod_commands:checkpoint", "Write a pod's running VM to a file."),
     "csi": ("csi:csi_command", "Serve the CSI driver virtlet.cloud."),
     "demo": ("demo:demo", "Run a VM pod on a throwaway node, from manifest to nothing left."),
+    "diag": ("diag:diag", "Collect what a report of trouble needs, without secrets."),
     "doctor": ("doctor:doctor", "Say what this node lacks to run VMs, and what helps."),
     "events": ("view_commands:events", "Show what happens to pods and VMs, until Ctrl-C."),
     "exec": ("guest_commands:exec_command", "Run a command in a pod's VM."),

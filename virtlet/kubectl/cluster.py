@@ -50,6 +50,10 @@ class Kubectl:
         said = self._run(self._argv(*wanted))
         return (said.stdout.strip() if said.returncode == 0 else "") or "default"
 
+    def elsewhere(self, namespace: str) -> "Kubectl":
+        """The same cluster and user in another namespace."""
+        return Kubectl(self._options, namespace)
+
     def argv(self, *words: str) -> list[str]:
         """The command line of a kubectl in the namespace."""
         return self._argv(f"--namespace={self.namespace}", *words)

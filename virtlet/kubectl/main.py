@@ -10,6 +10,7 @@ from virtlet.cli.main import Commands, run
 
 COMMANDS = {
     "console": ("sessions:console", "Attach to the serial console of a VM."),
+    "diag": ("diag:diag", "Collect what a report of trouble needs, without secrets."),
     "flavors": ("views:flavors", "List the machines with names."),
     "gen": ("generate:gen", "Write the manifest of a VM pod."),
     "screenshot": ("screens:screenshot", "Write what is on the screen of a VM to a PNG file."),
