@@ -17,7 +17,7 @@ from tests.plugins.guest_agent.caller import Caller
 from tests.plugins.libvirt_qemu.rig import Rig
 from tests.polling import until
 from tests.tiny.tiny_guest import BUILD, ROOT
-from virtlet.errors import FailedPrecondition
+from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import netns
 from virtlet.host.links import Links
 from virtlet.model.disk import Disk, Share
@@ -289,3 +289,26 @@ def test_a_template_is_of_one_cpu_and_one_emulator(rig: Rig, tmp_path: Path) -> 
     emulator.with_suffix(".new").write_text("two")
     emulator.with_suffix(".new").replace(emulator)
     assert basis(emulator)["emulator"] != before
+
+
+def test_a_full_disk_ends_a_template_that_is_made(rig: Rig, template: Frozen) -> None:
+    """Its memory is a file there: the emulator ends, which freezing tells, and nothing stays."""
+    directory = rig.node.data_dir / f"template-{uuid.uuid4().hex}"
+    directory.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", directory], check=True)
+    try:
+        machine = tiny(rig, ROOT / "build" / "tiny.qcow2", Template(directory=directory))
+        vm_id = machine.vm.id
+        try:
+            rig.define(machine)
+            rig.start(machine)
+            until(lambda: rig.hypervisor.process(vm_id) is None, "the end of its emulator", BOOT)
+            with pytest.raises(VirtletError):
+                rig.hypervisor.freeze(machine)
+        finally:
+            rig.hypervisor.remove(vm_id)
+        assert rig.hypervisor.observe(vm_id) is None
+    finally:
+        # Neither the emulator nor its jail holds it any more.
+        subprocess.run(["umount", directory], check=True)
+        directory.rmdir()
