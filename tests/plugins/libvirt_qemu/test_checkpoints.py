@@ -20,6 +20,7 @@ from tests.polling import until
 from tests.tiny.tiny_guest import BUILD, ROOT
 from virtlet.errors import FailedPrecondition, NotFound
 from virtlet.model.disk import Disk
+from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import Checkpoint, DomainState
 from virtlet.model.launch import ENV_TOKEN, LaunchPart
 from virtlet.model.vm import Machine
@@ -288,3 +289,35 @@ def test_what_a_checkpoint_cannot_hold_is_named(devices: str, why: str) -> None:
     document = ElementTree.fromstring(f"<domain><devices>{root}{devices}</devices></domain>")
     assert (why in checkpoints.unfit(document)) if why else not checkpoints.unfit(document)
     assert checkpoints.root_alias(document) == "virtio-disk0"
+
+
+@pytest.mark.parametrize(
+    "flavor",
+    [
+        Flavor(memory=64 << 20, disk_bus="scsi"),
+        Flavor(memory=64 << 20, disk_bus="virtio", disk_iops=500, disk_iothreads=1),
+    ],
+    ids=["scsi", "limited"],
+)
+def test_a_root_disk_of_any_kind_is_written(rig: Rig, flavor: Flavor) -> None:
+    machine = evolve(rig.machine(), flavor=flavor)
+    with rig.running(machine=machine), new_file() as file:
+        taken = rig.hypervisor.checkpoint(machine, file, START, on)
+        rig.hypervisor.settle(machine.vm.id)
+        assert left(rig, machine) == NOTHING
+        # The image is raw here, so all that the guest sees of it is in the layer.
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as disk:
+            disk.write(os.pread(file, taken.disk.size, taken.disk.offset))
+            disk.flush()
+            compare = ["qemu-img", "compare", "-q", "-U", "-f", "qcow2", "-F", "raw"]
+            subprocess.run([*compare, disk.name, str(machine.root.path)], check=True)
+
+
+def test_a_device_that_cannot_be_written_is_named_and_its_guest_runs_on(rig: Rig) -> None:
+    """QEMU's NVMe is one."""
+    machine = evolve(rig.machine(), flavor=Flavor(memory=64 << 20, disk_bus="nvme"))
+    with rig.running(machine=machine), new_file() as file:
+        with pytest.raises(FailedPrecondition, match="non-migratable device .*nvme"):
+            rig.hypervisor.checkpoint(machine, file, START, on)
+        rig.hypervisor.settle(machine.vm.id)
+        assert left(rig, machine) == NOTHING
