@@ -324,6 +324,9 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     # What is asked in the moment of the reset is never answered.
     until(lambda: _run(pod, boot, 5) != before, "a reboot", BOOT_TIMEOUT, ignore=(CallFailed,))
     _run(pod, _UNTIL_CHANGED)
+    # What it had mounted before counts no more; virtiofsd has it open as before.
+    mounted = {"/e": True, "/m": True, "/h": True}
+    until(lambda: _mounted(pod) == mounted, "a look after the reboot", BOOT_TIMEOUT)
 
     pod = _with_another_manager(pod)
     _run(pod, UNTIL_UP + "echo and again >>/m/file")

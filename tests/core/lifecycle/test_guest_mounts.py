@@ -1,5 +1,6 @@
 """Telling a pod's owner of shared directories that the guest has not mounted."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from attrs import evolve
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Manager, Node
 from tests.polling import until
-from virtlet.core.lifecycle import guest_mounts
+from virtlet.core.cri.lifecycle_calls import SandboxCalls
+from virtlet.core.lifecycle import exits, guest_mounts
 from virtlet.core.lifecycle.guest_mounts import Pace
 from virtlet.core.store.records import VmRecord
+from virtlet.cri import api_pb2 as cri
 from virtlet.errors import Unavailable
 from virtlet.model.disk import Share
 from virtlet.model.event import EventKind
+from virtlet.model.hypervisor import DomainState, Observation
 
 SOON = Pace(pauses=(0.01,), patience=30.0)
 PROC = "nodev\tproc\n\text4\n"
@@ -163,6 +167,54 @@ def test_a_guest_without_an_agent_is_told_of_by_what_the_node_sees(
     assert not watching.is_alive()
     assert manager.context.opened_shares[vm] == {"volume-0": True, "volume-1": True}
     assert _told(manager) == [told, "the guest has mounted /data (9p, tag volume-1) now"]
+
+
+def test_a_guest_that_boots_again_has_mounted_nothing_until_it_is_seen_to(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    """It is told of as after a start; who looked before the reboot looks no more."""
+    says(node, f"up\n{PROC}\n")
+    node.hypervisor.opened = {"volume-0": True, "volume-1": False}
+    before = guest_mounts.watch(manager.context, vm, SOON)
+    assert before is not None
+    until(lambda: len(_told(manager)) == 1, "a notice")
+    node.hypervisor.opened = {"volume-0": False, "volume-1": False}
+    exits.on_change(
+        manager.context, Observation(vm_id=vm, state=DomainState.RUNNING, rebooted=True)
+    )
+    before.join(30)
+    assert not before.is_alive()
+    assert vm not in manager.context.opened_shares
+    watching = guest_mounts.watch(manager.context, vm, SOON, rebooted=True)
+    assert watching is not None
+    until(lambda: len(_told(manager)) == 2, "another")
+    assert "/cache (9p, tag volume-0), /data (9p, tag volume-1)" in _told(manager)[1]
+    assert manager.context.opened_shares[vm] == {"volume-0": False, "volume-1": False}
+    node.hypervisor.opened = {"volume-0": True, "volume-1": True}
+    watching.join(30)
+    assert not watching.is_alive()
+
+
+def test_the_pods_status_has_the_shares_of_its_vm(manager: Manager, vm: str) -> None:
+    calls = SandboxCalls(manager.context)
+    pod = manager.store.vms[vm].vm.pod.id
+    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+
+    def shares() -> list[dict[str, object]]:
+        reply = calls.status(request)
+        assert isinstance(reply, bytes)
+        info = cri.PodSandboxStatusResponse.FromString(reply).info["info"]
+        return list(json.loads(info)["shares"])
+
+    assert [share["mounted"] for share in shares()] == [None, None]
+    manager.context.opened_shares[vm] = {"volume-0": True, "volume-1": False}
+    about = {"container": vm, "driver": "9p"}
+    assert shares() == [
+        {**about, "guestPath": "/cache", "tag": "volume-0", "mounted": True},
+        {**about, "guestPath": "/data", "tag": "volume-1", "mounted": False},
+    ]
+    manager.stop(vm)
+    assert shares() == []
 
 
 def test_nobody_asks_a_vm_that_has_ended(manager: Manager, node: Node, vm: str) -> None:

@@ -79,7 +79,9 @@ class SandboxCalls:
 
         added = cri.PodSandboxStatusResponse(timestamp=replies.now())
         if request.verbose:
-            added.info.update(replies.pod_info(self._context.store.known_pod(pod_id)))
+            store, opened = self._context.store, self._context.opened_shares
+            info = replies.pod_info(store.known_pod(pod_id), store.vms_of(pod_id), opened)
+            added.info.update(info)
         # Messages one after the other are one message with the fields of both.
         return self._statuses.reply(pod_id, make) + added.SerializeToString()
 

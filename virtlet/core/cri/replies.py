@@ -90,8 +90,16 @@ def pod_is_up(record: PodRecord) -> bool:
     return record.phase is PodPhase.READY
 
 
-def pod_info(record: PodRecord) -> dict[str, str]:
-    """What `verbose` adds to a pod's status."""
+def pod_info(
+    record: PodRecord, vms: Iterable[VmRecord], opened: Mapping[str, Mapping[str, bool]]
+) -> dict[str, str]:
+    """What `verbose` adds to a pod's status.
+
+    Args:
+        record: of the pod.
+        vms: of its VMs; the shares of those that run are shown.
+        opened: of VMs, as for `vm_info`.
+    """
     network = record.network
     info = {
         "phase": record.phase.value,
@@ -107,6 +115,12 @@ def pod_info(record: PodRecord) -> dict[str, str]:
                 "device": nic.device,
             }
             for nic in (network.nics if network else ())
+        ],
+        "shares": [
+            {"container": each.vm.id, **share}
+            for each in vms
+            if each.phase is VmPhase.RUNNING
+            for share in _shares(each, opened.get(each.vm.id, {}))
         ],
     }
     return {"info": json.dumps(info)}
@@ -193,18 +207,22 @@ def vm_info(record: VmRecord, opened: Mapping[str, bool]) -> dict[str, str]:
             "accelerator": machine.accelerator,
             "rootDisk": str(machine.root.path),
             "console": str(machine.console.output),
-            "shares": [
-                {
-                    "guestPath": share.guest_path,
-                    "driver": share.driver,
-                    "tag": share.tag,
-                    "mounted": opened.get(share.tag),
-                }
-                for share in machine.volumes
-                if isinstance(share, Share)
-            ],
+            "shares": _shares(record, opened),
         }
     return {"info": json.dumps(info)}
+
+
+def _shares(record: VmRecord, opened: Mapping[str, bool]) -> list[dict[str, object]]:
+    return [
+        {
+            "guestPath": share.guest_path,
+            "driver": share.driver,
+            "tag": share.tag,
+            "mounted": opened.get(share.tag),
+        }
+        for share in (record.machine.volumes if record.machine else ())
+        if isinstance(share, Share)
+    ]
 
 
 def image_item(image: Image, *, pinned: bool) -> cri.Image:

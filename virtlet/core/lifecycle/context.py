@@ -158,6 +158,8 @@ class Context:
     """Notified whenever a VM has exited."""
     opened_shares: dict[str, Mapping[str, bool]] = field(factory=dict)
     """Of VMs: tag to whether the guest has opened it, as far as the node can tell."""
+    share_watches: dict[str, object] = field(factory=dict)
+    """Of VMs: the mark of who looks at the shares; after a reboot of the guest it is another."""
     checkpointed: set[str] = field(factory=set)
     """VMs of which a checkpoint is being taken."""
     rebooted: set[str] = field(factory=set)

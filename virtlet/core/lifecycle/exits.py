@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import backends
+from virtlet.core.lifecycle import backends, guest_mounts
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.notices import event_of
 from virtlet.core.store.records import VmPhase, VmRecord
@@ -79,6 +79,7 @@ def on_change(context: Context, seen: Observation) -> None:
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
         if seen.rebooted:
             context.rebooted.add(seen.vm_id)
+            guest_mounts.watch(context, seen.vm_id, rebooted=True)
         _note_pause(context, seen.vm_id, seen.state is DomainState.PAUSED)
 
 

@@ -67,39 +67,72 @@ class _Seen:
     """Source and kind of everything mounted."""
 
 
-def watch(context: Context, vm_id: str, pace: Pace | None = None) -> threading.Thread | None:
+@frozen(eq=False)
+class _Watch:
+    """Who looks at the shares of a VM, from one boot of its guest to the next."""
+
+    context: Context
+    record: VmRecord
+    shares: list[Share]
+    pace: Pace
+    started: float
+    """When the guest booted, by the clock that never goes back."""
+    unsure: set[str]
+    """Tags of shares that the guest had open when it reset itself. virtiofsd keeps them open where
+    they were not unmounted, so what the node sees says nothing until they are closed."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the VM runs, and its guest has not booted again."""
+        vm_id = self.record.vm.id
+        return runs(self.context, vm_id) and self.context.share_watches.get(vm_id) is self
+
+
+def watch(
+    context: Context, vm_id: str, pace: Pace | None = None, *, rebooted: bool = False
+) -> threading.Thread | None:
     """Look at a running guest in the background; None where there is nothing to look at.
+
+    Where it has `rebooted`, what was known of its shares counts no more, and its time begins anew.
 
     Once the patience is over, as for a VM that was started long before the manager, the guest is
     not asked any more, and nothing told; what the node sees of its shares is still noted.
     """
     record = context.store.vms.get(vm_id)
-    for gone in [known for known in tuple(context.opened_shares) if known not in context.store.vms]:
-        context.opened_shares.pop(gone, None)
+    for about in (context.opened_shares, context.share_watches):
+        for gone in [known for known in tuple(about) if known not in context.store.vms]:
+            about.pop(gone, None)
     if record is None or record.machine is None:
         return None
     shares = [volume for volume in record.machine.volumes if isinstance(volume, Share)]
     age = (time.time_ns() - record.started_at) / 1e9
     if not shares:
         return None
-    arguments = (context, record, shares, pace or Pace(), time.monotonic() - age)
-    thread = threading.Thread(target=_watch, args=arguments, name="guest-mounts", daemon=True)
+    unsure: set[str] = set()
+    if rebooted:
+        age = 0.0
+        unsure = {
+            tag for tag, is_open in backends.mounted_shares(context, vm_id).items() if is_open
+        }
+    watching = _Watch(context, record, shares, pace or Pace(), time.monotonic() - age, unsure)
+    context.share_watches[vm_id] = watching
+    context.opened_shares.pop(vm_id, None)
+    thread = threading.Thread(target=_watch, args=(watching,), name="guest-mounts", daemon=True)
     thread.start()
     return thread
 
 
-def _watch(
-    context: Context, record: VmRecord, shares: list[Share], pace: Pace, started: float
-) -> None:
+def _watch(watching: _Watch) -> None:
+    context, record, pace = watching.context, watching.record, watching.pace
     try:
         told: list[Share] = []
-        if time.monotonic() < started + pace.patience:
-            told, words = _missing(context, record, shares, pace, started)
-            if told and runs(context, record.vm.id):
+        if time.monotonic() < watching.started + pace.patience:
+            told, words = _missing(watching)
+            if told and watching.counts:
                 tell_owner(context, record.vm, words, "ShareNotMounted")
         # A status tells when it is mounted after all, and so does the log.
-        while runs(context, record.vm.id):
-            opened = _opened(context, record)
+        while watching.counts:
+            opened = _opened(watching)
             if told and all(opened.get(share.tag) for share in told):
                 words = f"the guest has mounted {_points(told)} now"
                 tell_owner(context, record.vm, words, "ShareMounted")
@@ -110,21 +143,22 @@ def _watch(
         log.exception("guest's mounts not looked at", extra={"vm": record.vm.id})
 
 
-def _missing(
-    context: Context, record: VmRecord, shares: list[Share], pace: Pace, started: float
-) -> tuple[list[Share], str]:
+def _missing(watching: _Watch) -> tuple[list[Share], str]:
     """Shares that the guest has not mounted, and what to tell of them; none where nothing is to be
     told."""
+    context, record, pace = watching.context, watching.record, watching.pace
     assert record.machine is not None
     found: tuple[list[Share], str] = [], ""
     seen_up = False
     for pause in _pauses(pace):
-        if context.closing.wait(pause) or not runs(context, record.vm.id):
+        if context.closing.wait(pause) or not watching.counts:
             return [], ""
-        opened = _opened(context, record)
-        left = [share for share in shares if not opened.get(share.tag)]
-        seen = _look(context, record.machine) if left and record.machine.agent_socket else None
-        passed = time.monotonic() - started
+        opened = _opened(watching)
+        left = [share for share in watching.shares if not opened.get(share.tag)]
+        seen = _look(watching, record.machine) if left and record.machine.agent_socket else None
+        if not watching.counts:
+            return [], ""
+        passed = time.monotonic() - watching.started
         if seen is None:
             # Nobody in the guest says that it is up.
             lost = [share for share in left if share.tag in opened]
@@ -149,11 +183,15 @@ def _missing(
     return [], ""
 
 
-def _opened(context: Context, record: VmRecord) -> Mapping[str, bool]:
-    """Tag to whether the guest has opened the share since it was started, as far as is known."""
+def _opened(watching: _Watch) -> Mapping[str, bool]:
+    """Tag to whether the guest has opened the share since it booted, as far as is known."""
+    context, record = watching.context, watching.record
     vm_id = record.vm.id
     before = context.opened_shares.get(vm_id, {})
     now = dict(backends.mounted_shares(context, vm_id))
+    watching.unsure.intersection_update({tag for tag, is_open in now.items() if is_open})
+    for tag in watching.unsure:
+        del now[tag]
     try:
         now.update(context.hypervisors.named(record.hypervisor).opened_shares(vm_id))
     except VirtletError as error:
@@ -161,7 +199,8 @@ def _opened(context: Context, record: VmRecord) -> Mapping[str, bool]:
     opened = {
         tag: before.get(tag, False) or now.get(tag, False) for tag in before.keys() | now.keys()
     }
-    context.opened_shares[vm_id] = opened
+    if watching.counts:
+        context.opened_shares[vm_id] = opened
     return opened
 
 
@@ -175,11 +214,11 @@ def runs(context: Context, vm_id: str) -> bool:
     return record is not None and record.phase is VmPhase.RUNNING and not record.stopping
 
 
-def _look(context: Context, machine: Machine) -> _Seen | None:
+def _look(watching: _Watch, machine: Machine) -> _Seen | None:
     """What the guest says; None when nobody in it answers."""
-    vm_id = machine.vm.id
+    context, vm_id = watching.context, machine.vm.id
     streams = CollectedStreams(
-        ANSWER_LIMIT, lambda: context.closing.is_set() or not runs(context, vm_id)
+        ANSWER_LIMIT, lambda: context.closing.is_set() or not watching.counts
     )
     command = GuestCommand(argv=("/bin/sh", "-c", _LOOK), captured=True)
     try:
