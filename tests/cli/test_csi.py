@@ -211,7 +211,7 @@ def test_a_volume_that_is_there_with_other_attributes_is_left_alone(
         ({"attributes": {"size": "0"}}, "capacity: 0 bytes is not between"),
         ({"attributes": {"size": "much"}}, "size: 'much' is no quantity"),
         ({"attributes": {"type": "nfs"}}, "type 'nfs' is none of"),
-        ({"attributes": {"type": "ceph"}}, "ceph-csi with volumeMode Block"),
+        ({"attributes": {"type": "ceph", "secret": "hunter2"}}, "option user is ''"),
         ({"attributes": {"secret": "hunter2"}}, "type qcow2 has no option 'secret'"),
         ({"attributes": {"type": "raw"}}, "option path is not the absolute path"),
     ],

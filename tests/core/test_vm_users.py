@@ -75,6 +75,14 @@ def test_a_user_whose_files_are_there_is_not_given_again(world: World) -> None:
     assert [users.take() for _ in range(2)] == [IDS[2], IDS[2]]
 
 
+def test_a_user_of_a_program_that_serves_a_vm_is_not_given_again(world: World) -> None:
+    assert IDS is not None
+    own = world.paths.backends("a" * 32) / "server"
+    own.mkdir(parents=True)
+    os.chown(own, -1, IDS[0])
+    assert [world.users().take() for _ in range(3)] == [IDS[1], IDS[2], IDS[1]]
+
+
 def test_without_a_free_user_the_message_says_what_to_do(world: World) -> None:
     assert IDS is not None
     for name, user in zip("bcd", IDS, strict=True):

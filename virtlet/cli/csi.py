@@ -5,6 +5,7 @@ needs neither the manager nor a cluster. Sources: "Node Service RPC" of the Cont
 Interface, and "Device plugin registration" of Kubernetes' pluginregistration v1.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ from virtlet.errors import VirtletError
 from virtlet.host.commands import run
 from virtlet.host.files import write_atomically
 from virtlet.model.quantity import parse_bytes
+from virtlet.plugins.volumes.ceph import SECRETS
 from virtlet.plugins.volumes.flexvolume import CSI_DRIVER, OPTIONS_FILE, check_options
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
@@ -174,7 +176,7 @@ class _Node:
         if request.volume_context.get(_EPHEMERAL) != "true":
             _refuse(context, "only inline volumes are served (volumeLifecycleModes: Ephemeral)")
         try:
-            options = _options(request.volume_context)
+            options = _options(request.volume_context, request.secrets)
         except (VirtletError, ValueError) as error:
             _refuse(context, str(error))
         text = json.dumps(options, sort_keys=True).encode()
@@ -217,8 +219,12 @@ def _target(volume_id: str, path: str, context: grpc.ServicerContext) -> Path:
     return Path(path)
 
 
-def _options(attributes: Mapping[str, str]) -> dict[str, str]:
-    """The attributes that a pod's author wrote, in the FlexVolume driver's words.
+def _options(attributes: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
+    """What a pod's author wrote, in the words in which the FlexVolume driver gets it.
+
+    Args:
+        attributes: of the volume.
+        secrets: what is in the Secret that the volume names.
 
     Raises:
         InvalidArgument, ValueError: they are not those of a volume; names the attribute.
@@ -230,6 +236,8 @@ def _options(attributes: Mapping[str, str]) -> dict[str, str]:
             options["capacity"] = f"{parse_bytes(options.pop('size'))}B"
         except ValueError as error:
             raise ValueError(f"size: {error}") from None
+    for name, value in secrets.items():
+        options[SECRETS + name] = base64.b64encode(value.encode()).decode()
     check_options(options)
     return options
 

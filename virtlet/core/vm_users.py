@@ -58,11 +58,13 @@ class VmUsers:
         return number
 
     def _owners(self) -> Iterator[int]:
-        """Groups of VMs' directories, which are there longer than the VM if removing one fails."""
-        for place in (self._paths.vms, self._paths.vm_runtimes):
-            for entry in place.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    yield entry.lstat().st_gid
+        """Groups of VMs' directories, which are there longer than the VM if removing one fails,
+        and of those of programs with a user of their own."""
+        runtimes = self._paths.vm_runtimes
+        programs = runtimes.glob("*/backends/*")
+        for entry in (*self._paths.vms.iterdir(), *runtimes.iterdir(), *programs):
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.lstat().st_gid
 
 
 def others(ids: range) -> Iterator[str]:

@@ -43,6 +43,9 @@ class Disk:
     """Where on `path` the hypervisor may keep what else the machine has: TPM, UEFI variables."""
     state_size: int = 0
     """Bytes for that, all zero at first; 0 for a disk that goes with its VM, or has no room."""
+    served: bool = False
+    """True when a back-end of the launch serves it by NBD on `Machine.disk_socket`, as the export
+    named like its serial number; raw, and `path` is where nothing is."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

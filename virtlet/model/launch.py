@@ -61,6 +61,12 @@ class Backend:
     share: str = ""
     """Tag of the share that it serves, if it is a program that opens the root of what it serves a
     second time when the guest mounts it, as virtiofsd does."""
+    network: bool = False
+    """Whether it is in the node's network, as what speaks to a server has to be. It runs as a user
+    of its own then, whatever `uid` says, may start threads alone, and reaches no other process."""
+    documents: Mapping[str, bytes] = field(factory=dict, repr=False)
+    """Files without a place on the node, by name, for it alone: `{document:NAME}` in an argument
+    becomes the path at which it, and nobody else, can read one."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -171,6 +171,10 @@ class Machine:
         """Where the file server of a virtiofs share listens; a short path, as theirs have to be."""
         return self.runtime_directory / f"fs{self.volumes.index(share)}"
 
+    def disk_socket(self, disk: Disk) -> Path:
+        """Where the program that serves a disk listens."""
+        return self.runtime_directory / f"disk{self.volumes.index(disk)}"
+
     @property
     def tpm_socket(self) -> Path:
         """Where the program that is the TPM listens, where the flavor has a `tpm`."""

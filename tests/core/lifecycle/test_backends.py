@@ -1,6 +1,8 @@
 """Programs that serve a VM's devices: with the VM they come and go, and their loss is told."""
 
+import errno
 import os
+import re
 import signal
 import socket
 import stat
@@ -228,3 +230,66 @@ def test_it_is_not_spared_by_the_kernel_as_the_manager_is(manager: Manager, vm: 
         assert Path(f"/proc/{running(vm)}/oom_score_adj").read_text() == "0\n"
     finally:
         own.write_text(before)
+
+
+def in_network(node: Node, program: str = SERVES) -> None:
+    """Have the VM's only program speak to servers."""
+    documents = {"conf": b"of a server"}
+    node.backends = (evolve(backend(node, program), network=True, documents=documents),)
+
+
+def test_one_that_speaks_to_servers_has_a_user_of_its_own_and_no_way_to_others(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    manager.context.new_user = lambda: 2_000_000_000
+    in_network(node)
+    manager.start(vm)
+    pid = running(vm)
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    assert status["Uid"].split() == status["Gid"].split() == ["2000000000"] * 4
+    assert (status["Groups"], status["NoNewPrivs"], status["Seccomp"]) == ("", "1", "2")
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0
+    assert os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
+    assert os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
+    assert manager.context.paths.backends(vm).joinpath("server").stat().st_gid == 2_000_000_000
+
+
+def test_without_users_to_give_it_is_nobody(manager: Manager, node: Node, vm: str) -> None:
+    in_network(node)
+    manager.start(vm)
+    assert Path(f"/proc/{running(vm)}").stat().st_uid == 65534
+
+
+def test_it_reads_its_documents_and_changes_none_and_starts_no_process(
+    manager: Manager, node: Node, vm: str
+) -> None:
+    attempts = """\
+import os, sys, threading
+def failed(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return 0
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+path = "{document:conf}"
+found = [open(path).read(), failed(lambda: os.write(os.open(path, os.O_RDWR), b"x"))]
+found += [failed(os.fork), failed(lambda: os.kill(1, 0))]
+found += [failed(lambda: os.setpriority(os.PRIO_PROCESS, 0, 1))]
+sys.exit(repr(found))
+"""
+    in_network(node, attempts)
+
+    def fail(vm_id: str) -> None:
+        until(lambda: "status 1" in manager.context.backends.words(vm_id), "its end")
+        raise FailedPrecondition("over")
+
+    node.hypervisor.on_start = fail
+    eperm = errno.EPERM
+    found = re.escape(str(["of a server", eperm, eperm, eperm, eperm]))
+    with pytest.raises(FailedPrecondition, match=found):
+        manager.start(vm)

@@ -97,6 +97,21 @@ def all_machines() -> Mapping[str, Machine]:
             flavor=evolve(flavor, memory=256 << 20, max_vcpus=3, max_memory=500 << 20),
         ),
         "volumes": _volumes(),
+        "served": evolve(
+            machine,
+            volumes=(
+                GuestFiles(host_path=Path("/etc/hosts"), guest_path="/etc/hosts"),
+                Disk(path=VOLUMES / "1.rbd", format="raw", serial="volume-1", served=True),
+                Disk(
+                    path=VOLUMES / "2.rbd",
+                    format="raw",
+                    serial="volume-2",
+                    served=True,
+                    readonly=True,
+                ),
+            ),
+            flavor=evolve(flavor, disk_cache="none", disk_io="native"),
+        ),
         "tuned": evolve(
             _volumes(),
             flavor=evolve(

@@ -40,7 +40,11 @@ def plugin(tmp_path: Path, kubelet_root: Path) -> Plugin:
 
 
 def configured(
-    root: Path, kubelet_root: Path, raw_devices: str = "loop*", host_paths: str = "all"
+    root: Path,
+    kubelet_root: Path,
+    raw_devices: str = "loop*",
+    host_paths: str = "all",
+    ceph_monitors: str = "",
 ) -> Plugin:
     made = Plugin()
     config = make_config(
@@ -48,6 +52,7 @@ def configured(
         kubeletRootDir=str(kubelet_root),
         rawDevices=raw_devices,
         hostPaths=host_paths,
+        cephMonitors=ceph_monitors,
     )
     assert config[KUBELET_ROOT_DIR] == kubelet_root
     assert config[RAW_DEVICES] == tuple(raw_devices.split(","))

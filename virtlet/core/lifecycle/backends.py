@@ -5,13 +5,17 @@ directory below the VM's has its process id and what its loss means, so that the
 follows it, and ends it with the VM.
 """
 
+import fcntl
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+from attrs import evolve
 
 from virtlet.core.lifecycle.backend_watch import Running
 from virtlet.core.lifecycle.context import Context
@@ -19,8 +23,8 @@ from virtlet.core.lifecycle.notices import tell_owner
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import FailedPrecondition, VirtletError
 from virtlet.host import cgroups
-from virtlet.host.commands import bounded_file
-from virtlet.host.confinement import Confinement
+from virtlet.host.commands import bounded_file, sealed_file
+from virtlet.host.confinement import NOBODY, Confinement
 from virtlet.host.files import make_private_directory, remove_file, remove_tree
 from virtlet.host.processes import (
     children,
@@ -31,6 +35,7 @@ from virtlet.host.processes import (
     sessions,
     set_oom_score_adj,
 )
+from virtlet.host.seccomp import emulator_filter
 from virtlet.model.launch import Backend
 
 log = logging.getLogger(__name__)
@@ -44,7 +49,9 @@ _PATIENCE = 10.0
 _WORDS = 64 << 10
 """Bytes kept of what a program prints, which its guest may have a hand in."""
 _SOCKET = 3
-"""Number of the descriptor that a program listens on."""
+"""Number of the descriptor that a program listens on; those of its documents follow."""
+_FILTER = "seccomp"
+"""Name of the document that is the filter of a program in the node's network."""
 _RUN = """\
 set -eu
 file=$1 required=$2 score=$3 files=$4
@@ -84,18 +91,15 @@ def start(context: Context, record: VmRecord, backends: Sequence[Backend]) -> No
         (own / "loss").write_text(backend.loss)
         (own / "share").write_text(backend.share)
         before = [str(own / "pid"), required, str(score), str(backend.files)]
-        confinement = Confinement(
-            uid=backend.uid,
-            gid=backend.gid,
-            capabilities=backend.capabilities,
-            network=False,
-            oom_score_adj=None,
-        )
-        argv = [word.replace("{socket}", str(_SOCKET)) for word in backend.argv]
-        argv = [*before, *map(str, groups), "--", *confinement.wrap(argv)]
-        with _listener(backend.socket, *context.node.user_of(vm)) as listener:
+        documents = dict(backend.documents)
+        confined = _confined(context, backend, own, documents)
+        argv = [*before, *map(str, groups), "--", *_filled(confined, documents)]
+        with ExitStack() as opened:
+            listener = opened.enter_context(_listener(backend.socket, *context.node.user_of(vm)))
+            files = [opened.enter_context(sealed_file(text)) for text in documents.values()]
             output = bounded_file(_WORDS)
-            pid = _spawn(argv, _mark(vm.id, backend.name), listener.fileno(), output.fileno())
+            given = [listener.fileno(), *(file.fileno() for file in files)]
+            pid = _spawn(argv, _mark(vm.id, backend.name), given, output.fileno())
         # A child keeps its process id until it is waited for.
         running = Running(vm.id, backend.name, backend.loss, os.pidfd_open(pid), output)
         context.backends.add(running, lambda gone: _lost(context, gone))
@@ -158,6 +162,46 @@ def set_score(context: Context, vm_id: str, score: int) -> None:
             set_oom_score_adj(pid, score)
 
 
+def _confined(
+    context: Context, backend: Backend, own: Path, documents: dict[str, bytes]
+) -> Sequence[str]:
+    """The command line that runs a program with no more than it needs.
+
+    Args:
+        context: the manager.
+        backend: the program.
+        own: its directory.
+        documents: its documents, which get another one.
+    """
+    confinement = Confinement(
+        uid=backend.uid,
+        gid=backend.gid,
+        capabilities=backend.capabilities,
+        network=backend.network,
+        oom_score_adj=None,
+    )
+    if not backend.network:
+        return confinement.wrap(backend.argv)
+    user = context.new_user()
+    if user is None:
+        user = NOBODY
+    else:
+        # So it is taken as long as the directory is there.
+        os.chown(own, -1, user)
+    documents[_FILTER] = emulator_filter(0, alone=True)
+    path = Path(f"{{document:{_FILTER}}}")
+    confinement = evolve(confinement, uid=user, gid=user, filter=path)
+    return ("unshare", "--ipc", "--", *confinement.wrap(backend.argv))
+
+
+def _filled(argv: Sequence[str], documents: Iterable[str]) -> Iterator[str]:
+    """Arguments with the numbers of the descriptors that they name."""
+    for word in argv:
+        for number, name in enumerate(documents, _SOCKET + 1):
+            word = word.replace(f"{{document:{name}}}", f"/proc/self/fd/{number}")
+        yield word.replace("{socket}", str(_SOCKET))
+
+
 def _lost(context: Context, gone: "Running") -> None:
     record = context.store.vms.get(gone.vm_id)
     if record is not None and record.phase is VmPhase.RUNNING and not record.stopping:
@@ -209,16 +253,37 @@ def _listener(path: Path, uid: int, gid: int) -> socket.socket:
     return listener
 
 
-def _spawn(argv: Sequence[str], mark: str, listener: int, words: int) -> int:
+def _spawn(argv: Sequence[str], mark: str, given: Sequence[int], words: int) -> int:
+    """Start a program.
+
+    Args:
+        argv: of `_RUN`.
+        mark: the variable it is known by.
+        given: the descriptors it gets, from number _SOCKET on.
+        words: what it prints goes there.
+    """
     variable, _, value = mark.partition("=")
+    # None may have a number that another one is to get.
+    free = _SOCKET + len(given)
+    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, free) for each in given]
+    try:
+        return _posix_spawn(argv, {"PATH": os.defpath, variable: value}, moved, words)
+    finally:
+        for each in moved:
+            os.close(each)
+
+
+def _posix_spawn(
+    argv: Sequence[str], env: Mapping[str, str], given: Sequence[int], words: int
+) -> int:
     return os.posix_spawn(
         "/bin/sh",
         ["sh", "-c", _RUN, "sh", *argv],
-        {"PATH": os.defpath, variable: value},
+        env,
         file_actions=[
             # In this order, as the number of one may be what another one gets.
             (os.POSIX_SPAWN_DUP2, words, 2),
-            (os.POSIX_SPAWN_DUP2, listener, _SOCKET),
+            *((os.POSIX_SPAWN_DUP2, each, to) for to, each in enumerate(given, _SOCKET)),
             (os.POSIX_SPAWN_DUP2, 2, 1),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         ],

@@ -281,7 +281,9 @@ def give_disks(context: Context, vm: Vm, disks: Iterable[Volume | None]) -> None
     if vm.uid is None or vm.gid is None:
         return
     for disk in disks:
-        if isinstance(disk, Disk) and (disk.path.parent == vm.directory or not disk.readonly):
+        if not isinstance(disk, Disk) or disk.served:
+            continue
+        if disk.path.parent == vm.directory or not disk.readonly:
             try:
                 change_owner(disk.path, context.node.emulator_uid, vm.uid, vm.gid)
             except OSError as error:

@@ -59,7 +59,9 @@ class DiskTarget:
 
     @property
     def kind(self) -> str:
-        """libvirt's `type` of the disk and, with it, the name of the source's attribute."""
+        """libvirt's `type` of the disk."""
+        if self.disk.served:
+            return "network"
         return "block" if self.disk.block else "file"
 
     @property

@@ -31,6 +31,8 @@ PER_DEVICE = 1 * _MIB
 """For each disk and NIC."""
 PER_FILE_SERVER = 8 * _MIB
 """For each share over virtiofs, of a guest that remembers some ten thousand files of it."""
+PER_DISK_SERVER = 64 * _MIB
+"""For each disk that a program serves."""
 TPM = 8 * _MIB
 """What swtpm takes."""
 SCREEN = 32 * _MIB
@@ -76,6 +78,7 @@ def overhead(machine: Machine) -> int:
     need += PER_DEVICE * (len(disks) + len(machine.network.nics))
     size = max(flavor.root_size, machine.vm.image.virtual_size)
     need += PER_FILE_SERVER * len(file_servers) + TPM * flavor.tpm
+    need += PER_DISK_SERVER * sum(disk.served for disk in disks)
     need += SCREEN * bool(flavor.video)
     need += min(size // DISK_PER_TABLE, MOST_TABLE)
     if machine.accelerator == "kvm":

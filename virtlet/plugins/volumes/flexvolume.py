@@ -7,14 +7,16 @@ a file in the volume's directory. Options with `kubernetes.io/` in them are the 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from virtlet.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.disk import Disk
 from virtlet.model.node import Node
 from virtlet.model.plain import quote
 from virtlet.model.vm import Mount, Vm
+from virtlet.plugins.volumes import ceph
 from virtlet.plugins.volumes.new_disks import check_size, make_disk_file
 from virtlet.plugins.volumes.pod_volumes import node_disk
 
@@ -29,12 +31,17 @@ for _power, _letter in enumerate("KMGTPE", 1):
     _UNITS[f"{_letter}i"] = 1024**_power
 """Units of Virtlet 1, which are those of libvirt's storage volumes (MB is 10^6, M and MiB are 2^20;
 a number alone is of MB), and those of Kubernetes."""
-_KNOWN = {"qcow2": {"capacity"}, "raw": {"path"}}
+_KNOWN = {"qcow2": {"capacity"}, "raw": {"path"}, "ceph": ceph.OPTIONS}
 """Types and their options."""
 
 
 def serve_flexvolume(
-    vm: Vm, mount: Mount, role: str, raw_devices: Sequence[str], node: Node
+    vm: Vm,
+    mount: Mount,
+    role: str,
+    raw_devices: Sequence[str],
+    monitors: ceph.Monitors,
+    node: Node,
 ) -> Disk:
     """The disk that a volume asks for.
 
@@ -43,21 +50,18 @@ def serve_flexvolume(
         mount: of the pod.
         role: name of the request; becomes the disk's serial number.
         raw_devices: globs of block devices that pods may have by their path.
+        monitors: of Ceph clusters, those that pods may name.
         node: the node.
 
     Raises:
         InvalidArgument: an option is wrong; names it, and shows no value of one that is not known.
         FailedPrecondition: the driver did not write the options, or a device is not there.
-        Unimplemented: the type is not served.
         ResourceExhausted: the node has no space for the disk.
     """
-    try:
-        options = _options(mount)
-        size = check_options(options)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"mount {mount.guest_path}: {error}") from None
-    except Unimplemented as error:
-        raise Unimplemented(f"mount {mount.guest_path}: {error}") from None
+    options, size = _checked(mount)
+    if options["type"] == "ceph":
+        ceph_image(mount, monitors)
+        return ceph.disk_of(vm, mount, role)
     if options["type"] == "raw":
         return node_disk(mount, options["path"], role, raw_devices, filesystem=True)
     path = vm.directory / role
@@ -72,23 +76,45 @@ def serve_flexvolume(
     )
 
 
+def ceph_image(mount: Mount, monitors: ceph.Monitors) -> ceph.RbdImage:
+    """The image of a volume of type ceph, by the options that are there now.
+
+    Raises:
+        InvalidArgument: they are wrong, or name a monitor that pods may not name.
+        FailedPrecondition: they are gone.
+    """
+    options, _ = _checked(mount)
+    with _named(mount):
+        image = ceph.parse(options)
+        ceph.check_monitors(image, monitors)
+    return image
+
+
+def _checked(mount: Mount) -> tuple[Mapping[str, str], int]:
+    with _named(mount):
+        options = _options(mount)
+        return options, check_options(options)
+
+
+@contextmanager
+def _named(mount: Mount) -> Iterator[None]:
+    """Name the mount in what is wrong with its options."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise InvalidArgument(f"mount {mount.guest_path}: {error}") from None
+
+
 def check_options(options: Mapping[str, str]) -> int:
     """Check the options of a volume.
 
     Returns:
-        Bytes of the disk; 0 for a device of the node, which has its size.
+        Bytes of the disk; 0 for what has its size already.
 
     Raises:
         InvalidArgument: an option is wrong; names it, and shows no value of one that is not known.
-        Unimplemented: the type is not served.
     """
     kind = options.get("type", "")
-    if kind == "ceph":
-        raise Unimplemented(
-            "volumes of type ceph are not served, as emulators have no network of the node's: use "
-            "a PersistentVolumeClaim of ceph-csi with volumeMode Block, which the node maps as a "
-            "device"
-        )
     if kind not in _KNOWN:
         raise InvalidArgument(
             f"volume: type {quote(kind)} is none of {', '.join(map(repr, _KNOWN))}"
@@ -96,8 +122,12 @@ def check_options(options: Mapping[str, str]) -> int:
     for name in sorted(set(options) - _KNOWN[kind] - {"type"}):
         if "kubernetes.io/" not in name:
             raise InvalidArgument(
-                f"volume: type {kind} has no option {name!r}; it has {', '.join(_KNOWN[kind])}"
+                f"volume: type {kind} has no option {name!r}; it has "
+                f"{', '.join(sorted(_KNOWN[kind]))}"
             )
+    if kind == "ceph":
+        ceph.parse(options)
+        return 0
     if kind == "raw":
         if not options.get("path", "").startswith("/"):
             raise InvalidArgument("volume: option path is not the absolute path of a device")

@@ -13,13 +13,13 @@ from virtlet.host.mounts import holds_mounts, unmount_below
 from virtlet.model.disk import Disk, Share, Unneeded, Volume
 from virtlet.model.flavor import Flavor
 from virtlet.model.image import OWN_ANNOTATIONS
-from virtlet.model.launch import LaunchPart
+from virtlet.model.launch import LaunchPart, Visible
 from virtlet.model.node import Node
 from virtlet.model.option import PATH, WORDS, Annotation, Option, Settings, choice
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Device, Machine, Mount, Vm, VmConfig, VolumeRequest
-from virtlet.plugins.volumes import persistent_root, virtiofs
-from virtlet.plugins.volumes.flexvolume import is_csi, serve_flexvolume
+from virtlet.plugins.volumes import ceph, persistent_root, virtiofs
+from virtlet.plugins.volumes.flexvolume import ceph_image, is_csi, serve_flexvolume
 from virtlet.plugins.volumes.image_volumes import serve_image
 from virtlet.plugins.volumes.new_disks import (
     EMPTY_DIR_DISKS,
@@ -99,7 +99,7 @@ class Plugin:
     @hookimpl
     def virtlet_options(self) -> Sequence[Option[Any]]:
         """Declare the kubelet's directory, what pods may have of the node, and how it is shared."""
-        return [KUBELET_ROOT_DIR, RAW_DEVICES, HOST_PATHS, SHARE_DRIVER]
+        return [KUBELET_ROOT_DIR, RAW_DEVICES, HOST_PATHS, SHARE_DRIVER, ceph.CEPH_MONITORS]
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
@@ -137,7 +137,8 @@ class Plugin:
             return serve_empty_dir(vm, source, request.role, size, self._node)
         inline = is_csi(source, root, vm.pod.config.metadata.uid)
         if inline or origin is MountOrigin.FLEXVOLUME:
-            disk = serve_flexvolume(vm, source, request.role, raw_devices, self._node)
+            monitors = self._config[ceph.CEPH_MONITORS]
+            disk = serve_flexvolume(vm, source, request.role, raw_devices, monitors, self._node)
             return self._opened(vm, disk) if disk.block else disk
         volume = serve_mount(source, origin, request.role, raw_devices)
         if isinstance(volume, Disk):
@@ -180,14 +181,30 @@ class Plugin:
 
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
-        """Have a file server for each share that takes one, and keep the root disk's device from
-        other VMs while this one runs."""
-        served = virtiofs.launch_part(machine)
+        """Have a program for each share and disk that takes one, and keep the root disk's device
+        from other VMs while this one runs."""
+        served = self._served(machine)
         device = persistent_root.device_of(machine.vm)
         if device is None or machine.root.path.name != persistent_root.FILE_NAME:
             return served if served.backends else None
         held = persistent_root.hold(machine.vm, device)
         return evolve(served, fds=held.fds)
+
+    def _served(self, machine: Machine) -> LaunchPart:
+        """The programs that serve volumes.
+
+        Raises:
+            FailedPrecondition: one is not installed, or the options of a volume are gone.
+            InvalidArgument: these have become wrong.
+        """
+        part = virtiofs.launch_part(machine)
+        disks = tuple(
+            ceph.backend(machine, volume, ceph_image(mount, self._config[ceph.CEPH_MONITORS]))
+            for volume, mount in zip(machine.volumes, machine.vm.config.mounts, strict=False)
+            if isinstance(volume, Disk) and ceph.is_image(volume)
+        )
+        sockets = (Visible(path=disk.socket, writable=True) for disk in disks)
+        return LaunchPart(backends=(*part.backends, *disks), visible=(*part.visible, *sockets))
 
     def _driver(self, vm: Vm, mount: Mount) -> str:
         """How a directory is shared.
