@@ -81,4 +81,17 @@ for package in docker-registry prometheus; do
   rm -rf "$work" "$work.log"
 done
 
+# The tests' Ceph cluster: its programs, and the libraries that only they need.
+if [ ! -x build/ceph/usr/bin/ceph-osd ]; then
+  say "the tests' Ceph in build/ceph"
+  work=$(mktemp -d build/.ceph.XXXXXX)
+  (cd "$work" && apt-get download -q ceph-mon ceph-osd ceph-base libboost-context1.83.0 \
+    libgoogle-perftools4t64 libtcmalloc-minimal4t64 liblua5.3-0 liboath0t64 librabbitmq4 \
+    libsnappy1v5) >"$work.log" 2>&1 || { cat "$work.log" >&2; exit 1; }
+  for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+  rm -rf build/ceph
+  mv "$work/root" build/ceph
+  rm -rf "$work" "$work.log"
+fi
+
 images/tiny/build.sh build/tiny.qcow2
