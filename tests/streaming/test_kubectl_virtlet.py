@@ -20,7 +20,7 @@ from virtlet.streaming import PortForwardRequest, StreamingServer
 from .conftest import ServerMaker
 from .fakes.api_server import ApiServer
 from .fakes.kubectl import shown_until
-from .fakes.targets import connected, echo, listening, sender
+from .fakes.targets import connected, echo, listening
 
 pytestmark = pytest.mark.anyio
 
@@ -113,7 +113,7 @@ VIEWER = """\
 # Notes how it is called and what the screen says first, and ends as the test says.
 import pathlib, socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2]))) as connection:
-    said = connection.recv(3).decode()
+    said = connection.recv(12)[:3].decode()
 pathlib.Path({notes!r}).write_text("\\n".join([said, *sys.argv[1:]]))
 sys.exit(6)
 """
@@ -137,10 +137,18 @@ class ScreenDialer:
 
 @pytest.fixture
 async def with_screen(make_server: ServerMaker) -> AsyncIterator[ApiServer]:
-    """A pod whose screen is one red and one blue pixel."""
+    """A pod whose screen is one red and one blue pixel; each step waits for the viewer's."""
     shown = greeting(2, 1) + update(((0, 0, 2, 1), b"\xff\0\0\0\0\0\xff\0"))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(shown[:12])
+        if await reader.read(12):
+            writer.write(shown[12:])
+        while await reader.read(65536):
+            pass
+
     async with (
-        listening(sender(shown)) as port,
+        listening(serve) as port,
         ApiServer(await make_server(ports=ScreenDialer(port))) as api,
     ):
         yield api
@@ -186,7 +194,7 @@ async def test_the_address_of_a_screen_is_printed_and_served_until_a_signal(
     assert line.startswith("vnc://127.0.0.1:")
     port = int(line.rpartition(":")[2])
     async with connected(port) as (reader, _):
-        assert await reader.readexactly(4) == b"RFB "
+        assert await reader.readexactly(12) == b"RFB 003.008\n"
     process.send_signal(signal.SIGTERM)
     assert await process.wait() == 128 + signal.SIGTERM
     with pytest.raises(ConnectionRefusedError):

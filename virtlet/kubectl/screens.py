@@ -54,6 +54,7 @@ def vnc(kubectl: Kubectl, viewer: str, proxy_only: bool, port: int, pod: str) ->
     """
     argv = [] if proxy_only else _viewer(viewer)
     with ended_by_signals(), _screen(kubectl, pod, port) as forwarding:
+        _look_whether_it_is_shown(kubectl, pod, forwarding)
         if proxy_only:
             click.echo(f"vnc://127.0.0.1:{forwarding.port}")
             forwarding.wait()
@@ -144,22 +145,31 @@ def _viewer(wanted: str) -> list[str]:
 
 @contextlib.contextmanager
 def _screen(kubectl: Kubectl, pod: str, local: int = 0) -> Iterator[Forwarding]:
-    """Have a local port lead to the screen of a VM, which is known to have one.
+    """Have a local port lead to the screen of a VM.
 
     Raises:
-        CommandFailed: it does not run, has no screen, or may not be seen; says why.
+        CommandFailed: it does not run, or may not be reached; says why.
     """
     found = kubectl.pod(pod)
     running(kubectl, found)
     with forwarded(kubectl, found["metadata"]["name"], SCREEN_PORT, local) as forwarding:
-        try:
-            with socket.create_connection(("127.0.0.1", forwarding.port), 60) as connection:
-                shown = connection.recv(len(rfb.VERSION)).startswith(b"RFB ")
-        except OSError:
-            shown = False
-        if not shown:
-            raise _no_screen(kubectl, pod, forwarding, "no VNC server answers")
         yield forwarding
+
+
+def _look_whether_it_is_shown(kubectl: Kubectl, pod: str, forwarding: Forwarding) -> None:
+    """Connect once before a viewer does, which would not say what is wrong.
+
+    Raises:
+        CommandFailed: there is no screen; says why.
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", forwarding.port), 60) as connection:
+            # All that a server says unasked: kubectl takes unread bytes for a broken connection.
+            shown = connection.recv(len(rfb.VERSION), socket.MSG_WAITALL).startswith(b"RFB ")
+    except OSError:
+        shown = False
+    if not shown:
+        raise _no_screen(kubectl, pod, forwarding, "no VNC server answers")
 
 
 def _no_screen(kubectl: Kubectl, pod: str, forwarding: Forwarding, why: str) -> CommandFailed:
