@@ -36,7 +36,15 @@ from virtlet.host.files import (
 )
 from virtlet.host.links import KernelRoute, Link, LinkError, Links, Neighbour, open_tap
 from virtlet.model.cloudinit import CloudInit, CloudInitPart
-from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
+from virtlet.model.disk import (
+    Disk,
+    GuestFiles,
+    HostDevice,
+    HostDevices,
+    Share,
+    Unneeded,
+    Volume,
+)
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import ExecSession, GuestCommand, GuestStreams
 from virtlet.model.flavor import Flavor
@@ -138,6 +146,8 @@ __all__ = [
     "GuestFiles",
     "GuestNotReady",
     "GuestStreams",
+    "HostDevice",
+    "HostDevices",
     "Hypervisor",
     "HypervisorHealth",
     "HypervisorInfo",

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from virtlet.errors import FailedPrecondition
 from virtlet.host import mounts
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -144,3 +145,33 @@ def new_disk_file(path: Path, uid: int, gid: int) -> Iterator[int]:
         raise
     finally:
         os.close(descriptor)
+
+
+def make_device_node(device: Path, path: Path, uid: int, gid: int, *, readonly: bool) -> None:
+    """Make a node of a block or character device; replaces one that is there.
+
+    A device of the node belongs to root, and stays root's. Each VM gets a node
+    of its own of the same device, in its own directory: the kernel checks the owner and mode of
+    the node that is opened, not those of the device's other nodes.
+
+    Args:
+        device: the device.
+        path: of the new node.
+        uid: the only user that can open it.
+        gid: group of the user.
+        readonly: whether it can be opened for reading only.
+
+    Raises:
+        FailedPrecondition: the file system of `path` has no devices.
+    """
+    if os.statvfs(path.parent).f_flag & os.ST_NODEV:
+        raise FailedPrecondition(
+            f"{path.parent} is on a file system that is mounted with nodev, so the emulator cannot "
+            f"open {device}: mount it without, or choose another --data-dir"
+        )
+    remove_file(path)
+    status = device.stat()
+    mode = 0o400 if readonly else 0o600
+    os.mknod(path, stat.S_IFMT(status.st_mode) | mode, status.st_rdev)
+    # Its directory belongs to the emulator's user, who may put a link in its place.
+    os.chown(path, uid, gid, follow_symlinks=False)

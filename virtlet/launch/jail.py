@@ -79,6 +79,7 @@ def _needed(visible: Iterable[Visible]) -> Iterable[Visible]:
             writable=item.writable or before.writable,
             inner=item.inner or before.inner,
             optional=item.optional and before.optional,
+            source=item.source or before.source,
         )
     for path in sorted(known):
         item = known[path]
@@ -100,11 +101,13 @@ def _holds(above: Visible, path: Path) -> bool:
 def _add(jail: JailMounts, item: Visible) -> None:
     path = os.path.normpath(item.path)
     try:
-        kind = os.lstat(path).st_mode
+        kind = os.lstat(item.source or path).st_mode
     except OSError as error:
         if item.optional and isinstance(error, FileNotFoundError):
             return
-        raise FailedPrecondition(f"{path}, which the emulator needs: {error.strerror}") from None
+        raise FailedPrecondition(
+            f"{item.source or path}, which the emulator needs: {error.strerror}"
+        ) from None
     if not stat.S_ISLNK(kind):
         _mount(jail, path, item, device=stat.S_ISBLK(kind) or stat.S_ISCHR(kind))
         if item.writable:
@@ -121,7 +124,7 @@ def _add(jail: JailMounts, item: Visible) -> None:
 def _mount(jail: JailMounts, target: str, item: Visible, *, device: bool = False) -> None:
     try:
         # A link that was put there meanwhile is shown itself, and leads to what the jail has.
-        opened = os.open(item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened = os.open(item.source or item.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             jail.mounts[target] = mounts.detached(
                 opened, readonly=not item.writable, device=device, inner=item.inner

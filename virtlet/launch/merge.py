@@ -118,7 +118,7 @@ def _check_text(plugin: str, part: LaunchPart) -> None:
     """No string of a process can hold a NUL byte."""
     strings = [*part.arguments, *part.environment, *part.environment.values()]
     strings += [*(item.name for item in part.fds), str(part.emulator or "")]
-    strings += [str(item.path) for item in part.visible]
+    strings += [f"{item.path}{item.source or ''}" for item in part.visible]
     if any("\0" in text for text in strings):
         raise PluginError(plugin, HOOK, "a string holds a NUL character", "mend the plugin")
     for item in part.visible:

@@ -1,5 +1,6 @@
 """Disks, shared directories and files that a VM gets."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import frozen
@@ -74,11 +75,44 @@ class GuestFiles:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class HostDevice:
+    """A device of the node that is the guest's alone."""
+
+    kind: str
+    """`pci`, or `mdev` for a mediated device."""
+    address: str
+    """As sysfs has it: `0000:65:00.0`, or the UUID of a mediated device."""
+    numa_node: int | None = None
+    """Memory node of the node's that it is on."""
+    bars: int = 0
+    """Bytes of memory that it shows to a machine."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
+class HostDevices:
+    """All devices of a VFIO group: they can reach each other, so a VM has them together."""
+
+    group: Path
+    """Where the emulator opens it, `/dev/vfio/7`."""
+    node: Path
+    """The VM's own node of the group, which is shown there; its emulator can open it."""
+    devices: tuple[HostDevice, ...]
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class Unneeded:
     """A mount that was looked at and means nothing inside a VM, with the reason."""
 
     guest_path: str
     reason: str
+    devices: HostDevices | None = None
+    """What the machine has in its place, and nothing mounts."""
 
 
 Volume = Disk | Share | GuestFiles | Unneeded
+
+
+def host_devices(volumes: Iterable[Volume]) -> tuple[HostDevices, ...]:
+    """The groups of devices among a VM's volumes, in their order."""
+    found = (volume.devices for volume in volumes if isinstance(volume, Unneeded))
+    return tuple(group for group in found if group is not None)

@@ -82,6 +82,8 @@ class Flavor:
     """Path of its initial RAM disk, or ""."""
     kernel_args: str = ""
     """Its command line."""
+    device_rom: bool = True
+    """Whether the firmware sees the ROMs of the node's PCI devices that the VM has."""
     boot: tuple[str, ...] = ("root",)
     """What the VM boots from, in this order: `root`, `disks` (volumes) and `cdroms` (volumes)."""
     on_reboot: str = "restart"

@@ -32,6 +32,8 @@ class Visible:
     """Whether what is mounted inside a directory is visible too, now and later."""
     optional: bool = False
     """Whether the launch goes on without it where it is not there."""
+    source: Path | None = None
+    """Absolute path of what is shown at `path`; None for what the node has there."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

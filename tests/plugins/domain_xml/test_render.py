@@ -11,7 +11,7 @@ from attrs import evolve
 
 from tests.fakes.model import make_config, make_image, make_node, make_pod, make_vm, make_vm_config
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.model.disk import Disk, GuestFiles, Share
+from virtlet.model.disk import Disk, GuestFiles, HostDevice, HostDevices, Share, Unneeded
 from virtlet.model.flavor import Flavor
 from virtlet.model.launch import ENV_SOCKET, ENV_TOKEN, ENV_VM
 from virtlet.model.resources import Resources
@@ -71,6 +71,18 @@ def _volumes() -> Machine:
             Disk(path=VOLUMES / "tools.iso", format="raw", readonly=True, kind="cdrom"),
         ),
     )
+
+
+_GPU = HostDevice(kind="pci", address="0000:65:00.0", numa_node=0, bars=(64 << 30) + (48 << 20))
+_SOUND = HostDevice(kind="pci", address="0000:65:00.1", numa_node=0, bars=16 << 10)
+_VGPU = HostDevice(kind="mdev", address="c60cc781-64a8-491e-b7a2-6a9b3c3a5d1a", numa_node=1)
+
+
+def _group(number: int, *devices: HostDevice) -> Unneeded:
+    """A VFIO group, as a device plugin brings it."""
+    path = Path(f"/dev/vfio/{number}")
+    group = HostDevices(group=path, node=VOLUMES / f"volume-{number}", devices=devices)
+    return Unneeded(guest_path=str(path), reason="its devices are the machine's", devices=group)
 
 
 def all_machines() -> Mapping[str, Machine]:
@@ -208,6 +220,22 @@ def all_machines() -> Mapping[str, Machine]:
                 kernel_args='console=ttyS0 quiet="<&>"',
             ),
         ),
+        **{
+            f"devices-{name}": evolve(
+                machine,
+                accelerator="kvm",
+                volumes=(_group(7, _GPU, _SOUND), _group(12, _VGPU)),
+                vm=evolve(machine.vm, config=evolve(make_vm_config(), resources=_OWN)),
+                flavor=evolve(
+                    flavor,
+                    firmware="uefi",
+                    dedicated_cpus=placed,
+                    numa=placed,
+                    device_rom=not placed,
+                ),
+            )
+            for name, placed in (("plain", False), ("placed", True))
+        },
         "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),
     }

@@ -3,10 +3,13 @@
 Source of the fields' meaning: the CRI v1 definition in proto/.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from virtlet.core.cri import fields
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument
-from virtlet.host import cpus
+from virtlet.host import cdi, cpus
 from virtlet.model.image import Credentials
 from virtlet.model.plain import quote
 from virtlet.model.pod import DnsConfig, PodConfig, PodMetadata, PortMapping
@@ -60,11 +63,18 @@ def pod_config(message: cri.PodSandboxConfig) -> PodConfig:
     )
 
 
-def vm_config(message: cri.ContainerConfig) -> VmConfig:
-    """A container as the kubelet asks for it.
+def vm_config(
+    message: cri.ContainerConfig, cdi_directories: Sequence[Path] = cdi.DIRECTORIES
+) -> VmConfig:
+    """A container as the kubelet asks for it, with what its CDI devices bring.
+
+    Args:
+        message: what is asked for.
+        cdi_directories: with the node's CDI specs.
 
     Raises:
         InvalidArgument: a required field is missing or a value cannot be.
+        FailedPrecondition: the node has no such CDI device.
     """
     image = message.image.image_ref or message.image.image
     if not image:
@@ -76,8 +86,7 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
         )
     _check_namespaces(message.linux.security_context.namespace_options)
     _check_user(message.linux.security_context)
-    if message.CDI_devices:
-        raise InvalidArgument("CDI devices are for containers; a VM cannot be given them")
+    brought = cdi.resolve([device.name for device in message.CDI_devices], cdi_directories)
     return VmConfig(
         metadata=VmMetadata(
             name=fields.name(message.metadata.name, "metadata.name"),
@@ -94,9 +103,10 @@ def vm_config(message: cri.ContainerConfig) -> VmConfig:
                 fields.environment_value(env.value, env.key),
             )
             for env in message.envs
-        ),
-        mounts=tuple(map(_mount, message.mounts)),
-        devices=tuple(map(_device, message.devices)),
+        )
+        + brought.envs,
+        mounts=(*map(_mount, message.mounts), *brought.mounts),
+        devices=tuple(dict.fromkeys((*map(_device, message.devices), *brought.devices))),
         labels=fields.text_map(message.labels, "labels"),
         annotations=fields.text_map(message.annotations, "annotations"),
         log_path=fields.log_path(message.log_path),

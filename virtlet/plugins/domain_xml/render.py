@@ -21,7 +21,8 @@ from virtlet.host.cpus import cpuset, numa_memory
 from virtlet.model.disk import Share
 from virtlet.model.vm import Machine
 from virtlet.plugins.domain_xml.disks import targets
-from virtlet.plugins.domain_xml.placement import placement_of, with_cells
+from virtlet.plugins.domain_xml.passed_devices import passed_devices
+from virtlet.plugins.domain_xml.placement import Placement, placement_of, with_cells
 
 EXTRA = "domain_cpu"
 """Name in a flavor's extras of a whole `<cpu>` element that wins over its `cpu_model`."""
@@ -330,6 +331,7 @@ class Renderer:
             scsi_iothread=scsi_iothread,
             limited=bool(flavor.disk_iops or flavor.disk_bandwidth),
             shares=shares,
+            devices=passed_devices(machine, placement if pci_express else Placement()),
             shared_memory=any(share.driver == "virtiofs" for share in shares),
             uid=self._uid,
             gid=self._gid,

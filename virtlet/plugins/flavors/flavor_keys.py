@@ -262,6 +262,12 @@ KEYS: Mapping[str, Key] = {
         {"type": "boolean"},
         "Whether there is a watchdog (i6300esb), which resets a guest that has opened it and hangs",
     ),
+    "device_rom": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether the firmware sees the ROMs of PCI devices that a device plugin or claim brings; "
+        "without them it starts sooner, and cannot boot from them or show its screen there",
+    ),
     "dedicated_cpus": Key(
         _boolean,
         {"type": "boolean"},

@@ -27,7 +27,7 @@ from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
 from virtlet.host.files import new_disk_file, remove_file
-from virtlet.model.disk import Share
+from virtlet.model.disk import Share, host_devices
 from virtlet.model.launch import LaunchPart, Visible
 from virtlet.model.vm import Machine, Template
 from virtlet.plugins.libvirt_qemu import nics
@@ -62,6 +62,7 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
         "its memory is on huge pages": bool(flavor.page_size),
         "its vCPUs have CPUs of their own": flavor.dedicated_cpus,
         "it has a shared directory": bool(shares),
+        "it has a device of the node": bool(host_devices(machine.volumes)),
         f"it has more than {nics.PORTS} NICs": len(machine.network.nics) > nics.PORTS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

@@ -18,12 +18,13 @@ from pathlib import Path
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.commands import CommandLimits, run
 from virtlet.host.confinement import Confinement
+from virtlet.host.files import make_device_node
 from virtlet.model.disk import Disk
 from virtlet.model.flavor import Flavor
 from virtlet.model.launch import LaunchFd, LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.vm import Device, Vm
-from virtlet.plugins.volumes.pod_volumes import block_device, is_readonly, make_node
+from virtlet.plugins.volumes.pod_volumes import block_device, is_readonly
 
 FILE_NAME = "persistent-root"
 """Of the device's node in the VM's directory."""
@@ -75,7 +76,7 @@ def make_root(vm: Vm, device: Device, flavor: Flavor, node: Node) -> Disk:
                 "header: use a larger volume, or a smaller image"
             )
         own = vm.directory / FILE_NAME
-        make_node(path, own, uid, gid, readonly=False)
+        make_device_node(path, own, uid, gid, readonly=False)
         if not found:
             _write(
                 descriptor,

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from virtlet import hookimpl
 from virtlet.errors import FailedPrecondition
-from virtlet.host.files import remove_file, remove_tree
+from virtlet.host.files import make_device_node, remove_file, remove_tree
 from virtlet.host.mounts import holds_mounts, unmount_below
 from virtlet.model.disk import Disk, Share, Unneeded, Volume
 from virtlet.model.flavor import Flavor
@@ -30,7 +30,6 @@ from virtlet.plugins.volumes.new_disks import (
 from virtlet.plugins.volumes.pod_volumes import (
     MountOrigin,
     check_shared,
-    make_node,
     origin_of,
     serve_device,
     serve_mount,
@@ -119,8 +118,10 @@ class Plugin:
 
     @hookimpl
     def virtlet_volume(self, vm: Vm, request: VolumeRequest) -> Volume | None:
-        """Serve every mount and device, or say why a VM cannot have it."""
+        """Serve every mount and device but those of VFIO, or say why a VM cannot have it."""
         source = request.source
+        if isinstance(source, Device) and source.host_path.startswith("/dev/vfio/"):
+            return None
         if isinstance(source, Mount) and source.image:
             return serve_image(source, request)
         if self._config[HOST_PATHS] == "shared":
@@ -233,5 +234,5 @@ class Plugin:
     def _opened(self, vm: Vm, disk: Disk) -> Disk:
         """The disk by a node that the emulator can open."""
         path = vm.directory / disk.serial
-        make_node(disk.path, path, *self._node.user_of(vm), readonly=disk.readonly)
+        make_device_node(disk.path, path, *self._node.user_of(vm), readonly=disk.readonly)
         return evolve(disk, path=path)

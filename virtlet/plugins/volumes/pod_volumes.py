@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.host.files import remove_file
 from virtlet.host.mounts import mount_of
 from virtlet.model.disk import Disk, GuestFiles, Share, Unneeded, Volume
 from virtlet.model.vm import Device, Mount
@@ -216,35 +215,6 @@ def _kind(mode: int) -> str:
     return "character device"
 
 
-def make_node(device: Path, path: Path, uid: int, gid: int, *, readonly: bool) -> None:
-    """Make a node of a block device; replaces one that is there.
-
-    A device of the node belongs to root and its group `disk`, and stays theirs. Each VM gets a node
-    of its own of the same device, in its own directory: the kernel checks the owner and mode of
-    the node that is opened, not those of the device's other nodes.
-
-    Args:
-        device: the device.
-        path: of the new node.
-        uid: the only user that can open it.
-        gid: group of the user.
-        readonly: whether it can be opened for reading only.
-
-    Raises:
-        FailedPrecondition: the file system of `path` has no devices.
-    """
-    if os.statvfs(path.parent).f_flag & os.ST_NODEV:
-        raise FailedPrecondition(
-            f"{path.parent} is on a file system that is mounted with nodev, so the emulator cannot "
-            f"open {device}: mount it without, or choose another --data-dir"
-        )
-    remove_file(path)
-    mode = 0o400 if readonly else 0o600
-    os.mknod(path, stat.S_IFBLK | mode, device.stat().st_rdev)
-    # Its directory belongs to the emulator's user, who may put a link in its place.
-    os.chown(path, uid, gid, follow_symlinks=False)
-
-
 def serve_device(device: Device, role: str) -> Disk:
     """The disk a device of the node becomes in the VM.
 
@@ -291,6 +261,7 @@ def block_device(device: Device) -> Path:
     if not stat.S_ISBLK(mode):
         raise InvalidArgument(
             f"device {device.guest_path}: {device.host_path} is not a block device, the only kind "
-            "that a VM can have: use a PersistentVolumeClaim with volumeMode Block"
+            "that a VM can have beside VFIO groups: use a PersistentVolumeClaim with volumeMode "
+            "Block, or a device plugin that binds devices to vfio-pci"
         )
     return Path(path)

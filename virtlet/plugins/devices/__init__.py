@@ -1,0 +1,1 @@
+"""Devices of the node that guests have for themselves, by VFIO."""

@@ -1,0 +1,100 @@
+"""What a VFIO group is in sysfs: its devices, and whether anybody else has a part in it.
+
+Source: "VFIO - Virtual Function I/O" of the Linux documentation, sysfs-kernel-iommu_groups, and
+sysfs-bus-pci for the lines of `resource`.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.model.disk import HostDevice
+
+_PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BRIDGE = 0x06
+"""PCI class of what leads to other devices: VFIO leaves it to the node."""
+_MEMORY = 0x200
+"""Flag of a region of memory."""
+_REGIONS = 6
+"""Regions of a device come first in `resource`; its ROM and those of bridges follow."""
+
+
+def read_group(path: str, system: Path) -> tuple[HostDevice, ...]:
+    """The devices of a group that a VM may have, all of them.
+
+    Args:
+        path: of the group's node, for its number and messages.
+        system: the kernel's directory, /sys but in tests.
+
+    Raises:
+        InvalidArgument: it is no group that an IOMMU keeps from the others.
+        FailedPrecondition: there is no such group, or somebody else has a part in it.
+    """
+    number = os.path.basename(path)
+    if not re.fullmatch("[0-9]{1,9}", number):
+        raise InvalidArgument(
+            f"device {path} is no group of an IOMMU: a VM can have a group by its number, as "
+            "/dev/vfio/7; have the device plugin give it, and the node's IOMMU be on "
+            "(intel_iommu=on or amd_iommu=on of Linux)"
+        )
+    group = system / "kernel/iommu_groups" / number / "devices"
+    try:
+        members = sorted(group.iterdir())
+    except OSError as error:
+        raise FailedPrecondition(
+            f"device {path}: IOMMU group {number} of the node: {error.strerror}: the device plugin "
+            "names a group that is gone; restart it"
+        ) from None
+    found = tuple(filter(None, (_device(path, member) for member in members)))
+    if not found:
+        raise FailedPrecondition(
+            f"device {path}: IOMMU group {number} has no device that a VM can have"
+        )
+    return found
+
+
+def _device(path: str, member: Path) -> HostDevice | None:
+    """One device of a group; None for a bridge."""
+    name, real = member.name, member.resolve()
+    if _UUID.fullmatch(name):
+        # It is below the device that it is a part of.
+        return HostDevice(kind="mdev", address=name, numa_node=_numa_node(real.parent))
+    if not _PCI.fullmatch(name):
+        raise FailedPrecondition(
+            f"device {path}: {name} of its IOMMU group is neither a PCI nor a mediated device, the "
+            "kinds that a VM can have"
+        )
+    if int(_text(real / "class") or "0", 16) >> 16 == _BRIDGE:
+        return None
+    driver = (real / "driver").resolve().name if (real / "driver").exists() else ""
+    if "vfio" not in driver:
+        user = f"the driver {driver}" if driver else "no driver"
+        raise FailedPrecondition(
+            f"device {path}: its IOMMU group is shared with {name}, which has {user} and not "
+            "vfio-pci, so it could be reached through what the VM gets: bind it to vfio-pci "
+            f"(driverctl set-override {name} vfio-pci), or put the device into a slot of another "
+            "group"
+        )
+    return HostDevice(
+        kind="pci", address=name, numa_node=_numa_node(real), bars=_bars(real / "resource")
+    )
+
+
+def _numa_node(device: Path) -> int | None:
+    node = int(_text(device / "numa_node") or "-1")
+    return node if node >= 0 else None
+
+
+def _bars(resource: Path) -> int:
+    lines = [line.split() for line in _text(resource).splitlines()[:_REGIONS]]
+    regions = [(int(start, 16), int(end, 16), int(flags, 16)) for start, end, flags in lines]
+    return sum(end - start + 1 for start, end, flags in regions if flags & _MEMORY)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return ""
