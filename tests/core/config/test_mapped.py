@@ -192,7 +192,7 @@ KEPT_FROM_THE_CLUSTER = {
     *("imageAllowedNetworks", "imageTranslationConfigsDir", "downloadProtocol"),
     *("imageMappingNamespace", "imageRegistryConfigsDir", "libvirtURI", "flavorsDir"),
     *("cniPluginDir", "cniConfigDir", "enableSriov", "kubeletRootDir", "rawDevices"),
-    *("hostPaths", "metricsAddress"),
+    *("hostPaths", "metricsAddress", "cephMonitors"),
 }
 
 

@@ -117,6 +117,7 @@ def _make_tap() -> None:
 
 
 IDENTITY = """
+until [ -e /sys/class/net/eth0/mtu ]; do sleep 0.1; done
 head -c 32 /dev/urandom | base64
 cat /proc/sys/kernel/random/uuid
 cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
