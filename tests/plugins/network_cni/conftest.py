@@ -207,6 +207,11 @@ def set_up(plugin: Plugin, pod: Pod, **adjusted: Any) -> Network:
     return network
 
 
+def gets_ipv6(guest: Plugged) -> bool:
+    """Whether DHCPv6 answers; asked several times, as a client of a loaded machine would."""
+    return any(guest.dhcp6() is not None for _ in range(5))
+
+
 def _pod_rules() -> list[str]:
     """Rules of the node's firewall that name a pod's address or chain."""
     saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout

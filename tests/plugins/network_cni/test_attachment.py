@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from tests.plugins.network_cni.conftest import TestNode, set_up
+from tests.plugins.network_cni.conftest import TestNode, gets_ipv6, set_up
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host import netns
 from virtlet.host.links import Links
@@ -71,7 +71,7 @@ def test_a_macvlan_beside_the_pods_own_network(uplink: TestNode) -> None:
             lease = guest.dhcp()
             assert lease is not None
             assert lease["mtu"] == "9000"
-            assert guest.dhcp6() is not None
+            assert gets_ipv6(guest)
         wanted = ("10.98.0.1", "10.97.0.1", "10.98.0.3", "fd98::1", "fd98::3")
         assert [address for address in wanted if not one.reaches(address)] == []
         whole = ("busybox", "ping", "-c", "1", "-W", "2", "-s", "8972", "10.98.0.1")
@@ -96,7 +96,7 @@ def test_a_macvlan_as_the_pods_own_network(uplink: TestNode) -> None:
         assert guest.reaches("10.98.0.1")
         plugin.networks._check(pod.id)
         assert guest.reaches("10.97.0.1")
-        assert guest.dhcp6()
+        assert gets_ipv6(guest)
         assert guest.reaches("fd97::1")
     plugin.virtlet_teardown_network(pod, network)
 

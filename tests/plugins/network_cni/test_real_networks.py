@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.network_cni.conftest import TestNode, set_up
+from tests.plugins.network_cni.conftest import TestNode, gets_ipv6, set_up
 from tests.plugins.network_cni.shapes import SHAPES, Shape, flannel
 from virtlet.host import netns
 from virtlet.model.network import Network
@@ -80,7 +80,7 @@ def configured(guest: Plugged, mtu: int) -> None:
     lease = guest.dhcp()
     assert lease is not None
     assert lease["mtu"] == str(mtu)
-    assert guest.dhcp6() is not None
+    assert gets_ipv6(guest)
 
 
 @pytest.mark.parametrize(
