@@ -310,3 +310,41 @@ def test_tap_held_in_passing(namespace: Path) -> None:
     os.close(netns.inside(namespace, lambda: open_tap("tap0")))
     letting_go.join()
     os.waitpid(starting, 0)
+
+
+def test_an_interface_moves_to_another_namespace_by_another_name(
+    namespace: Path, tmp_path: Path
+) -> None:
+    """With what is noted on it; it is down there, and no hardware's."""
+    other = tmp_path / "other"
+    netns.create(other)
+
+    def move() -> None:
+        with Links() as net:
+            net.add_veth("one", "far")
+            net.set("one", up=True, alias="ens1v0")
+            net.move("one", other, "net1")
+
+    def show() -> dict[str, Link]:
+        with Links() as net:
+            return {link.name: link for link in net.show()}
+
+    try:
+        netns.inside(namespace, move)
+        assert netns.inside(namespace, show).keys() == {"lo", "far"}
+        moved = netns.inside(other, show)["net1"]
+        assert (moved.alias, moved.pci, "UP" in moved.flags) == ("ens1v0", "", False)
+    finally:
+        netns.delete(other)
+
+
+def test_what_is_no_physical_function_has_no_virtual_ones(namespace: Path) -> None:
+    def ask() -> dict[int, str]:
+        with Links() as net:
+            net.add_veth("one", "far")
+            with pytest.raises(LinkError, match="virtual function 0 of one") as caught:
+                net.set_function_mac("one", 0, "02:00:00:00:00:01")
+            assert caught.value.errno == errno.EOPNOTSUPP
+            return net.function_macs("one")
+
+    assert netns.inside(namespace, ask) == {}

@@ -33,6 +33,8 @@ _PERMANENT = 0x80  # NUD_PERMANENT
 _STATIC = 0x40  # NUD_NOARP, in a bridge's table: neither learned nor the bridge's own
 _OF_THE_BRIDGE = 0x04  # NTF_MASTER
 _NO_PREFIX_ROUTE = 0x200  # IFA_F_NOPREFIXROUTE
+_WITH_FUNCTIONS = 1  # RTEXT_FILTER_VF
+_MAC_CHARACTERS = len("00:00:00:00:00:00")
 _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FLAGS = {
     "UP": 0x1,
@@ -86,6 +88,10 @@ class Link:
     """LOOPBACK, UP, LOWER_UP, …"""
     addresses: tuple[str, ...]
     """CIDR form, global scope only."""
+    pci: str = ""
+    """PCI address of its hardware; "" where it has none."""
+    alias: str = ""
+    """What somebody noted on it for people, or for a program of theirs."""
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -240,6 +246,7 @@ class Links:
         learning: bool | None = None,
         answered: bool | None = None,
         all_multicast: bool | None = None,
+        alias: str = "",
     ) -> None:
         """Change an interface; what is not named stays.
 
@@ -253,6 +260,7 @@ class Links:
             answered: whether its bridge answers the other ports for the neighbours behind it that
                 are in the bridge's own table; it must be a port.
             all_multicast: whether it takes frames to all multicast groups.
+            alias: what is noted on it.
         """
         changes: dict[str, Any] = {}
         if mac:
@@ -265,6 +273,8 @@ class Links:
             changes["state"] = "up" if up else "down"
         if all_multicast is not None:
             changes["allmulticast"] = all_multicast
+        if alias:
+            changes["ifalias"] = alias
         with _told(f"change {name}"):
             index = _index(name)
             if changes:
@@ -273,6 +283,40 @@ class Links:
                 self._route.brport("set", index=index, learning=int(learning))
             if answered is not None:
                 self._route.brport("set", index=index, neigh_suppress=int(answered))
+
+    def move(self, name: str, path: Path, new_name: str) -> None:
+        """Put an interface into another network namespace, by another name. It is down there.
+
+        Args:
+            name: the interface.
+            path: the namespace's file.
+            new_name: its name there, at most 15 bytes.
+        """
+        with _told(f"move {name} to {path} as {new_name}"):
+            _check_name(new_name)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                index = _index(name)
+                self._route.link("set", index=index, state="down")
+                self._route.link("set", index=index, net_ns_fd=descriptor, ifname=new_name)
+            finally:
+                os.close(descriptor)
+
+    def function_macs(self, name: str) -> dict[int, str]:
+        """The MAC addresses that a physical function has for its virtual functions, by number."""
+        with _told(f"ask {name} for its virtual functions"):
+            (entry,) = self._route.get_links(_index(name), ext_mask=_WITH_FUNCTIONS)
+            listed = entry.get("IFLA_VFINFO_LIST")
+            found = [
+                info.get("IFLA_VF_MAC")
+                for info in (listed.get_attrs("IFLA_VF_INFO") if listed else ())
+            ]
+        return {said["vf"]: str(said["mac"])[:_MAC_CHARACTERS] for said in found if said}
+
+    def set_function_mac(self, name: str, number: int, mac: str) -> None:
+        """Have a physical function give one of its virtual functions a MAC address."""
+        with _told(f"give virtual function {number} of {name} the MAC address {mac}"):
+            self._route.link("set", index=_index(name), vf={"vf": number, "mac": mac})
 
     def delete(self, name: str) -> None:
         """Remove an interface; idempotent."""
@@ -470,6 +514,7 @@ def _told(what: str) -> Iterator[None]:
 
 def _link(entry: Any, addresses: tuple[str, ...]) -> Link:
     info = entry.get("IFLA_LINKINFO")
+    by_pci = entry.get("IFLA_PARENT_DEV_BUS_NAME") == "pci"
     return Link(
         name=entry.get("IFLA_IFNAME"),
         kind=(info.get("IFLA_INFO_KIND") if info else None) or "",
@@ -477,6 +522,8 @@ def _link(entry: Any, addresses: tuple[str, ...]) -> Link:
         mtu=entry.get("IFLA_MTU"),
         flags=frozenset(name for name, bit in _FLAGS.items() if entry["flags"] & bit),
         addresses=addresses,
+        pci=(entry.get("IFLA_PARENT_DEV_NAME") or "") if by_pci else "",
+        alias=entry.get("IFLA_IFALIAS") or "",
     )
 
 

@@ -33,10 +33,13 @@ class Nic:
     """CIDR form, IPv4 and IPv6, the primary first."""
     routes: tuple[Route, ...] = ()
     kind: str = "tap"
-    """How the hypervisor connects it. `tap`: it opens the tap `device`."""
+    """How the hypervisor connects it. `tap`: it opens the tap `device`. `vfio`: the guest has the
+    hardware itself, the PCI device `device`, whose driver is vfio-pci."""
     device: str = ""
     """`tap`: the tap's name in the pod's network namespace, or in the node's own where the pod has
-    none. It is made with `vnet_hdr` and without `pi`; the hypervisor alone opens it."""
+    none. It is made with `vnet_hdr` and without `pi`; the hypervisor alone opens it.
+    `vfio`: the PCI address, `0000:3b:02.1`. The plugin that made the NIC shows the emulator the
+    device's group in its part of the launch."""
     queues: int = 1
     """Pairs of queues; more than one takes a tap made with `multi_queue`."""
     boot_order: int = 0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, evolve
+from attrs import evolve
 
+from tests.fakes.devices import Tree
 from tests.fakes.model import make_config, make_node, make_vm
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.files import remove_tree
@@ -33,56 +34,6 @@ RESOURCE = """\
 0x0000000000006000 0x000000000000607f 0x0000000000040101
 0x00000000b5000000 0x00000000b507ffff 0x0000000000046200
 """
-
-
-@define
-class Tree:
-    """A node's devices."""
-
-    root: Path
-
-    @property
-    def system(self) -> Path:
-        return self.root / "sys"
-
-    @property
-    def nodes(self) -> Path:
-        return self.root / "dev/vfio"
-
-    def pci(self, address: str, group: int, driver: str, **facts: str) -> Path:
-        """A PCI device in a group; facts are files of its directory."""
-        device = self.system / "devices/pci0000:64" / address
-        device.mkdir(parents=True)
-        facts = {"pci_class": "0x030200", "numa_node": "1", **facts}
-        for name, text in facts.items():
-            (device / name.removeprefix("pci_")).write_text(f"{text}\n")
-        if driver:
-            home = self.system / "bus/pci/drivers" / driver
-            home.mkdir(parents=True, exist_ok=True)
-            (device / "driver").symlink_to(home)
-        self._join(device, "pci", group)
-        return device
-
-    def mdev(self, parent: Path, uuid: str, group: int) -> None:
-        """A mediated device of a PCI device."""
-        (parent / uuid).mkdir()
-        self._join(parent / uuid, "mdev", group)
-
-    def _join(self, device: Path, bus: str, group: int) -> None:
-        members = self.system / f"kernel/iommu_groups/{group}/devices"
-        for directory in (members, self.system / f"bus/{bus}/devices"):
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / device.name).symlink_to(device)
-        (device / "iommu_group").symlink_to(members.parent)
-        self.node(str(group))
-
-    def node(self, name: str) -> Path:
-        """A character device that can be opened, in the place of VFIO's."""
-        path = self.nodes / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
-        return path
 
 
 @pytest.fixture

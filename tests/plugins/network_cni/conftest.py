@@ -23,6 +23,7 @@ from virtlet.model.network import Network
 from virtlet.model.node import Node
 from virtlet.model.option import Settings
 from virtlet.model.pod import Pod, PodConfig, PodMetadata, Profile
+from virtlet.plugins.network_cni.passed_nics import Hardware
 from virtlet.plugins.network_cni.plugin import Plugin
 from virtlet.testing.models import make_node
 from virtlet.testing.namespaces import enter_namespace
@@ -44,6 +45,8 @@ class TestNode:
     calico_subnet_size: int = 24
     plugins: list[Plugin] = field(factory=list)
     pods: list[Pod] = field(factory=list)
+    hardware: Hardware | None = None
+    """PCI devices that guests may have."""
 
     @property
     def configuration(self) -> Path:
@@ -82,12 +85,12 @@ class TestNode:
 
         Pods with a directory are those that the manager's store has, also of another manager.
         """
-        plugin = Plugin()
+        plugin = Plugin(self.hardware)
         options = {
             "cniPluginDir": self.plugin_directory,
             "cniConfigDir": self.configuration,
             "calicoSubnetSize": self.calico_subnet_size,
-            "enableSriov": False,
+            "enableSriov": self.hardware is not None,
         }
         plugin.virtlet_configure(Settings(values=options), self.node())
         stored = (self.node().data_dir / "pods").glob("*")

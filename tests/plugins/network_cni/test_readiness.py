@@ -7,8 +7,6 @@ import pytest
 
 from tests.plugins.network_cni.conftest import TestNode, set_up
 from virtlet.errors import FailedPrecondition
-from virtlet.model.option import Settings
-from virtlet.plugins.network_cni.plugin import Plugin
 
 
 def test_no_configuration(node: TestNode) -> None:
@@ -93,9 +91,3 @@ def test_hanging_status(node: TestNode) -> None:
     (problem,) = node.plugin().virtlet_network_status()
     assert problem == "CNI plugin cni_plugin did not finish STATUS within 3 s"
     assert time.monotonic() - started < 20
-
-
-def test_virtual_functions_are_refused(node: TestNode) -> None:
-    """A node that is configured for SR-IOV is told that no guest gets it."""
-    with pytest.raises(FailedPrecondition, match="take enableSriov"):
-        Plugin().virtlet_configure(Settings(values={"enableSriov": True}), node.node())

@@ -78,6 +78,13 @@ def passed_devices(machine: Machine, placement: Placement) -> DevicesOfNode:
         placement: of the machine, on PCI Express.
     """
     left = [device for group in host_devices(machine.volumes) for device in group.devices]
+    # A NIC that a device plugin has brought too is one device.
+    known = {device.address for device in left}
+    left += [
+        HostDevice(kind="pci", address=nic.device)
+        for nic in machine.network.nics
+        if nic.kind == "vfio" and nic.device not in known
+    ]
     # The next power of two holds all of them, each at a multiple of its own size.
     room = 1 << max(sum(device.bars for device in left) - 1, 0).bit_length()
     placed: list[PlacedDevice] = []

@@ -39,12 +39,14 @@ def launch_part(machine: Machine) -> LaunchPart:
     if len(network.nics) > _SLOTS:
         raise FailedPrecondition(f"a VM can have {_SLOTS} NICs, not {len(network.nics)}")
     for nic in network.nics:
-        if nic.kind != "tap":
+        if nic.kind not in ("tap", "vfio"):
             raise FailedPrecondition(
-                f"NIC {nic.name} is of kind {nic.kind!r}, and libvirt_qemu connects taps only: "
-                "configure a network that gives the pod one"
+                f"NIC {nic.name} is of kind {nic.kind!r}, and libvirt_qemu connects taps and PCI "
+                "devices only: configure a network that gives the pod one"
             )
-    queues = [(number, nic) for number, nic in enumerate(network.nics) for _ in range(nic.queues)]
+    # Those that are PCI devices are in the domain document.
+    by_tap = [(number, nic) for number, nic in enumerate(network.nics) if nic.kind == "tap"]
+    queues = [(number, nic) for number, nic in by_tap for _ in range(nic.queues)]
     taps = _open_taps(network.netns, [nic for _, nic in queues])
     vhosts = _open_vhosts(len(queues)) if machine.accelerator == "kvm" else []
     fds = [*_named("tap", taps), *_named("vhost", vhosts)]
@@ -55,7 +57,7 @@ def launch_part(machine: Machine) -> LaunchPart:
             slot, chassis = f"{_FIRST_SLOT + number:#x}", _CHASSIS + number
             port = f"pcie-root-port,id=port{number},bus={bus},addr={slot}"
             arguments += ("-device", f"{port},chassis={chassis},port={chassis}")
-    for number, nic in enumerate(network.nics):
+    for number, nic in by_tap:
         mine = [index for index, (owner, _) in enumerate(queues) if owner == number]
         arguments += _netdev(number, nic, mine, bool(vhosts))
         if not machine.template:

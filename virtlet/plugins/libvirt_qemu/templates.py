@@ -62,7 +62,8 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
         "its memory is on huge pages": bool(flavor.page_size),
         "its vCPUs have CPUs of their own": flavor.dedicated_cpus,
         "it has a shared directory": bool(shares),
-        "it has a device of the node": bool(host_devices(machine.volumes)),
+        "it has a device of the node": bool(host_devices(machine.volumes))
+        or any(nic.kind != "tap" for nic in machine.network.nics),
         f"it has more than {nics.PORTS} NICs": len(machine.network.nics) > nics.PORTS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

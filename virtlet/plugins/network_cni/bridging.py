@@ -128,7 +128,8 @@ def plan(
     """
     servers = _server_addresses(set(taken))
     veths = {link.name: link for link in sandbox.links}
-    gone = [nic.name for nic in guest_nics if nic.name not in veths]
+    # One of hardware that has vfio-pci already never had an interface.
+    gone = [nic.name for nic in guest_nics if nic.kind == "tap" and nic.name not in veths]
     if gone:
         raise FailedPrecondition(
             f"interface {', '.join(gone)} has gone from the pod since CNI's ADD: see what removes "
@@ -137,6 +138,7 @@ def plan(
     nics = tuple(
         _planned(index, veths[nic.name], sandbox, nic, next(servers), redirect=redirect)
         for index, nic in enumerate(guest_nics)
+        if nic.kind == "tap"
     )
     for nic in nics:
         if veths[nic.veth].kind == "macvlan" and nic.guest_mac != nic.mac:
@@ -162,7 +164,7 @@ def _planned(
         mac=veth.mac,
         mtu=veth.mtu,
         addresses=veth.addresses,
-        routes=tuple(_restorable(sandbox.routes, veth.name)),
+        routes=tuple(restorable(sandbox.routes, veth.name)),
         guest_addresses=tuple(a.split("/")[0] for a in nic.addresses),
         guest_routes6=tuple(r for r in nic.routes if r.gateway and ":" in r.destination),
         server=server,
@@ -248,16 +250,7 @@ def restore(nics: Sequence[BridgedNic]) -> None:
             for address in nic.addresses:
                 attempt(partial(net.add_address, nic.veth, address))
             for route in nic.routes:
-                attempt(
-                    partial(
-                        net.set_route,
-                        route.destination,
-                        nic.veth,
-                        gateway=route.gateway,
-                        metric=route.metric,
-                        mtu=route.mtu,
-                    )
-                )
+                attempt(partial(restore_route, net, route))
             for known in nic.neighbours:
                 attempt(partial(net.set_neighbour, nic.veth, known.address, known.mac))
     if refused:
@@ -308,7 +301,23 @@ def _serve_ipv6(net: Links, nic: BridgedNic) -> None:
         net.set_route(route.destination, nic.bridge, gateway=route.gateway, onlink=True)
 
 
-def _restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[KernelRoute]:
+def restore_route(net: Links, route: KernelRoute) -> None:
+    """Have a route again.
+
+    Raises:
+        LinkError: the kernel refuses.
+    """
+    net.set_route(
+        route.destination,
+        route.device,
+        gateway=route.gateway,
+        metric=route.metric,
+        mtu=route.mtu,
+    )
+
+
+def restorable(routes: Sequence[KernelRoute], device: str) -> Iterator[KernelRoute]:
+    """The routes of an interface that do not come with its addresses, those on the link first."""
     for route in sorted(routes, key=lambda route: bool(route.gateway)):
         if route.device == device and not route.automatic:
             yield route

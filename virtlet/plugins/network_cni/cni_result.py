@@ -34,6 +34,8 @@ class CniInterface:
     """Lower case; "" when the plugin does not say."""
     sandbox: str
     """"" for an interface of the node."""
+    pci: str = ""
+    """Address of the PCI device that it is, where the plugin says."""
 
     @property
     def in_pod(self) -> bool:
@@ -102,7 +104,8 @@ def _interface(entry: Any, where: str) -> CniInterface:
     mac = "" if mac.isdecimal() else mac
     if mac and not _MAC.fullmatch(mac):
         raise ValueError(f"{where}.mac {mac!r} is not a MAC address")
-    return CniInterface(name, mac, _text(interface, "sandbox", where))
+    pci = _text(interface, "pciID", where).lower()
+    return CniInterface(name, mac, _text(interface, "sandbox", where), pci)
 
 
 def _address(entry: Any, where: str, version: str, interfaces: int) -> CniAddress:

@@ -67,7 +67,8 @@ def configuration(hostname: str, network: Network, bridged_nics: Sequence[Bridge
         "quiet-ra",
         "dhcp-ignore=tag:!known",
     ]
-    for bridged, nic in zip(bridged_nics, network.nics, strict=True):
+    for bridged in bridged_nics:
+        nic = network.nics[bridged.index]
         lines.append(f"interface={bridged.bridge}")
         lines.extend(_ipv4(hostname, nic, bridged, network.dns))
         lines.extend(_ipv6(nic, bridged, network.dns))

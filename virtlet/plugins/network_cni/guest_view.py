@@ -9,7 +9,7 @@ nothing, as an interface that was made on the node keeps its number there.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
 from attrs import evolve, frozen
@@ -36,10 +36,13 @@ NETWORKS = "k8s.v1.cni.cncf.io/networks"
 
 _ATTACHABLE = ("veth", "macvlan")
 """Kinds of interfaces that become NICs, with an address or without."""
+_LENT = "vfio"
+"""Kind that stands for hardware that has no interface, as it has vfio-pci already."""
 _LEADING_NOWHERE = ("dummy",)
 """Kinds of interfaces whose addresses are for programs of the pod itself."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 _LINK_LOCAL = ip_network("169.254.0.0/16")
+_USUAL_MTU = 1500
 _DEFAULT_METRIC = {4: 0, 6: 1024}
 """What the kernel shows for a route that was made without a metric."""
 
@@ -53,13 +56,16 @@ class Sandbox:
     neighbours: tuple[Neighbour, ...] = ()
 
 
-def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link, ...]:
+def links(
+    sandbox: Sandbox, result: CniResult, networks: str = "", *, hardware: bool = False
+) -> tuple[Link, ...]:
     """The interfaces that become the guest's NICs, in a stable order.
 
     Args:
         sandbox: the pod's namespace.
         result: of the last plugin.
         networks: the pod's annotation of that name.
+        hardware: whether PCI devices can be NICs.
 
     Raises:
         FailedPrecondition: CNI gave an interface that cannot be attached, none, or two of one
@@ -71,6 +77,8 @@ def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link
         for link in sandbox.links
         if "LOOPBACK" not in link.flags and (link.name in promised or _is_nic(link))
     ]
+    if hardware:
+        found += _lent(result, {link.name for link in found})
     missing = set(promised).difference(link.name for link in found)
     if missing:
         raise FailedPrecondition(
@@ -78,11 +86,16 @@ def links(sandbox: Sandbox, result: CniResult, networks: str = "") -> tuple[Link
         )
     first_of: dict[str, str] = {}
     for link in found:
-        if link.kind not in _ATTACHABLE:
+        if is_hardware(link) and not hardware:
+            raise FailedPrecondition(
+                f"CNI gave the pod {link.name}, the PCI device {link.pci}: a VM can have it where "
+                "the node's setting enableSriov is true"
+            )
+        if link.kind not in _ATTACHABLE and not is_hardware(link):
             raise FailedPrecondition(
                 f"CNI gave the pod {link.name} of kind {link.kind or 'hardware'}: a VM can have "
-                "veth and macvlan interfaces only; use a CNI plugin that makes those (bridge, ptp, "
-                "macvlan, Calico, Flannel, …)"
+                "veth and macvlan interfaces and PCI devices only; use a CNI plugin that makes "
+                "those (bridge, ptp, macvlan, Calico, Flannel, SR-IOV, …)"
             )
         if not _NAME.fullmatch(link.name):
             raise FailedPrecondition(
@@ -124,9 +137,38 @@ def requested(networks: str) -> tuple[str, ...]:
     )
 
 
+def is_hardware(link: Link) -> bool:
+    """Whether an interface is a PCI device, which the guest can have as it is."""
+    return bool(link.pci) and link.kind in ("", _LENT)
+
+
+def _lent(result: CniResult, there: Collection[str]) -> Iterator[Link]:
+    """What the result tells of PCI devices that have no interface in the pod."""
+    for told in result.interfaces:
+        if told.in_pod and told.pci and told.name not in there:
+            if not told.mac:
+                raise FailedPrecondition(
+                    f"CNI gave the pod {told.name}, the PCI device {told.pci}, and no MAC address "
+                    "for it, by which a guest finds it: have its network set one"
+                )
+            yield Link(
+                name=told.name,
+                kind=_LENT,
+                mac=told.mac,
+                mtu=_USUAL_MTU,
+                flags=frozenset(),
+                addresses=(),
+                pci=told.pci,
+            )
+
+
 def _is_nic(link: Link) -> bool:
     """Whether an interface that the result does not name is for the guest."""
-    return link.kind in _ATTACHABLE or (bool(link.addresses) and link.kind not in _LEADING_NOWHERE)
+    return (
+        link.kind in _ATTACHABLE
+        or is_hardware(link)
+        or (bool(link.addresses) and link.kind not in _LEADING_NOWHERE)
+    )
 
 
 def _natural(name: str) -> tuple[str, int, str]:
@@ -179,6 +221,8 @@ def _nic(sandbox: Sandbox, result: CniResult, link: Link) -> Nic:
         mtu=min((link.mtu, *limits)),
         addresses=tuple(map(str, addresses)),
         routes=routes,
+        kind="vfio" if is_hardware(link) else "tap",
+        device=link.pci if is_hardware(link) else "",
     )
 
 

@@ -14,6 +14,7 @@ from virtlet.host.links import KernelRoute
 from virtlet.model.network import Route
 from virtlet.plugins.network_cni.bridging import BridgedNic
 from virtlet.plugins.network_cni.cni_plugins import CniAttachment
+from virtlet.plugins.network_cni.passed_nics import PassedNic
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class PodState:
     """Of the last plugin of ADD that succeeded."""
     nics: tuple[BridgedNic, ...] = ()
     """Once bridging has begun."""
+    passed: tuple[PassedNic, ...] = ()
+    """Once devices are being taken from their drivers, until they have them again."""
 
 
 class StateStore:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from virtlet import hookimpl
-from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
+from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.model.launch import LaunchPart
 from virtlet.model.network import Network
 from virtlet.model.node import Node
@@ -19,6 +19,7 @@ from virtlet.plugins.network_cni.cni_plugins import CNI_BIN_DIR, EGRESS, INGRESS
 from virtlet.plugins.network_cni.cni_result import DOMAIN
 from virtlet.plugins.network_cni.guest_view import CALICO_SUBNET_SIZE
 from virtlet.plugins.network_cni.network_state import StateStore
+from virtlet.plugins.network_cni.passed_nics import Hardware
 from virtlet.plugins.network_cni.pod_network import ATTACHMENT, PodNetworks
 from virtlet.plugins.network_cni.readiness import NetworkReadiness
 from virtlet.plugins.network_cni.supervisor import Supervisor
@@ -31,7 +32,7 @@ ENABLE_SRIOV: Option[bool] = Option(
     env="VIRTLET_SRIOV_SUPPORT",
     kind=BOOLEAN,
     default="false",
-    help="Pass SR-IOV virtual functions to guests; not supported yet, so that true is refused.",
+    help="Guests have the PCI devices that CNI gives their pods as NICs: SR-IOV virtual functions.",
 )
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
@@ -39,13 +40,21 @@ _WORD = re.compile(r"[A-Za-z0-9_.:@-]*")
 
 
 class Plugin:
-    """Pod networks by CNI."""
+    """Pod networks by CNI.
+
+    Args:
+        hardware: the node's, another one in tests.
+    """
 
     VIRTLET_HOOK_API = 1
 
     networks: PodNetworks
+    _node: Node
     _readiness: NetworkReadiness
     _supervisor: Supervisor | None = None
+
+    def __init__(self, hardware: Hardware | None = None) -> None:
+        self._hardware = hardware or Hardware()
 
     @hookimpl
     def virtlet_options(self) -> Sequence[Option[Any]]:
@@ -60,11 +69,7 @@ class Plugin:
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:
         """Take the settings, and log what the node lacks."""
-        if settings[ENABLE_SRIOV]:
-            raise FailedPrecondition(
-                "SR-IOV virtual functions cannot be passed to guests yet: take enableSriov "
-                f"({ENABLE_SRIOV.flag}, {ENABLE_SRIOV.env}) out of the settings"
-            )
+        self._node = node
         self._readiness = NetworkReadiness(settings[CNI_BIN_DIR], settings[CNI_CONF_DIR])
         self._supervisor = Supervisor()
         self.networks = PodNetworks(
@@ -74,6 +79,7 @@ class Plugin:
             namespaces=node.run_dir / "netns",
             store=StateStore(node.state_dir("network_cni")),
             supervisor=self._supervisor,
+            hardware=self._hardware if settings[ENABLE_SRIOV] else None,
         )
         try:
             self._readiness.find_all()
@@ -121,10 +127,12 @@ class Plugin:
     @hookimpl
     def virtlet_launch(self, machine: Machine) -> LaunchPart | None:
         """Check a network of this plugin; the hypervisor connects its NICs."""
-        pod = machine.vm.pod
-        if self.networks.made(pod.id):
-            self.networks.check(pod, machine.network)
-        return None
+        vm, pod = machine.vm, machine.vm.pod
+        if not self.networks.made(pod.id):
+            return None
+        self.networks.check(pod, machine.network)
+        # Whatever the setting says by now.
+        return self._hardware.launch_part(machine.network, vm.directory, *self._node.user_of(vm))
 
 
 def _check(pod: Pod) -> None:

@@ -24,6 +24,7 @@ from virtlet.plugins.network_cni.cni_plugins import TRY_AGAIN, CniAttachment, Cn
 from virtlet.plugins.network_cni.cni_result import CniResult
 from virtlet.plugins.network_cni.dhcp import DhcpServer
 from virtlet.plugins.network_cni.network_state import PodState, StateStore
+from virtlet.plugins.network_cni.passed_nics import Hardware
 from virtlet.plugins.network_cni.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class PodNetworks:
     """Directory of the namespaces' files; it has no others."""
     store: StateStore
     supervisor: Supervisor
+    hardware: Hardware | None = None
+    """The node's PCI devices, where guests may have them."""
 
     def namespace(self, pod_id: str) -> Path:
         """The file of a pod's namespace."""
@@ -102,7 +105,14 @@ class PodNetworks:
         if state is None:
             raise VirtletError(f"the state of the network of pod {pod.name} is lost")
         path = self.namespace(pod.id)
+        sandbox = netns.inside(path, bridging.read_sandbox)
+        lent = self.hardware.plan(sandbox, network) if self.hardware else ()
+        state = evolve(state, passed=lent)
         bridged = netns.inside(path, lambda: self._connect(pod, state, network))
+        if self.hardware:
+            self.hardware.lend(lent, network)
+        if not bridged:
+            return
         hostname = pod.config.hostname or pod.config.metadata.name
         server = self._server(pod.id)
         server.configure(dhcp.configuration(hostname, network, bridged))
@@ -134,6 +144,8 @@ class PodNetworks:
             )
         with contextlib.ExitStack() as held:
             for nic in network.nics:
+                if nic.kind != "tap":
+                    continue
                 # As long as the taps are held here, no other VM of the pod can start.
                 several = nic.queues > 1
                 opening = functools.partial(open_tap, nic.device, multi_queue=several)
@@ -154,6 +166,8 @@ class PodNetworks:
         state = self.store.load(pod_id)
         if state is None or state.result is None or not state.attachment.network.checkable:
             return
+        if state.passed:
+            return  # they would look for interfaces that are not there while a guest has them
         nics = state.nics
         self._restore(pod_id, state)
         problem = self._problem(state.attachment, state.result)
@@ -216,6 +230,11 @@ class PodNetworks:
             alive = netns.exists(path)
             if alive:
                 self._restore(pod_id, state)
+            if state.passed:
+                (self.hardware or Hardware()).give_back(state.passed, path)
+                # A device that has its driver again may become another pod's.
+                state = evolve(state, passed=())
+                self.store.save(pod_id, state)
             cni_plugins.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
         netns.delete(path)
         self.store.remove(pod_id)
@@ -251,12 +270,18 @@ class PodNetworks:
         """Inside the namespace: what CNI made, as the guest is to see it."""
         sandbox = bridging.read_sandbox()
         veths = guest_view.links(
-            sandbox, result, pod.config.annotations.get(guest_view.NETWORKS, "")
+            sandbox,
+            result,
+            pod.config.annotations.get(guest_view.NETWORKS, ""),
+            hardware=self.hardware is not None,
         )
         nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
         return Network(
             netns=path,
-            nics=tuple(evolve(nic, device=bridging.tap(n)) for n, nic in enumerate(nics)),
+            nics=tuple(
+                evolve(nic, device=bridging.tap(n)) if nic.kind == "tap" else nic
+                for n, nic in enumerate(nics)
+            ),
             dns=guest_view.dns(pod.config.dns, result.dns),
         )
 

@@ -4,12 +4,20 @@ Source: "VFIO - Virtual Function I/O" of the Linux documentation, sysfs-kernel-i
 sysfs-bus-pci for the lines of `resource`.
 """
 
+import errno
 import os
 import re
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from virtlet.errors import FailedPrecondition, InvalidArgument
-from virtlet.model.disk import HostDevice
+from virtlet.model.disk import HostDevice, HostDevices
+from virtlet.model.launch import Visible
+
+NODES = Path("/dev/vfio")
+"""Directory of the groups' nodes."""
+SYSTEM = Path("/sys")
 
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -21,12 +29,13 @@ _REGIONS = 6
 """Regions of a device come first in `resource`; its ROM and those of bridges follow."""
 
 
-def read_group(path: str, system: Path) -> tuple[HostDevice, ...]:
+def read_group(path: str, system: Path, ours: Collection[str] = ()) -> tuple[HostDevice, ...]:
     """The devices of a group that a VM may have, all of them.
 
     Args:
         path: of the group's node, for its number and messages.
         system: the kernel's directory, /sys but in tests.
+        ours: addresses of devices that are to get their driver yet.
 
     Raises:
         InvalidArgument: it is no group that an IOMMU keeps from the others.
@@ -47,7 +56,7 @@ def read_group(path: str, system: Path) -> tuple[HostDevice, ...]:
             f"device {path}: IOMMU group {number} of the node: {error.strerror}: the device plugin "
             "names a group that is gone; restart it"
         ) from None
-    found = tuple(filter(None, (_device(path, member) for member in members)))
+    found = tuple(filter(None, (_device(path, member, ours) for member in members)))
     if not found:
         raise FailedPrecondition(
             f"device {path}: IOMMU group {number} has no device that a VM can have"
@@ -55,7 +64,50 @@ def read_group(path: str, system: Path) -> tuple[HostDevice, ...]:
     return found
 
 
-def _device(path: str, member: Path) -> HostDevice | None:
+def check_free(group: Path) -> None:
+    """Refuse a group that somebody has open: the kernel gives it to one process at a time.
+
+    Raises:
+        FailedPrecondition: so it is, or it cannot be opened.
+    """
+    try:
+        if not stat.S_ISCHR(group.stat().st_mode):
+            raise FailedPrecondition(f"device {group} is no character device, as VFIO groups are")
+        os.close(os.open(group, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise FailedPrecondition(
+                f"device {group} is in use elsewhere on the node: another VM or program has it; "
+                "`fuser` shows which"
+            ) from None
+        raise FailedPrecondition(
+            f"device {group}: {error.strerror}: the manager has to be able to open it (see "
+            "DeviceAllow= of its unit)"
+        ) from None
+
+
+def shown(groups: Iterable[HostDevices], container: Path, system: Path) -> tuple[Visible, ...]:
+    """What an emulator sees of its groups: their nodes, and what sysfs says of their devices.
+
+    Raises:
+        FailedPrecondition: somebody else has a part in one by now.
+    """
+    return tuple(_shown(groups, container, system))
+
+
+def _shown(groups: Iterable[HostDevices], container: Path, system: Path) -> Iterator[Visible]:
+    yield Visible(path=container, writable=True)
+    for group in groups:
+        # Somebody may have given one of its devices to the node's drivers since.
+        read_group(str(group.group), system)
+        yield Visible(path=group.group, source=group.node, writable=True)
+        for device in group.devices:
+            link = system / "bus" / device.kind / "devices" / device.address
+            yield Visible(path=link)
+            yield Visible(path=link.resolve())
+
+
+def _device(path: str, member: Path, ours: Collection[str]) -> HostDevice | None:
     """One device of a group; None for a bridge."""
     name, real = member.name, member.resolve()
     if _UUID.fullmatch(name):
@@ -69,7 +121,7 @@ def _device(path: str, member: Path) -> HostDevice | None:
     if int(_text(real / "class") or "0", 16) >> 16 == _BRIDGE:
         return None
     driver = (real / "driver").resolve().name if (real / "driver").exists() else ""
-    if "vfio" not in driver:
+    if "vfio" not in driver and name not in ours:
         user = f"the driver {driver}" if driver else "no driver"
         raise FailedPrecondition(
             f"device {path}: its IOMMU group is shared with {name}, which has {user} and not "
