@@ -219,7 +219,7 @@ REQUESTS: list[tuple[str, object, str]] = [
     ("RemoveImage", cri.RemoveImageRequest(), "INVALID_ARGUMENT"),
     ("CheckpointContainer", cri.CheckpointContainerRequest(), "INVALID_ARGUMENT"),
     ("CheckpointContainer", cri.CheckpointContainerRequest(container_id="x"), "INVALID_ARGUMENT"),
-    ("CheckpointPod", cri.CheckpointPodRequest(), "UNIMPLEMENTED"),
+    ("CheckpointPod", cri.CheckpointPodRequest(), "INVALID_ARGUMENT"),
 ]
 
 

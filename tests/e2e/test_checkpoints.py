@@ -78,6 +78,24 @@ def test_a_vm_is_written_to_one_file_and_runs_on(source: Source) -> None:
         source.pod.client.checkpoint(source.pod.vm, str(path))
 
 
+def test_a_pod_is_written_to_an_empty_directory_and_runs_on(source: Source) -> None:
+    """Once: the second finds it full, and changes nothing."""
+    directory = source.directory / "pod"
+    directory.mkdir()
+    pod, client = source.pod, source.pod.client
+    client.checkpoint_pod(pod.id, [pod.vm], str(directory), 120)
+    source.counts_on()
+    (archive,) = directory.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert archive.stat().st_mode & 0o777 == 0o600
+    written = archive.stat().st_mtime_ns
+    with pytest.raises(CallFailed, match="is not empty"):
+        client.checkpoint_pod(pod.id, [pod.vm], str(directory), 120)
+    with pytest.raises(CallFailed, match="not one of pod"):
+        client.checkpoint_pod(pod.id, ["f" * 32], str(directory), 120)
+    assert archive.stat().st_mtime_ns == written
+
+
 @pytest.mark.timeout(600)
 def test_a_manager_that_is_killed_anywhere_leaves_a_guest_that_runs_on(source: Source) -> None:
     """No half file is there, and the next checkpoint is taken."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -169,6 +169,15 @@ class Client:
             container_id=container_id, location=location, timeout=seconds
         )
         self.call("CheckpointContainer", request, timeout=(seconds or 600) + self._timeout)
+
+    def checkpoint_pod(
+        self, pod_id: str, container_ids: Sequence[str], directory: str, seconds: float
+    ) -> None:
+        """CheckpointPod within some seconds."""
+        request = cri.CheckpointPodRequest(
+            pod_sandbox_id=pod_id, output_path=directory, container_ids=container_ids
+        )
+        self.call("CheckpointPod", request, timeout=seconds)
 
     def stop_pod(self, pod_id: str) -> None:
         """StopPodSandbox."""

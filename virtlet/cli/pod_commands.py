@@ -68,7 +68,7 @@ def rm(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
 
 @click.command()
 @pod_argument("pod")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--timeout",
     type=click.IntRange(min=1),
@@ -80,11 +80,15 @@ def rm(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
 def checkpoint(pod: str, file: Path, timeout: int, socket: str) -> None:
     """Write a pod's running VM to a new FILE of the node, while it runs on.
 
-    The file holds the guest's memory and disk, with all secrets that are in them. Only root can
-    read it.
+    FILE may be an empty directory: then it holds the pod's checkpoint. Either holds the guest's
+    memory and disk, with all secrets that are in them. Only root can read it.
     """
     path = file.absolute()
     with Client(socket) as client:
-        vm = newest_vm(client, pod_id(client, pod))
-        client.checkpoint(vm.id, str(path), timeout)
+        chosen = pod_id(client, pod)
+        vm = newest_vm(client, chosen)
+        if path.is_dir():
+            client.checkpoint_pod(chosen, [vm.id], str(path), timeout)
+        else:
+            client.checkpoint(vm.id, str(path), timeout)
     click.echo(f"checkpoint of {vm.metadata.name}: {path}")

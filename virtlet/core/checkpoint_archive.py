@@ -31,6 +31,8 @@ from virtlet.model.hypervisor import Checkpoint
 
 FORMAT = 1
 """Version of the archive, `format` of its manifest."""
+ARCHIVE = "vm.tar"
+"""Name of the archive in the directory of a pod's checkpoint."""
 MANIFEST, MEMORY, DISK = "manifest.json", "memory", "disk.qcow2"
 _HEADER = tarfile.BLOCKSIZE
 START = 1 << 18
@@ -51,25 +53,90 @@ def new_archive(path: Path) -> Iterator[int]:
         AlreadyExists: something is there.
         FailedPrecondition: no file can be made there.
     """
-    if not path.is_absolute() or not path.name or ".." in path.parts:
-        raise InvalidArgument(f"location {str(path)!r} is not the absolute path of a file")
-    with contextlib.ExitStack() as stack:
-        try:
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            directory = os.open(path.parent, flags)
-            stack.callback(os.close, directory)
-            _refuse_taken(directory, path)
-            flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-            file = os.open(f"/proc/self/fd/{directory}", flags, 0o600)
-            stack.callback(os.close, file)
-            os.fchmod(file, 0o600)
+    _check_absolute(path, "a file")
+    with _errors_told(path), _directory(path.parent) as directory:
+        _refuse_taken(directory, path)
+        with _new_file(directory, path) as file:
             yield file
-            os.fsync(file)
-            os.link(f"/proc/self/fd/{file}", path.name, dst_dir_fd=directory)
-        except FileExistsError:
-            raise _taken(path) from None
-        except OSError as error:
-            raise _not_written(path, error) from None
+
+
+@contextlib.contextmanager
+def new_archive_in(path: Path) -> Iterator[int]:
+    """As `new_archive`, the one file of an empty directory that is there; root's alone then.
+
+    Args:
+        path: of the directory, which is followed to no other place; absolute.
+
+    Raises:
+        InvalidArgument: the path is none.
+        FailedPrecondition: no empty directory is there that others can write nothing to.
+    """
+    _check_absolute(path, "a directory")
+    archive = path / ARCHIVE
+    with _errors_told(archive), _directory(path, os.O_NOFOLLOW) as directory:
+        _check_own(directory, path)
+        _refuse_full(directory, path)
+        with _new_file(directory, archive) as file:
+            yield file
+            _refuse_full(directory, path)
+            os.chmod(f"/proc/self/fd/{directory}", 0o700)
+        try:
+            os.fsync(directory)
+        except OSError:
+            os.unlink(ARCHIVE, dir_fd=directory)
+            raise
+
+
+def _check_absolute(path: Path, what: str) -> None:
+    if not path.is_absolute() or not path.name or ".." in path.parts:
+        raise InvalidArgument(f"location {str(path)!r} is not the absolute path of {what}")
+
+
+@contextlib.contextmanager
+def _directory(path: Path, more: int = 0) -> Iterator[int]:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | more)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def _new_file(directory: int, path: Path) -> Iterator[int]:
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    file = os.open(f"/proc/self/fd/{directory}", flags, 0o600)
+    try:
+        os.fchmod(file, 0o600)
+        yield file
+        os.fsync(file)
+        os.link(f"/proc/self/fd/{file}", path.name, dst_dir_fd=directory)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _errors_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _check_own(directory: int, path: Path) -> None:
+    """Refuse a directory in which others can put something in the place of what we write."""
+    status = os.fstat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise FailedPrecondition(
+            f"{path} is not the manager's user's alone to write to: give it to that user, with "
+            "mode 0700"
+        )
+
+
+def _refuse_full(directory: int, path: Path) -> None:
+    if os.listdir(directory):
+        raise FailedPrecondition(f"{path} is not empty: give an empty directory")
 
 
 def _refuse_taken(directory: int, path: Path) -> None:

@@ -14,7 +14,7 @@ from attrs import evolve
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
-from virtlet.core.lifecycle.checkpoints import checkpoint_vm
+from virtlet.core.lifecycle.checkpoints import checkpoint_pod, checkpoint_vm
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import (
     AlreadyExists,
@@ -281,4 +281,107 @@ def test_one_that_nobody_waits_for_is_broken_off(
     with pytest.raises(FailedPrecondition, match=why):
         take(managers.now, vm_id, tmp_path / "checkpoint", **how)
     assert not (tmp_path / "checkpoint").exists()
+    assert managers.node.hypervisor.unsettled == set()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A directory for a pod's checkpoint."""
+    directory = tmp_path / "pod"
+    directory.mkdir()
+    return directory
+
+
+def test_a_pod_is_written_to_an_empty_directory_that_is_roots_alone(
+    managers: Managers, empty: Path
+) -> None:
+    vm_id = started(managers)
+    pod_id = managers.now.vm(vm_id).vm.pod.id
+    checkpoint_pod(managers.now.context, pod_id, [vm_id], empty)
+    assert [path.name for path in empty.iterdir()] == ["vm.tar"]
+    assert empty.stat().st_mode & 0o777 == 0o700
+    assert (empty / "vm.tar").stat().st_mode & 0o777 == 0o600
+    with tarfile.open(empty / "vm.tar") as archive:
+        assert archive.getnames() == ["manifest.json", "memory", "disk.qcow2"]
+    assert managers.node.hypervisor.running == {vm_id}
+    assert managers.node.hypervisor.unsettled == set()
+
+
+def test_a_directory_that_is_not_empty_or_not_ours_is_refused_and_left_alone(
+    managers: Managers, empty: Path, tmp_path: Path
+) -> None:
+    vm_id = started(managers)
+    pod_id = managers.now.vm(vm_id).vm.pod.id
+    full, open_, link = tmp_path / "full", tmp_path / "open", tmp_path / "link"
+    full.mkdir()
+    (full / "somebodys").write_text("kept")
+    open_.mkdir()
+    open_.chmod(0o777)
+    link.symlink_to(empty)
+    refused = {
+        full: "is not empty",
+        open_: "to write to",
+        link: "Not a directory|Too many levels",
+        tmp_path / "missing": "No such file",
+        full / "somebodys": "Not a directory",
+        tmp_path / ".." / "x": "not the absolute path",
+        Path("relative"): "not the absolute path",
+    }
+    for path, why in refused.items():
+        with pytest.raises((FailedPrecondition, InvalidArgument), match=why):
+            checkpoint_pod(managers.now.context, pod_id, [vm_id], path)
+    assert list(full.iterdir()) == [full / "somebodys"]
+    assert list(empty.iterdir()) == list(open_.iterdir()) == []
+    assert "checkpoint" not in managers.node.faults.passed
+
+
+def test_containers_that_are_not_just_the_pods_running_ones_are_refused(
+    managers: Managers, empty: Path
+) -> None:
+    vm_id = started(managers)
+    manager = managers.now
+    pod_id, other = manager.vm(vm_id).vm.pod.id, manager.create(manager.run("other"))
+    for ids in ([], [vm_id, vm_id], [other], [vm_id, other]):
+        with pytest.raises(InvalidArgument, match="contain"):
+            checkpoint_pod(manager.context, pod_id, ids, empty)
+    other_pod = manager.vm(other).vm.pod.id
+    with pytest.raises(FailedPrecondition, match="does not run, but is created"):
+        checkpoint_pod(manager.context, other_pod, [other], empty)
+    manager.stop_pod(pod_id)
+    with pytest.raises(FailedPrecondition, match="is stopped"):
+        checkpoint_pod(manager.context, pod_id, [vm_id], empty)
+    assert list(empty.iterdir()) == []
+
+
+def test_what_comes_into_the_directory_meanwhile_is_left_alone_and_nothing_added(
+    managers: Managers, empty: Path
+) -> None:
+    """Nor is anything left of one that fails."""
+    vm_id = started(managers)
+    pod_id, faults = managers.now.vm(vm_id).vm.pod.id, managers.node.faults
+    faults.once["checkpointed"] = FailedPrecondition("QEMU's migrate: no")
+    with pytest.raises(FailedPrecondition, match="was not checkpointed"):
+        checkpoint_pod(managers.now.context, pod_id, [vm_id], empty)
+    assert list(empty.iterdir()) == []
+
+    go = faults.stuck["checkpointed"] = threading.Event()
+    problems: list[Exception] = []
+
+    def take_it() -> None:
+        try:
+            checkpoint_pod(managers.now.context, pod_id, [vm_id], empty)
+        except FailedPrecondition as error:
+            problems.append(error)
+
+    faults.passed.clear()
+    thread = threading.Thread(target=take_it)
+    thread.start()
+    try:
+        until(lambda: "checkpointed" in faults.passed, "it is under way")
+        (empty / "vm.tar").write_text("somebody's")
+    finally:
+        go.set()
+        thread.join()
+    assert "is not empty" in str(problems[0])
+    assert (empty / "vm.tar").read_text() == "somebody's"
     assert managers.node.hypervisor.unsettled == set()

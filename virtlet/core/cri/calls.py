@@ -24,10 +24,7 @@ from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
 
-_PODS = "pods are not checkpointed; the VM in one is, by CheckpointContainer"
-
 UNSERVED: dict[str, str] = {
-    "RuntimeService.CheckpointPod": _PODS,
     "RuntimeService.RestorePod": "a VM's checkpoint is not restored yet",
 }
 """`Service.Method` to why it is not served."""

@@ -47,6 +47,7 @@ class SandboxCalls:
             Call("RuntimeService.StopPodSandbox", CallKind.WORK, self.stop),
             Call("RuntimeService.RemovePodSandbox", CallKind.WORK, self.remove),
             Call("RuntimeService.PodSandboxStatus", CallKind.READ, self.status),
+            Call("RuntimeService.CheckpointPod", CallKind.WORK, self.checkpoint, attended=True),
         ]
 
     def run(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:
@@ -85,6 +86,24 @@ class SandboxCalls:
         # Messages one after the other are one message with the fields of both.
         return self._statuses.reply(pod_id, make) + added.SerializeToString()
 
+    def checkpoint(
+        self, request: cri.CheckpointPodRequest, client: CallClient
+    ) -> cri.CheckpointPodResponse:
+        """CheckpointPod; it may take as long as the client waits, or the usual time."""
+        pod_id = _pod_id(request.pod_sandbox_id)
+        directory = _path(request.output_path, "output_path")
+        if request.options:
+            raise InvalidArgument(f"there is no option {min(request.options)[:100]!r}")
+        checkpoints.checkpoint_pod(
+            self._context,
+            pod_id,
+            list(request.container_ids),
+            directory,
+            client.time_left() or checkpoints.USUAL_TIME,
+            client.waits,
+        )
+        return cri.CheckpointPodResponse()
+
     def list(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse | bytes:
         """ListPodSandbox."""
         if not request.filter.ByteSize():
@@ -95,6 +114,12 @@ class SandboxCalls:
         self, request: cri.ListPodSandboxRequest | cri.StreamPodSandboxesRequest
     ) -> Sequence[cri.PodSandbox]:
         return self._listing.items(lambda record: _pod_wanted(record, request.filter))
+
+
+def _path(value: str, name: str) -> Path:
+    if not value or "\0" in value:
+        raise InvalidArgument(f"the request has no {name}")
+    return Path(value)
 
 
 def _pod_id(value: str) -> str:
@@ -216,12 +241,10 @@ class ContainerCalls:
         vm_id = _vm_id(request.container_id)
         if request.timeout < 0:
             raise InvalidArgument(f"timeout {request.timeout} is negative")
-        if not request.location or "\0" in request.location:
-            raise InvalidArgument("the request has no location, the path of the checkpoint")
         checkpoints.checkpoint_vm(
             self._context,
             vm_id,
-            Path(request.location),
+            _path(request.location, "location, the path of the checkpoint"),
             float(request.timeout) or checkpoints.USUAL_TIME,
             client.waits,
         )

@@ -8,18 +8,29 @@ Where that fails, and after a crash, it is tried until it is done.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import virtlet
-from virtlet.core.checkpoint_archive import START, finish, free_bytes, new_archive
+from virtlet.core.checkpoint_archive import (
+    START,
+    finish,
+    free_bytes,
+    new_archive,
+    new_archive_in,
+)
 from virtlet.core.lifecycle import effects, resize, templates
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import CHECKPOINT
-from virtlet.core.store.records import VmPhase, VmRecord
-from virtlet.errors import FailedPrecondition, ResourceExhausted, UndoIncomplete
+from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
+from virtlet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    UndoIncomplete,
+)
 from virtlet.model.disk import Disk, Share
 from virtlet.model.hypervisor import Checkpoint
 from virtlet.model.vm import Machine
@@ -36,6 +47,7 @@ def checkpoint_vm(
     path: Path,
     seconds: float = USUAL_TIME,
     waits: Callable[[], bool] = lambda: True,
+    make: Callable[[Path], AbstractContextManager[int]] = new_archive,
 ) -> None:
     """Write a running VM to a file, which is there whole or not at all.
 
@@ -45,6 +57,7 @@ def checkpoint_vm(
         path: of the file; nothing may be there.
         seconds: that it may take.
         waits: whether somebody still waits for it.
+        make: gives the descriptor of a new file at the path.
 
     Raises:
         NotFound: no such VM.
@@ -77,7 +90,7 @@ def checkpoint_vm(
         context.hypervisors.require(record.hypervisor)
         # What an earlier one has left, whose undo failed.
         context.journal.undo(vm_id, {CHECKPOINT})
-        with new_archive(path) as file:
+        with make(path) as file:
             _check_space(file, path, machine)
             parts = _take(context, record, machine, file, broken_off)
             finish(file, parts, facts(context, record, machine))
@@ -85,6 +98,47 @@ def checkpoint_vm(
         "VM checkpointed",
         extra={"vm": vm_id, "path": str(path), "ms": round(parts.stood_still * 1000)},
     )
+
+
+def checkpoint_pod(
+    context: Context,
+    pod_id: str,
+    vm_ids: Sequence[str],
+    directory: Path,
+    seconds: float = USUAL_TIME,
+    waits: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write a pod's running VM to an empty directory, in which it is whole or not at all.
+
+    Args:
+        context: the manager.
+        pod_id: which pod.
+        vm_ids: its VM, which the caller has to know.
+        directory: is there, and has nothing in it.
+        seconds: that it may take.
+        waits: whether somebody still waits for it.
+
+    Raises:
+        NotFound: no such pod.
+        InvalidArgument: these are not the pod's VMs, or the path is none.
+        FailedPrecondition: one of them does not run, or the directory is not as it has to be;
+            else as `checkpoint_vm`.
+        ResourceExhausted: there is no space.
+        Unavailable: the hypervisor is away.
+    """
+    record = context.store.known_pod(pod_id)
+    if record.phase is not PodPhase.READY:
+        raise FailedPrecondition(f"pod {record.pod.name} is stopped: it has nothing to checkpoint")
+    mine = {each.vm.id: each for each in context.store.vms_of(pod_id)}
+    if not vm_ids or len(set(vm_ids)) < len(vm_ids):
+        raise InvalidArgument("container_ids names no container, or one twice")
+    for vm_id in vm_ids:
+        if vm_id not in mine:
+            raise InvalidArgument(f"container {vm_id} is not one of pod {record.pod.name}")
+        if (phase := mine[vm_id].phase) is not VmPhase.RUNNING:
+            raise FailedPrecondition(f"container {vm_id} does not run, but is {phase.value}")
+    # One VM of a pod runs at a time.
+    checkpoint_vm(context, vm_ids[0], directory, seconds, waits, new_archive_in)
 
 
 @contextmanager
