@@ -94,4 +94,5 @@ class _Line:
                 raise error
             if not batch:
                 return
-            yield from batch
+            while batch:  # What has been taken is held no longer.
+                yield batch.popleft()
