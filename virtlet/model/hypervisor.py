@@ -36,6 +36,10 @@ class Observation:
     exit: VmExit | None = None
     rebooted: bool = False
     """Told to the subscriber once when a guest resets itself and its domain runs on."""
+    notice: str = ""
+    """One sentence for the pod's owner, told to the subscriber once: what it is, and what to do."""
+    topic: str = "Notice"
+    """What the notice is about, in CamelCase."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -12,6 +12,7 @@ from virtlet.core.disk_reserve import DiskReserve
 from virtlet.core.lifecycle import exits
 from virtlet.core.store.records import VmPhase
 from virtlet.errors import FailedPrecondition
+from virtlet.model.event import EventKind
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.vm import VmExit
 
@@ -76,6 +77,24 @@ def test_a_paused_guest_is_running_and_paused_until_it_goes_on(manager: Manager,
     exits.on_change(manager.context, Observation(vm_id=vm, state=DomainState.RUNNING))
     assert not manager.vm(vm).paused
     assert manager.vm(vm).phase is VmPhase.RUNNING
+
+
+def test_what_a_hypervisor_has_to_say_is_told_to_the_owner_of_a_vm_that_runs(
+    manager: Manager, vm: str
+) -> None:
+    seen = Observation(
+        vm_id=vm,
+        state=DomainState.RUNNING,
+        notice="a disk has not grown: run the pod again",
+        topic="DiskNotGrown",
+    )
+    exits.on_change(manager.context, seen)
+    exits.on_change(manager.context, Observation(vm_id=vm, state=DomainState.STOPPED))
+    exits.on_change(manager.context, seen)
+    told = [e for e in manager.told.events if e.kind is EventKind.VM_NOTICE]
+    assert [(e.reason, e.topic) for e in told] == [(seen.notice, "DiskNotGrown")]
+    (log,) = (manager.node.root / "logs").rglob("*.log")
+    assert f" stderr F [virtlet: {seen.notice}]\n" in log.read_text()
 
 
 def test_reserved_space_is_released_for_ends_and_not_for_pauses(manager: Manager, vm: str) -> None:

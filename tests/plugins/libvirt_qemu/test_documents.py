@@ -14,6 +14,7 @@ from attrs import evolve
 from tests.fakes.boot_sector import write_boot_disk
 from tests.plugins.libvirt_qemu.rig import QEMU, Rig
 from virtlet.model.disk import Disk, Share
+from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu.disk_growth import DiskGrowth
@@ -161,7 +162,11 @@ def test_a_device_that_grows_does_so_for_the_guest(
     How it is cached stays as its flavor says.
     """
     machine = rig.machine()
-    growth = DiskGrowth(rig.hypervisor._domains)  # type: ignore[attr-defined]
+    told: list[tuple[str, ...]] = []
+    growth = DiskGrowth(
+        rig.hypervisor._domains,  # type: ignore[attr-defined]
+        lambda *words: told.append(words),
+    )
     file = tmp_path / "device"
     file.write_bytes(bytes(MIB))
     node = machine.vm.directory / "volume-0"
@@ -194,8 +199,64 @@ def test_a_device_that_grows_does_so_for_the_guest(
             assert block_devices()[-1]["inserted"]["cache"]["direct"]
         growth.look()
         assert growth._known == {}
+        assert told == []
     finally:
         subprocess.run(["losetup", "--detach", found], check=True)
+
+
+@pytest.mark.parametrize("offset", [0, 512], ids=["volume", "persistent root"])
+def test_the_owner_is_told_of_an_nvme_disk_that_cannot_grow(
+    rig: Rig, offset: int, tmp_path: Path
+) -> None:
+    """Once for each size, in order: what it has, what it could have, and what to do."""
+    machine = rig.machine()
+    growth: DiskGrowth = rig.hypervisor._growth  # type: ignore[attr-defined]
+    growth.stop()
+    file = tmp_path / "device"
+    file.write_bytes(bytes(MIB))
+    node = machine.vm.directory / "volume-0"
+    disk = Disk(path=node, format="raw", block=True, serial="volume-0")
+    if offset:
+        disk = evolve(disk, offset=offset, size=MIB - offset)
+    machine = evolve(machine, flavor=evolve(machine.flavor, disk_bus="nvme"), volumes=(disk,))
+
+    def resize(megabytes: int) -> None:
+        os.truncate(file, megabytes * MIB)
+        subprocess.run(["losetup", "--set-capacity", found], check=True)
+
+    def notice() -> Observation:
+        """The next that the subscriber hears."""
+        while True:
+            seen = rig.heard.get(timeout=30)
+            if seen.notice:
+                return seen
+
+    attach = ["losetup", "--find", "--show", str(file)]
+    found = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(found).st_rdev)
+        rig.give_away(node, machine)
+        with rig.running(machine=machine):
+            growth.look()
+            for megabytes in (2, 3):
+                resize(megabytes)
+                growth.look()
+                growth.look()
+            first, second = notice(), notice()
+    finally:
+        subprocess.run(["losetup", "--detach", found], check=True)
+    assert (first.vm_id, first.state, first.topic) == (
+        machine.vm.id,
+        DomainState.RUNNING,
+        "DiskNotGrown",
+    )
+    assert first.notice == (
+        f"the volume of the disk with serial volume-0 has grown to {2 * MIB - offset} bytes, and "
+        f"the guest goes on with {MIB - offset}, as NVMe disks keep the size of the VM's start: "
+        "run the pod again, or have its disks on scsi or virtio (annotation VirtletDiskDriver), "
+        "which grow while it runs"
+    )
+    assert f"has grown to {3 * MIB - offset} bytes" in second.notice
 
 
 @pytest.mark.parametrize(("bus", "most"), [("scsi", 26), ("virtio", 20), ("nvme", 20)])

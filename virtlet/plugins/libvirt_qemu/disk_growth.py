@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -27,6 +28,11 @@ INTERVAL = 10.0
 """Seconds between looks."""
 PATIENCE = 1.0
 """Seconds for a look under way when the manager ends."""
+TOPIC = "DiskNotGrown"
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+Tell = Callable[[str, str, str], None]
+"""Tells the owner of a VM: its id, the topic, and one sentence."""
 
 
 @frozen
@@ -35,6 +41,8 @@ class _Part:
 
     offset: int
     """Bytes."""
+    size: int
+    """Bytes, at the start of the VM."""
     index: str
     """Of the emulator's block nodes for it."""
     discard: str
@@ -47,13 +55,18 @@ class _Device:
 
     target: str
     """Its name in the domain document."""
+    serial: str
+    """By which the guest knows it."""
+    nvme: bool
+    """Whether it keeps the size of the VM's start: QEMU 10.0's NVMe controller reads it then, and
+    has no event for a change."""
     path: str
     part: "_Part | None"
     """Where the guest sees a part of the device alone: a root disk that outlives its pod."""
     size: int
     """Bytes that the guest sees."""
     failed: int = 0
-    """A size that the emulator did not take; tried again, and told once."""
+    """A size that the guest has not got; tried again, and told once."""
 
 
 class DiskGrowth:
@@ -62,10 +75,12 @@ class DiskGrowth:
 
     Args:
         domains: finds the VMs.
+        tell: tells their owners of what has not grown.
     """
 
-    def __init__(self, domains: Domains) -> None:
+    def __init__(self, domains: Domains, tell: Tell) -> None:
         self._domains = domains
+        self._tell = tell
         self._known: dict[str, list[_Device]] = {}
         """Of running VMs."""
         self._worker = Worker("disk-growth", self._turn)
@@ -99,21 +114,74 @@ class DiskGrowth:
                         devices = self._known.get(vm_id)
                         running[vm_id] = _devices(domain) if devices is None else devices
                         for device in running[vm_id]:
-                            _grow(vm_id, domain, device)
+                            self._grow(vm_id, domain, device)
         self._known = running
+
+    def _grow(self, vm_id: str, domain: Any, device: _Device) -> None:
+        part = device.part
+        size = _size(device.path) - (part.offset if part else 0)
+        if size <= device.size:
+            return
+        about = {"vm": vm_id, "disk": device.target, "bytes": size}
+        try:
+            if device.nvme:
+                raise _Refused("an NVMe disk has its size from the start of the VM")
+            if part:
+                _grow_part(domain, part, size)
+            else:
+                domain.blockResize(device.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        except (libvirt.libvirtError, _Refused) as error:
+            if device.failed != size and domain.isActive():
+                log.warning("disk not grown", extra=about | {"problem": str(error)})
+                self._tell(vm_id, TOPIC, _words(device, size))
+            device.failed = size
+        else:
+            log.info("disk grown", extra=about)
+            device.size = size
 
 
 def _devices(domain: Any) -> list[_Device]:
     found = []
-    for disk in ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/disk[@type='block']"):
+    document = ElementTree.fromstring(domain.XMLDesc())
+    models = _models(document)
+    for disk in document.iterfind("devices/disk[@type='block']"):
         source, target = disk.find("source"), disk.find("target")
         # A disk that can only be read keeps its size.
         if source is None or target is None or disk.find("readonly") is not None:
             continue
         name = target.get("dev", "")
-        capacity, _, _ = domain.blockInfo(name)
-        found.append(_Device(name, source.get("dev", ""), _part(disk, source), capacity))
+        path, part = source.get("dev", ""), _part(disk, source)
+        nvme = models.get(_alias(disk)) == "nvme"
+        if nvme:
+            # libvirt looks for a device of virtio, and fails.
+            size = part.size if part else _size(path)
+        else:
+            size, _, _ = domain.blockInfo(name)
+        found.append(
+            _Device(
+                target=name,
+                serial=disk.findtext("serial", name),
+                nvme=nvme,
+                path=path,
+                part=part,
+                size=size,
+            )
+        )
     return found
+
+
+def _models(document: Element) -> dict[str, str]:
+    """Alias to what QEMU makes of a device instead of libvirt's model of it."""
+    found = {}
+    for device in document.iterfind(f"{_QEMU}override/{_QEMU}device"):
+        for each in device.iterfind(f"{_QEMU}frontend/{_QEMU}property[@name='driver']"):
+            found[device.get("alias", "")] = each.get("value", "")
+    return found
+
+
+def _alias(disk: Element) -> str:
+    alias = disk.find("alias")
+    return "" if alias is None else alias.get("name", "")
 
 
 def _part(disk: Element, source: Element) -> _Part | None:
@@ -121,27 +189,20 @@ def _part(disk: Element, source: Element) -> _Part | None:
     if found is None:
         return None
     discard = "ignore" if driver is None else driver.get("discard", "ignore")
-    return _Part(int(found.get("offset", "0")), source.get("index", ""), discard)
+    offset, size = (int(found.get(name, "0")) for name in ("offset", "size"))
+    return _Part(offset, size, source.get("index", ""), discard)
 
 
-def _grow(vm_id: str, domain: Any, device: _Device) -> None:
-    part = device.part
-    size = _size(device.path) - (part.offset if part else 0)
-    if size <= device.size:
-        return
-    about = {"vm": vm_id, "disk": device.target, "bytes": size}
-    try:
-        if part:
-            _grow_part(domain, part, size)
-        else:
-            domain.blockResize(device.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-    except (libvirt.libvirtError, _Refused) as error:
-        if device.failed != size and domain.isActive():
-            log.warning("disk not grown", extra=about | {"problem": str(error)})
-        device.failed = size
-    else:
-        log.info("disk grown", extra=about)
-        device.size = size
+def _words(device: _Device, size: int) -> str:
+    """What the pod's owner is told of a disk that has not grown for the guest."""
+    told = f"the volume of the disk with serial {device.serial} has grown to {size} bytes, "
+    told += f"and the guest goes on with {device.size}"
+    if device.nvme:
+        return (
+            f"{told}, as NVMe disks keep the size of the VM's start: run the pod again, or have "
+            "its disks on scsi or virtio (annotation VirtletDiskDriver), which grow while it runs"
+        )
+    return f"{told}, as its emulator does not take the new size: run the pod again"
 
 
 class _Refused(Exception):

@@ -104,6 +104,15 @@ class DomainWatch:
         """A connection was made: look now, and again soon."""
         self._put(self._look_soon)
 
+    def tell(self, work: Callable[[DomainCallback], None]) -> None:
+        """Have something else told to the subscriber, in order with the events."""
+
+        def told() -> None:
+            if self._subscriber is not None:
+                work(self._subscriber)
+
+        self._put(told)
+
     def _take(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         vm_id = canonical(domain.UUIDString())
         seen = DomainEvent(vm_id, domain.name(), event, detail)
@@ -201,6 +210,12 @@ class DomainChanges:
                     tell(evolve(observation, rebooted=True))
             case _:
                 self._tell_live(seen.vm_id, tell)
+
+    def notice(self, vm_id: str, topic: str, text: str, tell: DomainCallback) -> None:
+        """Tell what the owner of a VM that runs should know."""
+        seen = self._states.one(vm_id, None)
+        if seen is not None and seen.state in _LIVE:
+            tell(evolve(seen, notice=text, topic=topic))
 
     def _tell_live(self, vm_id: str, tell: DomainCallback) -> None:
         observation = self._states.one(vm_id, None)

@@ -122,7 +122,7 @@ class LibvirtHypervisor(Hypervisor):
         self._changes = DomainChanges(self._runs, self._states, self.process, self._by_signal)
         self._watch = DomainWatch(self._changes.on_event, self._changes.look)
         self._logs = Worker("libvirt-logs", self.cut_logs)
-        self._growth = DiskGrowth(self._domains)
+        self._growth = DiskGrowth(self._domains, self._notice)
         self._monitors = MonitorWatch(
             lambda thread: end_flooding(thread, self._domains, self._runs, self._pid)
         )
@@ -442,6 +442,9 @@ class LibvirtHypervisor(Hypervisor):
                 raise FailedPrecondition(f"cannot resize VM {vm_id}: it does not run")
             emulated = self._info.accelerator != "kvm"
             return Resizer(vm_id, domain, pid, emulated=emulated).resize(change)
+
+    def _notice(self, vm_id: str, topic: str, text: str) -> None:
+        self._watch.tell(lambda tell: self._changes.notice(vm_id, topic, text, tell))
 
     def observe(self, vm_id: str) -> Observation | None:
         """The domain now."""
