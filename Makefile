@@ -45,11 +45,12 @@ proto: setup ## make the CRI stubs from proto/
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/virtlet/cri/api.proto
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/virtlet/cri/csi/*.proto
 
-docs: setup ## write the pages, the admission policy and the dashboard that are made from the code
+docs: setup ## write the pages, the policy, the dashboard and the cluster's manifests that are made from the code
 	$(PY) hack/document_settings.py > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(PY) hack/document_flavors.py > docs/flavors.md.new && mv docs/flavors.md.new docs/flavors.md
 	$(PY) hack/document_admission.py > deploy/cluster/virtletadmission.yaml.new && mv deploy/cluster/virtletadmission.yaml.new deploy/cluster/virtletadmission.yaml
 	$(PY) hack/document_dashboard.py > deploy/monitoring/dashboard.json.new && mv deploy/monitoring/dashboard.json.new deploy/monitoring/dashboard.json
+	kubectl kustomize deploy/cluster > virtlet/kubectl/manifests/cluster.yaml.new && mv virtlet/kubectl/manifests/cluster.yaml.new virtlet/kubectl/manifests/cluster.yaml
 	$(PY) hack/document_types.py > docs/types.md.new && mv docs/types.md.new docs/types.md
 
 site: setup ## the documentation as a site, build/site/html/index.html

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import virtlet
+from tests.cluster_install.manifests import rendered
 from virtlet.cli.plugins import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,12 @@ def test_the_templates_of_plugins_are_shipped(wheel: Mapping[str, bytes]) -> Non
         assert f"virtlet/cli/templates/{kind}/new_plugin.py" in wheel
         assert f"virtlet/cli/templates/{kind}/test_new_plugin.py" in wheel
     assert "virtlet/cli/templates/common/pyproject.toml" in wheel
+
+
+def test_the_clusters_manifests_are_shipped(wheel: Mapping[str, bytes]) -> None:
+    """`kubectl virtlet gen` has them without a checkout."""
+    shipped = wheel["virtlet/kubectl/manifests/cluster.yaml"]
+    assert shipped.decode() == rendered()
 
 
 def test_the_development_version_meets_what_plugins_require() -> None:

@@ -26,14 +26,15 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 
 
 @cache
-def _rendered() -> str:
+def rendered() -> str:
+    """What `kubectl kustomize deploy/cluster` prints."""
     command = ["kubectl", "kustomize", str(CLUSTER)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def documents() -> list[Document]:
     """What `kubectl apply -k deploy/cluster` sends."""
-    return list(yaml.safe_load_all(_rendered()))
+    return list(yaml.safe_load_all(rendered()))
 
 
 def find(kind: str, name: str) -> Document:

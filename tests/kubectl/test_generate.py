@@ -1,10 +1,13 @@
-"""`kubectl virtlet gen`: a manifest that a node takes."""
+"""`kubectl virtlet gen`: a manifest that a node takes, and those that install a cluster."""
 
+import re
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.cluster_install.manifests import rendered
 from virtlet.kubectl.main import group
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhqWmGKn0zoYJ6dNnWw6pDVy2m7mC0mQ1bL0Hn4c1Zr me\n"
@@ -40,3 +43,33 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     made = CliRunner().invoke(group, words)
     assert made.exit_code == 1
     assert "is not UTF-8 text" in made.output
+
+
+def test_without_a_name_the_manifests_are_those_that_kustomize_makes() -> None:
+    made = CliRunner().invoke(group, ["gen"])
+    assert made.exit_code == 0, made.output
+    assert made.stdout == rendered(), "run `make docs`"
+
+
+def test_the_cluster_takes_its_image_from_where_it_is_said() -> None:
+    image = "registry.example.com:5000/virtlet/node:2.0.0"
+    made = CliRunner().invoke(group, ["gen", "--node-image", image])
+    assert made.exit_code == 0, made.output
+    assert re.findall(r"image: (\S+)", made.stdout) == [image]
+    assert made.stdout == re.sub(r"(image: )localhost/\S+", rf"\1{image}", rendered())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--image", "virtlet.cloud/tiny"], "give its NAME"),
+        (["web"], "give its name by --image"),
+        (["web", "--image", "x", "--node-image", "y/z"], "have no NAME"),
+        (["--node-image", "a\nkind: Pod"], "no name of a container image"),
+        (["--node-image", "NODE"], "no name of a container image"),
+    ],
+)
+def test_what_does_not_go_together_is_told(words: list[str], problem: str) -> None:
+    made = CliRunner().invoke(group, ["gen", *words])
+    assert made.exit_code == 2
+    assert problem in made.output

@@ -1,6 +1,8 @@
-"""`kubectl virtlet gen`: the manifest of a VM pod, to begin with."""
+"""`kubectl virtlet gen`: the manifest of a VM pod, to begin with, or those of the cluster."""
 
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import click
 import yaml
 
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
+_NODE_IMAGE = re.compile(r"(\bimage: )localhost/virtlet-node:\S+")
+_IMAGE_NAME = re.compile(r"[a-z0-9][-a-z0-9._:/]*[a-z0-9](:[\w.-]+)?(@sha256:[0-9a-f]{64})?", re.A)
 
 
 @click.command()
-@click.argument("name")
-@click.option("--image", required=True, help="As the pod names it: a disk image.")
+@click.argument("name", required=False)
+@click.option("--image", default="", help="As the pod names it: a disk image.")
 @click.option("--cpu", default="1", show_default=True, help="CPU limit.")
 @click.option("--memory", default="1Gi", show_default=True, help="Memory limit: the guest's RAM.")
 @click.option("--class", "runtime", default="virtlet", show_default=True, help="RuntimeClass.")
@@ -21,8 +25,9 @@ _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--ssh-key", type=_file, default=None, help="File of public keys for the user.")
 @click.option("--user-data", type=_file, default=None, help="File of a cloud-config document.")
 @click.option("-n", "--namespace", default="", help="Of the pod.")
+@click.option("--node-image", default="", help="Without NAME: the image of a node's parts.")
 def gen(
-    name: str,
+    name: str | None,
     image: str,
     cpu: str,
     memory: str,
@@ -32,12 +37,25 @@ def gen(
     ssh_key: Path | None,
     user_data: Path | None,
     namespace: str,
+    node_image: str,
 ) -> None:
-    """Write the manifest of a VM pod to standard output.
+    """Write the manifest of the VM pod NAME to standard output, or without NAME the cluster's.
 
-    Its console can be attached to. What is in it is not looked at: `kubectl virtlet validate -`
-    does that.
+    The pod's console can be attached to. What is in it is not looked at: `kubectl virtlet validate
+    -` does that.
+
+    The cluster's manifests install Virtlet on the nodes with the label virtlet.cloud/node=true;
+    they are what `kubectl apply -k deploy/cluster` of a checkout applies.
     """
+    if name is None:
+        if image:
+            raise click.UsageError("--image is of a pod: give its NAME, or use --node-image")
+        click.echo(cluster_manifests(node_image), nl=False)
+        return
+    if node_image:
+        raise click.UsageError("--node-image is of the cluster's manifests, which have no NAME")
+    if not image:
+        raise click.UsageError("a pod has a disk image: give its name by --image")
     said = {
         "VirtletFlavor": flavor,
         "VirtletRootVolumeSize": root_size,
@@ -46,6 +64,23 @@ def gen(
     }
     limits = {"cpu": cpu, "memory": memory}
     click.echo(manifest(name, image, limits, runtime, said, namespace), nl=False)
+
+
+def cluster_manifests(node_image: str = "") -> str:
+    """What installs Virtlet on the nodes of a cluster, in YAML.
+
+    Args:
+        node_image: name of the container image of a node's parts; "" for the one of `make image`.
+
+    Raises:
+        UsageError: it is no name of an image.
+    """
+    text = (files(__package__) / "manifests" / "cluster.yaml").read_text()
+    if not node_image:
+        return text
+    if not _IMAGE_NAME.fullmatch(node_image):
+        raise click.UsageError(f"--node-image {node_image!r}: is no name of a container image")
+    return _NODE_IMAGE.sub(rf"\g<1>{node_image}", text)
 
 
 def manifest(
