@@ -1,0 +1,119 @@
+"""Documents with the node's devices, defined and translated by a real libvirt.
+
+No device is needed for that: a domain that is not started touches none.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+from attrs import evolve
+
+from tests.fakes.devices import Tree
+from tests.fakes.model import make_config, make_node
+from tests.host.test_cdi import write
+from tests.plugins.devices.test_devices import GPU, RESOURCE, SOUND, VGPU
+from tests.plugins.domain_xml.test_render import all_machines
+from tests.plugins.libvirt_qemu.rig import Rig
+from virtlet.errors import VirtletError
+from virtlet.host.cdi import resolve
+from virtlet.model.disk import Volume
+from virtlet.model.hypervisor import DomainState
+from virtlet.model.vm import Machine, VolumeRequest
+from virtlet.plugins.devices.plugin import Plugin
+from virtlet.plugins.libvirt_qemu.domains import written
+
+
+@contextmanager
+def _defined(rig: Rig, machine: Machine) -> Iterator[Any]:
+    """A machine's document, put before libvirt's schema and its checks, and kept by it."""
+    hypervisor: Any = rig.hypervisor
+    document = written(rig.document(machine))
+    with hypervisor._domains.call("look") as connection:
+        domain = connection.defineXMLFlags(document, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        try:
+            yield domain
+        finally:
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+
+
+def _emulators(domain: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """The words that libvirt would start the VM's emulator with, and the devices among them."""
+    words = domain.connect().domainXMLToNative("qemu-argv", domain.XMLDesc(), 0)
+    words = words.replace("'", "").split()
+    return words, [json.loads(word) for word in words if word.startswith('{"driver":')]
+
+
+@pytest.mark.parametrize("name", ["devices-plain", "devices-placed"])
+def test_passed_devices_are_defined_and_handed_to_the_emulator(rig: Rig, name: str) -> None:
+    """With and without their ROMs; those of a memory node below its bus; room for their memory."""
+    golden, machine = all_machines()[name], rig.machine()
+    config = evolve(machine.vm.config, resources=golden.vm.config.resources)
+    vm = evolve(machine.vm, config=config)
+    machine = evolve(machine, vm=vm, volumes=golden.volumes, flavor=golden.flavor)
+    with _defined(rig, machine) as domain:
+        words, devices = _emulators(domain)
+    passed = [device for device in devices if device["driver"] == "vfio-pci"]
+    assert [device.get("host") or device["sysfsdev"] for device in passed] == [
+        GPU,
+        SOUND,
+        f"/sys/bus/mdev/devices/{VGPU}",
+    ]
+    assert "q35-pcihost.pci-hole64-size=268435456K" in words
+    placed = golden.flavor.numa
+    assert [device.get("rombar") for device in passed] == ([0, 0, None] if placed else [None] * 3)
+    expanders = {
+        device["id"]: device["numa_node"] for device in devices if device["driver"] == "pxb-pcie"
+    }
+    ports = {
+        device["id"]: expanders.get(device["bus"])
+        for device in devices
+        if device["driver"] == "pcie-root-port"
+    }
+    nodes = [ports[device["bus"]] for device in passed]
+    # The guest has memory of node 0 alone, and the mediated device is on node 1.
+    assert nodes == ([0, 0, None] if placed else [None] * 3)
+
+
+def test_a_cdi_device_is_the_emulators(rig: Rig, tmp_path: Path) -> None:
+    """From the name that a device plugin or claim gives, by its spec and sysfs, to QEMU."""
+    tree = Tree(tmp_path)
+    tree.node("vfio")
+    tree.pci(GPU, 7, "vfio-pci", resource=RESOURCE)
+    tree.mdev(tree.pci("0000:b3:00.0", 9, "nvidia"), VGPU, 12)
+    plugin = Plugin(tree.nodes, tree.system)
+    plugin.virtlet_configure(make_config(()), make_node(tmp_path))
+    write(tmp_path, "gpu", deviceNodes=[{"path": str(tree.nodes / name)} for name in ("vfio", "7")])
+    write(tmp_path, "vgpu", "vendor.com/vgpu", deviceNodes=[{"path": str(tree.nodes / "12")}])
+    machine = rig.machine()
+    volumes: tuple[Volume, ...] = ()
+    devices = resolve(["vendor.com/gpu=0", "vendor.com/vgpu=0"], [tmp_path]).devices
+    for number, device in enumerate(devices):
+        request = VolumeRequest(role=f"volume-{number}", source=device)
+        volume = plugin.virtlet_volume(machine.vm, request)
+        assert volume is not None
+        volumes += (volume,)
+    with _defined(rig, evolve(machine, volumes=volumes)) as domain:
+        given = _emulators(domain)[1]
+    assert [
+        device.get("host") or device["sysfsdev"]
+        for device in given
+        if device["driver"] == "vfio-pci"
+    ] == [GPU, f"/sys/bus/mdev/devices/{VGPU}"]
+
+
+def test_a_start_without_the_device_fails_and_leaves_nothing_running(rig: Rig) -> None:
+    """QEMU names the device; where its memory cannot be locked, libvirt says that first."""
+    golden, machine = all_machines()["devices-plain"], rig.machine()
+    machine = evolve(machine, volumes=golden.volumes[:1])
+    try:
+        rig.define(machine)
+        with pytest.raises(VirtletError, match=f"did not start.*({GPU}|cannot limit locked)"):
+            rig.start(machine)
+        assert rig.hypervisor.list()[machine.vm.id].state is not DomainState.RUNNING
+    finally:
+        rig.hypervisor.remove(machine.vm.id)
