@@ -62,8 +62,16 @@ class Viewer:
 
 def greeting(width: int, height: int, name: bytes = b"QEMU") -> bytes:
     """All that a server says before it shows anything, whatever the viewer says."""
-    size = struct.pack(">2H16xI", width, height, len(name))
-    return b"RFB 003.008\n" + b"\1\1" + bytes(4) + size + name
+    return b"".join(said for said, _ in turns(width, height, name))
+
+
+def turns(width: int, height: int, name: bytes = b"QEMU") -> list[tuple[bytes, int]]:
+    """The greeting in turns: what the server says, and how many bytes the viewer answers.
+
+    noVNC looks at no more than the version when more comes with it.
+    """
+    size = struct.pack(">2H", width, height) + PIXEL_FORMAT + struct.pack(">I", len(name))
+    return [(b"RFB 003.008\n", 12), (b"\1\1", 1), (bytes(4), 1), (size + name, 0)]
 
 
 def update(*rectangles: tuple[tuple[int, int, int, int], bytes], encoding: int = 0) -> bytes:

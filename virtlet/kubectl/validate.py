@@ -78,24 +78,25 @@ def _pods(file: str) -> Iterator[tuple[str, Mapping[str, Any] | Finding]]:
         what = str(error) if isinstance(error, UnquotedError) else "is not UTF-8 text"
         yield "", Finding(file, FAULT, what)
         return
-    found = [pod for document in documents for pod in _of_document(document)]
+    found = [pod for document in documents for pod in pods_of(document)]
     if not found:
         yield "", Finding(file, NOTE, "holds no pods")
     for name, pod in found:
         yield f"{file}: {name}", pod
 
 
-def _of_document(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def pods_of(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, pod) of every pod that an object is, holds or makes."""
     if not isinstance(document, Mapping):
         return
     kind, meta, spec = (document.get(key) for key in ("kind", "metadata", "spec"))
     meta = meta if isinstance(meta, Mapping) else {}
-    named = str(meta.get("name") or meta.get("generateName") or "no name")
+    named = str(meta.get("name") or meta.get("generateName") or "")
     if kind == "Pod":
-        yield named, {**document, "metadata": {"name": named, **meta}}
+        yield named or "no name", {**document, "metadata": {"name": named, **meta}}
     elif kind == "List":
         for item in document.get("items") or ():
-            yield from _of_document(item)
+            yield from pods_of(item)
     elif kind in _TEMPLATES:
         template: Any = spec
         for key in _TEMPLATES[kind]:
@@ -104,4 +105,4 @@ def _of_document(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             own = template.get("metadata")
             head = {"name": named, "namespace": meta.get("namespace") or "default"}
             whole = {**head, **(own if isinstance(own, Mapping) else {})}
-            yield f"{kind} {named}", {"kind": "Pod", **template, "metadata": whole}
+            yield f"{kind} {named or 'no name'}", {"kind": "Pod", **template, "metadata": whole}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import define, field, frozen
 
+from tests.fakes.rfb import turns, update
 from tests.streaming.fakes.api_server import ApiServer
 from tests.streaming.fakes.handlers import FakeConsole, LocalExec
 from virtlet.errors import FailedPrecondition
@@ -42,14 +43,9 @@ class Screen:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            writer.write(b"RFB 003.008\n")
-            await reader.readexactly(12)
-            writer.write(b"\1\1")
-            await reader.readexactly(1)
-            writer.write(bytes(4))
-            await reader.readexactly(1)
-            layout = struct.pack(">4B3H3B3x", 32, 24, 0, 1, 255, 255, 255, 0, 8, 16)
-            writer.write(struct.pack(">2H", WIDTH, HEIGHT) + layout + struct.pack(">I", 2) + b"vm")
+            for said, answered in turns(WIDTH, HEIGHT):
+                writer.write(said)
+                await reader.readexactly(answered)
             while kind := await reader.read(1):
                 await self._message(kind[0], reader, writer)
         except (OSError, asyncio.IncompleteReadError):
@@ -66,8 +62,8 @@ class Screen:
             return
         body = await reader.readexactly({0: 19, 3: 9, 4: 7, 5: 5}[kind])
         if kind == 3 and not body[0]:  # all of the screen
-            writer.write(struct.pack(">BxH4Hi", 0, 1, 0, 0, WIDTH, HEIGHT, 0))
-            writer.write(bytes((*COLOUR, 0)) * (WIDTH * HEIGHT))
+            pixels = bytes((*COLOUR, 0)) * (WIDTH * HEIGHT)
+            writer.write(update(((0, 0, WIDTH, HEIGHT), pixels)))
         if kind == 4:
             down, key = struct.unpack(">B2xI", body)
             if down:

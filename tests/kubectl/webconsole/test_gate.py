@@ -1,9 +1,11 @@
 """Who gets anything of the console: the page that the user opened, and no other."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.kubectl.webconsole.conftest import SECRET, served
 from virtlet.cli.ending import CommandFailed
@@ -11,6 +13,7 @@ from virtlet.kubectl.cluster import Kubectl
 from virtlet.kubectl.ui import kubectl_proxy
 from virtlet.kubectl.webconsole.assets import Assets
 from virtlet.kubectl.webconsole.gate import START, Gate, Refused
+from virtlet.kubectl.webconsole.server import Shown, WebConsole
 
 PORT = 8111
 POD = "/api/v1/namespaces/default/pods/vm"
@@ -132,6 +135,58 @@ def test_answers_are_shown_by_no_other_page(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+async def _heard(directory: Path, path: str, answer: bytes, *headers: str) -> list[bytes]:
+    """What an API server hears of a request that brings another in the same piece."""
+    heard = [b"", b""]
+    ended = asyncio.Event()
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard[0] = await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer + b"\r\n\r\n")
+        heard[1] = await reader.read()
+        ended.set()
+        writer.close()
+
+    api = await asyncio.start_unix_server(hear, directory / "api")
+    console = WebConsole(directory / "api", Shown("default", ()), SECRET, Assets.find())
+    port = int((await console.start()).split(":")[2].split("/")[0])
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        given = [f"Host: 127.0.0.1:{port}", _cookie(port), *headers]
+        given.append(f"Origin: http://127.0.0.1:{port}")
+        writer.write("\r\n".join([f"GET {path} HTTP/1.1", *given, "", ""]).encode() + BEYOND)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer.split(b"\r\n")[0])
+        writer.write_eof()
+        await asyncio.wait_for(ended.wait(), 60)
+        writer.close()
+    finally:
+        await console.stop()
+        api.close()
+    return heard
+
+
+BEYOND = b"POST /api/v1/namespaces/default/pods HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "headers", "passed_on"),
+    [
+        ("/api/v1/pods", b"HTTP/1.1 200 OK", (), b""),
+        (f"{POD}/attach", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0", UPGRADE, b""),
+        (f"{POD}/attach", b"HTTP/1.1 200 OK\r\nContent-Length: 0", UPGRADE, b""),
+        ("/api/v1/pods", b"HTTP/1.1 101 Switching Protocols", (), b""),
+        (f"{POD}/attach", b"HTTP/1.1 101 Switching Protocols", UPGRADE, BEYOND),
+    ],
+)
+def test_nothing_but_a_begun_session_goes_past_the_gate(
+    tmp_path: Path, path: str, answer: bytes, headers: tuple[str, ...], passed_on: bytes
+) -> None:
+    first, then = asyncio.run(_heard(tmp_path, path, answer, *headers))
+    assert first.startswith(f"GET {path} ".encode())
+    assert then == passed_on
+
+
 POD_YAML = """\
 apiVersion: v1
 kind: Pod
@@ -150,6 +205,10 @@ spec:
         (POD_YAML.replace("NAME", "new, namespace: a/b"), 422, "no name of a namespace"),
         (POD_YAML.replace("NAME", "new, annotations: {VirtletNo: x}"), 422, "VirtletNo"),
         (POD_YAML + "---\n" + POD_YAML, 422, "one object of kind Pod"),
+        (POD_YAML + "---\nany text\n", 422, "one object of kind Pod"),
+        ("any text\n---\n" + POD_YAML, 422, "one object of kind Pod"),
+        (f"kind: List\nitems: [{json.dumps(yaml.safe_load(POD_YAML))}]", 422, "kind Pod"),
+        (POD_YAML.replace("name: NAME", ""), 422, "metadata.name is empty"),
         ("kind: Secret", 422, "one object of kind Pod"),
         ("a: [", 422, "the manifest"),
         ("", 413, "bytes at most"),

@@ -172,10 +172,13 @@ class WebConsole:
             status, _, rest = answer.partition(b"\r\n")
             upgraded = upgrade and b" 101 " in status
             extra = b"" if upgraded else (_SECURITY + _DATA).encode()
+            if upgrade and not upgraded:
+                extra += b"Connection: close\r\n"
             writer.write(status + b"\r\n" + extra + rest)
-            # A browser that goes away ends the API server's side, and the other way round.
-            ways = [asyncio.create_task(_copy(api_reader, writer))]
-            ways.append(asyncio.create_task(_copy(reader, api_writer)))
+            # A browser that goes away ends the API server's side, and the other way round. What it
+            # sends beyond its one request is a session's, or nobody's: the gate has not seen it.
+            onward = _copy(reader, api_writer) if upgraded else _ignore(reader)
+            ways = [asyncio.create_task(_copy(api_reader, writer)), asyncio.create_task(onward)]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -213,6 +216,11 @@ def _request(asked: Asked) -> bytes:
     else:
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+async def _ignore(reader: asyncio.StreamReader) -> None:
+    while await reader.read(_CHUNK):
+        pass
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

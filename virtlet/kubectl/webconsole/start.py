@@ -6,6 +6,7 @@ from typing import Any
 
 from virtlet.cli.findings import FAULT
 from virtlet.errors import VirtletError
+from virtlet.kubectl.validate import pods_of
 from virtlet.model.bounded_yaml import load_documents
 from virtlet.model.plain import UnquotedError
 
@@ -34,21 +35,18 @@ def checked(text: bytes, namespace: str) -> tuple[str, Mapping[str, Any]]:
     except (UnicodeDecodeError, UnquotedError) as error:
         what = str(error) if isinstance(error, UnquotedError) else "is not UTF-8 text"
         raise NotStarted(f"the manifest {what}") from None
-    pods = [one for one in documents if isinstance(one, Mapping) and one.get("kind") == "Pod"]
-    if len(documents) != 1 or not pods:
+    pods = [found for document in documents for found in pods_of(document)]
+    if len(documents) != 1 or len(pods) != 1 or documents[0].get("kind") != "Pod":
         raise NotStarted("the console starts one object of kind Pod; kubectl apply takes others")
-    meta = pods[0].get("metadata")
-    meta = meta if isinstance(meta, Mapping) else {}
-    where = str(meta.get("namespace") or namespace or "default")
+    [(name, pod)] = pods
+    where = str(pod["metadata"].get("namespace") or namespace or "default")
     if not _NAMESPACE.fullmatch(where):
         raise NotStarted(f"{where!r} is no name of a namespace")
-    name = str(meta.get("name") or meta.get("generateName") or "")
     try:
         with offline_judge(None, None) as judge:
-            pod = {**pods[0], "metadata": {"name": name, **meta}}
             faults = [one for one in judge.look_at(name, pod) if one.level == FAULT]
     except VirtletError as error:
         raise NotStarted(str(error)) from None
     if faults:
         raise NotStarted("a node would refuse it: " + "; ".join(one.found for one in faults))
-    return where, pods[0]
+    return where, documents[0]
