@@ -22,7 +22,7 @@ from tests.fakes.oci_images import archive, artifact, container_disk, index, reg
 from tests.fakes.oci_images import image as oci_image
 from tests.fakes.registry import docker_registry
 from tests.polling import until
-from virtlet.cli.playground import Playground
+from virtlet.cli.playground import CNI_BIN_DIR, Playground
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import netns
 from virtlet.plugins.image_oci.manifests import node_platform
@@ -58,7 +58,11 @@ def examples_node() -> Iterator[Playground]:
         "handlers": {"virtlet": {}},
         "imageRegistryConfigsDir": str(directory / "certs.d"),
         "pinnedImages": "virtlet.cloud/tiny",
+        "cniPluginDir": str(directory / "cni-plugins"),
     }
+    (directory / "cni-plugins").mkdir()
+    for path in (*Path(CNI_BIN_DIR).iterdir(), ROOT / "tests/fakes/cni_meta.py"):
+        (directory / "cni-plugins" / path.stem).symlink_to(path)
     with Playground(
         {"tiny": TINY, "debian": TINY, "windows": TINY},  # Debian itself boots in test_debian.py.
         subnet="10.133.0.0/16",
@@ -77,6 +81,7 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
     api.put(CONFIGS, "kube-system", "all", spec={"config": {"shareDriver": "9p", "kvm": "probe"}})
     with node.client() as client, ExitStack() as cleanup:
         netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
+        netns.inside(node.netns, lambda: add_networks(node))
         serve_images(node, cleanup)
         for name, path in PODS.items():
             example = volumes.Example.read(path, name)
@@ -102,7 +107,43 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
         for pod in made.values():
             pod.client.stop(pod.vm, 0)
             pod.down()
+        netns.inside(node.netns, remove_networks)
         assert node.settled_leftovers() == []
+
+
+def add_networks(node: Playground) -> None:
+    """Two networks beside the pod's own, for the example that asks for them, as Multus has them."""
+    shell("ip link add up0 type veth peer name out0; ip link set up0 up; ip link set out0 up")
+    shell("ip address add 10.98.0.1/24 dev out0")
+    file = node.directory / "cni/10-playground.conflist"
+    network = json.loads(file.read_text())
+    own, *chained = network["plugins"]
+    storage = {"type": "bridge", "bridge": "storage0", "isGateway": True}
+    uplink = {"type": "macvlan", "master": "up0", "mode": "bridge"}
+    further = [
+        plugin
+        | {"ifname": name, "pod": "several-nics"}
+        | {"ipam": own["ipam"] | {"ranges": [[{"subnet": subnet}]], "routes": []}}
+        for plugin, name, subnet in (
+            (uplink, "wire", "10.98.0.0/24"),
+            (storage, "data", "10.97.0.0/24"),
+        )
+    ]
+    meta = {
+        "type": "cni_meta",
+        "delegates": [own, *further],
+        "status": str(node.directory / "networks.json"),
+    }
+    file.write_text(json.dumps(network | {"plugins": [meta, *chained]}))
+
+
+def remove_networks() -> None:
+    """Remove what no pod has made, and the bridge that its plugin leaves."""
+    shell("ip link delete up0; ip link delete storage0")
+
+
+def shell(commands: str) -> None:
+    subprocess.run(["sh", "-ec", commands], check=True)
 
 
 def serve_images(node: Playground, cleanup: ExitStack) -> None:
@@ -368,6 +409,16 @@ def test_an_interface_may_stay_as_cni_made_it(
     assert "bridge_slave" not in shown
     gateway = "$(ip -4 route show default | cut -d ' ' -f 3)"
     assert run(pod, f"ping -c 1 -W 5 {gateway} > /dev/null && echo reached") == ["reached"]
+
+
+def test_further_networks_are_nics_as_the_pod_names_them(pods: dict[str, Pod]) -> None:
+    """By names and in the order of its annotation; the guest reaches the node by each."""
+    script = "ip -4 -o address show scope global | awk '{print $2, $4}'"
+    lines = [line.split() for line in run(pods["several-nics"], script)]
+    assert [name for name, _ in lines] == ["eth0", "data", "wire"]
+    assert [address for _, address in lines[1:]] == ["10.97.0.2/24", "10.98.0.2/24"]
+    reach = "ping -c 1 -W 5 10.97.0.1 && ping -c 1 -W 5 10.98.0.1"
+    assert run(pods["several-nics"], f"({reach}) > /dev/null && echo reached") == ["reached"]
 
 
 def test_cloud_init_gets_what_the_pod_says(pods: dict[str, Pod]) -> None:

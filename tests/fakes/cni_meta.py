@@ -2,7 +2,7 @@
 """A CNI meta-plugin that behaves as Multus does: it delegates to the plugins of its configuration.
 
     delegates  configurations, the pod's own network first; the others are net1, net2, … unless
-               they say their interface as "ifname"
+               they say their interface as "ifname", and for all pods unless they say "pod"
     status     file that gets what Multus writes into the pod's annotation
                k8s.v1.cni.cncf.io/network-status
 
@@ -49,7 +49,12 @@ def delegate(number: int, plugin: dict[str, Any]) -> dict[str, Any] | None:
 if command == "VERSION":
     json.dump({"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}, sys.stdout)
     sys.exit()
-numbered = list(enumerate(config["delegates"]))
+arguments = dict(pair.split("=", 1) for pair in os.environ["CNI_ARGS"].split(";") if pair)
+numbered = [
+    (number, plugin)
+    for number, plugin in enumerate(config["delegates"])
+    if plugin.pop("pod", None) in (None, arguments.get("K8S_POD_NAME"))
+]
 answers = []
 for number, plugin in reversed(numbered) if command == "DEL" else numbered:
     answers.append(delegate(number, plugin))

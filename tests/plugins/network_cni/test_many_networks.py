@@ -68,7 +68,7 @@ def test_nics_come_in_the_order_of_the_annotation(node: TestNode) -> None:
         )
     )
     asked = [{"name": "storage", "interface": "store"}]
-    plugin, pod, network = node.up(annotations={NETWORKS: json.dumps(asked)})
+    plugin, pod, network = node.up(annotations={NETWORKS.name: json.dumps(asked)})
     assert [nic.name for nic in network.nics] == ["eth0", "store", "net2", "net10"]
     plugin.virtlet_teardown_network(pod, network)
     without_bridges()

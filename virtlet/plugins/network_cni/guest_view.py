@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from virtlet.errors import FailedPrecondition
 from virtlet.host.links import KernelRoute, Link, Neighbour
 from virtlet.model.network import Nic, Route
-from virtlet.model.option import Option, integer
+from virtlet.model.option import TEXT, Annotation, Option, integer
 from virtlet.model.pod import DnsConfig
 from virtlet.plugins.network_cni.cni_result import IFNAME, CniResult
 
@@ -31,8 +31,12 @@ CALICO_SUBNET_SIZE: Option[int] = Option(
     mappable=True,
 )
 
-NETWORKS = "k8s.v1.cni.cncf.io/networks"
-"""Annotation of pods that names further networks; Multus reads it."""
+NETWORKS: Annotation[str] = Annotation(
+    name="k8s.v1.cni.cncf.io/networks",
+    kind=TEXT,
+    default="",
+    help="Further networks of the pod, which Multus makes; the guest's NICs come in this order.",
+)
 
 _ATTACHABLE = ("veth", "macvlan")
 """Kinds of interfaces that become NICs, with an address or without."""

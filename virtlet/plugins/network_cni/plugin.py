@@ -17,7 +17,7 @@ from virtlet.model.vm import Machine
 from virtlet.plugins.network_cni.cni_config import CNI_CONF_DIR
 from virtlet.plugins.network_cni.cni_plugins import CNI_BIN_DIR, EGRESS, INGRESS
 from virtlet.plugins.network_cni.cni_result import DOMAIN
-from virtlet.plugins.network_cni.guest_view import CALICO_SUBNET_SIZE
+from virtlet.plugins.network_cni.guest_view import CALICO_SUBNET_SIZE, NETWORKS
 from virtlet.plugins.network_cni.network_state import StateStore
 from virtlet.plugins.network_cni.passed_nics import Hardware
 from virtlet.plugins.network_cni.pod_network import ATTACHMENT, PodNetworks
@@ -63,8 +63,8 @@ class Plugin:
 
     @hookimpl
     def virtlet_annotations(self) -> Sequence[Annotation[Any]]:
-        """The bandwidth annotations of Kubernetes, and how NICs are attached."""
-        return (INGRESS, EGRESS, ATTACHMENT)
+        """The bandwidth annotations of Kubernetes, and NICs' order and attachment."""
+        return (INGRESS, EGRESS, ATTACHMENT, NETWORKS)
 
     @hookimpl
     def virtlet_configure(self, settings: Settings, node: Node) -> None:

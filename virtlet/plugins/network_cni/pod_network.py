@@ -272,7 +272,7 @@ class PodNetworks:
         veths = guest_view.links(
             sandbox,
             result,
-            pod.config.annotations.get(guest_view.NETWORKS, ""),
+            guest_view.NETWORKS.of(pod),
             hardware=self.hardware is not None,
         )
         nics = guest_view.nics(sandbox, result, veths, self.calico_subnet_size)
