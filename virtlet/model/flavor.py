@@ -90,6 +90,10 @@ class Flavor:
     """What a reboot of the guest is: `restart`, or `end`, which ends the VM."""
     on_panic: str = "end"
     """What a guest's panic is, where it tells: `end`, or `keep`, which leaves it standing still."""
+    vsock: bool = False
+    """Whether guest and node can reach each other by vsock, past networks and their policies."""
+    lock_memory: bool = False
+    """Whether the emulator's memory is locked, so that the node swaps nothing of the guest's."""
     page_size: int = 0
     """Bytes of the huge pages that `memory` is on; 0 for ordinary pages."""
     dedicated_cpus: bool = False

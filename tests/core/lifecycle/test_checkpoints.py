@@ -191,6 +191,7 @@ SHARE = Share(host_path=Path("/srv"), guest_path="/data", tag="t", readonly=Fals
         (_machine(volumes=(Disk(path=Path("/dev/x"), guest_path="/dev/x"),)), r"\(/dev/x\)"),
         (_machine(root=Disk(path=Path("/dev/x"))), "no overlay of its image"),
         (_flavored(tpm=True), "TPM"),
+        (_flavored(vsock=True), "vsock"),
         (_flavored(firmware="uefi"), "firmware uefi"),
     ],
 )

@@ -13,7 +13,8 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.resources import Resources
 from virtlet.model.vm import VmConfig, VmMetadata
 from virtlet.plugins.flavors.choose import choose
-from virtlet.plugins.flavors.placement import check_cpus, check_kernel, check_pages
+from virtlet.plugins.flavors.flavor_keys import read_flavor
+from virtlet.plugins.flavors.placement import check_cpus, check_kernel, check_pages, check_vsock
 from virtlet.plugins.flavors.plugin import Plugin
 
 MIB = 1 << 20
@@ -140,6 +141,7 @@ def test_a_container_with_cpus_of_its_own_is_admitted() -> None:
             "numa takes a fixed amount of memory: leave max_memory out",
         ),
         ({"numa": 1}, "numa: must be true or false"),
+        ({"lock_memory": True, "max_memory": "2Gi"}, "lock_memory takes a fixed amount of memory"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(
@@ -190,3 +192,12 @@ def test_a_kernel_that_the_emulator_cannot_read_is_refused(tmp_path: Path) -> No
     check_kernel(make_pod(), flavor)
     with pytest.raises(FailedPrecondition, match="kernel .* is no file that everybody may read"):
         check_kernel(make_pod(), Flavor(kernel=str(tmp_path)))
+
+
+def test_vsock_is_refused_where_the_kernel_has_none(tmp_path: Path) -> None:
+    device = tmp_path / "vhost-vsock"
+    check_vsock(make_pod(), Flavor(), device)
+    with pytest.raises(FailedPrecondition, match="vsock, and this node has no .* load the module"):
+        check_vsock(make_pod(), Flavor(vsock=True), device)
+    device.touch()
+    check_vsock(make_pod(), read_flavor("here", {"vsock": True}), device)

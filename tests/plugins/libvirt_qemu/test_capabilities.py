@@ -1,5 +1,6 @@
 """Machines that the node's emulator cannot be, by libvirt's word."""
 
+import resource
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -7,13 +8,18 @@ from xml.etree import ElementTree
 import pytest
 
 from virtlet.model.flavor import Flavor
-from virtlet.plugins.libvirt_qemu.capabilities import KnownCapabilities, flaw
+from virtlet.plugins.libvirt_qemu import capabilities
+from virtlet.plugins.libvirt_qemu.capabilities import KnownCapabilities, flaw, locking_flaw
+from virtlet.plugins.libvirt_qemu.failures import why
 
 _CAPABILITIES = """
 <domainCapabilities>
   <domain>{domain}</domain>
   <vcpu max="8"/>
   <cpu>
+    <mode name="host-model" supported="yes">
+      <model>Nehalem</model><feature policy="require" name="pcid"/>
+    </mode>
     <mode name="custom" supported="yes">
       <model usable="yes">Nehalem</model>
       <model usable="no">EPYC</model>
@@ -22,7 +28,7 @@ _CAPABILITIES = """
   </cpu>
   <devices>
     <video><enum name="modelType"><value>vga</value></enum></video>
-    <tpm><enum name="backendModel"><value>emulator</value></enum></tpm>
+    <tpm><enum name="model"><value>tpm-spapr</value></enum></tpm>
   </devices>
 </domainCapabilities>
 """
@@ -88,7 +94,7 @@ def test_libvirt_is_asked_once_for_each_machine_but_again_before_a_refusal() -> 
             asked.append(flavor.machine)
             return ElementTree.fromstring(said)
 
-        return known.flaw(flavor, ask)
+        return known.flaw(flavor, ask, expand=lambda cpu: "<cpu/>")
 
     known = KnownCapabilities()
     assert [flaw_of(Flavor(vcpus=n)) for n in (1, 2, 8)] == ["", "", ""]
@@ -97,7 +103,60 @@ def test_libvirt_is_asked_once_for_each_machine_but_again_before_a_refusal() -> 
     assert asked == ["q35", "pc"]
     assert "has no TPM" in flaw_of(Flavor(tpm=True))
     # It is installed meanwhile.
-    said = said.replace("emulator</value>", "external</value>")
+    said = said.replace("tpm-spapr", "tpm-crb")
     assert flaw_of(Flavor(tpm=True)) == ""
     assert flaw_of(Flavor(tpm=True)) == ""
     assert asked == ["q35", "pc", "q35", "q35"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "what"), [("kvm", "CPU has no avx2"), ("qemu", "QEMU without KVM has no avx2")]
+)
+def test_features_that_the_nodes_cpu_lacks_are_named(domain: str, what: str) -> None:
+    """libvirt is asked for all of its features once, and again before a refusal."""
+    asked: list[str] = []
+
+    def expand(cpu: str) -> str:
+        asked.append(cpu)
+        features = "".join(f"<feature policy='require' name='{name}'/>" for name in has)
+        return f"<cpu>{features}</cpu>"
+
+    def flaw_of(**features: str) -> str:
+        flavor = Flavor(cpu_features=features)
+        found = ElementTree.fromstring(_CAPABILITIES.format(domain=domain))
+        return known.flaw(flavor, lambda: found, expand)
+
+    known, has = KnownCapabilities(), ["pcid", "aes"]
+    assert [flaw_of(), flaw_of(avx2="disable")] == ["", ""]
+    assert asked == []
+    assert [flaw_of(pcid="require"), flaw_of(aes="require")] == ["", ""]
+    [cpu] = asked
+    assert "<model>Nehalem</model>" in cpu
+    said = flaw_of(aes="require", avx2="require")
+    assert f"this node's {what}, which cpu_features require: choose a node" in said
+    has.append("avx2")
+    assert flaw_of(avx2="require") == ""
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("capable", "limit", "problem"),
+    [(True, 8 << 20, ""), (False, -1, ""), (False, 8 << 20, "may lock 8192KiB alone: run it with")],
+)
+def test_memory_is_locked_only_by_a_manager_that_may(
+    monkeypatch: pytest.MonkeyPatch, capable: bool, limit: int, problem: str
+) -> None:
+    monkeypatch.setattr(capabilities, "_may_raise_limits", lambda: capable)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 16, limit))
+    assert locking_flaw(Flavor()) == ""
+    said = locking_flaw(Flavor(lock_memory=True))
+    assert problem in said
+    assert bool(said) == bool(problem)
+
+
+def test_libvirts_word_for_memory_that_it_may_not_lock_comes_with_what_helps(
+    tmp_path: Path,
+) -> None:
+    """As with passed-through devices, and daemons whose limits the manager does not see."""
+    said = "cannot limit locked memory of process 7 to 1140850688: Operation not permitted"
+    assert "takes CAP_SYS_RESOURCE or LimitMEMLOCK=infinity" in why(said, tmp_path / "log")

@@ -279,6 +279,7 @@ def test_one_whose_manager_died_is_settled(rig: Rig, guest: Machine, at: str) ->
         ("<hostdev/>", "passed-through"),
         ("<filesystem/>", "shared directory"),
         ("<tpm/>", "TPM"),
+        ("<vsock/>", "vsock"),
         ("<memory/>", "memory was added"),
         ("<disk device='disk'/>", "2 disks"),
         ("<disk device='cdrom'/>", ""),

@@ -21,6 +21,7 @@ from tests.plugins.libvirt_qemu.rig import Rig
 from tests.polling import until
 from virtlet.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from virtlet.model.disk import Disk
+from virtlet.model.flavor import Flavor
 from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 from virtlet.model.vm import Machine
@@ -435,3 +436,10 @@ def _connection(rig: Rig) -> Iterator[Any]:
         yield connection
     finally:
         connection.close()
+
+
+def test_required_features_are_compared_with_the_nodes_cpu(rig: Rig) -> None:
+    """By libvirt's word, of the CPU that QEMU emulates here."""
+    assert rig.hypervisor.lacks(Flavor(cpu_features={"sse2": "require", "vmx": "disable"})) == ""
+    said = rig.hypervisor.lacks(Flavor(cpu_features={"sse2": "require", "amx-tile": "require"}))
+    assert "has no amx-tile, which cpu_features require" in said

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import libvirt
 import pytest
@@ -117,3 +118,23 @@ def test_a_start_without_the_device_fails_and_leaves_nothing_running(rig: Rig) -
         assert rig.hypervisor.list()[machine.vm.id].state is not DomainState.RUNNING
     finally:
         rig.hypervisor.remove(machine.vm.id)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_locked_memory_is_asked_of_the_emulator(rig: Rig, locked: bool) -> None:
+    machine = rig.machine()
+    machine = evolve(machine, flavor=evolve(machine.flavor, lock_memory=locked))
+    with _defined(rig, machine) as domain:
+        assert f"mem-lock={'on' if locked else 'off'}" in _emulators(domain)[0]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_guest_has_vsock_only_where_its_flavor_says_so(rig: Rig, wanted: bool) -> None:
+    """Its address is left to the start: the kernel gives one to whom it gave none."""
+    machine = rig.machine()
+    machine = evolve(machine, flavor=evolve(machine.flavor, vsock=wanted))
+    with _defined(rig, machine) as domain:
+        kept = ElementTree.fromstring(domain.XMLDesc()).findall("devices/vsock/cid")
+        assert [dict(cid.attrib) for cid in kept] == [{"auto": "yes"}] * wanted
+        devices = [device["driver"] for device in _emulators(domain)[1]]
+    assert ("vhost-vsock-pci" in devices) is wanted

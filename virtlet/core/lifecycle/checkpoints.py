@@ -168,6 +168,7 @@ def unfit(context: Context, record: VmRecord) -> str:
         "its resize is not settled yet": record.resizing is not None,
         "it started from a template": warm,
         "it has a TPM, whose state is its own": machine.flavor.tpm,
+        "it has vsock, by an address of its own": machine.flavor.vsock,
         f"firmware {machine.flavor.firmware} keeps variables in a file": (
             machine.flavor.firmware != "bios"
         ),

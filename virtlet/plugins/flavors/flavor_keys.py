@@ -268,6 +268,18 @@ KEYS: Mapping[str, Key] = {
         "Whether the firmware sees the ROMs of PCI devices that a device plugin or claim brings; "
         "without them it starts sooner, and cannot boot from them or show its screen there",
     ),
+    "vsock": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether guest and node can reach each other by vsock (AF_VSOCK): so can every pod of a "
+        "node before Linux 7.0, and no network policy holds for it; see machines.md",
+    ),
+    "lock_memory": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether all memory of the guest and its emulator is taken at the start and never "
+        "swapped; takes a fixed amount, and CAP_SYS_RESOURCE or no limit for the manager",
+    ),
     "dedicated_cpus": Key(
         _boolean,
         {"type": "boolean"},

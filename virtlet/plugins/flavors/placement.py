@@ -17,6 +17,8 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.pod import Pod
 from virtlet.model.resources import Resources
 
+VSOCK = Path("/dev/vhost-vsock")
+"""By which an emulator gets its guest's address."""
 _SHARES = 1024
 """CPU shares of a whole CPU."""
 _UNITS = {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -29,6 +31,8 @@ def flaw(flavor: Flavor) -> str:
         return "numa needs dedicated_cpus, which say where the VM is"
     if flavor.dedicated_cpus and flavor.max_vcpus > 1:
         return "dedicated_cpus takes a fixed number of vCPUs: leave max_vcpus out"
+    if flavor.lock_memory and flavor.max_memory:
+        return "lock_memory takes a fixed amount of memory: leave max_memory out"
     if flavor.numa and flavor.max_memory:
         return "numa takes a fixed amount of memory: leave max_memory out"
     return ""
@@ -114,6 +118,19 @@ def check_kernel(pod: Pod, flavor: Flavor) -> None:
             raise FailedPrecondition(
                 f"pod {pod.name}: {key} {path} of its flavor is no file that everybody may read"
             )
+
+
+def check_vsock(pod: Pod, flavor: Flavor, device: Path = VSOCK) -> None:
+    """Refuse a machine with vsock where the kernel has none.
+
+    Raises:
+        FailedPrecondition: so it is.
+    """
+    if flavor.vsock and not device.exists():
+        raise FailedPrecondition(
+            f"pod {pod.name}: its flavor has vsock, and this node has no {device}: load the module "
+            "vhost_vsock (/etc/modules-load.d), or take vsock out"
+        )
 
 
 def check_pages(pod: Pod, flavor: Flavor, resources: Resources, system: Path = SYSTEM) -> None:

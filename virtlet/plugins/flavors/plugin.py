@@ -101,6 +101,7 @@ class Plugin:
         chosen = choose(pod, config)
         placement.check_kernel(pod, chosen)
         placement.check_pages(pod, chosen, config.resources)
+        placement.check_vsock(pod, chosen)
 
     @hookimpl
     def virtlet_flavor(self, pod: Pod, config: VmConfig, image: Image) -> Flavor | None:

@@ -4,6 +4,8 @@ Source: "Domain capabilities XML format" of libvirt. libvirt's own comparison of
 for some models it does not return (libvirt 11.3).
 """
 
+import re
+import resource
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,8 +16,11 @@ from virtlet.model.flavor import Flavor
 
 FEATURES = Path("/usr/share/libvirt/cpu_map/x86_features.xml")
 """libvirt's names of all features; on nodes that have the file elsewhere names are not checked."""
+_TPM = "tpm-crb"
 _HOST = ("", "host-model", "host-passthrough")
 _MOST_SHOWN = 8
+_SYS_RESOURCE = 24
+"""Number of the capability, of <linux/capability.h>."""
 
 
 class KnownCapabilities:
@@ -27,19 +32,48 @@ class KnownCapabilities:
 
     def __init__(self) -> None:
         self._known: dict[str, Element] = {}
+        self._features: dict[str, frozenset[str]] = {}
 
-    def flaw(self, flavor: Flavor, ask: Callable[[], Element]) -> str:
+    def flaw(
+        self,
+        flavor: Flavor,
+        ask: Callable[[], Element],
+        expand: Callable[[str], str],
+    ) -> str:
         """Why the node cannot have a machine; see the function of this name.
 
         Args:
             flavor: the machine.
             ask: asks libvirt what the emulator can be as a machine of this type.
+            expand: asks libvirt for all features of a CPU, by its `<cpu>` element as text; takes
+                seconds.
         """
         known = self._known.get(flavor.machine)
-        if known is not None and not flaw(flavor, known):
+        if known is None or flaw(flavor, known):
+            known = self._known[flavor.machine] = ask()
+        return flaw(flavor, known) or self._lacking(flavor, known, expand)
+
+    def _lacking(self, flavor: Flavor, capabilities: Element, expand: Callable[[str], str]) -> str:
+        """Why the node's CPU cannot have the features that a flavor requires."""
+        required = [name for name, policy in flavor.cpu_features.items() if policy == "require"]
+        host = capabilities.find("cpu/mode[@name='host-model'][@supported='yes']")
+        if not required or host is None or flavor.extras.get("domain_cpu"):
             return ""
-        found = self._known[flavor.machine] = ask()
-        return flaw(flavor, found)
+        machine = flavor.machine
+        if not self._features.get(machine, frozenset()).issuperset(required):
+            cpu = Element("cpu")
+            cpu.extend(host)
+            found = ElementTree.fromstring(expand(ElementTree.tostring(cpu, encoding="unicode")))
+            names = (feature.get("name", "") for feature in found.iterfind("feature"))
+            self._features[machine] = frozenset(names)
+        missing = [name for name in required if name not in self._features[machine]]
+        if not missing:
+            return ""
+        what = "CPU" if capabilities.findtext("domain") == "kvm" else "QEMU without KVM"
+        return (
+            f"this node's {what} has no {_some(missing)}, which cpu_features require: choose a "
+            "node that has it by a nodeSelector, or take it out"
+        )
 
 
 def flaw(flavor: Flavor, capabilities: Element, features: Path = FEATURES) -> str:
@@ -64,7 +98,8 @@ def _flaws(flavor: Flavor, capabilities: Element, features: Path) -> Iterator[st
     known = _values(capabilities, "video", "modelType")
     if flavor.video and known and flavor.video not in known:
         yield f"video {flavor.video} is none of what this node's QEMU has: {', '.join(known)}"
-    if flavor.tpm and "external" not in _values(capabilities, "tpm", "backendModel"):
+    # Of back-ends libvirt names those that it can start itself, by programs that we do not use.
+    if flavor.tpm and _TPM not in _values(capabilities, "tpm", "model"):
         yield "this node's libvirt or QEMU has no TPM"
 
 
@@ -106,6 +141,26 @@ def _feature_flaw(flavor: Flavor, features: Path) -> str:
             hint = f" (did you mean {_some(near)}?)" if near else ""
             return f"libvirt knows no CPU feature {name!r}{hint}: see its cpu_map"
     return ""
+
+
+def locking_flaw(flavor: Flavor) -> str:
+    """Why this process cannot let an emulator lock its memory; "" if it can, or need not."""
+    if not flavor.lock_memory:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    if limit == resource.RLIM_INFINITY or _may_raise_limits():
+        return ""
+    return (
+        f"its flavor has lock_memory, and the manager may lock {limit >> 10}KiB alone: run it with "
+        "LimitMEMLOCK=infinity or CAP_SYS_RESOURCE, as its unit does"
+    )
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE."""
+    status = Path("/proc/self/status").read_text()
+    effective = re.search("^CapEff:\\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> _SYS_RESOURCE & 1)
 
 
 def _values(capabilities: Element, device: str, kind: str) -> list[str]:

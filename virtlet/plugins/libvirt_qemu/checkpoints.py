@@ -56,6 +56,7 @@ def unfit(document: Element) -> str:
         "it has a passed-through device": "devices/hostdev",
         "it has a shared directory": "devices/filesystem",
         "it has a TPM, whose state is its own": "devices/tpm",
+        "it has vsock, by an address of its own": "devices/vsock",
         "its firmware keeps variables in a file": "os/nvram",
         "memory was added to it": "devices/memory",
     }

@@ -22,6 +22,10 @@ _BROKEN_TPM = (
     "the root disk outlives its pod, restore its volume"
 )
 """What it means that the emulator has a complaint about its TPM, which answers."""
+_LOCKED_MEMORY = (
+    "memory that is locked, as with lock_memory or a passed-through device, takes CAP_SYS_RESOURCE "
+    "or LimitMEMLOCK=infinity for whoever runs libvirt"
+)
 _NOISE = re.compile(r"^(starting up libvirt|shutting down|Domain id=\d+ is tainted|char device )")
 
 _LOST = frozenset(
@@ -71,7 +75,8 @@ def why(message: str, log: Path) -> str:
     text = (before + ")") if colon else head
     said = "; ".join(lines[-_LINES:])
     told = f"{text.strip()[:_LONGEST]}: {said}"[:_LONGEST] if said else text.strip()[:_LONGEST]
-    return f"{told}; {_BROKEN_TPM}" if "tpm-emulator" in told else told
+    hints = {"tpm-emulator": _BROKEN_TPM, "locked memory": _LOCKED_MEMORY}
+    return "; ".join([told, *(hint for word, hint in hints.items() if word in told)])
 
 
 def ended_by_signal(log: Path) -> bool:

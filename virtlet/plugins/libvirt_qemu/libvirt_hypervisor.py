@@ -196,8 +196,14 @@ class LibvirtHypervisor(Hypervisor):
                 text = connection.getDomainCapabilities(emulator, "x86_64", machine, kind)
                 return ElementTree.fromstring(text)
 
+            def expand(cpu: str) -> str:
+                flags = libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
+                words = (emulator, "x86_64", flavor.machine, kind, [cpu], flags)
+                return str(connection.baselineHypervisorCPU(*words))
+
             try:
-                return self._capabilities.flaw(flavor, ask)
+                unlockable = self._place.embedded and capabilities.locking_flaw(flavor)
+                return unlockable or self._capabilities.flaw(flavor, ask, expand)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                     raise

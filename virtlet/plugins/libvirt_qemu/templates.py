@@ -61,6 +61,8 @@ def unfit(machine: Machine, *, jailed: bool) -> str:
         "the guest may run VMs of its own": flavor.nested,
         "its memory is on huge pages": bool(flavor.page_size),
         "its vCPUs have CPUs of their own": flavor.dedicated_cpus,
+        "it has vsock, by an address of its own": flavor.vsock,
+        "its memory is locked": flavor.lock_memory,
         "it has a shared directory": bool(shares),
         "it has a device of the node": bool(host_devices(machine.volumes))
         or any(nic.kind != "tap" for nic in machine.network.nics),
