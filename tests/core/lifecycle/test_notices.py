@@ -1,14 +1,16 @@
 """What a pod's owner is told in the pod's log, also of several containers."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.manager import IMAGE, Manager
 from tests.polling import until
-from virtlet.core.lifecycle import image_handlers, notices, pods, vms
+from virtlet.core.lifecycle import exits, image_handlers, notices, pods, vms
 from virtlet.errors import FailedPrecondition
 from virtlet.model.event import EventKind
+from virtlet.model.hypervisor import DomainState, Observation
 from virtlet.model.image import Credentials
 from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
@@ -45,6 +47,36 @@ def test_fields_without_effect_are_told_once_at_the_start(manager: Manager) -> N
 def test_a_vm_that_asks_for_none_of_them_is_told_nothing(manager: Manager) -> None:
     config = VmConfig(metadata=VmMetadata(name="guest"), image=IMAGE, log_path="guest/0.log")
     assert told(manager, config) == []
+
+
+def _resets(manager: Manager, times: int) -> list[str]:
+    """What is told of a guest that has reset itself so often."""
+    (vm_id,) = manager.store.vms
+    for _ in range(times):
+        reset = Observation(vm_id=vm_id, state=DomainState.RUNNING, rebooted=True)
+        exits.on_change(manager.context, reset)
+    return [e.reason for e in manager.told.events if e.topic == "GuestRestarts"]
+
+
+def test_a_guest_that_starts_anew_over_and_over_is_told_of_once(manager: Manager) -> None:
+    manager.start(manager.create(manager.run()))
+    assert _resets(manager, 2) == []
+    (notice,) = _resets(manager, 1)
+    assert notice.startswith("the guest has started anew 3 times within 10 minutes: ")
+    assert _resets(manager, 9) == [notice]
+    log = manager.node.root / "logs/web/guest/0.log"
+    assert f" stderr F [virtlet: {notice}]\n" in log.read_text()
+
+
+def test_a_guest_that_reboots_now_and_then_is_not_told_of(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.start(manager.create(manager.run()))
+    now = time.time_ns()
+    for minute in range(0, 60, 6):
+        monkeypatch.setattr(time, "time_ns", lambda at=now + minute * 60 * 10**9: at)
+        assert _resets(manager, 1) == []
+    assert _resets(manager, 1) != []
 
 
 SMALL = Resources(cpu_shares=2)

@@ -70,6 +70,45 @@ def test_take_down_twice(node: TestNode) -> None:
     assert node.leftovers() == []
 
 
+def test_a_plugin_that_is_missing_is_found_before_anything_is_made(node: TestNode) -> None:
+    node.configure(node.bridge(), {"type": "bridges"})
+    plugin, pod = node.plugin(), node.pod()
+    with pytest.raises(FailedPrecondition, match="CNI plugin bridges is missing"):
+        set_up(plugin, pod)
+    assert node.leftovers() == []
+    plugin.virtlet_teardown_network(pod, None)
+
+
+def test_a_pod_goes_when_the_configuration_that_stopped_it_is_corrected(node: TestNode) -> None:
+    """Its plugins cannot read the wrong one for DEL either."""
+    wrong = {"type": "host-local", "ranges": [[{"subnet": "10.300.0.0/16"}]]}
+    node.configure({**node.bridge(), "ipam": wrong})
+    plugin, pod = node.plugin(), node.pod()
+    with pytest.raises(VirtletError, match="failed to ADD.*10.300"):
+        set_up(plugin, pod)
+    with pytest.raises(VirtletError, match="failed to DEL.*10.300"):
+        plugin.virtlet_teardown_network(pod, None)
+    node.configure(node.bridge())
+    plugin.virtlet_teardown_network(pod, None)
+    # The kernel takes the namespace's interfaces away some time later.
+    until(lambda: node.links() == {"cni0"})
+    assert node.leftovers() == []
+
+
+def test_another_network_takes_no_pod_of_the_first_one_down(node: TestNode) -> None:
+    wrong = {"type": "host-local", "ranges": [[{"subnet": "10.300.0.0/16"}]]}
+    node.configure({**node.bridge(), "ipam": wrong})
+    plugin, pod = node.plugin(), node.pod()
+    with pytest.raises(VirtletError, match="failed to ADD"):
+        set_up(plugin, pod)
+    document = {"cniVersion": "1.0.0", "name": "other", "plugins": [node.bridge()]}
+    (node.configuration / "10-test.conflist").write_text(json.dumps(document))
+    with pytest.raises(VirtletError, match="failed to DEL.*10.300"):
+        plugin.virtlet_teardown_network(pod, None)
+    node.configure(node.bridge())
+    plugin.virtlet_teardown_network(pod, None)
+
+
 @pytest.mark.parametrize("when", ["before", "between", "after"])
 def test_manager_killed_while_it_sets_up(node: TestNode, when: str) -> None:
     """What a killed manager had made, the next one takes down without a record."""

@@ -164,6 +164,8 @@ class Context:
     """VMs of which a checkpoint is being taken."""
     rebooted: set[str] = field(factory=set)
     """VMs whose guests have reset themselves, until somebody looks after their files."""
+    resets: dict[str, tuple[int, ...]] = field(factory=dict)
+    """Of VMs whose guests have reset themselves: when, in nanoseconds since the epoch."""
     answered: dict[str, None] = field(factory=dict)
     """VMs whose guests have answered since this manager is there."""
     since: int = field(factory=time.time_ns)

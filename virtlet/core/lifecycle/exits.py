@@ -9,7 +9,7 @@ from attrs import evolve
 
 from virtlet.core.lifecycle import backends, guest_mounts
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.notices import event_of, tell_owner
+from virtlet.core.lifecycle.notices import event_of, tell_of_resets, tell_owner
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import ResourceExhausted, VirtletError
 from virtlet.host.mounts import unmount_below
@@ -80,6 +80,7 @@ def on_change(context: Context, seen: Observation) -> None:
         if seen.rebooted:
             context.rebooted.add(seen.vm_id)
             guest_mounts.watch(context, seen.vm_id, rebooted=True)
+            tell_of_resets(context, seen.vm_id)
         _note_pause(context, seen.vm_id, seen.state is DomainState.PAUSED)
         record = context.store.vms.get(seen.vm_id)
         if seen.notice and record is not None and record.phase is VmPhase.RUNNING:

@@ -24,6 +24,10 @@ from virtlet.model.vm import Vm
 
 log = logging.getLogger(__name__)
 
+RESETS = 3
+"""Of a guest, within `RESETS_WITHIN`, of which its owner is told."""
+RESETS_WITHIN = 600
+"""Seconds; an installer takes longer from one to the next."""
 WAITING = (
     "the pod has resources beyond this container's. If it has other containers: the VMs of a pod "
     "run one after the other, and the next one is not started until this guest powers off"
@@ -131,6 +135,31 @@ def tell_answered(context: Context, vm_id: str) -> None:
     seconds = (time.time_ns() - record.started_at) // 1_000_000_000
     event = event_of(record.vm, EventKind.GUEST_READY, message=f"{seconds} s after its start")
     context.events.tell(event, record.vm.pod.profile.handler)
+
+
+def tell_of_resets(context: Context, vm_id: str) -> None:
+    """Take note that a guest has reset itself, and tell its owner, once, if it does so repeatedly.
+
+    As where a kernel panics before its driver for pvpanic is loaded: nothing else tells of that.
+    """
+    record = context.store.vms.get(vm_id)
+    before = context.resets.get(vm_id, ())
+    if record is None or len(before) >= RESETS:
+        return
+    now = time.time_ns()
+    recent = tuple(at for at in before if now - at < RESETS_WITHIN * 1_000_000_000)
+    context.resets[vm_id] = (*recent, now)
+    for gone in [known for known in tuple(context.resets) if known not in context.store.vms]:
+        context.resets.pop(gone, None)
+    if len(recent) + 1 == RESETS:
+        tell_owner(
+            context,
+            record.vm,
+            f"the guest has started anew {RESETS} times within {RESETS_WITHIN // 60} minutes: what "
+            "stands before each start says why; a kernel that lacks memory or finds no root disk "
+            "panics too early to be told of otherwise",
+            "GuestRestarts",
+        )
 
 
 def tell_ineffective(context: Context, vm: Vm) -> None:

@@ -84,6 +84,10 @@ class PodNetworks:
             _log.warning(
                 "pod %s asks for %s: %s has no such plugin", pod.name, wish, attachment.network.name
             )
+        # Before anything is made: a DEL could not be run either.
+        for plugin in attachment.network.plugins:
+            for executable in plugin.executables:
+                cni_plugins.find(self.plugin_directory, executable)
         state = PodState(attachment)
         self.store.save(pod.id, state)
         netns.create(path)
@@ -235,9 +239,25 @@ class PodNetworks:
                 # A device that has its driver again may become another pod's.
                 state = evolve(state, passed=())
                 self.store.save(pod_id, state)
-            cni_plugins.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
+            self._delete(state, alive=alive)
         netns.delete(path)
         self.store.remove(pod_id)
+
+    def _delete(self, state: PodState, *, alive: bool) -> None:
+        """Have CNI's plugins undo ADD, with the namespace if it is `alive`.
+
+        A configuration that its plugins cannot read fails to ADD, and to DEL too. Once it is
+        corrected, the pods that it has stopped are taken down by what it is now. Another network's
+        would say that it is done, and leave what the pod has in this one.
+        """
+        try:
+            cni_plugins.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
+        except VirtletError:
+            old = state.attachment
+            today = self._guess(old.container_id, old.arguments, old.capabilities)
+            if today is None or state.result or today.attachment.network.name != old.network.name:
+                raise
+            cni_plugins.delete(self.plugin_directory, today.attachment, None, netns=alive)
 
     def _guess(
         self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
