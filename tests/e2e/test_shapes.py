@@ -4,8 +4,11 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
-from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
+from tests.e2e.conftest import AS_THE_UNIT, ROOT, TINY, Pod, make_manifest
+from tests.fakes import kubelet
+from tests.fakes.kubelet import volumes
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
@@ -32,6 +35,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
         },
         "unknown": {"cpu_model": "Pentium5"},
         "odd": {"machine": "warp"},
+        "lacking": {"cpu_features": {"amx-tile": "require"}},
     }
     settings = {"handlers": {name: {"flavor": flavor} for name, flavor in machines.items()}}
     with Playground(
@@ -51,9 +55,40 @@ def test_a_kernel_of_the_node_is_started_and_a_reboot_is_the_end(node: Playgroun
     assert node.settled_leftovers() == []
 
 
+def test_a_machine_has_the_hardware_that_its_flavor_names(node: Playground) -> None:
+    """Of the example: i6300esb, ICH9's sound, xHCI with a tablet, and a CPU with what it takes."""
+    example = volumes.Example.read(ROOT / "examples/pods/hardware.yaml", "hardware")
+    flavors = node.directory / "flavors"
+    flavors.mkdir(exist_ok=True)
+    for (_, name), document in example.objects.items():
+        (flavors / f"{name}.yaml").write_text(yaml.safe_dump(document))
+    manifest = example.manifest(node.log_root)
+    kubelet.complete(manifest, node.kubelet_dir)
+    pod = Pod(node, node.client(), manifest).up()
+    pod.wait_for_console("login:")
+    assert "usb-tablet" in " ".join(pod.command_line)
+    script = """
+        until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done
+        cd /sys/bus/pci/devices
+        for at in *; do echo $(cat $at/vendor)$(cat $at/device); done
+        grep -o -m1 -w sse4_2 /proc/cpuinfo
+    """
+    output = pod.exec("/bin/sh", "-c", script, timeout=120)
+    found = output.stdout.split()
+    assert {"0x80860x25ab", "0x80860x293e", "0x1b360x000d", "sse4_2"} <= set(found)
+    pod.leave("reboot")
+    until(lambda: pod.status.state == cri.CONTAINER_EXITED, "the end of the VM", 60)
+    pod.down()
+    assert node.settled_leftovers() == []
+
+
 @pytest.mark.parametrize(
     ("handler", "problem"),
-    [("unknown", "knows no CPU model 'Pentium5'"), ("odd", "QEMU has no machine 'warp'")],
+    [
+        ("unknown", "knows no CPU model 'Pentium5'"),
+        ("odd", "QEMU has no machine 'warp'"),
+        ("lacking", "QEMU without KVM has no amx-tile, which cpu_features require"),
+    ],
 )
 def test_a_machine_that_the_node_cannot_have_is_refused_and_nothing_is_made(
     node: Playground, handler: str, problem: str

@@ -350,6 +350,9 @@ def test_a_node_without_qemu_is_told_when_it_opens(rig: PlainRig) -> None:
         ("shared directory", {"volumes": True}),
         ("UEFI", {"firmware": "uefi"}),
         ("TPM", {"tpm": True}),
+        ("vsock", {"vsock": True}),
+        ("locked memory", {"lock_memory": True}),
+        ("USB", {"usb": True}),
         ("CPU", {"extras": {"domain_cpu": "<cpu/>"}}),
     ],
 )

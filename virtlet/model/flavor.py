@@ -90,6 +90,8 @@ class Flavor:
     """What a reboot of the guest is: `restart`, or `end`, which ends the VM."""
     on_panic: str = "end"
     """What a guest's panic is, where it tells: `end`, or `keep`, which leaves it standing still."""
+    usb: bool = False
+    """Whether there is a USB controller; a screen's pointer is there then."""
     vsock: bool = False
     """Whether guest and node can reach each other by vsock, past networks and their policies."""
     lock_memory: bool = False

@@ -47,6 +47,9 @@ def _refuse_what_is_missing(machine: Machine) -> None:
     missing = {
         "UEFI firmware": machine.flavor.firmware != "bios",
         "a TPM": machine.flavor.tpm,
+        "vsock": machine.flavor.vsock,
+        "locked memory": machine.flavor.lock_memory,
+        "USB": machine.flavor.usb,
         "a CPU in libvirt's XML": "domain_cpu" in machine.flavor.extras,
         "a shared directory": any(isinstance(volume, Share) for volume in machine.volumes),
     }

@@ -237,6 +237,7 @@ def all_machines() -> Mapping[str, Machine]:
             for name, placed in (("plain", False), ("placed", True))
         },
         "tpm": evolve(machine, flavor=evolve(flavor, tpm=True)),
+        "usb": evolve(machine, flavor=evolve(flavor, usb=True, video="vga")),
         "vsock": evolve(machine, flavor=evolve(flavor, vsock=True)),
         "locked": evolve(machine, flavor=evolve(flavor, lock_memory=True)),
         "uefi-secure": evolve(machine, flavor=evolve(flavor, firmware="uefi-secure")),

@@ -250,6 +250,8 @@ def test_what_was_not_started_as_a_template_is_not_frozen(rig: Rig) -> None:
         ({"max_vcpus": 4}, "vCPUs can grow"),
         ({"max_memory": MEMORY * 2}, "memory can grow"),
         ({"nested": True}, "VMs of its own"),
+        ({"vsock": True}, "has vsock"),
+        ({"lock_memory": True}, "memory is locked"),
         ({}, ""),
     ],
 )

@@ -268,6 +268,12 @@ KEYS: Mapping[str, Key] = {
         "Whether the firmware sees the ROMs of PCI devices that a device plugin or claim brings; "
         "without them it starts sooner, and cannot boot from them or show its screen there",
     ),
+    "usb": Key(
+        _boolean,
+        {"type": "boolean"},
+        "Whether there is a USB controller (xHCI), with the pointer of a `video` as a USB tablet, "
+        "for systems that expect one there; no device of the node is on it",
+    ),
     "vsock": Key(
         _boolean,
         {"type": "boolean"},
