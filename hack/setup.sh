@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(
   # the hypervisor
-  qemu-system-x86 qemu-utils qemu-block-extra virtiofsd swtpm libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+  qemu-system-x86 qemu-utils qemu-block-extra virtiofsd swtpm swtpm-tools libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
   # unpacking images
   zstd squashfs-tools
   # building libvirt-python

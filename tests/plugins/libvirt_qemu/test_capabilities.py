@@ -28,7 +28,7 @@ _CAPABILITIES = """
   </cpu>
   <devices>
     <video><enum name="modelType"><value>vga</value></enum></video>
-    <tpm><enum name="model"><value>tpm-spapr</value></enum></tpm>
+    <tpm><enum name="backendModel"><value>emulator</value></enum></tpm>
   </devices>
 </domainCapabilities>
 """
@@ -50,7 +50,7 @@ def features(tmp_path: Path) -> Path:
         ({"vcpus": 9}, "machine q35 has 8 vCPUs at most"),
         ({"max_vcpus": 9}, "machine q35 has 8 vCPUs at most"),
         ({"video": "virtio"}, "video virtio is none of what this node's QEMU has: vga"),
-        ({"tpm": True}, "has no TPM"),
+        ({"tpm": True}, "has no TPM: install the packages swtpm and swtpm-tools"),
     ],
 )
 def test_what_the_node_lacks_is_named(features: Path, keys: dict[str, Any], problem: str) -> None:
@@ -103,7 +103,7 @@ def test_libvirt_is_asked_once_for_each_machine_but_again_before_a_refusal() -> 
     assert asked == ["q35", "pc"]
     assert "has no TPM" in flaw_of(Flavor(tpm=True))
     # It is installed meanwhile.
-    said = said.replace("tpm-spapr", "tpm-crb")
+    said = said.replace("emulator</value>", "external</value>")
     assert flaw_of(Flavor(tpm=True)) == ""
     assert flaw_of(Flavor(tpm=True)) == ""
     assert asked == ["q35", "pc", "q35", "q35"]

@@ -214,7 +214,7 @@ KEYS: Mapping[str, Key] = {
     "tpm": Key(
         _boolean,
         {"type": "boolean"},
-        "Whether guests have a TPM 2.0; needs the package swtpm on the node",
+        "Whether guests have a TPM 2.0; needs the packages swtpm and swtpm-tools on the node",
     ),
     "guest_os": _one_of(
         *("linux", "windows"),

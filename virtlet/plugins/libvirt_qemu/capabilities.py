@@ -16,7 +16,6 @@ from virtlet.model.flavor import Flavor
 
 FEATURES = Path("/usr/share/libvirt/cpu_map/x86_features.xml")
 """libvirt's names of all features; on nodes that have the file elsewhere names are not checked."""
-_TPM = "tpm-crb"
 _HOST = ("", "host-model", "host-passthrough")
 _MOST_SHOWN = 8
 _SYS_RESOURCE = 24
@@ -98,9 +97,12 @@ def _flaws(flavor: Flavor, capabilities: Element, features: Path) -> Iterator[st
     known = _values(capabilities, "video", "modelType")
     if flavor.video and known and flavor.video not in known:
         yield f"video {flavor.video} is none of what this node's QEMU has: {', '.join(known)}"
-    # Of back-ends libvirt names those that it can start itself, by programs that we do not use.
-    if flavor.tpm and _TPM not in _values(capabilities, "tpm", "model"):
-        yield "this node's libvirt or QEMU has no TPM"
+    # libvirt looks for the programs of both packages, though it is to start none of them.
+    if flavor.tpm and "external" not in _values(capabilities, "tpm", "backendModel"):
+        yield (
+            "this node's libvirt or QEMU has no TPM: install the packages swtpm and swtpm-tools, "
+            "and restart what runs libvirt"
+        )
 
 
 def _model_flaw(flavor: Flavor, capabilities: Element) -> str:
