@@ -30,6 +30,7 @@ MEASUREMENTS = {
     "console": "loud consoles",
     "loud": "loud guests",
     "warm": "starts from a template",
+    "warm_debian": "starts of Debian from a template",
     "containerdisk": "pull of a containerDisk",
     "criproxy": "CRI proxy",
 }

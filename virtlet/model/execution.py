@@ -23,6 +23,9 @@ class GuestCommand:
     captured: bool = False
     """Whether the caller takes the output only at the end (ExecSync), so that a shorter way than
     streaming it will do."""
+    early: bool = False
+    """Whether it runs as soon as somebody in the guest answers, and does not wait until the guest
+    has applied its seed."""
 
 
 class GuestStreams(Protocol):

@@ -135,6 +135,8 @@ class Template:
     """Root's alone, for what the hypervisor keeps of it; removed by whoever made it."""
     frozen: bool = False
     """Whether VMs start from it; else the VM boots, and is to be frozen there."""
+    credentials: Mapping[str, str] = field(factory=dict)
+    """Text that its guest's systemd finds while it boots, by name; clones are given none."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -16,7 +16,7 @@ from attrs import evolve
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
-from virtlet.core.lifecycle import template_store, templates, warm_start
+from virtlet.core.lifecycle import guest_hold, template_store, templates, warm_start
 from virtlet.core.lifecycle.template_store import (
     ABOUT,
     FAILED,
@@ -246,6 +246,15 @@ def test_each_part_of_a_machine_makes_another_key(
 ) -> None:
     machine = _machine(manager)
     assert keyed(CHANGES[part](machine)) != keyed(machine)
+
+
+def test_another_hold_in_guests_makes_another_key(
+    manager: Manager, keyed: Callable[[Machine], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = _machine(manager)
+    before = keyed(machine)
+    monkeypatch.setattr(guest_hold, "VERSION", "another one")
+    assert keyed(machine) != before
 
 
 def test_devices_and_versions_make_another_key(
@@ -650,6 +659,6 @@ def test_a_guest_that_cannot_be_frozen_gets_no_template(
     """One whose kernel does not know the VM generation id, say: its clones would be one machine."""
     node.guest_code = 3
     _cold(manager, "first")
-    assert "virtlet-thaw in its guest failed with exit code 3" in _cold(manager, "second")
+    assert "its guest cannot be frozen (exit code 3)" in _cold(manager, "second")
     assert _report(manager)[0]["state"] == FAILED
     assert list((node.root / "templates").iterdir()) == []

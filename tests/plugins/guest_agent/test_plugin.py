@@ -129,6 +129,16 @@ def test_a_probe_of_a_guest_that_still_applies_its_seed_hears_so(
         session.run(Caller(), 1)
 
 
+def test_an_early_command_waits_for_no_seed_and_later_ones_do(
+    configuring: None, plugin: Plugin, machine: Machine
+) -> None:
+    guest = young(machine)
+    early = GuestCommand(argv=("ls", "/run/cloud-init"), captured=True, early=True)
+    assert run(plugin, guest, early) == b""
+    later = GuestCommand(argv=("cat", "/run/cloud-init/result.json"), captured=True)
+    assert run(plugin, guest, later) == b"{}\n"
+
+
 def test_a_guest_that_had_its_time_is_taken_as_it_is(
     configuring: None, plugin: Plugin, machine: Machine
 ) -> None:

@@ -27,7 +27,7 @@ from virtlet.model.hypervisor import DomainState
 from virtlet.model.network import Network, Nic
 from virtlet.model.vm import Machine, Template
 from virtlet.plugins.guest_agent.plugin import Plugin as GuestAgent
-from virtlet.plugins.libvirt_qemu.templates import basis, unfit
+from virtlet.plugins.libvirt_qemu.templates import basis, launch_part, unfit
 
 MEMORY = 192 << 20
 FLAVOR = Flavor(memory=MEMORY, disk_bus="virtio")
@@ -147,6 +147,25 @@ def _private(pid: int) -> int:
     """Bytes of a template's memory that a clone has for itself alone."""
     maps = Path(f"/proc/{pid}/smaps").read_text().split("/ram\n", 1)[1]
     return 1024 * int(maps.split("Private_Dirty:", 1)[1].split()[0])
+
+
+def test_a_template_has_credentials_for_its_guest_and_clones_have_none(
+    rig: Rig, template: Frozen
+) -> None:
+    """systemd's, as strings of SMBIOS; a clone that boots again is held by nothing."""
+    machine = evolve(template.machine, vm=evolve(template.machine.vm, id=uuid.uuid4().hex))
+    credentials = {"systemd.unit-dropin.a.service": "[Unit]\n"}
+    words = "io.systemd.credential.binary:systemd.unit-dropin.a.service=W1VuaXRdCg=="
+    directory = rig.node.data_dir / f"template-{uuid.uuid4().hex}"
+    directory.mkdir(mode=0o700)
+    try:
+        fresh = Template(directory=directory, credentials=credentials)
+        part = launch_part(machine, fresh, (0, 0))
+        assert f"type=11,value={words}" in part.arguments
+    finally:
+        shutil.rmtree(directory)
+    frozen = Template(directory=template.directory, frozen=True, credentials=credentials)
+    assert "-smbios" not in launch_part(machine, frozen, (0, 0)).arguments
 
 
 def test_a_clone_only_reads_the_memory(rig: Rig, template: Frozen) -> None:

@@ -23,7 +23,7 @@ import attrs
 from attrs import evolve
 
 from virtlet.core.guest_sessions.exec_streams import CollectedStreams
-from virtlet.core.lifecycle import effects
+from virtlet.core.lifecycle import effects, guest_hold
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.machines import domain_document, machine_of
 from virtlet.errors import FailedPrecondition
@@ -38,8 +38,6 @@ from virtlet.model.vm import Machine, Template, Vm
 
 log = logging.getLogger(__name__)
 
-THAW = "virtlet-thaw"
-"""The guest's program that has it frozen, and gives a clone its identity."""
 DISK = "disk.qcow2"
 """Beside the hypervisor's files: the root disk, as it was when the memory was frozen."""
 MEMORY_INFO = Path("/proc/meminfo")
@@ -85,6 +83,7 @@ def parts_of(context: Context, plugin: str, machine: Machine) -> dict[str, Any]:
         "image": vm.image.id,
         "flavor": attrs.asdict(machine.flavor),
         "withheld": machine.withheld,
+        "hold": guest_hold.VERSION,
         "document": "" if document is None else shape(document, machine),
     }
 
@@ -185,7 +184,7 @@ def make(context: Context, key: str, plugin: str, like: Machine, place: Path) ->
         hypervisor.define(machine, domain_document(context.hooks, hypervisor, machine))
         context.consoles.prepare(vm)
         _start(context, plugin, machine)
-        run(context, machine, (THAW, "freeze"), READY_TIME)
+        run(context, machine, "be frozen", guest_hold.FREEZE, READY_TIME)
         hypervisor.freeze(machine)
         machine.root.path.rename(place / DISK)
         os.chown(place / DISK, 0, 0)
@@ -250,7 +249,8 @@ def _machine(
         os.truncate(descriptor, _MEDIUM)
     effects.give_disks(context, vm, (root,))
     machine = machine_of(context, vm, plugin, like.flavor, root, (), seed)
-    return evolve(machine, withheld=like.withheld, template=Template(directory=place))
+    template = Template(directory=place, credentials=guest_hold.CREDENTIALS)
+    return evolve(machine, withheld=like.withheld, template=template)
 
 
 def _start(context: Context, plugin: str, machine: Machine) -> None:
@@ -267,16 +267,25 @@ def _start(context: Context, plugin: str, machine: Machine) -> None:
         raise FailedPrecondition("its emulator runs without its launch")
 
 
-def run(context: Context, machine: Machine, argv: tuple[str, ...], patience: float) -> None:
+def run(
+    context: Context, machine: Machine, aim: str, argv: tuple[str, ...], patience: float
+) -> None:
     """Run a program of the guest's that says by its exit code whether it succeeded.
+
+    Args:
+        context: the manager.
+        machine: the guest's.
+        aim: what the guest is to do, for messages.
+        argv: the program and its arguments.
+        patience: seconds that it may take, the boot included.
 
     Raises:
         VirtletError: it did not, there is none, or the guest does not answer in time.
     """
     streams = CollectedStreams(4096, context.closing.is_set)
-    command = GuestCommand(argv=argv, captured=True)
+    command = GuestCommand(argv=argv, captured=True, early=True)
     code = context.hooks.guest_exec(machine, command).run(streams, patience)
     if code != 0:
         said = bytes(streams.errors).decode(errors="replace").strip()[:200]
         said = "".join(letter if letter.isprintable() else "?" for letter in said)
-        raise FailedPrecondition(f"{argv[0]} in its guest failed with exit code {code}: {said}")
+        raise FailedPrecondition(f"its guest cannot {aim} (exit code {code}): {said}")

@@ -8,11 +8,12 @@ once, and the template is made beside it (`templates.py`).
 
 import json
 import logging
+import time
 from pathlib import Path
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import effects, templates
+from virtlet.core.lifecycle import effects, guest_hold, templates
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, WARM
 from virtlet.core.lifecycle.machines import domain_document
@@ -112,9 +113,8 @@ def thaw(context: Context, machine: Machine) -> None:
     Raises:
         VirtletError: it does not answer in time, or says that it cannot.
     """
-    templates.run(
-        context, machine, (templates.THAW, "thaw", str(len(machine.network.nics))), THAW_TIME
-    )
+    command = guest_hold.thaw(len(machine.network.nics), time.time())
+    templates.run(context, machine, "become itself", command, THAW_TIME)
 
 
 def tell(context: Context, record: VmRecord, words: str) -> None:

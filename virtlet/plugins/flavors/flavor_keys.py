@@ -304,7 +304,7 @@ KEYS: Mapping[str, Key] = {
     "warm": Key(
         _boolean,
         {"type": "boolean"},
-        "Whether VMs start from a template, where their guest knows how (`virtlet-thaw`) and their "
+        "Whether VMs start from a template, where their guest can (docs/snapshots.md) and their "
         "machine can; others boot",
     ),
     "translation_buffer": _quantity(

@@ -95,15 +95,19 @@ class Agent:
         """Close the connection for good."""
         self._link.close()
 
-    def await_boot(self, deadline: Deadline) -> None:
+    def await_boot(self, deadline: Deadline, *, configured: bool = True) -> None:
         """Wait until the guest answers and, where it can tell, has applied its seed.
+
+        Args:
+            deadline: how long the caller waits.
+            configured: whether to wait for the seed.
 
         Raises:
             TimeUp, CallerGone, Unavailable: as for `Link.call`; with TimeUp either may be missing.
         """
         self._link.settle(deadline)
         pace = polling(1.0)
-        while not self.boot.configured:
+        while configured and not self.boot.configured:
             try:
                 found = self.run_script(scripts.CONFIGURED, (), deadline).exit_code
             except FailedPrecondition:  # it cannot tell; what is to run finds out by itself

@@ -38,6 +38,7 @@ class Attempt:
         timeout: seconds; None for no limit.
         patience: seconds for a guest that boots, where there is no limit; None for as long as it
             may take.
+        early: whether it runs before the guest has applied its seed.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Attempt:
         timeout: float | None,
         *,
         patience: float | None = None,
+        early: bool = False,
     ) -> None:
         self.agent = agent
         limit = agent.boot.limit
         self._patience = limit if patience is None else min(patience, limit)
+        self._early = early
         self.program = program
         self.timeout = timeout
         self.deadline = Deadline(timeout, lambda: streams.gone)
@@ -98,7 +101,10 @@ class Attempt:
         agent, limited = self.agent, self.deadline.limited
         began = time.monotonic()
         try:
-            agent.await_boot(self.deadline if limited else self.deadline.within(self._patience))
+            agent.await_boot(
+                self.deadline if limited else self.deadline.within(self._patience),
+                configured=not self._early,
+            )
         except TimeUp:
             if limited and (agent.boot.configured or agent.boot.over):
                 raise
@@ -181,10 +187,11 @@ class CapturedSession(ExecSession):
     agent: Agent
     argv: tuple[str, ...]
     environment: tuple[str, ...] = field(repr=False)
+    early: bool = False
 
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         """See `ExecSession.run`."""
-        attempt = Attempt(self.agent, self.argv[0], streams, timeout)
+        attempt = Attempt(self.agent, self.argv[0], streams, timeout, early=self.early)
         return attempt.run(lambda attempt: self._run(attempt, streams))
 
     def _run(self, attempt: Attempt, streams: GuestStreams) -> int:

@@ -103,7 +103,9 @@ class Plugin:
         agent = self._agents.of(machine, machine.agent_socket)
         environment = environment_of(vm.config, command.environment, tty=command.tty)
         if command.captured and not command.stdin and not command.tty:
-            return CapturedSession(agent, command.argv, tuple(as_list(environment)))
+            return CapturedSession(
+                agent, command.argv, tuple(as_list(environment)), early=command.early
+            )
         return LiveSession(agent, command, environment)
 
     @hookimpl

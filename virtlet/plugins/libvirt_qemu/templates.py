@@ -11,12 +11,13 @@ the template answers for that.
 Source: migrate, migrate-incoming, add-fd and device_add of QEMU's qapi/*.json (10.0).
 """
 
+import base64
 import contextlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -106,19 +107,27 @@ def launch_part(machine: Machine, template: Template, user: tuple[int, int]) -> 
     ram, size = template.directory / _RAM, machine.flavor.memory
     backend = {"qom-type": "memory-backend-file", "id": "template", "size": size}
     backend |= {"mem-path": str(ram), "share": not template.frozen}
-    incoming: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
     if template.frozen:
         _check(template.directory, size)
         # RAM that is written goes to pages of the emulator's own.
         backend |= {"readonly": True, "rom": "off"}
-        incoming = ("-incoming", "defer")
+        more = ("-incoming", "defer")
     else:
         _make_ram(ram, size, *user)
+        more = tuple(_credentials(template.credentials))
     memory = ("-object", json.dumps(backend), "-machine", "memory-backend=template")
     return LaunchPart(
-        arguments=(*memory, *incoming),
+        arguments=(*memory, *more),
         visible=(Visible(path=ram, writable=not template.frozen),),
     )
+
+
+def _credentials(credentials: Mapping[str, str]) -> Iterator[str]:
+    """OEM strings of SMBIOS, where systemd looks for credentials in a VM."""
+    for name, text in credentials.items():
+        encoded = base64.b64encode(text.encode()).decode()
+        yield from ("-smbios", f"type=11,value=io.systemd.credential.binary:{name}={encoded}")
 
 
 def load_of(machine: Machine, template: Template) -> Load:

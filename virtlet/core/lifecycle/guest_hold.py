@@ -1,0 +1,118 @@
+"""What a guest does to be frozen, and to become itself as a clone.
+
+A guest with a program `virtlet-thaw` does both by that, when it has booted. An unmodified cloud
+image is held before cloud-init's first stage instead: systemd takes credentials from SMBIOS, and
+those of a template's VM add to its units that cloud-init waits, and that the guest agent does not.
+Each clone then has cloud-init look for its seed, as a VM that boots has.
+
+Source: systemd.system-credentials(7), `systemd.unit-dropin.*` (systemd 256); cloud-init's services,
+ds-identify and generator (25.1).
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+_SERVICES = ("init-main", "init-local", "init-network", "init", "config", "final")
+"""Of cloud-init; `init` is the network's stage of releases before 24.3."""
+_READY = "/usr/sbin/virtlet-thaw"
+_HELD, _RELEASED = "/run/virtlet/held", "/run/virtlet/released"
+
+# A guest that starts another kernel by itself finds the credentials again, and its seed, too.
+_WAIT = (
+    f"mkdir -p /run/virtlet; [ -e {_RELEASED} ] || "
+    'blkid -c /dev/null -o value -s LABEL | grep -qixE "cidata|config-2" || '
+    f"{{ : >{_HELD}; until [ -e {_RELEASED} ]; do sleep 0.1; done; }}"
+)
+
+_AGENT = """\
+[Unit]
+DefaultDependencies=no
+After=local-fs.target
+Conflicts=shutdown.target
+Before=shutdown.target
+"""
+
+_SCRIPT = f"""\
+# Arguments: freeze; or thaw, the NICs, and the seconds since the epoch.
+if command -v virtlet-thaw >/dev/null; then
+    [ $1 = freeze ] || set -- thaw "$2"
+    exec virtlet-thaw "$@"
+fi
+refuse() {{
+    echo "$1" >&2
+    exit 3
+}}
+
+freeze() {{
+    systemctl cat cloud-init-local.service 2>/dev/null | grep -q {_HELD} || refuse \\
+        "it has no virtlet-thaw, and nothing holds its cloud-init (systemd 256 or later does)"
+    for device in /sys/bus/acpi/drivers/vmgenid/*:* /sys/bus/platform/drivers/vmgenid/*:*; do
+        [ ! -e "$device" ] || generation=yes
+    done
+    [ "$generation" ] || refuse \\
+        "its kernel does not know the VM generation id (Linux 5.18 or later)"
+    until [ -e {_HELD} ]; do sleep 0.2; done
+    udevadm settle --timeout=30
+    sync
+}}
+
+thaw() {{
+    [ -e {_HELD} ] || refuse "it was not held"
+    date -u -s "@$2" >/dev/null
+    old=$(cat /etc/machine-id)
+    new=$(tr -d - </proc/sys/kernel/random/uuid)
+    echo "$new" >/etc/machine-id
+    head -c 32 /dev/urandom >/var/lib/systemd/random-seed
+    # What journald has open goes on where it is; its next start finds the new directory.
+    for journal in /run/log/journal /var/log/journal; do
+        [ ! -d "$journal/$old" ] || mv "$journal/$old" "$journal/$new"
+    done
+    for turn in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        [ "$(ls -d /sys/class/net/*/device 2>/dev/null | wc -l)" -lt "$1" ] || break
+        sleep 0.5
+    done
+    udevadm trigger --action=change --subsystem-match=block --sysname-match='sr*'
+    udevadm settle --timeout=10
+    # Which sources of data there are was found out without a seed.
+    rm -f /run/cloud-init/.ds-identify.result /run/cloud-init/cloud.cfg
+    for generators in /usr/lib/systemd/system-generators /lib/systemd/system-generators; do
+        [ ! -x $generators/cloud-init-generator ] || break
+    done
+    $generators/cloud-init-generator /run/virtlet/units /run/virtlet/units /run/virtlet/units
+    [ -e /run/cloud-init/enabled ] || refuse "its cloud-init does not find the seed"
+    systemctl --no-block restart systemd-journald.service
+    : >{_RELEASED}
+}}
+
+"$@"
+"""
+
+CREDENTIALS: Mapping[str, str] = {
+    **{
+        f"systemd.unit-dropin.cloud-{name}.service": (
+            f"[Unit]\nConditionPathExists=!{_READY}\n"
+            + (f"[Service]\nExecStartPre=/bin/sh -c '{_WAIT}'\n" if name == "init-local" else "")
+        )
+        for name in _SERVICES
+    },
+    # cloud-init is not to start where its generator finds no seed, as while a template boots.
+    "systemd.unit-dropin.multi-user.target": "[Unit]\nWants=cloud-init.target\n",
+    "systemd.unit-dropin.qemu-guest-agent.service": _AGENT,
+}
+"""That a template's VM has, by name."""
+
+VERSION = hashlib.sha256(repr((CREDENTIALS, _SCRIPT)).encode()).hexdigest()[:16]
+"""Belongs to the key of a template."""
+
+FREEZE = ("/bin/sh", "-c", _SCRIPT, "sh", "freeze")
+"""Ends when the guest can be frozen; with another code than 0 if it cannot."""
+
+
+def thaw(nics: int, now: float) -> tuple[str, ...]:
+    """The command by which a clone becomes itself.
+
+    Args:
+        nics: that it has.
+        now: seconds since the epoch.
+    """
+    return ("/bin/sh", "-c", _SCRIPT, "sh", "thaw", str(nics), f"{now:.3f}")
