@@ -34,9 +34,9 @@ Before=shutdown.target
 
 _SCRIPT = f"""\
 # Arguments: freeze; or thaw, the NICs, and the seconds since the epoch.
-if command -v virtlet-thaw >/dev/null; then
+if [ -x {_READY} ]; then
     [ $1 = freeze ] || set -- thaw "$2"
-    exec virtlet-thaw "$@"
+    exec {_READY} "$@"
 fi
 refuse() {{
     echo "$1" >&2
@@ -45,7 +45,7 @@ refuse() {{
 
 freeze() {{
     systemctl cat cloud-init-local.service 2>/dev/null | grep -q {_HELD} || refuse \\
-        "it has no virtlet-thaw, and nothing holds its cloud-init (systemd 256 or later does)"
+        "it has no {_READY}, and nothing holds its cloud-init (systemd 256 or later does)"
     for device in /sys/bus/acpi/drivers/vmgenid/*:* /sys/bus/platform/drivers/vmgenid/*:*; do
         [ ! -e "$device" ] || generation=yes
     done
