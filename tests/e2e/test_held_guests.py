@@ -71,7 +71,7 @@ def ask(pod: Pod, script: str) -> str:
 
 
 def test_clones_of_a_cloud_image_are_machines_of_their_own(node: Playground) -> None:
-    """Each has run a first cloud-init of its own, without errors; it boots as any other."""
+    """Each has run a first cloud-init of its own, without errors."""
     with node.client() as client:
         first = Pod(node, client, manifest(node, "first")).up()
         wait_for_notice(first, "a template: one is being made")
@@ -102,21 +102,5 @@ def test_clones_of_a_cloud_image_are_machines_of_their_own(node: Playground) -> 
             assert "Linux version" in ask(clone, "journalctl --boot --quiet")
         for one, other in zip(*told, strict=True):
             assert one != other
-
-        # What it boots next is held by nothing, and is the same machine.
-        one = clones[0]
-        one.leave("reboot")
-        wait_for_reboot(one)
-        again = ask(one, IDENTITY).splitlines()
-        assert [again[n] for n in (0, 1, 4, 5, 6)] == [told[0][n] for n in (0, 1, 4, 5, 6)]
         for clone in clones:
             clone.down()
-
-
-def wait_for_reboot(pod: Pod) -> None:
-    def booted() -> bool:
-        output = pod.exec("cat", "/proc/uptime", timeout=BOOTED)
-        return output.exit_code == 0 and float(output.stdout.split()[0]) < uptime
-
-    uptime = float(ask(pod, "cat /proc/uptime").split()[0])
-    until(booted, "the guest after its reboot", BOOTED)
