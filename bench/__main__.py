@@ -26,6 +26,7 @@ MEASUREMENTS = {
     "stored": "lists and statuses with 500 stored pods",
     "execsync": "ExecSync",
     "forward": "port-forward",
+    "network": "network of guests",
     "images": "images",
     "console": "loud consoles",
     "loud": "loud guests",

@@ -6,6 +6,7 @@ Debian's host-device plugin gives them to pods, as the SR-IOV plugin does.
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,11 +238,9 @@ def test_a_node_without_the_driver_for_it_says_so(
     plugin.virtlet_teardown_network(pod, None)
 
 
-def test_a_function_that_somebody_has_open_is_refused(
-    node: TestNode, kernel: FakeKernel, clean: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel says so; here something says it in the kernel's place."""
-    taken, really = str(kernel.tree.nodes / "50"), os.open
+def have_open(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says that somebody has a group open; here something says it in its place."""
+    taken, really = str(group), os.open
 
     def refusing(path: Any, *arguments: Any, **more: Any) -> int:
         if str(path) == taken:
@@ -249,6 +248,12 @@ def test_a_function_that_somebody_has_open_is_refused(
         return really(path, *arguments, **more)
 
     monkeypatch.setattr(os, "open", refusing)
+
+
+def test_a_function_that_somebody_has_open_is_refused(
+    node: TestNode, kernel: FakeKernel, clean: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_open(kernel.tree.nodes / "50", monkeypatch)
     node.configure(function(node))
     plugin, pod = node.plugin(), node.pod()
     with pytest.raises(FailedPrecondition, match="/50 is in use elsewhere on the node"):
@@ -256,24 +261,42 @@ def test_a_function_that_somebody_has_open_is_refused(
     plugin.virtlet_teardown_network(pod, None)
 
 
-def test_a_function_that_has_vfio_pci_already_is_taken_as_it_comes(
-    node: TestNode, kernel: FakeKernel
-) -> None:
-    """CNI's result names it and its MAC address; its driver is a device plugin's affair."""
-    device = kernel.tree.system / "bus/pci/devices" / kernel.function(1)
-    for attribute, text in (("driver_override", "vfio-pci"), ("driver/unbind", kernel.function(1))):
-        kernel.write(device / attribute, text)
-    kernel.write(kernel.tree.system / "bus/pci/drivers_probe", kernel.function(1))
+def bound_already(node: TestNode, kernel: FakeKernel) -> str:
+    """A network of a function that a device plugin gave vfio-pci to; returns its MAC address."""
+    address = kernel.function(1)
+    device = kernel.tree.system / "bus/pci/devices" / address
+    kernel.write(device / "driver_override", "vfio-pci")
+    kernel.write(device / "driver/unbind", address)
+    kernel.write(kernel.tree.system / "bus/pci/drivers_probe", address)
     kernel.log.clear()
     mac = "02:00:00:00:00:09"
     result = {
         "cniVersion": "1.1.0",
-        "interfaces": [
-            {"name": "eth0", "sandbox": "/pod", "mac": mac, "pciID": kernel.function(1)}
-        ],
+        "interfaces": [{"name": "eth0", "sandbox": "/pod", "mac": mac, "pciID": address}],
         "ips": [{"address": "10.98.0.9/24", "interface": 0}],
     }
     node.configure(node.fake(ADD={"print": result}), cniVersion="1.1.0")
+    return mac
+
+
+def test_one_that_has_vfio_pci_already_and_is_another_vms_is_refused_at_once(
+    node: TestNode, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound_already(node, kernel)
+    plugin, pod = node.plugin(), node.pod()
+    network = plugin.virtlet_setup_network(pod)
+    have_open(kernel.tree.nodes / "51", monkeypatch)
+    with pytest.raises(FailedPrecondition, match="/51 is in use elsewhere on the node"):
+        plugin.virtlet_serve_network(pod, network)
+    plugin.virtlet_teardown_network(pod, network)
+    assert kernel.log == []
+
+
+def test_a_function_that_has_vfio_pci_already_is_taken_as_it_comes(
+    node: TestNode, kernel: FakeKernel
+) -> None:
+    """CNI's result names it and its MAC address; its driver is a device plugin's affair."""
+    mac = bound_already(node, kernel)
     plugin, pod, network = node.up()
     (nic,) = network.nics
     assert (nic.kind, nic.device, nic.mac) == ("vfio", kernel.function(1), mac)

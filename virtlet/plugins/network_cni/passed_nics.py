@@ -84,7 +84,9 @@ class Hardware:
         for nic in passed(network.nics):
             link = links.get(nic.name)
             self._check(nic, lent=link is None)
-            if link is not None:
+            if link is None:
+                check_free(self._node(nic.device))
+            else:
                 found.append(self._planned(nic, link, sandbox))
         return tuple(found)
 
