@@ -220,6 +220,8 @@ REQUESTS: list[tuple[str, object, str]] = [
     ("CheckpointContainer", cri.CheckpointContainerRequest(), "INVALID_ARGUMENT"),
     ("CheckpointContainer", cri.CheckpointContainerRequest(container_id="x"), "INVALID_ARGUMENT"),
     ("CheckpointPod", cri.CheckpointPodRequest(), "INVALID_ARGUMENT"),
+    ("RestorePod", cri.RestorePodRequest(), "INVALID_ARGUMENT"),
+    ("RestorePod", cri.RestorePodRequest(checkpoint_path="/tmp"), "INVALID_ARGUMENT"),
 ]
 
 

@@ -1,6 +1,7 @@
 """A hypervisor in memory, whose faults the test chooses."""
 
 import os
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from xml.etree.ElementTree import Element
@@ -23,6 +24,9 @@ from virtlet.model.hypervisor import (
 from virtlet.model.launch import LaunchPart
 from virtlet.model.stats import DomainStats
 from virtlet.model.vm import Machine, VmExit
+
+EMPTY_DISK = struct.pack(">4sIQIIQIIQQIIQQ", b"QFI\xfb", 3, 0, 0, 16, 1 << 20, *[0] * 8)
+"""A header of a qcow2 of one MiB, and nothing more."""
 
 
 @define
@@ -81,11 +85,19 @@ class FakeHypervisor(Hypervisor):
     opened: dict[str, bool] = field(factory=dict)
     """Tags of all VMs' shares to whether the guest has opened them."""
 
+    loaded: dict[str, bytes] = field(factory=dict)
+    """The memory from which VMs have gone on."""
+    basis: dict[str, str] = field(factory=dict)
+    """What of the node memory fits."""
+
     freezes: bool = False
     """Whether it has templates."""
 
     def unfit_for_template(self, machine: Machine) -> str:
         return "" if self.freezes else super().unfit_for_template(machine)
+
+    def template_basis(self) -> Mapping[str, str]:
+        return dict(self.basis)
 
     def freeze(self, machine: Machine) -> None:
         assert machine.template is not None
@@ -138,6 +150,8 @@ class FakeHypervisor(Hypervisor):
 
     def start(self, vm_id: str) -> None:
         self.faults.strike("start")
+        if vm_id in self.machines and (saved := self.machines[vm_id].saved) is not None:
+            self.loaded[vm_id] = saved.path.read_bytes()[saved.offset :]
         if vm_id not in self.domains:
             raise NotFound(vm_id)
         self.domains[vm_id] = DomainState.RUNNING
@@ -190,10 +204,10 @@ class FakeHypervisor(Hypervisor):
         if why := broken_off():
             raise FailedPrecondition(why)
         at = start + 8192
-        os.pwrite(file, b"disk", at)
+        os.pwrite(file, EMPTY_DISK, at)
         return Checkpoint(
             memory=FilePart(offset=start, size=6),
-            disk=FilePart(offset=at, size=4),
+            disk=FilePart(offset=at, size=len(EMPTY_DISK)),
             stood_still=0.5,
         )
 

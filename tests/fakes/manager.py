@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.fakes.hypervisor import FakeHypervisor, Faults
+from tests.fakes.hypervisor import EMPTY_DISK, FakeHypervisor, Faults
 from tests.fakes.model import make_node
 from tests.images.disks import raw_disk
 from virtlet import hookimpl
@@ -42,7 +42,7 @@ from virtlet.model.image import (
     Staging,
 )
 from virtlet.model.launch import Backend, LaunchPart
-from virtlet.model.network import Network
+from virtlet.model.network import Network, Nic
 from virtlet.model.pod import Pod, PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
 from virtlet.model.vm import Machine, Mount, Vm, VmConfig, VmMetadata, VolumeRequest
@@ -67,6 +67,8 @@ class Node:
     undone_by: list[Network | None] = field(factory=list)
     """What the network's inverse was told, each time."""
     disks: set[tuple[str, str]] = field(factory=set)
+    nics: tuple[Nic, ...] = ()
+    """What new networks have."""
     netns: Path | None = None
     """The namespace that new networks say they have."""
     adjust: Callable[[Network], Network | None] = lambda network: None
@@ -137,7 +139,7 @@ class Plugin:
     def virtlet_setup_network(self, pod: Pod) -> Network:
         self.node.networks.add(pod.id)
         self.node.faults.strike("setup_network")
-        return Network(netns=self.node.netns)
+        return Network(netns=self.node.netns, nics=self.node.nics)
 
     @hookimpl
     def virtlet_pod_flavor(self) -> Mapping[str, Any] | None:
@@ -171,7 +173,7 @@ class Plugin:
     def virtlet_root_disk(self, vm: Vm, flavor: Flavor) -> Disk:
         self.node.disks.add((vm.id, "root"))
         self.node.faults.strike("root_disk")
-        (vm.directory / "root").touch()
+        (vm.directory / "root").write_bytes(EMPTY_DISK)
         backing = vm.image.path if self.node.overlays else None
         return Disk(path=vm.directory / "root", backing=backing)
 

@@ -42,6 +42,7 @@ from virtlet.errors import (
     Unimplemented,
     VirtletError,
 )
+from virtlet.host.qcow2 import parse_header
 from virtlet.image_servers.pace import Bounds
 from virtlet.image_servers.reach import Reach
 from virtlet.images.layout import link_name
@@ -55,7 +56,7 @@ from virtlet.plugins.domain_xml.render import Renderer
 from virtlet.plugins.flavors.choose import choose
 from virtlet.plugins.flavors.cpu import parse_cpu
 from virtlet.plugins.guest_agent.answers import Answer, Nonsense, ReplyBudget, data_of
-from virtlet.plugins.image_formats.plugin import identify, parse_header, recognise
+from virtlet.plugins.image_formats.plugin import identify, recognise
 from virtlet.plugins.image_http.download import download
 from virtlet.plugins.image_oci.layers import Archive, Budget, Damaged, TooMuch, unpacked
 from virtlet.plugins.image_oci.manifests import INDEXES, MANIFESTS, Malformed, Manifest, diff_ids

@@ -179,6 +179,24 @@ class Client:
         )
         self.call("CheckpointPod", request, timeout=seconds)
 
+    def restore_pod(
+        self,
+        directory: str,
+        config: cri.PodSandboxConfig,
+        container: cri.ContainerConfig,
+        handler: str = "",
+    ) -> tuple[str, str]:
+        """RestorePod; returns ids of the pod and its container."""
+        request = cri.RestorePodRequest(
+            checkpoint_path=directory,
+            config=config,
+            runtime_handler=handler,
+            container_configs=[container],
+        )
+        reply: cri.RestorePodResponse = self.call("RestorePod", request, timeout=600.0)
+        (restored,) = reply.restored_containers
+        return reply.pod_sandbox_id, restored.container_id
+
     def stop_pod(self, pod_id: str) -> None:
         """StopPodSandbox."""
         self.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))

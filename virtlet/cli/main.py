@@ -27,6 +27,7 @@ COMMANDS = {
     "plugins": ("plugins:plugins", "List and check plugins, and begin one of your own."),
     "ps": ("view_commands:ps", "List pods and their VMs."),
     "pull": ("image_commands:pull", "Pull an image into the store."),
+    "restore": ("pod_commands:restore", "Have a pod go on from a checkpoint."),
     "rm": ("pod_commands:rm", "Stop and remove pods with all they left."),
     "rmi": ("image_commands:rmi", "Remove images from the store."),
     "run": ("pod_commands:run", "Bring up the VM pod of a manifest, as a kubelet would."),

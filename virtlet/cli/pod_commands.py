@@ -1,4 +1,4 @@
-"""The commands that change pods, or keep them: run, stop, rm, checkpoint."""
+"""The commands that change pods, or keep them: run, stop, rm, checkpoint, restore."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import click
 
 from virtlet.cli.client import Client
 from virtlet.cli.manifest import read_manifest
-from virtlet.cli.steps import TerminalReporter, bring_up, grace_of, take_down
+from virtlet.cli.steps import TerminalReporter, bring_up, grace_of, restore_up, take_down
 from virtlet.cli.targets import newest_vm, pod_argument, pod_id, socket_option
 
 LOG_ROOT = "/var/log/pods"
@@ -19,15 +19,18 @@ _grace = click.option(
 )
 
 
-@click.command()
-@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
+_log_root = click.option(
     "--log-root",
     type=click.Path(path_type=Path),
     default=LOG_ROOT,
     show_default=True,
     help="Where the pods' log directories go.",
 )
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@_log_root
 @socket_option
 def run(manifest: Path, log_root: Path, socket: str) -> None:
     """Bring up the VM pod of a Kubernetes manifest, as a kubelet would."""
@@ -92,3 +95,21 @@ def checkpoint(pod: str, file: Path, timeout: int, socket: str) -> None:
         else:
             client.checkpoint(vm.id, str(path), timeout)
     click.echo(f"checkpoint of {vm.metadata.name}: {path}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@_log_root
+@socket_option
+def restore(directory: Path, manifest: Path, log_root: Path, socket: str) -> None:
+    """Have the VM pod of a manifest go on from the checkpoint in a DIRECTORY of the node.
+
+    The manifest is that of the pod of which the checkpoint is, which has to be gone. The image has
+    to be in the store.
+    """
+    wanted = read_manifest(manifest, log_root.absolute())
+    with Client(socket) as client:
+        pod = restore_up(client, directory.absolute(), wanted, TerminalReporter())
+    click.echo(f"pod {pod.pod_id[:12]} goes on at {pod.address or 'no address'}")
+    click.echo(f"console: virtlet logs -f {pod.pod_id[:12]}")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from attrs import frozen
@@ -78,6 +79,33 @@ def bring_up(client: Client, manifest: PodManifest, report: Reporter) -> Running
         )
     with report.step("StartContainer"):
         client.start(container_id)
+    return _running(client, pod_id, container_id)
+
+
+def restore_up(
+    client: Client, directory: Path, manifest: PodManifest, report: Reporter
+) -> RunningPod:
+    """Have a pod go on from the checkpoint in a directory, as a kubelet does.
+
+    Raises:
+        CommandFailed: its image is not in the store.
+    """
+    name = f"{manifest.pod.metadata.namespace}/{manifest.pod.metadata.name}"
+    image_id = client.image_id(manifest.image())
+    if not image_id:
+        raise CommandFailed(
+            f"image {manifest.container.image.image} is not in the store: pull it (`virtlet pull`)"
+        )
+    with report.step(f"RestorePod       {name}"):
+        pod_id, container_id = client.restore_pod(
+            str(directory), manifest.pod, manifest.attempt(0, image_id), manifest.handler
+        )
+    with report.step("StartContainer"):
+        client.start(container_id)
+    return _running(client, pod_id, container_id)
+
+
+def _running(client: Client, pod_id: str, container_id: str) -> RunningPod:
     address = client.pod_status(pod_id).network.ip
     return RunningPod(pod_id, container_id, address, client.status(container_id).log_path)
 

@@ -34,10 +34,11 @@ FORMAT = 1
 ARCHIVE = "vm.tar"
 """Name of the archive in the directory of a pod's checkpoint."""
 MANIFEST, MEMORY, DISK = "manifest.json", "memory", "disk.qcow2"
-_HEADER = tarfile.BLOCKSIZE
+HEADER = tarfile.BLOCKSIZE
+"""Bytes of a member's header, just before it."""
 START = 1 << 18
 """Where the memory begins."""
-_ROOM = START - 2 * _HEADER
+ROOM = START - 2 * HEADER
 """Bytes of the manifest."""
 
 
@@ -53,8 +54,8 @@ def new_archive(path: Path) -> Iterator[int]:
         AlreadyExists: something is there.
         FailedPrecondition: no file can be made there.
     """
-    _check_absolute(path, "a file")
-    with _errors_told(path), _directory(path.parent) as directory:
+    check_absolute(path, "a file")
+    with _errors_told(path), directory_at(path.parent) as directory:
         _refuse_taken(directory, path)
         with _new_file(directory, path) as file:
             yield file
@@ -71,9 +72,9 @@ def new_archive_in(path: Path) -> Iterator[int]:
         InvalidArgument: the path is none.
         FailedPrecondition: no empty directory is there that others can write nothing to.
     """
-    _check_absolute(path, "a directory")
+    check_absolute(path, "a directory")
     archive = path / ARCHIVE
-    with _errors_told(archive), _directory(path, os.O_NOFOLLOW) as directory:
+    with _errors_told(archive), directory_at(path, os.O_NOFOLLOW) as directory:
         _check_own(directory, path)
         _refuse_full(directory, path)
         with _new_file(directory, archive) as file:
@@ -87,13 +88,15 @@ def new_archive_in(path: Path) -> Iterator[int]:
             raise
 
 
-def _check_absolute(path: Path, what: str) -> None:
+def check_absolute(path: Path, what: str) -> None:
+    """Raise InvalidArgument for a path that is not absolute, or goes back."""
     if not path.is_absolute() or not path.name or ".." in path.parts:
         raise InvalidArgument(f"location {str(path)!r} is not the absolute path of {what}")
 
 
 @contextlib.contextmanager
-def _directory(path: Path, more: int = 0) -> Iterator[int]:
+def directory_at(path: Path, more: int = 0) -> Iterator[int]:
+    """A descriptor of a directory; `more` has further flags of open(2). Raises OSError."""
     opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | more)
     try:
         yield opened
@@ -184,17 +187,17 @@ def finish(file: int, parts: Checkpoint, facts: Mapping[str, Any]) -> None:
         "disk": {"size": parts.disk.size},
     }
     text = json.dumps(manifest, indent=1, default=str).encode()
-    if len(text) > _ROOM:
+    if len(text) > ROOM:
         raise FailedPrecondition(
-            f"its machine takes {len(text)} bytes to describe, and there is room for {_ROOM}"
+            f"its machine takes {len(text)} bytes to describe, and there is room for {ROOM}"
         )
     disk = parts.disk.offset
-    end = disk - (-parts.disk.size // _HEADER) * _HEADER
-    _put(file, 0, MANIFEST, _ROOM, now)
-    _write(file, text.ljust(_ROOM), _HEADER)
-    _put(file, START - _HEADER, MEMORY, disk - _HEADER - START, now)
-    _put(file, disk - _HEADER, DISK, parts.disk.size, now)
-    os.ftruncate(file, -(-(end + 2 * _HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
+    end = disk - (-parts.disk.size // HEADER) * HEADER
+    _put(file, 0, MANIFEST, ROOM, now)
+    _write(file, text.ljust(ROOM), HEADER)
+    _put(file, START - HEADER, MEMORY, disk - HEADER - START, now)
+    _put(file, disk - HEADER, DISK, parts.disk.size, now)
+    os.ftruncate(file, -(-(end + 2 * HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
 
 
 def _put(file: int, at: int, name: str, size: int, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import stat
@@ -100,6 +101,40 @@ def appear_at(source: Path, path: Path) -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def copy_data(source: int, start: int, size: int, file: int, to: int = 0) -> None:
+    """Copy a part of a file to a place in another, which ends there then; holes stay holes.
+
+    Args:
+        source: descriptor.
+        start: where the part begins.
+        size: of the part.
+        file: descriptor of the other.
+        to: where it begins there.
+
+    Raises:
+        EOFError: the source ends before the part does.
+        OSError: it cannot be read, or the other not written.
+    """
+    at, end = start, start + size
+    if os.fstat(source).st_size < end:
+        raise EOFError
+    os.truncate(file, to + size)
+    while at < end:
+        try:
+            at = min(os.lseek(source, at, os.SEEK_DATA), end)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        hole = min(os.lseek(source, at, os.SEEK_HOLE), end)
+        os.lseek(file, to + at - start, os.SEEK_SET)
+        while at < hole:
+            sent = os.sendfile(file, source, at, hole - at)
+            if not sent:
+                raise EOFError
+            at += sent
 
 
 def remove_tree(path: Path) -> None:

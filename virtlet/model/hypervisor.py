@@ -188,6 +188,9 @@ class Hypervisor(ABC):
     def start(self, vm_id: str) -> None:
         """Start a defined domain; returns when the guest's CPUs run.
 
+        With `Machine.saved` the guest goes on from a checkpoint that a machine like it had. The
+        disk is that of the checkpoint, the VM generation id another one.
+
         Raises:
             NotFound: no such domain.
             FailedPrecondition: the emulator did not start; the message says why.

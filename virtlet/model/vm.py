@@ -140,6 +140,16 @@ class Template:
 
 
 @frozen(kw_only=True, field_transformer=typed)
+class SavedMemory:
+    """Where the memory of a checkpoint is, with vCPUs and devices, as the hypervisor wrote it."""
+
+    path: Path
+    """Root's alone."""
+    offset: int
+    """Where in the file it begins, which is where it was in the checkpoint's."""
+
+
+@frozen(kw_only=True, field_transformer=typed)
 class Machine:
     """All that is known of a VM when its domain document is rendered and it is launched."""
 
@@ -163,6 +173,8 @@ class Machine:
     the pod's overhead does not hold them."""
     template: Template | None = None
     """What it starts from, or becomes; None for a VM that boots, and that nothing starts from."""
+    saved: SavedMemory | None = None
+    """What it goes on from at its start, instead of booting. What is there is not trusted."""
 
     @property
     def network(self) -> Network:

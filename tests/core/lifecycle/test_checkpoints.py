@@ -12,6 +12,7 @@ import pytest
 from attrs import evolve
 
 from tests.core.lifecycle.conftest import Managers
+from tests.fakes.hypervisor import EMPTY_DISK
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
 from virtlet.core.lifecycle.checkpoints import checkpoint_pod, checkpoint_vm
@@ -76,7 +77,7 @@ def test_it_is_an_archive_with_the_manifest_first(managers: Managers, tmp_path: 
         told = json.loads(manifest.read())
         assert memory.read(told["memory"]["size"]) == b"memory"
         assert not memory.read().strip(b"\0")
-        assert disk.read() == b"disk"
+        assert disk.read() == EMPTY_DISK
     record = managers.now.vm(vm_id)
     assert told["format"] == 1
     assert told["image"]["id"] == record.vm.image.id

@@ -371,7 +371,7 @@ def test_a_disk_is_copied_with_its_holes(tmp_path: Path) -> None:
         templates.copy(source, file.fileno())
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks * 512 < 1 << 20
-    with target.open("wb") as file, pytest.raises(FailedPrecondition, match="a template's disk"):
+    with target.open("wb") as file, pytest.raises(FailedPrecondition, match="a VM's disk"):
         templates.copy(tmp_path / "none", file.fileno())
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
+from virtlet.host.qcow2 import parse_header
 from virtlet.model.image import RecognizedImage
-from virtlet.plugins.image_formats.plugin import Plugin, parse_header
+from virtlet.plugins.image_formats.plugin import Plugin
 from virtlet.testing import configured
 
 

@@ -24,9 +24,7 @@ from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
 
-UNSERVED: dict[str, str] = {
-    "RuntimeService.RestorePod": "a VM's checkpoint is not restored yet",
-}
+UNSERVED: dict[str, str] = {}
 """`Service.Method` to why it is not served."""
 
 

@@ -9,7 +9,7 @@ from attrs import evolve
 from virtlet.core.cri import fields, replies, requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.cri.replies import Listing, ReplyCache, streamed
-from virtlet.core.lifecycle import checkpoints, pods, resize, vms
+from virtlet.core.lifecycle import checkpoints, pods, resize, restores, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
@@ -48,6 +48,7 @@ class SandboxCalls:
             Call("RuntimeService.RemovePodSandbox", CallKind.WORK, self.remove),
             Call("RuntimeService.PodSandboxStatus", CallKind.READ, self.status),
             Call("RuntimeService.CheckpointPod", CallKind.WORK, self.checkpoint, attended=True),
+            Call("RuntimeService.RestorePod", CallKind.WORK, self.restore),
         ]
 
     def run(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:
@@ -103,6 +104,27 @@ class SandboxCalls:
             client.waits,
         )
         return cri.CheckpointPodResponse()
+
+    def restore(self, request: cri.RestorePodRequest) -> cri.RestorePodResponse:
+        """RestorePod."""
+        directory = _path(request.checkpoint_path, "checkpoint_path")
+        if not request.HasField("config"):
+            raise InvalidArgument("the request has no config")
+        if request.options:
+            raise InvalidArgument(f"there is no option {min(request.options)[:100]!r}")
+        if len(request.container_configs) != 1:
+            raise InvalidArgument(
+                f"container_configs has {len(request.container_configs)} containers, and a pod's "
+                "checkpoint has its one VM"
+            )
+        config = requests.pod_config(request.config)
+        vm_config = requests.vm_config(request.container_configs[0])
+        fields.log_file(config.log_directory, vm_config.log_path)
+        pod_id, vm_id = restores.restore_pod(
+            self._context, directory, config, request.runtime_handler, vm_config
+        )
+        restored = cri.RestoredContainer(name=vm_config.metadata.name, container_id=vm_id)
+        return cri.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=[restored])
 
     def list(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse | bytes:
         """ListPodSandbox."""

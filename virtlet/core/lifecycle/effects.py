@@ -6,7 +6,8 @@ effect; the journal calls it in the reverse order of its rows.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
@@ -51,6 +52,9 @@ CGROUP = "cgroup"
 RUNNING = "running"
 WARM = "warm"
 CHECKPOINT = "checkpoint"
+RESTORING = "restoring"
+SAVED = "saved"
+"""Also the name of its directory, in the VM's."""
 START = frozenset({CONSOLE, CGROUP, WARM, RUNNING})
 """The effects of a start."""
 MOST_THREADS = 1024
@@ -88,15 +92,32 @@ def _remove_pod_directory(context: Context, row: EffectRow) -> None:
     remove_tree(_pod(context, row).directory)
 
 
+# A pod that is made for a VM that is to go on from a checkpoint; undone once it has that VM.
+
+
+def begin_restore(context: Context, pod: Pod) -> None:
+    """Note it."""
+    context.journal.perform(pod.id, RESTORING, lambda: None)
+
+
+def _end_restore(context: Context, row: EffectRow) -> None:
+    """Nothing is on the node: that the row is there has recovery remove the pod."""
+
+
 # The pod's network: one plugin sets it up, serves it afterwards and undoes both.
 
 
-def set_up_network(context: Context, pod: Pod) -> Network:
+def set_up_network(context: Context, pod: Pod, macs: Sequence[str] | None = None) -> Network:
     """The network as the pod's VMs get it. The record is what its plugin made of it alone, and
     undoes all of it.
 
+    Args:
+        context: the manager.
+        pod: whose network.
+        macs: what the guest's NICs have already, one after the other; None for what comes.
+
     Raises:
-        FailedPrecondition: no plugin sets one up.
+        FailedPrecondition: no plugin sets one up, or it has not as many NICs.
     """
     hooks, journal = context.hooks, context.journal
     found = hooks.first(
@@ -116,11 +137,22 @@ def set_up_network(context: Context, pod: Pod) -> Network:
             "name one under the handler's `plugins`"
         )
     plugin, made = found
-    network = hooks.adjust_network(pod, made)
+    network = _with_macs(hooks.adjust_network(pod, made), macs)
     journal.reached("network:adjusted")
     hooks.serve_network(plugin, pod, network)
     journal.reached("network:served")
     return network
+
+
+def _with_macs(network: Network, macs: Sequence[str] | None) -> Network:
+    if macs is None:
+        return network
+    if len(macs) != len(network.nics):
+        raise FailedPrecondition(
+            f"the pod gets {len(network.nics)} NICs, and the checkpoint's guest has {len(macs)}"
+        )
+    nics = (evolve(nic, mac=mac) for nic, mac in zip(network.nics, macs, strict=True))
+    return evolve(network, nics=tuple(nics))
 
 
 def _tear_down_network(context: Context, row: EffectRow) -> None:
@@ -381,6 +413,20 @@ def _make_cold(context: Context, row: EffectRow) -> None:
         hypervisor.define(record.machine, document)
 
 
+# A VM that is to go on from a checkpoint: copies of memory and disk, until it runs.
+
+
+def save_state(context: Context, vm: Vm, put: Callable[[Path], None]) -> Path:
+    """Put them into a directory, which is returned."""
+    directory = vm.directory / SAVED
+    context.journal.perform(vm.id, SAVED, lambda: put(directory))
+    return directory
+
+
+def _remove_state(context: Context, row: EffectRow) -> None:
+    remove_tree(_vm(context, row).directory / SAVED)
+
+
 # The emulator process: started through vmwrapper, ended by force.
 
 
@@ -473,6 +519,8 @@ UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     WARM: _make_cold,
     RUNNING: _stop_emulator,
     CHECKPOINT: _settle,
+    RESTORING: _end_restore,
+    SAVED: _remove_state,
     resize.DEFINITION: resize.undo_definition,
     resize.LIMITS: resize.undo_limits,
     resize.OOM_SCORE: resize.undo_oom_score,

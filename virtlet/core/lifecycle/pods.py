@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from attrs import evolve
@@ -9,7 +10,13 @@ from attrs import evolve
 from virtlet.core.hooks.facade import Hooks
 from virtlet.core.lifecycle import exits, vms
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import NETWORK, make_pod_directory, set_up_network
+from virtlet.core.lifecycle.effects import (
+    NETWORK,
+    RESTORING,
+    begin_restore,
+    make_pod_directory,
+    set_up_network,
+)
 from virtlet.core.lifecycle.notices import commit_pod, commit_pod_removed, commit_pod_stopped
 from virtlet.core.store.records import PodPhase, PodRecord
 from virtlet.errors import (
@@ -19,11 +26,20 @@ from virtlet.errors import (
     UndoIncomplete,
 )
 from virtlet.model.event import EventKind
-from virtlet.model.pod import Pod, PodConfig
+from virtlet.model.pod import Pod, PodConfig, Profile
 
 
-def run_pod(context: Context, config: PodConfig, handler: str) -> str:
+def run_pod(
+    context: Context, config: PodConfig, handler: str, macs: Sequence[str] | None = None
+) -> str:
     """Bring a pod up, or find the one an earlier, equal call made.
+
+    Args:
+        context: the manager.
+        config: of the pod.
+        handler: of the pod.
+        macs: what the NICs of its guest have already, where it goes on from a checkpoint; then the
+            pod counts only once the row `effects.RESTORING` is undone.
 
     Returns:
         The pod's id.
@@ -44,21 +60,9 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
             _abandon(context, existing)
 
         context.reserve.fill()
-        pod_id = uuid.uuid4().hex
-        directory = context.paths.pod(pod_id)
-        pod = Pod(
-            id=pod_id,
-            config=config,
-            profile=profile,
-            directory=directory,
-            created_at=time.time_ns(),
-        )
         context.hypervisors.require(context.hypervisors.plugin_of(profile))
-        check_annotations(context.hooks, pod)
-        # Stored with the pod, as its handler's is: what a flavor says later is for other pods.
-        flavor = context.hooks.pod_flavor(pod)
-        pod = evolve(pod, profile=evolve(profile, flavor=flavor))
-        context.hooks.admit_pod(pod)
+        pod = accepted_pod(context, config, profile)
+        pod_id = pod.id
 
         record = PodRecord(pod, PodPhase.CREATING)
         context.journal.commit("pod-creating", lambda: context.store.put_pod(record))
@@ -67,8 +71,10 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
             then=lambda: context.store.delete_pod(pod_id),
             otherwise=lambda: show_leftover(context, record),
         ):
+            if macs is not None:
+                begin_restore(context, pod)
             make_pod_directory(context, pod)
-            network = set_up_network(context, pod)
+            network = set_up_network(context, pod, macs)
             ready = evolve(record, phase=PodPhase.READY, network=network)
             commit_pod(
                 context,
@@ -78,6 +84,33 @@ def run_pod(context: Context, config: PodConfig, handler: str) -> str:
                 pod,
             )
     return pod_id
+
+
+def accepted_pod(context: Context, config: PodConfig, profile: Profile) -> Pod:
+    """A new pod that its handler takes; nothing of it is made.
+
+    Raises:
+        InvalidArgument: an annotation or a plugin's admission refuses it.
+    """
+    pod_id = uuid.uuid4().hex
+    pod = Pod(
+        id=pod_id,
+        config=config,
+        profile=profile,
+        directory=context.paths.pod(pod_id),
+        created_at=time.time_ns(),
+    )
+    check_annotations(context.hooks, pod)
+    # Stored with the pod, as its handler's is: what a flavor says later is for other pods.
+    flavor = context.hooks.pod_flavor(pod)
+    pod = evolve(pod, profile=evolve(profile, flavor=flavor))
+    context.hooks.admit_pod(pod)
+    return pod
+
+
+def is_half_restored(context: Context, record: PodRecord) -> bool:
+    """Whether a pod was made for a VM that is to go on from a checkpoint, and lacks it."""
+    return any(row.kind == RESTORING for row in context.store.effects(record.pod.id))
 
 
 def stop_pod(context: Context, pod_id: str) -> None:

@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import backends, checkpoints, exits, guest_mounts, pods, resize, vms
+from virtlet.core.lifecycle import (
+    backends,
+    checkpoints,
+    exits,
+    guest_mounts,
+    pods,
+    resize,
+    saved_start,
+    vms,
+)
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.paths import Paths
@@ -68,7 +77,10 @@ def _is_to_be_undone(context: Context, record: PodRecord) -> bool:
     lost = network and network.netns and not netns.exists(network.netns)
     phases = {vm.phase for vm in context.store.vms_of(record.pod.id)}
     return bool(
-        lost or record.phase is not PodPhase.READY or phases - {VmPhase.RUNNING, VmPhase.CREATED}
+        lost
+        or pods.is_half_restored(context, record)
+        or record.phase is not PodPhase.READY
+        or phases - {VmPhase.RUNNING, VmPhase.CREATED}
     )
 
 
@@ -127,6 +139,8 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
             backends.follow(context, vm_id)
             exits.look_again(context, vm_id, console=False)
             guest_mounts.watch(context, vm_id)
+            if saved_start.is_incomplete(context, record):
+                saved_start.keep_completing(context, vm_id)
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
             context.journal.undo(vm_id, {RUNNING})
@@ -139,7 +153,10 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
 
 def _recover_pod(context: Context, record: PodRecord) -> None:
     pod_id = record.pod.id
-    match record.phase:
+    phase = record.phase
+    if phase is not PodPhase.CREATING and pods.is_half_restored(context, record):
+        phase = PodPhase.REMOVING
+    match phase:
         case PodPhase.CREATING:
             try:
                 context.journal.undo(pod_id)

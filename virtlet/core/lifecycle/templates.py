@@ -27,7 +27,7 @@ from virtlet.core.lifecycle import effects, guest_hold
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.machines import domain_document, machine_of
 from virtlet.errors import FailedPrecondition
-from virtlet.host.files import appear_at, new_disk_file, remove_tree
+from virtlet.host.files import appear_at, copy_data, new_disk_file, remove_tree
 from virtlet.model.disk import Disk, Share
 from virtlet.model.event import Event, EventKind
 from virtlet.model.execution import GuestCommand
@@ -126,23 +126,11 @@ def copy(source: Path, descriptor: int) -> None:
     """
     try:
         with source.open("rb") as file:
-            end, at = os.fstat(file.fileno()).st_size, 0
-            os.truncate(descriptor, end)
-            while at < end:
-                try:
-                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-                except OSError:
-                    break
-                hole = os.lseek(file.fileno(), at, os.SEEK_HOLE)
-                os.lseek(descriptor, at, os.SEEK_SET)
-                os.lseek(file.fileno(), at, os.SEEK_SET)
-                while at < hole:
-                    sent = os.sendfile(descriptor, file.fileno(), None, hole - at)
-                    if not sent:
-                        raise FailedPrecondition(f"{source} became shorter as it was copied")
-                    at += sent
+            copy_data(file.fileno(), 0, os.fstat(file.fileno()).st_size, descriptor)
+    except EOFError:
+        raise FailedPrecondition(f"{source} became shorter as it was copied") from None
     except OSError as error:
-        raise FailedPrecondition(f"{source}, a template's disk: {error.strerror}") from None
+        raise FailedPrecondition(f"{source}, a VM's disk: {error.strerror}") from None
 
 
 def make(context: Context, key: str, plugin: str, like: Machine, place: Path) -> None:

@@ -3,12 +3,12 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import effects, exits, guest_mounts, warm_start
+from virtlet.core.lifecycle import effects, exits, guest_mounts, saved_start, warm_start
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.lifecycle.machines import domain_document, fitted, machine_of, tell_of_shortage
@@ -26,7 +26,7 @@ from virtlet.model.event import EventKind
 from virtlet.model.hypervisor import Hypervisor
 from virtlet.model.image import Image, shown_name
 from virtlet.model.reference import parse_reference
-from virtlet.model.vm import Mount, Vm, VmConfig
+from virtlet.model.vm import Machine, Mount, Vm, VmConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,18 @@ POWER_BUTTON_INTERVAL = 5.0
 """Seconds between presses: a guest that still boots does not hear the first one."""
 
 
-def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
+Resume = Callable[[VmRecord, Machine], Machine]
+"""Has a machine go on from a checkpoint at its start."""
+
+
+def create_vm(context: Context, pod_id: str, config: VmConfig, resume: Resume | None = None) -> str:
     """Make a VM in a pod, not running, or find the one an earlier, equal call made.
+
+    Args:
+        context: the manager.
+        pod_id: the pod.
+        config: of the VM.
+        resume: called with its machine, where it is not to boot.
 
     Returns:
         The VM's id.
@@ -57,11 +67,17 @@ def create_vm(context: Context, pod_id: str, config: VmConfig) -> str:
         _make_way(context, pod_id)
         with ExitStack() as held:
             images = [held.enter_context(image) for image in _images(context, config)]
-            vm = _make_vm(context, pod, config, images)
+            vm = _make_vm(context, pod, config, images, resume)
     return vm.id
 
 
-def _make_vm(context: Context, pod: PodRecord, config: VmConfig, images: Sequence[Image]) -> Vm:
+def _make_vm(
+    context: Context,
+    pod: PodRecord,
+    config: VmConfig,
+    images: Sequence[Image],
+    resume: Resume | None,
+) -> Vm:
     vm_id = uuid.uuid4().hex
     directory = context.paths.vm(vm_id)
     image, *others = images
@@ -107,6 +123,8 @@ def _make_vm(context: Context, pod: PodRecord, config: VmConfig, images: Sequenc
         effects.give_disks(context, vm, (root, seed, *volumes))
         machine = machine_of(context, vm, hypervisor, flavor, root, volumes, seed)
         machine = fitted(machine, config.resources, runs_it)
+        if resume is not None:
+            machine = resume(record, machine)
         document = domain_document(context.hooks, runs_it, machine)
         effects.define_domain(context, hypervisor, machine, document)
         created = evolve(record, phase=VmPhase.CREATED, machine=machine)
@@ -156,9 +174,11 @@ def start_vm(context: Context, vm_id: str) -> None:
             try:
                 effects.follow_console(context, vm)
                 effects.make_cgroup(context, starting)
-                why_cold = warm_start.start(context, starting, record.machine)
+                why_cold = _start(context, starting, record.machine)
                 now = time.time_ns()
-                running = evolve(starting, phase=VmPhase.RUNNING, started_at=now)
+                # What it has gone on from is no matter of its next checkpoint.
+                machine = evolve(record.machine, saved=None)
+                running = evolve(starting, phase=VmPhase.RUNNING, started_at=now, machine=machine)
                 commit_vm(
                     context,
                     "vm-running",
@@ -179,6 +199,15 @@ def start_vm(context: Context, vm_id: str) -> None:
     tell_ineffective(context, vm)
     tell_of_waiting(context, vm)
     guest_mounts.watch(context, vm_id)
+    if record.machine.saved is not None:
+        saved_start.complete(context, vm_id)
+
+
+def _start(context: Context, record: VmRecord, machine: Machine) -> str:
+    if machine.saved is None:
+        return warm_start.start(context, record, machine)
+    saved_start.start(context, record, machine)
+    return ""
 
 
 def stop_vm(context: Context, vm_id: str, grace: float) -> None:

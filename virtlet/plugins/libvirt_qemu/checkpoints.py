@@ -16,6 +16,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 from xml.etree.ElementTree import Element
 
@@ -28,6 +29,8 @@ _OURS = "virtlet-checkpoint"
 """Name of what a checkpoint makes in the emulator; marks its descriptors."""
 _SETTLE = 20.0
 """Seconds for what a checkpoint has begun to end when it is undone."""
+_LOAD, _SLOWEST = 30.0, 20 << 20
+"""Seconds for an emulator to take memory, and bytes that come in one more."""
 _MIGRATING = ("setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling")
 _STANDS = "postmigrate"
 """Status of an emulator whose guest stands still after a migration, and goes on by `cont`."""
@@ -137,6 +140,36 @@ def settle(ask: Monitor) -> None:
         if any(each.get("opaque") == _OURS for each in lent["fds"]):
             ask("remove-fd", {"fdset-id": lent["fdset-id"]})
     _capability(ask, on=False)
+
+
+def load(ask: Monitor, path: Path, offset: int) -> None:
+    """Give an emulator that waits for it (`-incoming defer`) the memory that `take` has written.
+
+    Args:
+        ask: the emulator.
+        path: of the file.
+        offset: where the memory begins there, which is where it was written to.
+
+    Raises:
+        FailedPrecondition: the file cannot be read, or QEMU refuses what is in it.
+        libvirt.libvirtError: the emulator does not answer, or has ended.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise FailedPrecondition(f"{path}, a VM's memory: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + _LOAD + os.fstat(file).st_size / _SLOWEST
+        _capability(ask, on=True)
+        ask("migrate-incoming", {"uri": f"file:{_lend(ask, file, os.O_RDONLY)},offset={offset}"})
+    finally:
+        os.close(file)
+    _wait(
+        lambda: _migrated(ask),
+        lambda: "its memory does not come" if time.monotonic() > deadline else "",
+    )
+    # Else it would have them at its next checkpoint, where they are in the way.
+    settle(ask)
 
 
 def _lend(ask: Monitor, file: int, access: int) -> str:

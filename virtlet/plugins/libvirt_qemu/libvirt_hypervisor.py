@@ -41,7 +41,7 @@ from virtlet.model.hypervisor import (
 from virtlet.model.launch import LaunchPart
 from virtlet.model.node import Node
 from virtlet.model.stats import DomainStats
-from virtlet.model.vm import Machine
+from virtlet.model.vm import Machine, SavedMemory
 from virtlet.plugins.libvirt_qemu import (
     capabilities,
     checkpoints,
@@ -92,6 +92,12 @@ _LEARNING = 10.0
 """Seconds to wait at most for the driver's probe of the emulator."""
 
 
+def _go_on(domain: Any, saved: SavedMemory) -> None:
+    """Have a domain that was started paused go on where a checkpoint's stood."""
+    checkpoints.load(partial(templates.ask, domain), saved.path, saved.offset)
+    domain.resume()
+
+
 class LibvirtHypervisor(Hypervisor):
     """Domains of libvirt.
 
@@ -129,8 +135,9 @@ class LibvirtHypervisor(Hypervisor):
         self._measurement = consumption.Measurement(self._measure)
         self._capabilities = capabilities.KnownCapabilities()
         self._learning: threading.Thread | None = None
-        self._loads: dict[str, templates.Load] = {}
-        """By id of the VM that is to start from a template, from `launch` until `start`."""
+        self._loads: dict[str, tuple[str, Callable[[Any], None]]] = {}
+        """By id of the VM that does not boot, from `launch` until `start`: what it starts from, and
+        what has its domain, which was started paused, go on."""
 
     def open(self) -> None:
         """Connect; the first time, the embedded driver is started."""
@@ -228,6 +235,8 @@ class LibvirtHypervisor(Hypervisor):
         memory = LaunchPart()
         if template is not None:
             memory = templates.launch_part(machine, template, user)
+        elif machine.saved is not None:
+            memory = LaunchPart(arguments=("-incoming", "defer"))
         programs = backends(machine, *user)
         self._kept.begin(
             vm.id,
@@ -239,7 +248,10 @@ class LibvirtHypervisor(Hypervisor):
         )
         part = nics.launch_part(machine)
         if template is not None and template.frozen:
-            self._loads[vm.id] = templates.load_of(machine, template)
+            load = partial(templates.load, what=templates.load_of(machine, template))
+            self._loads[vm.id] = f"template {template.directory}", load
+        elif machine.saved is not None:
+            self._loads[vm.id] = "its checkpoint", partial(_go_on, saved=machine.saved)
         if own and document.get("type") == "kvm":
             part = with_kvm(part)
         shown = visible(document, kvm=not own) if self._jailed else ()
@@ -275,8 +287,7 @@ class LibvirtHypervisor(Hypervisor):
         vm_id = machine.vm.id
         mark(domain, vm_id, self._node.instance)
         set_user(domain, *self._node.user_of(machine.vm))
-        if machine.template is not None:
-            templates.give_generation(domain)
+        templates.give_generation(domain)
         with self._domains.call(f"define VM {vm_id}") as connection:
             known = self._domains.look_up(connection, vm_id)
             if known is not None and not self._domains.is_ours(known, vm_id):
@@ -343,18 +354,18 @@ class LibvirtHypervisor(Hypervisor):
             self._set_scores_of_helpers(domain.ID())
             self._close_directory(domain.ID())
             if load is not None:
-                self._load(vm_id, domain, load)
+                self._load(vm_id, domain, *load)
 
-    def _load(self, vm_id: str, domain: Any, load: templates.Load) -> None:
-        """Have a domain that was started paused go on where its template stood."""
+    def _load(self, vm_id: str, domain: Any, source: str, load: Callable[[Any], None]) -> None:
+        """Have a domain that was started paused go on where another stood."""
         try:
-            templates.load(domain, load)
+            load(domain)
         except (FailedPrecondition, libvirt.libvirtError) as error:
             if not self._end_emulator(vm_id, domain.name()):
                 self._destroy(domain)
             path = self._log(domain.name())
             raise FailedPrecondition(
-                f"VM {vm_id} did not start from template {load.state.parent}: "
+                f"VM {vm_id} did not start from {source}: "
                 f"{failures.why(str(error), path)} (log: {path})"
             ) from None
 

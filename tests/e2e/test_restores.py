@@ -1,0 +1,195 @@
+"""RestorePod with real guests: on the same node, on another, and by a manager that is killed."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+
+from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
+from tests.e2e.crash_points import CrashPoints
+from tests.polling import until
+from virtlet.cli.client import CallFailed, Client, NoRuntime
+from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
+
+COUNT = "n=0; while :; do n=$((n+1)); echo $n >/run/count; sleep 0.1; done"
+
+
+@frozen
+class Taken:
+    """A checkpoint of a pod that is gone."""
+
+    pod: Pod
+    directory: Path
+    counted: int
+    """How far a process of the guest had counted just before."""
+    points: CrashPoints
+    machine_id: str
+    address: str
+
+    def restored(self, node: Playground | None = None, client: Client | None = None) -> Pod:
+        """The pod again, not started."""
+        pod = evolve(self.pod, node=node or self.pod.node, client=client or self.pod.client)
+        pod_id, vm_id = pod.client.restore_pod(str(self.directory), pod.pod, pod.config())
+        return evolve(pod, id=pod_id, vm=vm_id)
+
+    def goes_on(self, pod: Pod) -> None:
+        """All is there that was at that moment, in memory and on the disk, and nothing else."""
+        assert pod.exec("cat", "/run/before").stdout == "before\n"
+        assert pod.exec("cat", "/root/kept").stdout == "kept\n"
+        assert pod.exec("ls", "/run/after", "/root/after").exit_code != 0
+        first = int(pod.exec("cat", "/run/count").stdout)
+        assert first >= self.counted
+        until(lambda: int(pod.exec("cat", "/run/count").stdout or 0) > first, "the guest's count")
+        assert pod.exec("cat", "/etc/machine-id").stdout == self.machine_id
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taken]:
+    points = CrashPoints(tmp_path_factory.mktemp("points"))
+    with (
+        Playground(
+            {"tiny": TINY},
+            subnet="10.143.0.0/16",
+            wrapper=AS_THE_UNIT,
+            environment=points.environment,
+        ) as node,
+        node.client() as client,
+    ):
+        pod = Pod(node, client, make_manifest(node)).up()
+        pod.wait_for_answer()
+        pod.exec("sh", "-c", f"({COUNT}) >/dev/null 2>&1 </dev/null &")
+        pod.exec("sh", "-c", "echo before >/run/before; echo kept >/root/kept; sync")
+        until(lambda: pod.exec("cat", "/run/count").stdout, "the guest's count")
+        counted = int(pod.exec("cat", "/run/count").stdout)
+        machine_id, address = pod.exec("cat", "/etc/machine-id").stdout, pod.address
+        directory = tmp_path_factory.mktemp("checkpoint")
+        client.checkpoint_pod(pod.id, [pod.vm], str(directory), 120)
+        pod.exec("sh", "-c", "echo after >/run/after; echo after >/root/after; sync")
+        made = Taken(pod, directory, counted, points, machine_id, address)
+        # It would be the same machine twice in one network.
+        other = make_manifest(node)
+        with pytest.raises(CallFailed, match="is up and has a MAC address"):
+            client.restore_pod(str(directory), other.pod, pod.config())
+        assert [each.id for each in client.pods()] == [pod.id]
+        pod.down()
+        yield made
+
+
+def test_a_vm_goes_on_where_it_stood_with_its_clock_right_and_in_its_new_network(
+    taken: Taken,
+) -> None:
+    """Nothing of it runs before it is started, and another restore is refused."""
+    pod = taken.restored()
+    assert pod.status.state == cri.CONTAINER_CREATED
+    assert [path.name for path in taken.directory.iterdir()] == ["vm.tar"]
+    assert (pod.directory / "saved" / "memory").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ValueError, match="unpack"):
+        assert pod.emulator
+    with pytest.raises(CallFailed, match="exists: remove pod"):
+        taken.restored()
+
+    pod.client.start(pod.vm)
+    assert pod.status.state == cri.CONTAINER_RUNNING
+    taken.goes_on(pod)
+    assert abs(float(pod.exec("date", "+%s").stdout) - time.time()) < 5
+    assert pod.address != taken.address
+    assert pod.address in pod.exec("ip", "-o", "addr", "show", "dev", "eth0").stdout
+    assert pod.manifest.pod.metadata.name in pod.wait_for_answer()
+    # By the VM generation id its kernel knows that it has been copied.
+    assert "virtual machine fork" in pod.exec("dmesg").stdout
+    assert not (pod.directory / "saved").exists()
+    assert "could not be set right" not in pod.console()
+
+    # What goes on can be checkpointed, too.
+    again = taken.directory.with_name("again")
+    again.mkdir()
+    pod.client.checkpoint_pod(pod.id, [pod.vm], str(again), 120)
+    pod.down()
+    assert list((pod.node.data_dir / "volumes").iterdir()) == []
+    next_one = evolve(taken, directory=again).restored()
+    next_one.client.start(next_one.vm)
+    taken.goes_on(next_one)
+    next_one.down()
+
+
+def test_the_command_line_restores_a_manifests_pod(taken: Taken, tmp_path: Path) -> None:
+    """Its name is another one: only what the guest was booted with has to be alike."""
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text((Path(__file__).parents[2] / "examples/pods/tiny.yaml").read_text())
+    node = taken.pod.node
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "virtlet", *words, "--socket", str(node.socket)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    logs = ("--log-root", str(node.log_root))
+    refused = run("restore", str(tmp_path), str(manifest), *logs)
+    assert refused.returncode != 0
+    assert "vm.tar cannot be read" in refused.stderr
+    done = run("restore", str(taken.directory), str(manifest), *logs)
+    assert "goes on at 10.143." in done.stdout, done.stderr
+
+
+def test_it_goes_on_on_another_node_with_the_same_image(taken: Taken) -> None:
+    with (
+        Playground({"tiny": TINY}, subnet="10.144.0.0/16", wrapper=AS_THE_UNIT) as node,
+        node.client() as client,
+    ):
+        pod = evolve(taken.pod, node=node, client=client)
+        without = pod.manifest.attempt(0, "sha256:" + "0" * 64)
+        with pytest.raises(CallFailed, match="has to be in the store"):
+            client.restore_pod(str(taken.directory), pod.pod, without)
+        assert client.pods() == []
+        client.pull(pod.image, pod.pod)
+        pod = taken.restored(node, client)
+        client.start(pod.vm)
+        taken.goes_on(pod)
+        assert pod.address.startswith("10.144.")
+        assert pod.wait_for_answer()
+        pod.down()
+
+
+@pytest.mark.timeout(1200)
+def test_a_manager_that_is_killed_anywhere_leaves_all_or_nothing(taken: Taken) -> None:
+    """A guest that was let go on too early goes on once more from the same moment."""
+    node, client = taken.pod.node, taken.pod.client
+    restored: list[Pod] = []
+
+    def start() -> None:
+        client.start(restored[-1].vm)
+
+    made = taken.points.passed_in(lambda: restored.append(taken.restored()))
+    begun = taken.points.passed_in(start)
+    taken.goes_on(restored[-1])
+    restored.pop().down()
+    assert {"restoring:intended", "saved:applied"} <= set(made)
+    assert {"saved:disk-put-back", "saved:told", "saved:reverted"} <= set(begun)
+
+    def survive() -> None:
+        assert node.process is not None
+        node.process.wait(30)
+        node.start()
+
+    for point in made:
+        taken.points.die_at(point)
+        with pytest.raises((CallFailed, NoRuntime)):
+            taken.restored()
+        survive()
+        until(lambda: not client.pods(), f"nothing left after {point}")
+        assert list((node.data_dir / "volumes").iterdir()) == [], point
+    for point in begun:
+        pod = taken.restored()
+        taken.points.die_at(point)
+        with pytest.raises((CallFailed, NoRuntime)):
+            client.start(pod.vm)
+        survive()
+        client.start(pod.vm)
+        taken.goes_on(pod)
+        saved = pod.directory / "saved"
+        until(lambda saved=saved: not saved.exists(), f"copies gone after {point}")  # type: ignore[misc]
+        pod.down()

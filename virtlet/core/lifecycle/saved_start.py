@@ -1,0 +1,84 @@
+"""The start of a VM that goes on where that of a checkpoint stood (`restores.py`).
+
+Each start begins with the disk as it was, because one that was cut short may have let the guest
+run. Once the VM runs and its guest was told, the copies of memory and disk go.
+"""
+
+import logging
+import threading
+import time
+
+from virtlet.core.checkpoint_archive import DISK
+from virtlet.core.lifecycle import effects, templates
+from virtlet.core.lifecycle.context import Context
+from virtlet.core.lifecycle.effects import SAVED
+from virtlet.core.lifecycle.notices import tell_owner
+from virtlet.core.store.records import VmPhase, VmRecord
+from virtlet.errors import DeadlineExceeded, Unavailable, UndoIncomplete, VirtletError
+from virtlet.host.files import new_disk_file
+from virtlet.model.vm import Machine
+
+log = logging.getLogger(__name__)
+
+TELL_TIME = 30.0
+"""Seconds that a guest may take to set its clock, and as many for its network."""
+
+
+def start(context: Context, record: VmRecord, machine: Machine) -> None:
+    """Start the emulator of a restored VM, with the disk as it was when its memory was."""
+    source = machine.vm.directory / effects.SAVED / DISK
+    with new_disk_file(machine.root.path, *context.node.user_of(machine.vm)) as file:
+        templates.copy(source, file)
+    context.journal.reached("saved:disk-put-back")
+    effects.start_emulator(context, record, machine)
+
+
+def complete(context: Context, vm_id: str) -> None:
+    """Set right what a guest that goes on cannot know, and take away what it went on from."""
+    record = context.store.vms.get(vm_id)
+    if record is None or record.phase is not VmPhase.RUNNING:
+        return
+    _tell_guest(context, record)
+    context.journal.reached("saved:told")
+    with context.locks(record.vm.pod.id):
+        if vm_id in context.store.vms:
+            try:
+                context.journal.undo(vm_id, {SAVED})
+            except UndoIncomplete as error:  # It goes with the VM.
+                log.warning("checkpoint's copy stays", extra={"vm": vm_id, "problem": str(error)})
+
+
+def keep_completing(context: Context, vm_id: str) -> None:
+    """As `complete`, on a thread, for a VM whose start was cut short at its end."""
+    threading.Thread(target=complete, args=(context, vm_id), name="restored", daemon=True).start()
+
+
+def is_incomplete(context: Context, record: VmRecord) -> bool:
+    """Whether a VM runs whose guest was not told yet that it goes on."""
+    return record.phase is VmPhase.RUNNING and any(
+        row.kind == SAVED for row in context.store.effects(record.vm.id)
+    )
+
+
+def _tell_guest(context: Context, record: VmRecord) -> None:
+    machine = record.machine
+    assert machine is not None
+    now = f"@{time.time():.0f}"
+    nics = str(len(machine.network.nics))
+    commands = {
+        "clock": ("date", "-u", "-s", now),
+        "network": (templates.THAW, "move", nics),
+    }
+    for what, argv in commands.items():
+        try:
+            templates.run(context, machine, argv, TELL_TIME)
+        except VirtletError as error:
+            tell_owner(
+                context,
+                record.vm,
+                f"the guest goes on from a checkpoint, and its {what} could not be set right: "
+                f"{str(error)[:300]}",
+                "RestoredHalf",
+            )
+            if isinstance(error, Unavailable | DeadlineExceeded):
+                return  # It would not answer now either.
