@@ -133,6 +133,7 @@ def test_the_command_line_restores_a_manifests_pod(taken: Taken, tmp_path: Path)
     assert "vm.tar cannot be read" in refused.stderr
     done = run("restore", str(taken.directory), str(manifest), *logs)
     assert "goes on at 10.143." in done.stdout, done.stderr
+    assert run("rm", "--grace", "0", "tiny").returncode == 0
 
 
 def test_it_goes_on_on_another_node_with_the_same_image(taken: Taken) -> None:
