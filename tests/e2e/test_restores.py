@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
 from tests.polling import until
-from virtlet.cli.client import CallFailed, Client
+from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 
@@ -29,9 +29,9 @@ class Taken:
     machine_id: str
     address: str
 
-    def restored(self, node: Playground | None = None, client: Client | None = None) -> Pod:
-        """The pod again, not started."""
-        pod = evolve(self.pod, node=node or self.pod.node, client=client or self.pod.client)
+    def restored(self, pod: Pod | None = None) -> Pod:
+        """The pod again, not started; on another node as a kubelet there has it."""
+        pod = pod or self.pod
         pod_id, vm_id = pod.client.restore_pod(str(self.directory), pod.pod, pod.config())
         return evolve(pod, id=pod_id, vm=vm_id)
 
@@ -137,13 +137,14 @@ def test_it_goes_on_on_another_node_with_the_same_image(taken: Taken) -> None:
         Playground({"tiny": TINY}, subnet="10.144.0.0/16", wrapper=AS_THE_UNIT) as node,
         node.client() as client,
     ):
-        pod = evolve(taken.pod, node=node, client=client)
+        name = taken.pod.manifest.pod.metadata.name
+        pod = Pod(node, client, make_manifest(node, name))
         without = pod.manifest.attempt(0, "sha256:" + "0" * 64)
         with pytest.raises(CallFailed, match="has to be in the store"):
             client.restore_pod(str(taken.directory), pod.pod, without)
         assert client.pods() == []
         client.pull(pod.image, pod.pod)
-        pod = taken.restored(node, client)
+        pod = taken.restored(pod)
         client.start(pod.vm)
         taken.goes_on(pod)
         assert pod.address.startswith("10.144.")
