@@ -102,7 +102,7 @@ def about(machine: Machine) -> dict[str, object]:
 
 
 def shape(document: Element, machine: Machine) -> str:
-    """A document without what is the VM's own: names, paths of its disks, its variables."""
+    """A document without what is the VM's own, or its manager's: names, paths, its variables."""
     vm = machine.vm
     root = ElementTree.fromstring(ElementTree.tostring(document))
     for parent in list(root.iter()):
@@ -113,7 +113,8 @@ def shape(document: Element, machine: Machine) -> str:
             if own or file or name == "env":
                 parent.remove(child)
     text = ElementTree.tostring(root, encoding="unicode")
-    for value in (str(vm.directory), str(machine.runtime_directory), vm.id, vm.id[:12]):
+    paths = (vm.directory, machine.runtime_directory, machine.vmwrapper)
+    for value in (*map(str, paths), vm.id, vm.id[:12]):
         text = text.replace(value, "OWN")
     return text.replace(str(uuid.UUID(vm.id)), "OWN")
 
