@@ -67,11 +67,11 @@ def _tell_guest(context: Context, record: VmRecord) -> None:
     nics = str(len(machine.network.nics))
     commands = {
         "clock": ("date", "-u", "-s", now),
-        "network": (templates.THAW, "move", nics),
+        "network": ("virtlet-thaw", "move", nics),
     }
     for what, argv in commands.items():
         try:
-            templates.run(context, machine, argv, TELL_TIME)
+            templates.run(context, machine, f"set its {what}", argv, TELL_TIME)
         except VirtletError as error:
             tell_owner(
                 context,
