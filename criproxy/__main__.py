@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ from criproxy.config_file import build, parse_connect, read_file
 from criproxy.log_lines import FORMS, LEVELS, set_up
 from criproxy.proxy import Proxy
 from virtlet.service_manager import READY, STOPPING, ServiceManager
+from virtlet.traces import Traces, TracesUnusable, from_environment
 
 log = logging.getLogger("criproxy")
 
@@ -113,7 +115,8 @@ def main(
             config = evolve(config, log_format=log_format)
         set_up(config.log_level, config.log_format)
         check(config)
-    except ConfigError as error:
+        traces = from_environment("criproxy", os.environ)
+    except (ConfigError, TracesUnusable) as error:
         click.echo(f"criproxy: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     obstacle = cannot_listen(config.listen)
@@ -126,7 +129,7 @@ def main(
         click.echo(f"criproxy: {obstacle}", err=True)
         sys.exit(EXIT_CANNOT_LISTEN)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(config, traces))
     except OSError as error:
         click.echo(f"criproxy: cannot listen: {error}", err=True)
         sys.exit(EXIT_CANNOT_LISTEN)
@@ -154,12 +157,12 @@ def _config(
     return build(values)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, traces: Traces) -> None:
     stop, service = asyncio.Event(), ServiceManager()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    proxy = Proxy(config)
+    proxy = Proxy(config, traces)
     try:
         await proxy.start()
         log.info(
@@ -175,6 +178,7 @@ async def _serve(config: Config) -> None:
         log.info("stopping")
     finally:
         await proxy.stop()
+        await asyncio.to_thread(traces.close)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 #: Calls that change something: they are logged at level info.
-_CHANGES = frozenset(
+CHANGES = frozenset(
     (
         "RunPodSandbox",
         "StopPodSandbox",
@@ -60,7 +60,7 @@ class CallLog:
         logs errors itself and calls again.
         """
         level = logging.DEBUG
-        if call.method in _CHANGES:
+        if call.method in CHANGES:
             level = logging.INFO if code in (Code.OK, Code.CANCELLED) else logging.WARNING
         if not log.isEnabledFor(level):
             return
@@ -71,11 +71,11 @@ class CallLog:
             "ms": round(seconds * 1000, 2),
         }
         if call.problem:
-            facts["problem"] = _harmless(call)[:_LONGEST_PROBLEM]
+            facts["problem"] = harmless_problem(call)
         failed = code not in (Code.OK, Code.CANCELLED)
-        log.log(level, "call failed" if failed else "call", extra=facts | self._about(call))
+        log.log(level, "call failed" if failed else "call", extra=facts | self.about(call))
 
-    def _about(self, call: ServerCall) -> dict[str, str]:
+    def about(self, call: ServerCall) -> dict[str, str]:
         """The pod, container and image that a call is about, by id and name."""
         facts = _asked(call) | call.subjects
         if "container_name" not in facts:
@@ -107,7 +107,7 @@ def _request(call: ServerCall) -> Any:
         return None
 
 
-def _harmless(call: ServerCall) -> str:
+def harmless_problem(call: ServerCall) -> str:
     """Return an error's message with the image names that a runtime quotes made safe to log."""
     request, text = _request(call), call.problem
     config = getattr(request, "config", None)
@@ -115,7 +115,7 @@ def _harmless(call: ServerCall) -> str:
         spec = getattr(owner, "image", None)
         for name in (spec.image, spec.user_specified_image) if spec is not None else ():
             text = text.replace(name, shown_name(name)) if name else text
-    return text
+    return text[:_LONGEST_PROBLEM]
 
 
 def _asked(call: ServerCall) -> dict[str, str]:

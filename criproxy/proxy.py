@@ -9,12 +9,13 @@ import os
 import secrets
 import time
 from contextlib import suppress
+from functools import partial
 
-from criproxy.call_log import CallLog
+from criproxy.call_log import CHANGES, CallLog, harmless_problem
 from criproxy.config import Config, RuntimeConfig
 from criproxy.health_endpoint import Endpoint, Metrics
 from criproxy.http2.endpoints import ServerConnection
-from criproxy.http2.frames import Header
+from criproxy.http2.frames import Header, first
 from criproxy.http2.stream import Outbox, Stream
 from criproxy.methods import BY_PATH
 from criproxy.routes.table import Table
@@ -24,6 +25,7 @@ from criproxy.runtimes.connector import Connector
 from criproxy.runtimes.last_known import InventoryFile
 from criproxy.runtimes.runtime import Runtime
 from criproxy.streaming_urls import StreamRelay, StreamUrls
+from virtlet.traces import CONTEXT, OFF, Span, Traces
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ DRAIN_SECONDS = 2.0
 FIRST_SECONDS = 1.5
 #: Longest first message of a call; what a kubelet sends is below 16 MiB.
 _REQUEST_LIMIT = 16 << 20
+_LONGEST_NAME = 128
 
 
 class Proxy:
@@ -40,13 +43,15 @@ class Proxy:
 
     Args:
         config: a checked configuration.
+        traces: where calls are seen.
 
     Attributes:
         http_address: of the health endpoint, once started with one.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, traces: Traces = OFF) -> None:
         self._config = config
+        self._traces = traces
         self._metrics = Metrics()
         self._outbox = Outbox()
         self.identity = secrets.token_hex(16).encode()
@@ -122,17 +127,26 @@ class Proxy:
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
 
     def _on_call(self, stream: Stream, headers: list[Header], ended: bool) -> None:
-        call = ServerCall(stream, headers, ended, _REQUEST_LIMIT, self.table.route, self._on_done)
+        path = (first(headers, b":path") or b"").decode(errors="replace")
+        changes = path in BY_PATH and BY_PATH[path].name in CHANGES
+        received = partial(_context_of, headers)
+        span = self._traces.begin(path[1 : 1 + _LONGEST_NAME], received, alone=changes)
+        headers = _continued(headers, span)
+        done = partial(self._on_done, span)
+        call = ServerCall(stream, headers, ended, _REQUEST_LIMIT, self.table.route, done)
         self._calls.add(call)
         stream.sink = call
         call.start()
 
-    def _on_done(self, call: ServerCall, code: Code) -> None:
+    def _on_done(self, span: Span, call: ServerCall, code: Code) -> None:
         self._calls.discard(call)
         name = call.method if call.path in BY_PATH else "unknown"
         seconds = time.monotonic() - call.started
         self._metrics.client_call(name, code, seconds)
         self._call_log.ended(call, code, seconds)
+        if span.recording:
+            about = {"runtime": call.runtime} | self._call_log.about(call)
+            span.end(code.name, harmless_problem(call), about)
 
     async def stop(self) -> None:
         """Take no new calls, wait a moment for running ones, and close everything."""
@@ -156,3 +170,17 @@ class Proxy:
             await connector.save()
         # Let the last frames be sent.
         await asyncio.sleep(0.05)
+
+
+def _context_of(headers: list[Header]) -> dict[str, str]:
+    """Return the headers that say which trace a call is part of."""
+    found = {name: first(headers, name.encode()) for name in CONTEXT}
+    return {name: value.decode("latin-1") for name, value in found.items() if value is not None}
+
+
+def _continued(headers: list[Header], span: Span) -> list[Header]:
+    """Return a call's headers with the span as the parent of what comes of it."""
+    carried = {name.encode(): value.encode() for name, value in span.carried().items()}
+    if not carried:
+        return headers
+    return [*(h for h in headers if h[0].decode("latin-1") not in CONTEXT), *carried.items()]

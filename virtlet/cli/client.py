@@ -41,17 +41,24 @@ class Client:
     Args:
         endpoint: the runtime's unix socket, as a path or a unix:// URL.
         timeout: seconds for one call.
+        metadata: of each unary call.
 
     Raises:
         NoRuntime: it is not that of a unix socket.
     """
 
-    def __init__(self, endpoint: str | Path, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        endpoint: str | Path,
+        timeout: float = TIMEOUT,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
         try:
             self.socket = Path(socket_path(str(endpoint)))
         except ValueError as error:
             raise NoRuntime(str(error)) from None
         self._timeout = timeout
+        self._metadata = tuple(metadata)
         self._channel = grpc.insecure_channel(
             f"unix:{self.socket}", options=[("grpc.max_receive_message_length", 16 << 20)]
         )
@@ -78,7 +85,7 @@ class Client:
         """
         stub = getattr(self.runtime, method, None) or getattr(self.images, method)
         try:
-            return stub(request, timeout=timeout or self._timeout)
+            return stub(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._look_why()

@@ -51,6 +51,7 @@ from virtlet.model.option import Option, Settings
 from virtlet.model.plain import quote
 from virtlet.service_manager import ServiceManager
 from virtlet.threads import Worker
+from virtlet.traces import TracesUnusable, from_environment
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ def _assemble(
         points_from_environment(os.environ),
         reserve.release,
         metrics.step,
+        hooks.watch.traces,
     )
     metrics.watch(context)
     watchers = ThreadPoolExecutor(4, "domain-events")
@@ -263,6 +265,11 @@ def _start_plugins(
     """Hand plugins their settings and what is stored; `undo` shuts them down."""
     hooks = Hooks(registry)
     hooks.watch.patience = config[core_options.HOOK_PATIENCE]
+    try:
+        hooks.watch.traces = from_environment("virtlet", os.environ)
+    except TracesUnusable as error:
+        raise FailedPrecondition(str(error)) from None
+    undo.callback(hooks.watch.traces.close)
     hooks.govern(config.sections.get("plugins", {}), node.data_dir)
     hooks.watch.start()
     undo.callback(hooks.watch.stop)

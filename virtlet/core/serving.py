@@ -115,6 +115,7 @@ async def serve_until_asked(
         context.hypervisors.default_health,
         Subjects(context.store, context.images.store.get),
         metrics.call,
+        context.hooks.watch.traces,
     )
     try:
         await streaming.start()

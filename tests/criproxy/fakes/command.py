@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests import confined
@@ -20,12 +21,16 @@ class ProxyProcess:
     Args:
         listen: its socket.
         args: further arguments.
+        environment: variables beside ours.
     """
 
-    def __init__(self, listen: Path, *args: str) -> None:
+    def __init__(
+        self, listen: Path, *args: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.listen = listen
         self.log = listen.with_suffix(".log")
         self._args = args
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ProxyProcess:
@@ -39,7 +44,7 @@ class ProxyProcess:
         argv = [sys.executable, confined.__file__, str(UNIT), sys.executable, "-m", "criproxy"]
         argv += ["--listen", str(self.listen), *self._args]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(argv, stderr=log, stdout=log)
+            self._process = subprocess.Popen(argv, stderr=log, stdout=log, env=self._environment)
         marker = f"listening on {self.listen}"
         starts = self.log.read_text().count(marker)
         try:

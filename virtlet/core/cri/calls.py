@@ -23,6 +23,7 @@ from virtlet.core import log_setup
 from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
+from virtlet.traces import CONTEXT, OFF, Traces
 
 UNSERVED: dict[str, str] = {}
 """`Service.Method` to why it is not served."""
@@ -83,12 +84,18 @@ _MESSAGE_LIMIT = 2500
 characters for every byte outside ASCII."""
 
 
+_PACKAGE = cri.DESCRIPTOR.package
+
 Counted = Callable[[str, str, float], None]
 """Called with the method, the status code's name and the seconds of a call that has ended."""
 
 
 def instrument(
-    call: Call, executors: dict[CallKind, Executor], subjects: Subjects, counted: Counted
+    call: Call,
+    executors: dict[CallKind, Executor],
+    subjects: Subjects,
+    counted: Counted,
+    traces: Traces = OFF,
 ) -> Handler:
     """The asynchronous handler of a call.
 
@@ -97,15 +104,18 @@ def instrument(
         executors: where LOOK and WORK calls run.
         subjects: knows what requests are about.
         counted: hears of every call.
+        traces: has a span of each call that changes something or is part of a trace.
     """
     method = call.name.partition(".")[2]
     read = _reader(call, subjects)
+    traced, alone = f"{_PACKAGE}.{call.name.replace('.', '/')}", call.kind is CallKind.WORK
 
     async def handle(received: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         started = time.perf_counter()
         code, message, repeated = grpc.StatusCode.OK, "", False
         request, reply = None, None
         facts: dict[str, str] = {}
+        span = traces.begin(traced, partial(_context_of, context), alone=alone)
         try:
             request = read(received)
             if call.kind is CallKind.READ:
@@ -113,6 +123,7 @@ def instrument(
             # Before it is served: a removal leaves nobody to ask for names.
             facts = subjects.facts(request)
             log_setup.about.set({"call": method, **facts})
+            span.enter()
             loop = asyncio.get_running_loop()
             gone = threading.Event()
             caller = CallClient(lambda: not gone.is_set(), context.time_remaining)
@@ -141,14 +152,10 @@ def instrument(
         finally:
             duration = time.perf_counter() - started
             counted(method, code.name, duration)
-            _log(
-                call,
-                code,
-                message,
-                duration,
-                lambda: subjects.facts(request, reply) | facts,
-                repeated=repeated,
-            )
+            known = partial(_facts, subjects, request, reply, facts)
+            if span.recording:
+                span.end(code.name, _cut(message), known())
+            _log(call, code, message, duration, known, repeated=repeated)
         return await context.abort(code, _cut(message))
 
     return handle
@@ -188,6 +195,16 @@ def instrument_stream(
             await context.abort(code, _cut(message))
 
     return handle
+
+
+def _context_of(context: "grpc.aio.ServicerContext[Any, Any]") -> dict[str, str]:
+    """The metadata of a call that says which trace it is part of."""
+    received = context.invocation_metadata() or ()
+    return {name: str(value) for name, value in received if name in CONTEXT}
+
+
+def _facts(subjects: Subjects, request: Any, reply: Any, before: dict[str, str]) -> dict[str, str]:
+    return subjects.facts(request, reply) | before
 
 
 def describe(error: BaseException) -> str:

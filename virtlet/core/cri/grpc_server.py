@@ -29,6 +29,7 @@ from virtlet.core.cri.subjects import Subjects
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition
 from virtlet.model.hypervisor import HypervisorHealth
+from virtlet.traces import OFF, Traces
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class CriServer:
         hypervisor_health: whether VMs can be run now; must not block.
         subjects: knows what requests are about.
         counted: hears of every call that is served.
+        traces: has spans of the calls.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class CriServer:
         hypervisor_health: Callable[[], HypervisorHealth],
         subjects: Subjects,
         counted: Counted = lambda method, code, seconds: None,
+        traces: Traces = OFF,
     ) -> None:
         self._path = path
         self._executors = {
@@ -77,7 +80,7 @@ class CriServer:
         self._served: dict[str, Any] = {
             call.name: instrument_stream(call, subjects, counted)
             if call.kind is CallKind.STREAM
-            else instrument(call, executors, subjects, counted)
+            else instrument(call, executors, subjects, counted, traces)
             for call in self._calls
         }
         self._hypervisor_health = hypervisor_health

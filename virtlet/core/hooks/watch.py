@@ -12,6 +12,7 @@ from attrs import define
 from virtlet.model.pod import Pod
 from virtlet.model.vm import Machine, Vm
 from virtlet.threads import Worker
+from virtlet.traces import OFF, Traces
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,13 @@ class HookWatch:
     Attributes:
         patience: seconds after which a call is said to hang.
         limits: the same for single plugins and hooks; see `Policy.patience`.
+        traces: where calls are seen, too.
     """
 
     def __init__(self) -> None:
         self.patience = PATIENCE
         self.limits: Mapping[tuple[str, str], float] = {}
+        self.traces: Traces = OFF
         self._calls: dict[int, _Call] = {}
         self._lock = threading.Lock()
         self._worker = Worker("hook-watch", self._look)
@@ -64,9 +67,15 @@ class HookWatch:
             about: the call's arguments; pods and VMs among them are named.
             vm: id of the VM that it is about, where no argument is one.
         """
-        if what in _LONG and (plugin, what) not in self.limits:
-            yield
-            return
+        with self.traces.step(what, {"plugin": plugin}):
+            if what in _LONG and (plugin, what) not in self.limits:
+                yield
+            else:
+                with self._known(plugin, what, about, vm):
+                    yield
+
+    @contextmanager
+    def _known(self, plugin: str, what: str, about: tuple[object, ...], vm: str) -> Iterator[None]:
         now = time.monotonic()
         subject = {"vm": vm} if vm else _subject(about)
         call = _Call(plugin, what, subject, threading.get_ident(), now, 0.0)

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from virtlet.core.store.records import EffectRow, encode
 from virtlet.core.store.store import Store
 from virtlet.errors import UndoIncomplete, VirtletError
+from virtlet.traces import OFF, Traces
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Journal:
         points: what is done at every place where a crash may fall.
         make_room: called before something is undone, which writes: on a full disk, too.
         timed: called with an effect's kind, "done" or "failed", and the seconds that it took.
+        traces: where effects are seen, too.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class Journal:
         points: Points,
         make_room: Callable[[], None] = _nothing,
         timed: Callable[[str, str, float], None] = _untimed,
+        traces: Traces = OFF,
     ) -> None:
         self._make_room = make_room
         self._timed = timed
+        self._traces = traces
         self._store = store
         self._revert = revert
         self._points = points
@@ -108,7 +112,8 @@ class Journal:
         self._points(f"{name}:intended")
         began, outcome = time.perf_counter(), "failed"
         try:
-            result = apply()
+            with self._traces.step(kind, {"plugin": plugin, "role": role}):
+                result = apply()
             outcome = "done"
         except unchanged:
             self._store.forget(seq)
