@@ -13,6 +13,7 @@ COMMANDS = {
     "diag": ("diag:diag", "Collect what a report of trouble needs, without secrets."),
     "flavors": ("views:flavors", "List the machines with names."),
     "gen": ("generate:gen", "Write the manifest of a VM pod, or those of the cluster."),
+    "image": ("image_check:image", "Say whether a node would take an image."),
     "screenshot": ("screens:screenshot", "Write what is on the screen of a VM to a PNG file."),
     "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),

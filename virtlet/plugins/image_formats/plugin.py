@@ -7,6 +7,8 @@ it runs. Source: docs/interop/qcow2.txt of QEMU.
 
 import json
 import os
+import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,6 +125,30 @@ def recognise(path: Path, name: str, gid: int = NOBODY) -> RecognizedImage:
         _let_read(file.fileno(), gid)
         _check_with_qemu(file.fileno(), name, found, gid)
     return found
+
+
+def first_look(name: str, head: bytes, size: int | None) -> RecognizedImage:
+    """Say what a disk image is by its beginning, and refuse what that forbids already.
+
+    Args:
+        name: the image's name, for messages.
+        head: its first bytes, 64 KiB at least where it has so many.
+        size: bytes in all; None where that is not known.
+
+    Returns:
+        Its virtual size is 0 where the beginning does not tell.
+
+    Raises:
+        InvalidArgument: it is not a disk, or has a feature that is not allowed.
+    """
+    if foreign.knows(head):
+        return foreign.look(name, head[: foreign.HEAD])
+    if head.startswith(_QCOW2):
+        header = parse_header(name, head)
+        header.check(name)
+        return RecognizedImage(format="qcow2", virtual_size=header.virtual_size)
+    _check_raw(BytesIO(head), name, size or 0, head)
+    return RecognizedImage(format="raw", virtual_size=size or 0)
 
 
 def _foreign_disk(file: int, name: str, head: bytes, gid: int) -> RecognizedImage:

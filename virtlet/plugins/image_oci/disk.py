@@ -106,6 +106,22 @@ def fetch_disk(
         return FetchedImage(size=staging.size, annotations=told, digest=digest)
 
 
+def digest_of(
+    source: ImageSource, credentials: Credentials, bounds: Bounds, certs_dir: Path
+) -> str:
+    """The digest of an image's manifest, or of its index; see `fetch_disk`."""
+    address = _address(source)
+    with _named(source.name):
+        servers = hosts.endpoints(
+            certs_dir, address.repository.registry, scheme=address.scheme, trusted=source.trusted
+        )
+        registry = Registry(source, address.repository, servers, credentials, bounds)
+        try:
+            return registry.manifest(address.reference).digest
+        finally:
+            registry.close()
+
+
 def _is_certain(source: ImageSource) -> bool:
     return source.url.partition("://")[0] in SCHEMES
 
