@@ -166,6 +166,14 @@ def test_the_manager_in_the_pod_has_no_more_than_its_unit_allows(daemon: DaemonP
     assert status["NoNewPrivs"] == "1"
 
 
+def test_the_image_reads_images_of_ceph(daemon: DaemonPod) -> None:
+    """Its QEMU looks for a cluster, where one without the driver would know none."""
+    options = "rbd,node-name=disk,pool=rbd,image=database-1,conf=/dev/null"
+    done = daemon.run("qemu-storage-daemon", "--blockdev", options)
+    assert done.exit_code == 1
+    assert b"error connecting" in done.stderr
+
+
 def test_a_path_of_the_image_is_no_volume_of_the_node(daemon: DaemonPod) -> None:
     vm = _vm_pod(daemon.node, "elsewhere")
     vm.manifest.container.mounts.add(container_path="/data", host_path="/home")

@@ -35,24 +35,10 @@ def node() -> Iterator[Playground]:
 def cluster(node: Playground) -> Iterator[ceph.Cluster]:
     """A cluster in the node's network, with an image that has a file system."""
     with ExitStack() as cleanup:
-        directory, disk = node.directory / "ceph", node.directory / "disk.img"
 
         def make() -> ceph.Cluster:
-            made = cleanup.enter_context(ceph.cluster(directory))
-            disk.touch()
-            os.truncate(disk, 32 << 20)
-            subprocess.run(["mkfs.ext4", "-q", "-E", "root_perms=0777", disk], check=True)
-            convert = [
-                "qemu-img",
-                "convert",
-                "-f",
-                "raw",
-                "-O",
-                "raw",
-                str(disk),
-                made.image(IMAGE),
-            ]
-            subprocess.run(convert, check=True)
+            made = cleanup.enter_context(ceph.cluster(node.directory / "ceph"))
+            made.make_image(IMAGE)
             return made
 
         yield netns.inside(node.netns, make)

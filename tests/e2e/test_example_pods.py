@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import AS_THE_UNIT, ROOT, TINY, Pod
-from tests.fakes import kubelet
+from tests.fakes import ceph, kubelet
 from tests.fakes.api_server import CONFIGS, ApiServer, serving
 from tests.fakes.image_server import Resource, image_server
 from tests.fakes.kubelet import volumes
@@ -59,6 +59,7 @@ def examples_node() -> Iterator[Playground]:
         "imageRegistryConfigsDir": str(directory / "certs.d"),
         "pinnedImages": "virtlet.cloud/tiny",
         "cniPluginDir": str(directory / "cni-plugins"),
+        "cephMonitors": "192.0.2.0/24",
     }
     (directory / "cni-plugins").mkdir()
     for path in (*Path(CNI_BIN_DIR).iterdir(), ROOT / "tests/fakes/cni_meta.py"):
@@ -83,8 +84,11 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
         netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
         netns.inside(node.netns, lambda: add_networks(node))
         serve_images(node, cleanup)
+        key = serve_ceph(node, cleanup)
         for name, path in PODS.items():
             example = volumes.Example.read(path, name)
+            if name == "ceph":
+                example.objects["Secret", "ceph-vms"]["stringData"]["secret"] = key
             for (kind, of), document in example.objects.items():
                 if kind == "ConfigMap":
                     api.put("configmaps", "default", of, data=document["data"])
@@ -170,6 +174,27 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         (node.directory / "images" / "web.yaml").write_text(yaml.safe_dump(translations))
 
     netns.inside(node.netns, serve)
+
+
+def serve_ceph(node: Playground, cleanup: ExitStack) -> str:
+    """A cluster with the image of the example's, which has a file system.
+
+    Returns:
+        The key of the example's user.
+    """
+    example = volumes.Example.read(PODS["ceph"], "ceph")
+    (volume,) = example.pod["spec"]["volumes"]
+    options = volume["flexVolume"]["options"]
+    assert (options["user"], options["pool"]) == (ceph.USER, ceph.POOL)
+
+    def serve() -> ceph.Cluster:
+        address = options["monitor"].partition(":")[0]
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+        made = cleanup.enter_context(ceph.cluster(node.directory / "ceph", options["monitor"]))
+        made.make_image(options["volume"])
+        return made
+
+    return netns.inside(node.netns, serve).key
 
 
 def _packed_disk(node: Playground) -> dict[str, bytes]:
@@ -386,6 +411,13 @@ def test_an_empty_dir_may_be_a_disk(pods: dict[str, Pod]) -> None:
 def test_a_volume_of_our_drivers_is_a_disk(pods: dict[str, Pod], name: str, path: str) -> None:
     mounted = f"until grep ' {path} ext4' /proc/mounts; do sleep 0.2; done"
     (line,) = run(pods[name], f"{mounted}; echo written >{path}/file")
+    assert line.startswith("/dev/sd")
+
+
+def test_an_image_of_a_ceph_cluster_is_a_disk(pods: dict[str, Pod]) -> None:
+    """The key is the Secret's, and is in no option of the pod."""
+    mounted = "until grep ' /data ext4' /proc/mounts; do sleep 0.2; done"
+    (line,) = run(pods["ceph"], f"{mounted}; echo written >/data/file; sync")
     assert line.startswith("/dev/sd")
 
 

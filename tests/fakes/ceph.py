@@ -1,7 +1,7 @@
-"""A Ceph cluster of one monitor and one OSD, in memory, on the loopback interface.
+"""A Ceph cluster of one monitor and one OSD, in memory, at an address of the caller's network.
 
 Debian's programs, which hack/setup.sh unpacks; commands go by librados, which comes with QEMU's rbd
-driver. As a program (`python -m tests.fakes.ceph DIRECTORY`) it runs one until its stdin ends.
+driver. As a program (`python -m tests.fakes.ceph DIRECTORY MONITOR`) it runs until its stdin ends.
 """
 
 import base64
@@ -44,11 +44,25 @@ class Cluster:
         """An image, as qemu-img calls it."""
         return f"rbd:{POOL}/{name}:id={USER}:conf={self.conf}"
 
+    def make_image(self, name: str) -> None:
+        """Make one of 32 MiB, with a file system that everybody may write; from its network."""
+        disk = self.conf.with_name(f"{name}.img")
+        disk.touch()
+        os.truncate(disk, 32 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-E", "root_perms=0777", disk], check=True)
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "raw", str(disk), self.image(name)]
+        subprocess.run(convert, check=True)
+
 
 @contextmanager
-def cluster(directory: Path) -> Iterator[Cluster]:
-    """Run one in the caller's network; `directory` is made, for all that it keeps."""
-    argv = [sys.executable, "-m", "tests.fakes.ceph", str(directory)]
+def cluster(directory: Path, monitor: str = MONITOR) -> Iterator[Cluster]:
+    """Run one in the caller's network.
+
+    Args:
+        directory: is made, for all that it keeps.
+        monitor: address and port of an interface that is there.
+    """
+    argv = [sys.executable, "-m", "tests.fakes.ceph", str(directory), monitor]
     with subprocess.Popen(
         argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -57,7 +71,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
         key = process.stdout.readline().strip()
         assert key, "the cluster does not start"
         conf = directory / "client.conf"
-        conf.write_text(f"[global]\nmon_host = {MONITOR}\nkey = {key}\nkeyring =\n")
+        conf.write_text(f"[global]\nmon_host = {monitor}\nkey = {key}\nkeyring =\n")
         try:
             yield Cluster(key, conf)
         finally:
@@ -70,17 +84,17 @@ def _key() -> str:
     ).decode()
 
 
-def _configuration(directory: Path) -> str:
+def _configuration(directory: Path, monitor: str) -> str:
     return f"""\
 [global]
 fsid = {_FSID}
-mon_host = [v2:{MONITOR}/0]
+mon_host = [v2:{monitor}/0]
 mon_initial_members = a
 mon_data = {directory}/mon
 mon_allow_pool_size_one = true
 mon_data_avail_crit = 1
 keyring = {directory}/keyring
-public_network = 127.0.0.0/8
+public_network = {monitor.partition(":")[0]}/32
 run_dir = {directory}
 log_file = {directory}/$name.log
 admin_socket =
@@ -125,10 +139,10 @@ class _Client:
         return ctypes.string_at(output, size.value).decode()
 
 
-def _run(directory: Path) -> None:
+def _run(directory: Path, monitor: str) -> None:
     (directory / "osd").mkdir(parents=True)
     conf, monitor_map = directory / "ceph.conf", directory / "monmap"
-    conf.write_text(_configuration(directory))
+    conf.write_text(_configuration(directory, monitor))
     (directory / "keyring").write_text(
         f'[mon.]\nkey = {_key()}\ncaps mon = "allow *"\n'
         f'[client.admin]\nkey = {_key()}\ncaps mon = "allow *"\ncaps osd = "allow *"\n'
@@ -148,7 +162,7 @@ def _run(directory: Path) -> None:
             cleanup.callback(process.wait)
             cleanup.callback(process.kill)
 
-        address = f"[v2:{MONITOR}]"
+        address = f"[v2:{monitor}]"
         run("monmaptool", "--create", "--addv", "a", address, "--fsid", _FSID, str(monitor_map))
         keyring = ("--keyring", str(directory / "keyring"))
         of_map = ("--monmap", str(monitor_map))
@@ -178,4 +192,4 @@ def _run(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]))
+    _run(Path(sys.argv[1]), sys.argv[2])

@@ -1,5 +1,6 @@
 """A pod's volumes as a kubelet makes them, from the objects that stand beside the pod."""
 
+import base64
 import json
 import os
 import subprocess
@@ -104,9 +105,11 @@ def _directory(example: Example, volume: Document, pod: Path, cleanup: ExitStack
             return made
         case {"emptyDir": _}:
             return _made(pod, "empty-dir", name, 0o777)
-        case {"flexVolume": {"driver": driver, "options": options}}:
+        case {"flexVolume": {"driver": driver, "options": options} as flex}:
             made = pod.joinpath("volumes", driver.replace("/", "~"), name)
-            given = json.dumps(options | {"kubernetes.io/readwrite": "rw"})
+            given = json.dumps(
+                options | _secrets(example, flex) | {"kubernetes.io/readwrite": "rw"}
+            )
             _run("sh", str(FLEXVOLUME_DRIVER), "mount", str(made), given)
             cleanup.callback(_run, "sh", str(FLEXVOLUME_DRIVER), "unmount", str(made))
             return made
@@ -125,6 +128,17 @@ def _directory(example: Example, volume: Document, pod: Path, cleanup: ExitStack
         case {"downwardAPI": _}:
             return _atomic(_made(pod, "downward-api", name), _files(example, volume))
     raise AssertionError(f"this kubelet makes no volume such as {volume}")
+
+
+def _secrets(example: Example, flex: Document) -> dict[str, str]:
+    """The Secret that a FlexVolume names, as options of its driver."""
+    if "secretRef" not in flex:
+        return {}
+    data = example.objects["Secret", flex["secretRef"]["name"]]["stringData"]
+    return {
+        f"kubernetes.io/secret/{key}": base64.b64encode(text.encode()).decode()
+        for key, text in data.items()
+    }
 
 
 def _made(pod: Path, plugin: str, name: str, mode: int = 0o755) -> Path:
