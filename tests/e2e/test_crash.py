@@ -14,16 +14,21 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.e2e.conftest import TINY, Pod, make_manifest
+from tests.e2e.conftest import ROOT, TINY, Pod, make_manifest
 from tests.e2e.crash_points import CrashPoints
+from tests.fakes import passing_plugin
 from tests.fakes.pod_cgroup import pod_cgroup
+from tests.plugins.libvirt_qemu.rig import open_directory
 from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
+from virtlet.core.hooks.plugin_package import SourcePackage, pretend_installed
 from virtlet.cri import api_pb2 as cri
 from virtlet.host import cgroups
 
 NODES = 3
 """The points of the whole cycle are shared out to so many: a node waits more than it works."""
+HANDLER = "equipped"
+"""Its VMs have a TPM, and can have a device of the node."""
 STRIDE = 5
 """Of the points where one attempt follows another, one of so many is taken: that is another moment
 for each effect, and each costs some three seconds."""
@@ -40,7 +45,21 @@ class MortalNode:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[MortalNode]]:
     """Some."""
+    installed = tmp_path_factory.mktemp("installed")
+    passing = SourcePackage(
+        directory=ROOT,
+        name="passing",
+        version="1",
+        plugins={"passing": "tests.fakes.passing_plugin:Plugin"},
+    )
+    paths = pretend_installed([passing], installed)
+    environment = {"PYTHONPATH": ":".join(map(str, paths))}
+    handler = {"plugins": ["passing"], "without": ["devices"], "flavor": {"tpm": True}}
     with ExitStack() as stack:
+        # The emulator's user has to pass through what its jail shows of the tree.
+        tree = stack.enter_context(open_directory())
+        passing_plugin.make_tree(tree)
+        environment[passing_plugin.TREE] = str(tree)
         made = []
         for number in range(NODES):
             points = CrashPoints(tmp_path_factory.mktemp("points"))
@@ -48,8 +67,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[MortalNode]
                 Playground(
                     {"tiny": TINY},
                     subnet=f"10.{125 + number}.0.0/16",
-                    settings={"handlers": {"tpm": {"flavor": {"tpm": True}}}},
-                    environment=points.environment,
+                    settings={"handlers": {HANDLER: handler}},
+                    environment={**environment, **points.environment},
                 )
             )
             with node.client() as client:
@@ -73,13 +92,18 @@ class Kubelet:
         self.deaths = 0
         self.attempt = 0
         # A TPM and a file server stand for the programs that serve a VM's devices.
-        manifest = make_manifest(node, name, "tpm")
+        manifest = make_manifest(node, name, HANDLER)
         # So that volumes are among the effects; one that is mounted on the node stands for all.
         del manifest.container.mounts[:]
         self.volume = node.directory / "volumes" / name
         self.volume.mkdir(parents=True)
         (self.volume / "file").write_text("the pod's")
         manifest.container.mounts.add(container_path="/data", host_path=str(self.volume))
+        self.group = Path(node.environment[passing_plugin.TREE], passing_plugin.GROUP)
+        self.owner = self.group.stat()
+        manifest.container.devices.add(
+            container_path=str(self.group), host_path=str(self.group), permissions="rw"
+        )
         manifest.pod.linux.cgroup_parent = cgroup_parent
         self.pod = Pod(node, node.client(), manifest)
 
@@ -156,6 +180,7 @@ def _end(kubelet: Kubelet) -> None:
         kubelet.insist(step)
     assert kubelet.node.settled_leftovers() == []
     assert (kubelet.volume / "file").read_text() == "the pod's"
+    assert kubelet.group.stat() == kubelet.owner
     assert _groups_below(kubelet.pod.pod.linux.cgroup_parent) == []
     assert kubelet.pod.client.pods() == []
 
@@ -178,6 +203,7 @@ def test_a_crash_at_any_point_leaves_what_was_asked_for_and_nothing_else(
         "network",
         "disk[root]",
         "disk[volume-0]",
+        "disk[volume-1]",
         "disk[seed]",
         "domain",
         "console",
