@@ -7,7 +7,6 @@ it runs. Source: docs/interop/qcow2.txt of QEMU.
 
 import json
 import os
-import struct
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
