@@ -28,6 +28,7 @@ MEASUREMENTS = {
     "forward": "port-forward",
     "network": "network of guests",
     "images": "images",
+    "virtiofs": "shared directories",
     "console": "loud consoles",
     "loud": "loud guests",
     "warm": "starts from a template",
