@@ -37,6 +37,7 @@ SITE = archive(
     ]
 )
 """The upper layer of an image that is mounted."""
+pytestmark = pytest.mark.timeout(600)
 UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
 
 
@@ -212,7 +213,7 @@ def b64(text: str) -> str:
 
 def run(pod: Pod, script: str) -> list[str]:
     """The lines that a script prints in the guest, once it is up."""
-    output = pod.exec("/bin/sh", "-c", UNTIL_UP + script, timeout=120)
+    output = pod.exec("/bin/sh", "-c", UNTIL_UP + script, timeout=300)
     assert output.exit_code == 0, output.stderr
     return output.stdout.splitlines()
 
