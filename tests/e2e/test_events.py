@@ -17,7 +17,6 @@ from tests.e2e.subscriber import CREATED, DELETED, STARTED, STOPPED, Subscriber
 from tests.polling import until
 from virtlet.cli.client import Client
 from virtlet.cli.playground import Playground
-from virtlet.core.cri.calls import UNSERVED
 from virtlet.core.metrics.sampler import AT_MOST_EVERY
 from virtlet.cri import api_pb2 as cri
 
@@ -175,19 +174,3 @@ def test_a_manager_stops_at_once_while_somebody_listens_to_events(node: Playgrou
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert status == 0
     assert took < 8, "calls under way are waited for for ten seconds"
-
-
-@pytest.mark.parametrize("name", UNSERVED)
-def test_an_unserved_call_says_so_with_its_reason(node: Playground, name: str) -> None:
-    service, method = name.split(".")
-    described = cri.DESCRIPTOR.services_by_name[service].methods_by_name[method]
-    request = getattr(cri, described.input_type.name)()
-    with node.client() as client:
-        stub = getattr(client.images if service == "ImageService" else client.runtime, method)
-        with pytest.raises(grpc.RpcError) as caught:
-            answer = stub(request, timeout=10)
-            if described.server_streaming:
-                next(answer)
-        error: Any = caught.value
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert error.details() == UNSERVED[name]

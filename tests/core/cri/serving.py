@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from virtlet.core.cri.calls import UNSERVED, Call, CallKind
+from virtlet.core.cri.calls import Call, CallKind
 from virtlet.core.cri.grpc_server import CriServer
 from virtlet.core.cri.subjects import Subjects
 from virtlet.core.store.store import Store
@@ -71,7 +71,7 @@ class Serving:
 
 def _others(calls: Sequence[Call]) -> list[Call]:
     """Every call that is served elsewhere, so that the server's table is complete."""
-    named = {call.name for call in calls} | set(UNSERVED)
+    named = {call.name for call in calls}
     return [
         Call(
             f"{service.name}.{method.name}",

@@ -25,9 +25,6 @@ from virtlet.cri import api_pb2 as cri
 from virtlet.errors import InvalidArgument, VirtletError
 from virtlet.traces import CONTEXT, OFF, Traces
 
-UNSERVED: dict[str, str] = {}
-"""`Service.Method` to why it is not served."""
-
 
 class CallKind(enum.Enum):
     """Where a call is answered, so that no reader ever waits for a worker."""

@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from virtlet.core.cri.calls import (
-    UNSERVED,
     Call,
     CallKind,
     Counted,
@@ -151,7 +150,7 @@ class CriServer:
 
     def _handler(self, service: Any, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         name = f"{service.name}.{method.name}"
-        serve = self._served.get(name) or _unimplemented(UNSERVED[name])
+        serve = self._served[name]
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         if method.server_streaming:
             make = grpc.unary_stream_rpc_method_handler
@@ -178,13 +177,6 @@ class CriServer:
 def _serialise(reply: Message | bytes) -> bytes:
     """A reply on the wire; some come as bytes because they are kept so."""
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
-
-
-def _unimplemented(reason: str) -> Handler:
-    async def refuse(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
-
-    return refuse
 
 
 def _make_room(path: Path) -> None:
