@@ -3,7 +3,7 @@
 The guest is the tiny one, which boots; both kinds start on one node, by turns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -102,26 +102,36 @@ def _time(bench: Bench, warm: _Warm) -> Row:
 
 def _memory(bench: Bench, warm: _Warm) -> Row:
     pods = bench.times(MEMORY_PODS, 2)
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[int]] = {}
     for handler in (COLD, WARM):
         bench.step(f"memory of {pods} pods, {handler}")
         running = [warm.up(handler, str(number)) for number in range(pods)]
         sleep(_QUIET)
-        found[handler] = [
-            warm_demo.emulator_memory(pod.container_id) / (1 << 20) for pod in running
-        ]
+        found[handler] = [warm_demo.emulator_memory(pod.container_id) for pod in running]
         for pod in running:
             warm.down(pod)
+    return memory_row("the tiny guest", found, MEMORY_BOUND)
+
+
+def memory_row(guest: str, found: Mapping[str, Sequence[int]], bound: float) -> Row:
+    """The memory of clones against that of guests that booted.
+
+    Args:
+        guest: what it is.
+        found: bytes of each emulator, by COLD and WARM.
+        bound: of the ratio.
+    """
+    sizes = {name: [size / (1 << 20) for size in each] for name, each in found.items()}
     return Row(
-        name="PSS of an idle clone of the tiny guest",
-        value=ratio(found[WARM], found[COLD]),
-        bound=MEMORY_BOUND,
+        name=f"PSS of an idle clone of {guest}",
+        value=ratio(sizes[WARM], sizes[COLD]),
+        bound=bound,
         unit="×",
         detail=(
-            f"{median(found[WARM]):.0f} MiB warm, {median(found[COLD]):.0f} MiB cold; "
-            f"{pods} of each"
+            f"{median(sizes[WARM]):.0f} MiB warm, {median(sizes[COLD]):.0f} MiB cold; "
+            f"{len(sizes[WARM])} of each"
         ),
-        samples=found,
+        samples=sizes,
     )
 
 

@@ -12,15 +12,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from time import perf_counter, sleep
 
 import yaml
 from attrs import evolve, frozen
 
 from bench.bench import Bench
-from bench.figures import paired_interval, paired_ratio, ratio, spread
+from bench.figures import paired_interval, paired_ratio, spread
 from bench.row import Row
+from bench.warm import memory_row
 from virtlet.cli import warm_demo
 from virtlet.cli.client import Client
 from virtlet.cli.manifest import PodManifest, pod_manifest
@@ -153,26 +153,14 @@ def _times(bench: Bench, debian: _Debian) -> Iterator[Row]:
 
 def _memory(bench: Bench, debian: _Debian) -> Row:
     pods = bench.times(MEMORY_PODS, 1)
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[int]] = {}
     for handler in (COLD, WARM):
         bench.step(f"memory of {pods} pods, {handler}")
         running = [debian.up(handler, f"memory-{number}") for number in range(pods)]
         for pod in running:
             debian.configured(pod)
         sleep(_QUIET)
-        found[handler] = [
-            warm_demo.emulator_memory(pod.container_id) / (1 << 20) for pod in running
-        ]
+        found[handler] = [warm_demo.emulator_memory(pod.container_id) for pod in running]
         for pod in running:
             debian.down(pod)
-    return Row(
-        name="PSS of an idle clone of Debian",
-        value=ratio(found[WARM], found[COLD]),
-        bound=MEMORY_BOUND,
-        unit="×",
-        detail=(
-            f"{median(found[WARM]):.0f} MiB warm, {median(found[COLD]):.0f} MiB cold; "
-            f"{pods} of each"
-        ),
-        samples=found,
-    )
+    return memory_row("Debian", found, MEMORY_BOUND)
