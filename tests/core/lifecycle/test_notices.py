@@ -62,7 +62,7 @@ def test_a_guest_that_starts_anew_over_and_over_is_told_of_once(manager: Manager
     manager.start(manager.create(manager.run()))
     assert _resets(manager, 2) == []
     (notice,) = _resets(manager, 1)
-    assert notice.startswith("the guest has started anew 3 times within 10 minutes: ")
+    assert notice.startswith("the guest has restarted 3 times within 10 minutes: ")
     assert _resets(manager, 9) == [notice]
     log = manager.node.root / "logs/web/guest/0.log"
     assert f" stderr F [virtlet: {notice}]\n" in log.read_text()

@@ -155,7 +155,7 @@ def tell_of_resets(context: Context, vm_id: str) -> None:
         tell_owner(
             context,
             record.vm,
-            f"the guest has started anew {RESETS} times within {RESETS_WITHIN // 60} minutes: what "
+            f"the guest has restarted {RESETS} times within {RESETS_WITHIN // 60} minutes: what "
             "stands before each start says why; a kernel that lacks memory or finds no root disk "
             "panics too early to be told of otherwise",
             "GuestRestarts",
