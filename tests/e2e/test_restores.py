@@ -3,15 +3,17 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
+from tests.e2e.crash_points import CrashPoints
 from tests.polling import until
-from virtlet.cli.client import CallFailed
+from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
 from virtlet.cri import api_pb2 as cri
 
@@ -23,6 +25,7 @@ class Taken:
     """A checkpoint of a pod that is gone."""
 
     pod: Pod
+    points: CrashPoints
     directory: Path
     counted: int
     """How far a process of the guest had counted just before."""
@@ -48,10 +51,12 @@ class Taken:
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taken]:
+    points = CrashPoints(tmp_path_factory.mktemp("points"))
     with (
         Playground(
             {"tiny": TINY},
             subnet="10.143.0.0/16",
+            environment=points.environment,
             wrapper=AS_THE_UNIT,
         ) as node,
         node.client() as client,
@@ -66,7 +71,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taken]:
         directory = tmp_path_factory.mktemp("checkpoint")
         client.checkpoint_pod(pod.id, [pod.vm], str(directory), 120)
         pod.exec("sh", "-c", "echo after >/run/after; echo after >/root/after; sync")
-        made = Taken(pod, directory, counted, machine_id, address)
+        made = Taken(pod, points, directory, counted, machine_id, address)
         # It would be the same machine twice in one network.
         other = make_manifest(node)
         with pytest.raises(CallFailed, match="is up and has a MAC address"):
@@ -149,4 +154,36 @@ def test_it_goes_on_on_another_node_with_the_same_image(taken: Taken) -> None:
         taken.goes_on(pod)
         assert pod.address.startswith("10.144.")
         assert pod.wait_for_answer()
+        pod.down()
+
+
+def _is_gone(path: Path) -> bool:
+    return not path.exists()
+
+
+PLACES = "running:applied", "saved:told"
+"""Where the manager dies while it starts what goes on. The test with the fake node has every one."""
+
+
+def test_a_manager_that_is_killed_leaves_all_or_nothing(taken: Taken) -> None:
+    """A guest that was let go on too early goes on once more from the same moment."""
+    node, client = taken.pod.node, taken.pod.client
+
+    def killed(point: str, call: Callable[[], object]) -> None:
+        taken.points.die_at(point)
+        with pytest.raises((CallFailed, NoRuntime)):
+            call()
+        assert node.process is not None
+        node.process.wait(30)
+        node.start()
+
+    killed("saved:applied", taken.restored)
+    until(lambda: not client.pods(), "nothing left of the pod")
+    assert list((node.data_dir / "volumes").iterdir()) == []
+    for point in PLACES:
+        pod = taken.restored()
+        killed(point, partial(client.start, pod.vm))
+        client.start(pod.vm)
+        taken.goes_on(pod)
+        until(partial(_is_gone, pod.directory / "saved"), f"copies gone after {point}")
         pod.down()
