@@ -450,3 +450,31 @@ def _kill_the_manager(mixed: MixedNode) -> None:
     assert load.errors == []
     assert mixed.vm.status.state == cri.CONTAINER_RUNNING
     mixed.vm.wait_for_answer()
+
+
+def test_a_checkpoint_is_taken_and_restored_by_the_pods_runtime(
+    mixed: MixedNode, client: Client, tmp_path: Path
+) -> None:
+    """The last: the VM that the others have is restored here. This containerd does neither."""
+    vm, pods = mixed.vm, mixed.vm.client
+    with pytest.raises(CallFailed) as caught:
+        pods.checkpoint_pod(mixed.ordinary.id, [mixed.ordinary.container], str(tmp_path), 60)
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(CallFailed) as caught:
+        pods.restore_pod(str(tmp_path), mixed.ordinary.config, mixed.ordinary.container_config)
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+    vm.exec("sh", "-c", "echo kept >/run/kept")
+    pods.checkpoint_pod(vm.id, [vm.vm], str(tmp_path), 120)
+    vm.down()
+    # As a kubelet has it: with the image's id and the name that its user gave.
+    pod_id, vm_id = pods.restore_pod(str(tmp_path), vm.pod, vm.config())
+    restored = evolve(vm, id=pod_id, vm=vm_id)
+    try:
+        assert client.pods() == {pod_id, mixed.ordinary.id}
+        image = client.containers()[vm_id].image
+        assert (image.user_specified_image or image.image).removesuffix(":latest") == f"{VM}/tiny"
+        pods.start(vm_id)
+        assert restored.exec("cat", "/run/kept").stdout == "kept\n"
+        assert mixed.ordinary.exec("true").exit_code == 0
+    finally:
+        restored.down()
