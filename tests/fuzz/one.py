@@ -110,6 +110,7 @@ def main(name: str, seconds: str, directory: str) -> None:
         "console",
         "launch",
         "core.cri.requests",
+        "core.read_checkpoint",
         "image_servers",
     )
     watched = [*(f"virtlet.{part}" for part in ours), "criproxy.http2", "vmwrapper"]

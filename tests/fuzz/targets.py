@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -33,9 +34,12 @@ from tests.plugins.domain_xml.test_render import FIRMWARE, plain
 from virtlet.console.console_files import ConsoleFiles, make_console
 from virtlet.console.cri_log import decode, encode
 from virtlet.console.follower import Follower
+from virtlet.core.checkpoint_archive import ARCHIVE, HEADER, ROOM, START
 from virtlet.core.cri import requests
+from virtlet.core.read_checkpoint import open_checkpoint
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import (
+    FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
@@ -460,6 +464,51 @@ def image_file(data: bytes) -> None:
             assert found.virtual_size > 0
 
 
+def _header_of(words: bytes) -> bytes:
+    """A member's header: name, kind and size in words, or its bytes as they are."""
+    if words[:1] == b"!":
+        return words[1 : HEADER + 1]
+    name, kind, size = [*words.decode(errors="replace").split(" "), "", "", ""][:3]
+    member = tarfile.TarInfo(name[:90])
+    member.type = kind[:1].encode("latin-1", "replace") or tarfile.REGTYPE
+    with contextlib.suppress(ValueError):
+        member.size = int(size[:15])
+    try:
+        return member.tobuf(tarfile.GNU_FORMAT)[:HEADER]
+    except ValueError:
+        return b""
+
+
+def checkpoint(data: bytes) -> None:
+    """A checkpoint's archive: lines for its length and headers, a disk's first bytes, JSON."""
+    length, first, memory, disk, rest = [*data.split(b"\n", 4), b"", b"", b"", b"", b""][:5]
+    held = memory.rpartition(b" ")[2]
+    disk_at = START + (int(held[:9]) if re.fullmatch(rb"[0-9]+", held) else 8192)
+    with tempfile.TemporaryDirectory(prefix="virtlet-fuzz-", dir=_MEMORY) as place:
+        with (Path(place) / ARCHIVE).open("wb") as file:
+            for at, part in (
+                (0, _header_of(first)),
+                (HEADER, rest[104:].ljust(ROOM)[:ROOM]),
+                (START - HEADER, _header_of(memory)),
+                (disk_at, _header_of(disk)),
+                (disk_at + HEADER, rest[:104]),
+            ):
+                os.pwrite(file.fileno(), part, at)
+            if re.fullmatch(rb"[0-9]{1,9}", length):
+                os.truncate(file.fileno(), int(length))
+            end = os.fstat(file.fileno()).st_size
+        try:
+            with open_checkpoint(Path(place)) as saved:
+                assert saved.memory.offset == START
+                assert 0 < saved.memory.size <= saved.disk.offset - START
+                assert 0 <= saved.disk.size <= end - saved.disk.offset
+                assert all(int(mac[:2], 16) % 2 == 0 and len(mac) == 17 for mac in saved.macs)
+                assert all(0 < len(text) <= 4096 for text in (saved.container, saved.image_id))
+                assert not saved.disk_header().backing_file
+        except (InvalidArgument, FailedPrecondition) as error:
+            _check_line(error)
+
+
 _MOST_UNPACKED = 8 << 20
 
 
@@ -578,6 +627,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         launch_wire,
         image,
         image_file,
+        checkpoint,
         oci_layer,
         oci_manifest,
         http_answer,
