@@ -162,7 +162,7 @@ def _is_gone(path: Path) -> bool:
 
 
 PLACES = "running:applied", "saved:told"
-"""Where the manager dies while it starts what goes on. The test with the fake node has every one."""
+"""Where the manager dies while it starts what goes on; the fake node has every place."""
 
 
 def test_a_manager_that_is_killed_leaves_all_or_nothing(taken: Taken) -> None:
