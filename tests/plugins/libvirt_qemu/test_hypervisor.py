@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
@@ -27,6 +28,7 @@ from virtlet.model.launch import ENV_TOKEN, LaunchFd, LaunchPart
 from virtlet.model.vm import Machine
 from virtlet.plugins.libvirt_qemu.domain_events import DomainEvent
 from virtlet.plugins.libvirt_qemu.domain_logs import INTERVAL, KEPT, LONGEST, cut
+from virtlet.plugins.libvirt_qemu.monitor_watch import thread_of
 
 _FOREIGN = """
 <domain type="qemu">
@@ -443,3 +445,24 @@ def test_required_features_are_compared_with_the_nodes_cpu(rig: Rig) -> None:
     assert rig.hypervisor.lacks(Flavor(cpu_features={"sse2": "require", "vmx": "disable"})) == ""
     said = rig.hypervisor.lacks(Flavor(cpu_features={"sse2": "require", "amx-tile": "require"}))
     assert "has no amx-tile, which cpu_features require" in said
+
+
+def test_a_start_takes_few_commands_of_the_monitor(rig: Rig) -> None:
+    """The VM's CPU is known all the same. The thread that libvirt has for a VM writes them."""
+    machine = rig.machine()
+    flavor = evolve(machine.flavor, cpu_model="Nehalem", cpu_features={"aes": "require"})
+    with rig.running(machine=evolve(machine, flavor=flavor)), rig.domain(machine) as domain:
+        name = thread_of(domain.name())
+        (thread,) = (
+            path.parent
+            for path in Path("/proc/self/task").glob("*/comm")
+            if path.read_text().strip() == name
+        )
+        counts = dict(line.split(": ") for line in (thread / "io").read_text().splitlines())
+        # Several writes are one command; it took 2400 where each of 464 features had its own.
+        assert 50 < int(counts["syscw"]) < 800
+        cpu = ElementTree.fromstring(domain.XMLDesc()).find("cpu")
+        assert cpu is not None
+        assert cpu.findtext("model") == "Nehalem"
+        known = {feature.get("name"): feature.get("policy") for feature in cpu.iter("feature")}
+        assert known == {"aes": "require", "hypervisor": "require"}

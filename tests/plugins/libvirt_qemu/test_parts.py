@@ -129,12 +129,19 @@ def test_uris_that_are_not_served(uri: str) -> None:
 
 def test_the_embedded_driver_leaves_files_and_cgroups_alone(tmp_path: Path) -> None:
     """And answers questions about QEMU as the emulator's user."""
-    prepare_root(tmp_path, make_node(tmp_path, uid=12, gid=34))
+    prepare_root(tmp_path, make_node(tmp_path, uid=12, gid=34), "qemu")
     text = (tmp_path / "etc/qemu.conf").read_text()
     assert 'user = "+12"' in text
     assert 'group = "+34"' in text
     assert "dynamic_ownership = 0" in text
     assert "cgroup_controllers = [ ]" in text
+    assert 'capability_filters = [ "cpu-unavailable-features" ]' in text
+
+
+def test_under_kvm_all_of_a_cpus_features_are_read(tmp_path: Path) -> None:
+    """Some are in no word of CPUID."""
+    prepare_root(tmp_path, make_node(tmp_path), "kvm")
+    assert "capability_filters = [  ]" in (tmp_path / "etc/qemu.conf").read_text()
 
 
 def test_libvirts_directories_are_taken_back_and_what_was_planted_is_removed(

@@ -143,7 +143,7 @@ class LibvirtHypervisor(Hypervisor):
         """Connect; the first time, the embedded driver is started."""
         root = self._place.root
         if root is not None:
-            prepare_root(root, self._node)
+            prepare_root(root, self._node, self._info.accelerator)
             libvirt_process.adopt_orphans()
         else:
             libvirt_process.tell_of_slow_look_ups()

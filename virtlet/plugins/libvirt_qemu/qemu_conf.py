@@ -74,13 +74,19 @@ def locate(uri: str, data_dir: Path) -> Place:
     )
 
 
-def configuration(node: Node) -> str:
+def configuration(node: Node, accelerator: str) -> str:
     """qemu.conf for the embedded driver.
 
     The manager prepares files, sockets and cgroups itself and knows which of them VMs share, so
     that libvirt must not change owners, make cgroups or hide /dev. A domain's document says who its
     emulator is; the driver's user is who answers questions about QEMU's capabilities.
+
+    When a VM starts, libvirt reads each property of its CPU by a command of its own, 464 of them,
+    unless it has to believe that QEMU cannot say which features it lacks: then it takes their CPUID
+    words, all by two. Features that are in no word, as those of a real CPU's registers, are left
+    out, so under KVM all is read.
     """
+    filtered = "" if accelerator == "kvm" else '"cpu-unavailable-features"'
     return f"""# Written by Virtlet at every start; changes are lost.
 security_driver = "none"
 user = "+{node.emulator_uid}"
@@ -91,6 +97,7 @@ cgroup_controllers = [ ]
 namespaces = [ ]
 seccomp_sandbox = 1
 stdio_handler = "file"
+capability_filters = [ {filtered} ]
 """
 
 
@@ -104,13 +111,13 @@ _CLOSED = (
 """Directories that are nobody's but libvirt's."""
 
 
-def prepare_root(root: Path, node: Node) -> None:
+def prepare_root(root: Path, node: Node, accelerator: str) -> None:
     """Prepare the embedded driver's directory for its start.
 
     Earlier releases gave most of it to the user of emulators, who may have put anything there.
     """
     take_back(root)
-    write_atomically(root / "etc" / "qemu.conf", configuration(node).encode())
+    write_atomically(root / "etc" / "qemu.conf", configuration(node, accelerator).encode())
     for left in (root / _LIBRARY).glob("qmp-*"):
         _end_probe(left)
 
