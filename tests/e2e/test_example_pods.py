@@ -383,16 +383,17 @@ def test_an_image_is_a_volume(pods: dict[str, Pod], examples_node: Playground) -
     assert list((examples_node.directory / "store/data").glob(image.removeprefix("sha256:")))
 
 
-def test_claims_are_a_disk_and_a_directory(pods: dict[str, Pod], examples_node: Playground) -> None:
+def test_claims_are_a_disk_and_directories(pods: dict[str, Pod], examples_node: Playground) -> None:
     pod = pods["claims"]
     script = """
         until [ -b /dev/data ]; do sleep 0.2; done
         printf 'on the disk' | dd of=/dev/data conv=notrunc,fsync 2>/dev/null; head -c 11 /dev/data
-        echo; echo in the file >/files/file
+        echo; echo in the file >/files/file; echo for a while >/cache/file
     """
     assert run(pod, script) == ["on the disk"]
     directory = examples_node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~csi"
     assert (directory / "files/file").read_text() == "in the file\n"
+    assert (directory / "cache/file").read_text() == "for a while\n"
 
 
 def test_a_block_volume_is_a_disk(pods: dict[str, Pod]) -> None:

@@ -115,7 +115,7 @@ def _directory(example: Example, volume: Document, pod: Path, cleanup: ExitStack
             return made
         case {"csi": {"driver": driver, "volumeAttributes": attributes}}:
             return _inline(_made(pod, "csi", name), driver, attributes, cleanup)
-        case {"persistentVolumeClaim": _}:
+        case {"persistentVolumeClaim": _} | {"ephemeral": _}:
             return _made(pod, "csi", name, 0o755)
         case {"projected": {"sources": sources}}:
             merged = {k: v for source in sources for k, v in _files(example, source).items()}
