@@ -320,7 +320,10 @@ class StagingFile:
         if self._file is None:
             remove_file(self.path)  # It may be a converted one.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._file = os.open(self.path, flags, 0o600)
+            try:
+                self._file = os.open(self.path, flags, 0o600)
+            except OSError as error:
+                raise self.not_stored(error) from None
         self._end_unpacker()
         self._formats.clear()
         self._head = None if self._unpack is _as_it_is else bytearray()
