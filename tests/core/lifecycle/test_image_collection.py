@@ -1,6 +1,7 @@
 """The kubelet's garbage collection of images: its calls in their order, as pkg/kubelet/images makes
 them (image_gc_manager.go). What it asks for is recorded of a kubelet, but for removals."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from virtlet.cri import api_pb2 as cri
 from virtlet.images.image_store import ImageStore
 from virtlet.images.layout import Layout
 from virtlet.images.pull import Images
+from virtlet.model.disk import Share
 from virtlet.model.pod import PodConfig, PodMetadata
 from virtlet.model.reference import parse_reference
-from virtlet.model.vm import VmConfig, VmMetadata
+from virtlet.model.vm import Mount, VmConfig, VmMetadata
 
 
 def _request(method: str) -> Any:
@@ -49,6 +51,14 @@ class Kubelet:
         assert isinstance(listed, bytes)
         vms_of_now = cri.ListContainersResponse.FromString(listed).containers
         in_use = {each.image_id for each in vms_of_now}
+        # Images that are volumes are in use too: each container is asked for its mounts.
+        for each in vms_of_now:
+            request = _request("ContainerStatus")
+            request.container_id = each.id
+            status = ContainerCalls(self.manager.context).status(request)
+            assert isinstance(status, bytes)
+            mounts = cri.ContainerStatusResponse.FromString(status).status.mounts
+            in_use |= {mount.image.image for mount in mounts if mount.HasField("image")}
         freed = 0
         for image in self.listed().values():
             if freed >= bytes_to_free:
@@ -66,11 +76,13 @@ def kubelet(manager: Manager) -> Kubelet:
     return Kubelet(manager)
 
 
-def _vm(manager: Manager, image: str) -> str:
+def _vm(manager: Manager, image: str, mounts: tuple[Mount, ...] = ()) -> str:
     metadata = PodMetadata(name="web", uid="uid-web", namespace="default")
     logs = str(manager.context.node.data_dir / "logs")
     pod = pods.run_pod(manager.context, PodConfig(metadata=metadata, log_directory=logs), "")
-    config = VmConfig(metadata=VmMetadata(name="guest"), image=image, user_image="used:v1")
+    config = VmConfig(
+        metadata=VmMetadata(name="guest"), image=image, user_image="used:v1", mounts=mounts
+    )
     return vms.create_vm(manager.context, pod, config)
 
 
@@ -93,6 +105,23 @@ def test_collection_frees_what_it_counts_and_leaves_what_vms_use(
     kubelet.collect(1)
     assert kubelet.listed() == {}
     assert not list((manager.context.node.data_dir / "images" / "data").iterdir())
+
+
+def test_collection_leaves_images_that_are_volumes(
+    manager: Manager, kubelet: Kubelet, tmp_path: Path
+) -> None:
+    store = manager.context.images.store
+    used, volume, _ = (put(store, name, name) for name in ("used:v1", "site:v1", "idle:v1"))
+    manager.node.share = Share(
+        host_path=tmp_path, guest_path="/site", readonly=True, tag="volume-0", driver="9p"
+    )
+    mount = Mount(guest_path="/site", host_path="", image=volume, user_image="site:v1")
+    vm = _vm(manager, used, (mount,))
+    kubelet.collect(1 << 40)
+    assert kubelet.listed().keys() == {used, volume}
+    vms.remove_vm(manager.context, vm)
+    kubelet.collect(1 << 40)
+    assert kubelet.listed() == {}
 
 
 def test_collection_stops_when_it_has_freed_enough(manager: Manager, kubelet: Kubelet) -> None:
