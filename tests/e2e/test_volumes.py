@@ -6,24 +6,29 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from attrs import evolve, frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, PodFactory, make_manifest
-from tests.fakes.kubelet import write_atomic
+from tests.fakes.image_server import Resource, image_server
+from tests.fakes.kubelet import write_account, write_atomic
 from tests.polling import until
 from virtlet.cli.client import CallFailed
 from virtlet.cli.playground import Playground
 from virtlet.core.paths import Paths
 from virtlet.cri import api_pb2 as cri
+from virtlet.host import netns
 from virtlet.host.mounts import at_or_below
 
 SIZE = 1 << 20
 FLEXVOLUME_DRIVER = Path(__file__).parents[2] / "deploy/flexvolume/flexvolume_driver"
 ROOT_SIZE = 1 << 30
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+GATEWAY = "10.131.0.1"
+"""The node, for the guests of `own_node`."""
 UNTIL_UP = "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.2; done; "
 
 
@@ -200,8 +205,10 @@ class KubeletPod:
         # As systemd has all mounts of a node.
         subprocess.run(["mount", "--bind", on_node, on_node], check=True)
         subprocess.run(["mount", "--make-shared", on_node], check=True)
-        for path in (on_disk, memory):
-            path.chmod(0o777)
+        memory.chmod(0o777)
+        # As with `fsGroup: 2000`.
+        os.chown(on_disk, 0, 2000)
+        on_disk.chmod(0o2775)
         (on_node / "of-the-node").write_text("on the node")
         write_atomic(self.volume("secret", "sec"), {"key": (b"hunter2", 0o440, 2000)})
         for path in (self.pod.node.kubelet_dir, self.directory, self.directory / "volumes"):
@@ -235,6 +242,14 @@ def kubelet_pod(own_node: Playground) -> Iterator[KubeletPod]:
     for path in (made.volume("empty-dir", "m"), own_node.directory / "srv"):
         subprocess.run(["umount", path], check=True)
 
+
+_AS_USERS = """
+for id in 1000 1001; do echo "user$id:x:$id:$id::/:/bin/sh" >>/etc/passwd; done
+echo volume:x:2000:user1000 >>/etc/group
+su user1001 -c 'touch /e/by-other 2>/dev/null || echo refused'
+su user1000 -c 'echo written >/e/by-user && stat -c %u:%g /e/by-user'
+"""
+"""What users of the guest do in /e: the first one is in the volume's group."""
 
 _UNTIL_CHANGED = 'until [ "$(cat /etc/sec/key)" = changed ]; do sleep 0.2; done; '
 
@@ -285,19 +300,42 @@ def _rebooted_without_a_manager(pod: Pod, share: Path) -> Pod:
     return evolve(pod, client=pod.node.client())
 
 
+def _renew_token(pod: Pod, account: Path) -> None:
+    """Renew the token of the pod's service account as the old one ends, and have the guest go on
+    asking an API server."""
+    with ExitStack() as stack:
+        server = netns.inside(
+            pod.node.netns, lambda: stack.enter_context(image_server(address=GATEWAY))
+        )
+        answer = Resource(b"pods", authorization="Bearer token")
+        server.resources["/api"] = answer
+        header = f'"Authorization: Bearer $(cat {SERVICE_ACCOUNT}/token)"'
+        ask = f"wget -q -O - --header {header} {server.url}/api 2>/dev/null"
+        assert _run(pod, ask) == "pods"
+        answer.authorization = "Bearer renewed"
+        assert _run(pod, f"{ask} || echo unauthorized") == "unauthorized\n"
+        write_account(account, "renewed", second=1)
+        assert _run(pod, f"until {ask}; do sleep 0.5; done") == "pods"
+
+
 def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     own_node: Playground, kubelet_pod: KubeletPod
 ) -> None:
     """Of both kinds of emptyDir, over a restart of the manager, and a reboot while there is none;
     nothing of it stays mounted.
 
-    A Secret that changes meanwhile reaches the guest, also after each reboot.
+    A Secret that changes meanwhile reaches the guest, also after each reboot, and with a renewed
+    token the guest still reaches an API server that knows the old one no more.
     """
     pod = kubelet_pod.pod.up()
     _run(pod, UNTIL_UP + "for at in /e /m; do echo written in the guest >$at/file; done")
     for name in ("e", "m"):
         file = kubelet_pod.volume("empty-dir", name) / "file"
         assert file.read_text() == "written in the guest\n"
+    assert _run(pod, _AS_USERS).split() == ["refused", "1000:2000"]
+    by_user = kubelet_pod.volume("empty-dir", "e") / "by-user"
+    assert (by_user.stat().st_uid, by_user.stat().st_gid) == (1000, 2000)
+    by_user.unlink()
     assert _run(pod, "cat /h/of-the-node") == "on the node"
     until(lambda: _mounted(pod) == {"/e": True, "/m": True, "/h": True}, "a look at the shares")
     later = own_node.directory / "srv/later"
@@ -309,11 +347,15 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     subprocess.run(["umount", later], check=True)
     later.rmdir()
 
-    account = "/var/run/secrets/kubernetes.io/serviceaccount"
-    seen = _run(pod, f"stat -L -c '%a %u:%g %n' {account}/namespace /etc/sec/key")
-    assert seen.splitlines() == [f"644 0:0 {account}/namespace", "440 0:2000 /etc/sec/key"]
+    seen = _run(pod, f"stat -L -c '%a %u:%g %n' {SERVICE_ACCOUNT}/namespace /etc/sec/key")
+    assert seen.splitlines() == [
+        f"644 0:0 {SERVICE_ACCOUNT}/namespace",
+        "440 0:2000 /etc/sec/key",
+    ]
 
     write_atomic(kubelet_pod.volume("secret", "sec"), {"key": (b"changed", 0o400, 0)}, second=1)
+    (account,) = kubelet_pod.directory.glob("volumes/kubernetes.io~projected/*")
+    _renew_token(pod, account)
     changed = _run(pod, _UNTIL_CHANGED + "stat -L -c '%a %u:%g' /etc/sec/key; ls -A /etc/sec")
     assert changed.split() == ["400", "0:0", "..2026_11_27_10_00_01.1", "..data", "key"]
 

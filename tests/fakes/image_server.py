@@ -175,17 +175,19 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def image_server(context: ssl.SSLContext | None = None) -> Iterator[ImageServer]:
+def image_server(
+    context: ssl.SSLContext | None = None, address: str = "127.0.0.1"
+) -> Iterator[ImageServer]:
     """Run a server, with TLS where a context is given."""
     handler = type("Handler", (_Handler,), {"protocol_version": "HTTP/1.1"})
-    server = _Server(("127.0.0.1", 0), handler)
+    server = _Server((address, 0), handler)
     scheme = "http"
     if context is not None:
         scheme = "https"
         server.socket = context.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False
         )
-    images = ImageServer(f"{scheme}://127.0.0.1:{server.server_address[1]}")
+    images = ImageServer(f"{scheme}://{address}:{server.server_address[1]}")
     handler.images = images  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
