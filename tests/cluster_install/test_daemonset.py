@@ -174,6 +174,11 @@ def test_the_image_reads_images_of_ceph(daemon: DaemonPod) -> None:
     assert b"error connecting" in done.stderr
 
 
+def test_the_image_can_send_traces(daemon: DaemonPod) -> None:
+    done = daemon.run("/usr/lib/virtlet/bin/python3", "-c", "import virtlet.otlp_traces")
+    assert done.exit_code == 0, done.stderr
+
+
 def test_a_path_of_the_image_is_no_volume_of_the_node(daemon: DaemonPod) -> None:
     vm = _vm_pod(daemon.node, "elsewhere")
     vm.manifest.container.mounts.add(container_path="/data", host_path="/home")
