@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,17 +96,39 @@ def test_a_pod_goes_when_the_configuration_that_stopped_it_is_corrected(node: Te
     assert node.leftovers() == []
 
 
-def test_another_network_takes_no_pod_of_the_first_one_down(node: TestNode) -> None:
+def _renamed(node: TestNode, *plugins: dict[str, Any]) -> None:
+    document = {"cniVersion": "1.0.0", "name": "other", "plugins": plugins}
+    (node.configuration / "10-test.conflist").write_text(json.dumps(document))
+
+
+def test_a_pod_goes_when_its_network_is_corrected_under_another_name(node: TestNode) -> None:
+    """What it holds it holds in the network of the old name."""
+    reserved = {"run": f"touch {node.root / 'address'}", "exit": 1}
+    node.configure(node.fake(ADD=reserved, DEL={"exit": 1}), node.bridge())
+    plugin, pod = node.plugin(), node.pod()
+    with pytest.raises(VirtletError, match="failed to ADD"):
+        set_up(plugin, pod)
+    with pytest.raises(VirtletError, match="failed to DEL"):
+        plugin.virtlet_teardown_network(pod, None)
+    old = node.calls()[-1]["config"]["name"]
+    _renamed(node, node.fake(DEL={"run": f"rm {node.root / 'address'}"}), node.bridge())
+    plugin.virtlet_teardown_network(pod, None)
+    assert node.calls()[-1]["config"]["name"] == old != "other"
+    assert not (node.root / "address").exists()
+    until(lambda: node.links() <= {"cni0"})
+    assert node.leftovers() == []
+
+
+def test_a_network_of_other_plugins_takes_no_pod_of_the_first_one_down(node: TestNode) -> None:
     wrong = {"type": "host-local", "ranges": [[{"subnet": "10.300.0.0/16"}]]}
     node.configure({**node.bridge(), "ipam": wrong})
     plugin, pod = node.plugin(), node.pod()
     with pytest.raises(VirtletError, match="failed to ADD"):
         set_up(plugin, pod)
-    document = {"cniVersion": "1.0.0", "name": "other", "plugins": [node.bridge()]}
-    (node.configuration / "10-test.conflist").write_text(json.dumps(document))
+    _renamed(node, node.fake())
     with pytest.raises(VirtletError, match="failed to DEL.*10.300"):
         plugin.virtlet_teardown_network(pod, None)
-    node.configure(node.bridge())
+    _renamed(node, node.bridge())
     plugin.virtlet_teardown_network(pod, None)
 
 

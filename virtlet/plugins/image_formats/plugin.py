@@ -25,6 +25,10 @@ from virtlet.plugins.image_formats import foreign
 
 _CONVERT = "convert it with qemu-img convert -O qcow2"
 _UNPACK = "unpack it before offering it"
+_TAR = (
+    "offer the disk that is in it; the archive of a container's image belongs into a registry, "
+    "with the disk in /disk"
+)
 
 _AT_START: tuple[tuple[bytes, str, str], ...] = (
     (b"LUKS\xba\xbe", "an encrypted LUKS volume", "decrypt it"),
@@ -46,7 +50,7 @@ _AT_START: tuple[tuple[bytes, str, str], ...] = (
 )
 _AT_OFFSET: tuple[tuple[int, bytes, str, str], ...] = (
     (0x40, b"\x7f\x10\xda\xbe", "a VDI image", _CONVERT),
-    (0x101, b"ustar", "a tar archive", _UNPACK),
+    (0x101, b"ustar", "a tar archive", _TAR),
     (0x202, b"HdrS", "a Linux kernel", "give a disk image"),
 )
 _ISO = (0x8001, b"CD001")

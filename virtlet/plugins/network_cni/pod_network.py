@@ -247,17 +247,24 @@ class PodNetworks:
         """Have CNI's plugins undo ADD, with the namespace if it is `alive`.
 
         A configuration that its plugins cannot read fails to ADD, and to DEL too. Once it is
-        corrected, the pods that it has stopped are taken down by what it is now. Another network's
-        would say that it is done, and leave what the pod has in this one.
+        corrected, the pods that it has stopped are taken down by what it is now, in the network as
+        it was called then: addresses are held by that name. Only the first plugin has been asked
+        for anything; another one in its place would say that it is done, and leave what is held.
         """
         try:
             cni_plugins.delete(self.plugin_directory, state.attachment, state.result, netns=alive)
         except VirtletError:
             old = state.attachment
-            today = self._guess(old.container_id, old.arguments, old.capabilities)
-            if today is None or state.result or today.attachment.network.name != old.network.name:
+            guess = self._guess(old.container_id, old.arguments, old.capabilities)
+            if (
+                guess is None
+                or state.result
+                or not _corrects(guess.attachment.network, old.network)
+            ):
                 raise
-            cni_plugins.delete(self.plugin_directory, today.attachment, None, netns=alive)
+            network = evolve(guess.attachment.network, name=old.network.name)
+            attachment = evolve(guess.attachment, network=network)
+            cni_plugins.delete(self.plugin_directory, attachment, None, netns=alive)
 
     def _guess(
         self, pod_id: str, arguments: Mapping[str, str], capabilities: Mapping[str, Any]
@@ -328,6 +335,12 @@ class PodNetworks:
 
     def _server(self, pod_id: str) -> DhcpServer:
         return DhcpServer(self.namespace(pod_id), self.store.directory(pod_id))
+
+
+def _corrects(network: NetworkList, old: NetworkList) -> bool:
+    """Whether what the old network's first plugin holds is undone by this one's."""
+    same_plugin = network.plugins[0].executables == old.plugins[0].executables
+    return network.name == old.name or same_plugin
 
 
 def _may_spoof(pod: Pod, network: NetworkList) -> bool:
