@@ -15,10 +15,12 @@ class Bench:
     Args:
         quick: fewer repetitions: enough to see that everything works, too few to trust.
         terminal: where progress is shown.
+        held: seconds for which many idle guests run, while calls are timed.
     """
 
-    def __init__(self, *, quick: bool, terminal: Terminal) -> None:
+    def __init__(self, *, quick: bool, terminal: Terminal, held: float = 60.0) -> None:
         self.quick = quick
+        self.held = held
         self._terminal = terminal
         self._status: Status | None = None
         self._title = ""

@@ -61,11 +61,11 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _held(bench: Bench, node: Node, age: str) -> Row:
-    looks = [_look(node)]
+    looks = [look_at(node.manager)]
     for number in range(PODS):
         bench.step(f"pod {number + 1} of {PODS}")
         node.up(f"pod{number}")
-        looks.append(_look(node))
+        looks.append(look_at(node.manager))
     now = _settled(node)
     return Row(
         name=f"resident memory of the manager, {PODS} pods, {age}",
@@ -152,7 +152,7 @@ def _settled(node: Node) -> Look:
     looks = []
     for _ in range(5):
         time.sleep(0.3)
-        looks.append(_look(node))
+        looks.append(look_at(node.manager))
     return Look(
         rss=median(look.rss for look in looks),
         pss=median(look.pss for look in looks),
@@ -162,8 +162,8 @@ def _settled(node: Node) -> Look:
     )
 
 
-def _look(node: Node) -> Look:
-    process = node.manager
+def look_at(process: Path) -> Look:
+    """What a process holds now, by its directory below /proc."""
     return Look(
         rss=_kilobytes(process / "status", "VmRSS:") * 1024 / _MB,
         pss=_kilobytes(process / "smaps_rollup", "Pss:") * 1024 / _MB,
