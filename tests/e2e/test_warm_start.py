@@ -14,6 +14,7 @@ from tests.e2e.conftest import AS_THE_UNIT, BOOT_TIMEOUT, TINY, Pod, make_manife
 from tests.polling import until
 from virtlet.cli.client import Client
 from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
 
 HANDLERS = {
     "": {"flavor": {"warm": True}},
@@ -27,9 +28,34 @@ dropbearkey -y -f /run/tiny/host_key | grep ssh; cat /sys/class/net/eth0/address
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Playground]:
+def plain_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny guest without a virtlet-thaw: a file that is no program takes its place."""
+    directory = tmp_path_factory.mktemp("plain")
+    disk, initramfs = directory / "disk", directory / "initrd.img"
+    convert = ["qemu-img", "convert", "-O"]
+    subprocess.run([*convert, "raw", TINY, disk], check=True)
+    name = Path("usr/sbin/virtlet-thaw")
+    (directory / name).parent.mkdir(parents=True)
+    (directory / name).touch(mode=0o644)
+    packed = ["cpio", "-o", "-H", "newc", "--quiet"]
+    more = subprocess.run(
+        packed, cwd=directory, input=f"{name}\n", capture_output=True, text=True, check=True
+    )
+    partition = f"{disk}@@1M"
+    subprocess.run(["mcopy", "-i", partition, "::/initrd.img", initramfs], check=True)
+    content = initramfs.read_bytes()
+    padding = b"\0" * (-len(content) % 4)
+    initramfs.write_bytes(content + padding + more.stdout.encode())
+    subprocess.run(["mcopy", "-o", "-i", partition, initramfs, "::/initrd.img"], check=True)
+    image = directory / "plain.qcow2"
+    subprocess.run([*convert, "qcow2", disk, image], check=True)
+    return image
+
+
+@pytest.fixture(scope="module")
+def node(plain_image: Path) -> Iterator[Playground]:
     with Playground(
-        {"tiny": TINY},
+        {"tiny": TINY, "plain": plain_image},
         subnet="10.139.0.0/16",
         settings={"handlers": HANDLERS},
         wrapper=AS_THE_UNIT,
@@ -44,6 +70,13 @@ def templates(node: Playground) -> list[Path]:
 def is_clone(pod: Pod) -> bool:
     """Whether the pod's emulator was started to load a state."""
     return "-incoming" in pod.command_line
+
+
+def failures(client: Client) -> list[str]:
+    """Why templates could not be made."""
+    status = client.call("Status", cri.StatusRequest(verbose=True))
+    known = json.loads(status.info["templates"])
+    return [one["reason"] for one in known if one["state"] == "failed"]
 
 
 def wait_for_notice(pod: Pod, text: str) -> None:
@@ -67,15 +100,18 @@ def up_at_once(node: Playground, client: Client, count: int) -> list[Pod]:
 
 
 def test_clones_that_start_at_once_are_machines_of_their_own(node: Playground) -> None:
-    """They are listed with their template, and go on when that is removed."""
+    """They are listed with their template, and go on when that is removed, or broken, and when the
+    manager is killed; a template that is broken means that a VM boots."""
     with node.client() as client:
         cold = Pod(node, client, make_manifest(node)).up()
+        assert not is_clone(cold)
         cold.wait_for_answer()
         wait_for_notice(cold, "a template: one is being made")
         # What a guest says to being frozen whose kernel knows no generation id.
         hide = "mount -t tmpfs none /sys/bus; virtlet-thaw freeze; code=$?; umount /sys/bus"
         refused = cold.exec("sh", "-c", f"{hide}; exit $code")
         assert (refused.exit_code, "generation id" in refused.stderr) == (3, True)
+        cold.down()
         until(lambda: bool(templates(node)), "a template", BOOT_TIMEOUT)
 
         def age() -> float:
@@ -94,6 +130,10 @@ def test_clones_that_start_at_once_are_machines_of_their_own(node: Playground) -
             assert before - 5 < said < time.time() + 5
         for one in zip(*told, strict=True):
             assert len(set(one)) == CLONES, one
+        assert all(c.manifest.pod.metadata.name in c.wait_for_answer() for c in clones)
+        for clone in clones[2:]:
+            clone.down()
+        del clones[2:]
 
         (listed,) = json.loads(virtlet(node, "templates", "-o", "json"))["templates"]
         assert (listed["state"], listed["image"]) == ("ready", "virtlet.cloud/tiny")
@@ -102,52 +142,32 @@ def test_clones_that_start_at_once_are_machines_of_their_own(node: Playground) -
         table = virtlet(node, "templates")
         assert listed["key"][:12] in table
         assert "virtlet.cloud/tiny" in table
+
+        # What is removed is put back, and broken: another one would take a boot.
+        (template,) = templates(node)
+        kept = node.data_dir / "kept-template"
+        subprocess.run(["cp", "-a", "--sparse=always", template, kept], check=True)
         assert virtlet(node, "templates", "rm", listed["key"][:8]).split() == [listed["key"]]
         assert virtlet(node, "templates", "-q") == ""
         assert templates(node) == []
-        assert sum(bool(clone.wait_for_answer()) for clone in clones) == CLONES
-        for pod in (cold, *clones):
-            pod.down()
-
-
-def test_the_first_vm_boots_and_the_next_start_from_its_likes_memory(node: Playground) -> None:
-    """Each has its own identity; a template that is broken means that a VM boots."""
-    with node.client() as client:
-        cold = Pod(node, client, make_manifest(node)).up()
-        assert not is_clone(cold)
-        cold.wait_for_answer()
-        until(lambda: bool(templates(node)), "a template", BOOT_TIMEOUT)
-
-        clones = [Pod(node, client, make_manifest(node)).up() for _ in range(2)]
-        assert all(is_clone(clone) for clone in clones)
-        told = []
-        for clone in clones:
-            assert clone.manifest.pod.metadata.name in clone.wait_for_answer()
-            told.append(clone.exec("sh", "-c", IDENTITY).stdout.splitlines())
-            told[-1].append(clone.address)
-        assert [len(words) for words in told] == [7, 7]
-        assert all(one != other for one, other in zip(*told, strict=True))
-        assert [words[0] for words in told] == [c.manifest.pod.metadata.name for c in clones]
-
-        # Those that run from it go on when it is gone, and one that is broken is.
-        (template,) = templates(node)
-        (template / "state").chmod(0o600)
+        (kept / "state").chmod(0o600)
+        kept.rename(template)
         booted = Pod(node, client, make_manifest(node)).up()
         assert not is_clone(booted)
-        booted.wait_for_answer()
         wait_for_notice(booted, "boots instead of starting from a template")
         assert booted.status.state == 1
         assert template not in templates(node)
-        assert clones[0].wait_for_answer()
+        booted.down()
 
         # A manager that is killed finds them again, and they are removed as any other.
         emulators = [clone.emulator for clone in clones]
         node.kill()
         node.start()
         assert [clone.emulator for clone in clones] == emulators
-        assert clones[1].exec("hostname").stdout.strip() == told[1][0]
-        for pod in (cold, *clones, booted):
-            pod.down()
+        for clone, words in zip(clones, told, strict=False):
+            assert clone.wait_for_answer()
+            assert clone.exec("hostname").stdout.strip() == words[0]
+            clone.down()
 
 
 def test_a_machine_without_templates_boots_and_says_why(node: Playground) -> None:
@@ -157,3 +177,28 @@ def test_a_machine_without_templates_boots_and_says_why(node: Playground) -> Non
         assert not is_clone(pod)
         wait_for_notice(pod, "machine type pc has no free ports")
         pod.down()
+
+
+def test_a_guest_that_can_not_be_frozen_boots_and_says_why(node: Playground) -> None:
+    """It has neither virtlet-thaw nor cloud-init; the reason comes with the pod's event."""
+    with node.client() as client:
+
+        def plain() -> Pod:
+            manifest = make_manifest(node)
+            manifest.container.image.image = "virtlet.cloud/plain"
+            return Pod(node, client, manifest).up()
+
+        first = plain()
+        wait_for_notice(first, "a template: one is being made")
+        first.down()
+        parent = node.data_dir / "templates"
+        until(lambda: list(parent.glob("*.new")) == [], "the template's failure", BOOT_TIMEOUT)
+        (reason,) = failures(client)
+        assert reason.startswith("its guest cannot be frozen (exit code 3): it has no /usr/sbin/v")
+        second = plain()
+        assert not is_clone(second)
+        wait_for_notice(
+            second,
+            "be frozen (exit code 3): it has no /usr/sbin/virtlet-thaw, and nothing holds its",
+        )
+        second.down()
