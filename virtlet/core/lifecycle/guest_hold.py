@@ -5,6 +5,9 @@ image is held before cloud-init's first stage instead: systemd takes credentials
 those of a template's VM add to its units that cloud-init waits, and that the guest agent does not.
 Each clone then has cloud-init look for its seed, as a VM that boots has.
 
+A guest that goes on from a checkpoint stays who it is and takes another network, by its
+`virtlet-thaw`, or by cloud-init's own renderers, as cloud-init takes a network once for a machine.
+
 Source: systemd.system-credentials(7), `systemd.unit-dropin.*` (systemd 256); cloud-init's services,
 ds-identify and generator (25.1).
 """
@@ -87,6 +90,48 @@ thaw() {{
 "$@"
 """
 
+_MOVE = f"""\
+# Argument: the number of NICs.
+[ ! -x {_READY} ] || exec {_READY} move "$1"
+refuse() {{
+    echo "$1" >&2
+    exit 3
+}}
+command -v cloud-init >/dev/null || refuse "it has neither {_READY} nor cloud-init"
+place=/run/virtlet/move
+rm -rf $place && mkdir -p $place/seed
+# The kernel may have pages of the medium that was there before.
+for drive in /dev/sr*; do
+    blockdev --flushbufs $drive 2>/dev/null
+done
+udevadm trigger --action=change --subsystem-match=block --sysname-match='sr*'
+udevadm settle --timeout=10
+for label in cidata config-2; do
+    device=$(blkid -c /dev/null -o device -t LABEL=$label) && break
+done
+[ "$device" ] && mount -o ro "$device" $place/seed || refuse "it does not find the seed"
+set -- $place/seed/network-config yaml
+[ -e "$1" ] || set -- $place/seed/openstack/latest/network_data.json network_data.json
+# As cloud-init chooses where nothing else is said.
+renderer=netplan
+command -v netplan >/dev/null || renderer=networkd
+cloud-init devel net-convert --network-data "$1" --kind "$2" --directory $place/made \\
+    --distro "$(. /etc/os-release && echo "$ID")" --output-kind $renderer >$place/said 2>&1
+code=$?
+umount $place/seed
+[ $code = 0 ] || refuse "$(tail -n 1 $place/said)"
+cp -a $place/made/etc/. /etc/ && rm -rf $place/made
+if [ $renderer = netplan ]; then
+    netplan apply >$place/said 2>&1 || refuse "$(tail -n 1 $place/said)"
+    exit
+fi
+networkctl reload
+for device in /sys/class/net/*/device; do
+    device=${{device%/device}}
+    networkctl reconfigure "${{device##*/}}"
+done
+"""
+
 CREDENTIALS: Mapping[str, str] = {
     **{
         f"systemd.unit-dropin.cloud-{name}.service": (
@@ -116,3 +161,12 @@ def thaw(nics: int, now: float) -> tuple[str, ...]:
         now: seconds since the epoch.
     """
     return ("/bin/sh", "-c", _SCRIPT, "sh", "thaw", str(nics), f"{now:.3f}")
+
+
+def move(nics: int) -> tuple[str, ...]:
+    """The command by which a guest that stays who it is takes the addresses of its seed.
+
+    Args:
+        nics: that it has.
+    """
+    return ("/bin/sh", "-c", _MOVE, "sh", str(nics))

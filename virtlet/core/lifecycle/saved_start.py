@@ -9,7 +9,7 @@ import threading
 import time
 
 from virtlet.core.checkpoint_archive import DISK
-from virtlet.core.lifecycle import effects, templates
+from virtlet.core.lifecycle import effects, guest_hold, templates
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import SAVED
 from virtlet.core.lifecycle.notices import tell_owner
@@ -64,10 +64,9 @@ def _tell_guest(context: Context, record: VmRecord) -> None:
     machine = record.machine
     assert machine is not None
     now = f"@{time.time():.0f}"
-    nics = str(len(machine.network.nics))
     commands = {
         "clock": ("date", "-u", "-s", now),
-        "network": ("virtlet-thaw", "move", nics),
+        "network": guest_hold.move(len(machine.network.nics)),
     }
     for what, argv in commands.items():
         try:
