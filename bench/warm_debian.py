@@ -71,7 +71,8 @@ class _Debian:
             cmd=["test", "-e", "/run/cloud-init/result.json"],
             timeout=int(_PATIENCE),
         )
-        code: int = self.client.call("ExecSync", request).exit_code
+        # The client's own patience is shorter than a guest that boots takes.
+        code: int = self.client.call("ExecSync", request, timeout=_PATIENCE).exit_code
         return code == 0
 
     def down(self, pod: RunningPod) -> None:
