@@ -61,6 +61,8 @@ class ApiServer:
     has_mappings: bool = True
     has_flavors: bool = True
     """Whether the CustomResourceDefinition is there."""
+    token: str = TOKEN
+    """Of the manager's account."""
     requests: list[str] = field(factory=list)
     """Method and path of what was asked."""
     broken: int = 0
@@ -178,7 +180,9 @@ class ApiServer:
         self.requests.append(f"{url.path}{' (watch)' if 'watch' in query else ''}")
         if self.broken:
             return handler.send(self.broken, status(self.broken, "InternalError", "broken"))
-        if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+        # The scheme's name has no case (RFC 9110, 11.1).
+        scheme, _, token = handler.headers.get("Authorization", "").partition(" ")
+        if (scheme.lower(), token) != ("bearer", self.token):
             return handler.send(401, status(401, "Unauthorized", "Unauthorized"))
         match url.path.split("/")[1:]:
             case ["api", "v1", "namespaces", namespace, ("configmaps" | "secrets") as kind, name]:
@@ -374,7 +378,7 @@ def serving(
         authority: that issues the server's certificate; None for a new one.
     """
     authority = authority or trustme.CA()
-    certificate = authority.issue_cert("localhost")
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
     handler = type("Handler", (_Handler,), {"api": api})
     server = _Server(("127.0.0.1", port), handler)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,12 @@ class Cluster:
 
     Args:
         kubeconfig: path of a file; "" for the service account of the pod that we run in.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, kubeconfig: str) -> None:
+    def __init__(self, kubeconfig: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._kubeconfig = kubeconfig
+        self._clock = clock
         self._lock = threading.Lock()
         self._client: Any = None
         self._kept: OrderedDict[tuple[str, str, str], _Kept] = OrderedDict()
@@ -184,7 +186,7 @@ class Cluster:
         place = (wanted.kind, namespace, wanted.name)
         kept = self._fresh(place)
         if kept is None:
-            kept = _Kept(self._fetched(namespace, wanted), time.monotonic() + FRESH)
+            kept = _Kept(self._fetched(namespace, wanted), self._clock() + FRESH)
             self._keep(place, kept)
         return kept.data
 
@@ -215,7 +217,7 @@ class Cluster:
 
     def _fresh(self, place: tuple[str, str, str]) -> _Kept | None:
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             for old in [name for name, kept in self._kept.items() if kept.until <= now]:
                 del self._kept[old]
             return self._kept.get(place)
