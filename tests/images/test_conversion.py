@@ -1,13 +1,11 @@
 """Images that are unpacked and converted on their way into the store, by the built-in plugin."""
 
-import errno
 import gzip
 import lzma
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from attrs import evolve
@@ -22,7 +20,7 @@ from virtlet.model.image import Conversion, Image
 from virtlet.model.reference import parse_reference
 from virtlet.plugins.image_formats.plugin import Plugin
 
-from .disks import qemu_img, raw_disk, recognize
+from .disks import fill_before_each_step, qemu_img, raw_disk, recognize
 from .test_store import files
 
 UNPACK = Plugin().virtlet_unpack_image
@@ -310,37 +308,6 @@ def test_a_full_disk_is_told_wherever_it_is_met_and_nothing_is_left(
         subprocess.run(["umount", str(small)], check=True)
 
 
-def _without_room(patch: pytest.MonkeyPatch, directory: Path, steps: int) -> list[str]:
-    """Have calls that need room in a directory fail, but for the first ones; lists the calls."""
-    called: list[str] = []
-
-    def wrap(name: str, place: Callable[..., object]) -> None:
-        real = getattr(os, name)
-
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            path = str(place(*arguments))
-            if Path(path).is_relative_to(directory) and not Path(path).is_dir():
-                called.append(f"{name} {path}")
-                if len(called) > steps:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            return real(*arguments, **named)
-
-        patch.setattr(os, name, wrapped)
-
-    def opened(descriptor: int, *_: object) -> str:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-
-    def created(path: object, flags: int, *_: object) -> object:
-        return path if flags & os.O_CREAT else "/"
-
-    wrap("open", created)
-    for name in ("write", "fsync", "fdopen"):  # What opens with fdopen writes there.
-        wrap(name, opened)
-    for name in ("symlink", "replace"):
-        wrap(name, lambda _, path, *__: path)
-    return called
-
-
 @pytest.mark.parametrize(
     ("there", "name", "sent"),
     [
@@ -360,19 +327,11 @@ def test_a_disk_that_is_full_from_any_step_on_keeps_what_was_there(
         pull(images, server, DISK)
     server.contents[name] = sent
     route = evolve(server.route(), unpack=UNPACK)
-    before, listed = files(store), store.list()
-    steps = 0
-    while True:
-        with pytest.MonkeyPatch.context() as patch:
-            called = _without_room(patch, store.usage().mountpoint, steps)
-            try:
-                images.pull(parse_reference(name), route)
-            except ResourceExhausted as error:
-                said = str(error)
-            else:
-                break
-        assert "no space for it in" in said, called[-1]
-        assert (files(store), store.list()) == (before, listed), called[-1]
-        steps += 1
+    listed = store.list()
+    steps = fill_before_each_step(
+        store.usage().mountpoint,
+        lambda: images.pull(parse_reference(name), route),
+        lambda: (files(store), store.list()),
+    )
     assert steps >= 4
     assert store.list() != listed

@@ -29,7 +29,7 @@ from virtlet.model.image import (
 )
 from virtlet.model.reference import parse_reference
 
-from .disks import qemu_img_that, raw_disk, recognize
+from .disks import program_that, raw_disk, recognize
 from .test_store import files
 
 QUICK = Retry(attempts=4, delay=0.001)
@@ -148,7 +148,7 @@ def test_an_image_that_could_not_be_checked_is_not_fetched_again(
 ) -> None:
     with monkeypatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
-        qemu_img_that("kill -ABRT $$", Path(directory) / "bin", patch)
+        program_that("kill -ABRT $$", Path(directory) / "bin", patch)
         with pytest.raises(Unavailable, match="cannot be checked now"):
             images.pull(parse_reference("x"), server.route())
     image = images.pull(parse_reference("x"), server.route())

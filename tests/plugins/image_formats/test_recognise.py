@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.images.disks import qemu_img, qemu_img_that, raw_disk, write_qcow2, write_raw
+from tests.images.disks import program_that, qemu_img, raw_disk, write_qcow2, write_raw
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.host.qcow2 import parse_header
 from virtlet.model.image import RecognizedImage
@@ -338,7 +338,7 @@ def test_qemu_img_is_nobody_without_a_network_and_given_the_file_alone(
     network = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; env"
     line = f"({status}; {network}; cat {path}) > {said} 2>&1"
     monkeypatch.setenv("SECRET", "hunter2")
-    qemu_img_that(line, open_path / "bin", monkeypatch)
+    program_that(line, open_path / "bin", monkeypatch)
     plugin = configured(Plugin(), tmp_path)
     assert plugin.virtlet_recognize_image("busybox", path).format == "qcow2"
     text = said.read_text()
@@ -359,7 +359,7 @@ def test_qemu_img_runs_within_limits(
 ) -> None:
     path = write_qcow2(tmp_path / "disk")
     said = open_path / "said"
-    qemu_img_that(
+    program_that(
         f"echo $1 $(ulimit -v) $(ulimit -t) $MALLOC_ARENA_MAX >> {said}",
         open_path / "bin",
         monkeypatch,
@@ -375,10 +375,10 @@ def test_a_qemu_img_that_breaks_off_is_asked_once_more_and_tells_nothing_of_the_
 ) -> None:
     path = write_qcow2(tmp_path / "disk")
     once, programs = open_path / "once", open_path / "bin"
-    qemu_img_that(f"test $1 != {command} || ! mkdir {once} || {end}", programs, monkeypatch)
+    program_that(f"test $1 != {command} || ! mkdir {once} || {end}", programs, monkeypatch)
     assert look(path).format == "qcow2"
     assert once.exists()
-    qemu_img_that(f"test $1 != {command} || {end}", programs, monkeypatch)
+    program_that(f"test $1 != {command} || {end}", programs, monkeypatch)
     with pytest.raises(Unavailable, match="image busybox: .*qemu-img ended with status"):
         look(path)
 

@@ -1,15 +1,21 @@
 """Container images without a disk: a file system of their layers, which is mounted as a volume."""
 
 import gzip
+import os
 import re
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from attrs import frozen
 
 from tests.fakes.image_server import ImageServer
 from tests.fakes.oci_images import OciImage, archive, image, regular
-from tests.images.disks import raw_disk
+from tests.images.disks import fill_before_each_step, program_that, raw_disk
 from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, VirtletError
 from virtlet.model.image import Image
 from virtlet.plugins.image_oci import layers
@@ -18,6 +24,7 @@ from virtlet.plugins.image_oci.content import refuse_to_start
 from .conftest import LIMIT, Node, paths, recognize
 
 LINE = re.compile(r"(\S+) (\S+) +(\d+) \S+ \S+ squashfs-root/(.+)")
+SMALL_DISK = 4 << 20
 DIRECTORY, LINK, HARD = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
@@ -200,6 +207,106 @@ def test_no_vm_starts_from_it(node: Node, server: ImageServer) -> None:
     match = r"apps/a: it is a container image without a disk: .*ADD disk.qcow2 /disk/"
     with pytest.raises(FailedPrecondition, match=match):
         refuse_to_start(found, "apps/a")
+
+
+@frozen
+class SmallDisk:
+    """A node whose store has a small disk of its own, and a directory there for everybody."""
+
+    node: Node
+    room: Path
+
+    def fill(self, left: int) -> Path:
+        """Leave so many bytes."""
+        found = os.statvfs(self.room)
+        filler = self.room / "filler"
+        filler.write_bytes(bytes(found.f_bavail * found.f_frsize - left))
+        return filler
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    with TemporaryDirectory(prefix="virtlet-test-") as made, ExitStack() as mounted:
+        directory = Path(made)
+        directory.chmod(0o755)
+        images, room = directory / "images", directory / "room"
+
+        def mount(*arguments: str, on: Path) -> None:
+            on.mkdir()
+            subprocess.run(["mount", *arguments, str(on)], check=True)
+            mounted.callback(lambda: subprocess.run(["umount", str(on)], check=True))
+
+        mount("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", on=images)
+        (images / "room").mkdir()
+        mount("--bind", str(images / "room"), on=room)
+        room.chmod(0o777)
+        yield SmallDisk(Node(directory), room)
+
+
+def test_a_disk_that_is_full_at_any_step_keeps_what_was_there(
+    small_disk: SmallDisk, server: ImageServer
+) -> None:
+    """While the layers arrive, while the file system is made, and at its very end."""
+    node = small_disk.node
+    kept = pulled(node, server, image([archive({"kept": b"kept"})]))
+    size = 256 << 10
+    image([archive({"a": os.urandom(size), "b": b"b"})]).serve(server, "apps/a", "2")
+    name = f"{node.plain(server)}/apps/a:2"
+    before, listed = node.files, node.store.list()
+    # The archive takes a little more than the file, the file system as much once more.
+    most = 2 * size + (64 << 10)
+    full = 0
+    for left in sorted([*range(0, most, 48 << 10), *range(2 * size, most, 4096)]):
+        filler = small_disk.fill(left)
+        try:
+            found = node.pull(name)
+        except ResourceExhausted as error:
+            full, said = left, str(error)
+        else:
+            assert len(content(found, "a")) == size
+            assert content(found, "b") == b"b"
+            break
+        finally:
+            filler.unlink()
+        assert "apps/a: no space for it in" in said
+        assert (node.files, node.store.list()) == (before, listed)
+    assert full > 2 * size
+    assert {one.id for one in node.store.list()} == {kept.id, found.id}
+
+
+def test_a_disk_that_is_full_from_any_write_on_keeps_what_was_there(
+    node: Node, server: ImageServer
+) -> None:
+    """Also where what is known of the image is written, and its name."""
+    kept = pulled(node, server, image([archive({"kept": b"kept"})]))
+    image([archive({"a": b"b"})]).serve(server, "apps/a", "2")
+    name = f"{node.plain(server)}/apps/a:2"
+    root = node.directory / "images"
+    steps = fill_before_each_step(
+        root, lambda: node.pull(name), lambda: (node.files, node.store.list())
+    )
+    assert steps >= 8
+    assert len(node.store.list()) == 2
+    assert content(kept, "kept") == b"kept"
+
+
+@pytest.mark.parametrize("left", [0, 4096, 128 << 10, 250 << 10])
+def test_a_disk_that_others_fill_while_the_file_system_is_made_is_told_as_full(
+    small_disk: SmallDisk, server: ImageServer, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """What is written then ends in an error, not at the bound that the free space was before."""
+    node, more = small_disk.node, small_disk.room / "more"
+    image([archive({"a": os.urandom(256 << 10)})]).serve(server, "apps/a", "1")
+    free = f"$(stat -f -c '%a * %S' {small_disk.room})"
+    line = f"head -c $(({free} - {left})) /dev/zero >{more}"
+    with monkeypatch.context() as patch:
+        program_that(line, small_disk.room.parent / "bin", patch, name="sqfstar")
+        with pytest.raises(ResourceExhausted, match="apps/a: no space for it in"):
+            node.pull(f"{node.plain(server)}/apps/a:1")
+    assert more.stat().st_size > 1 << 20
+    more.unlink()
+    assert (node.files, node.store.list()) == ([], ())
+    assert tree(node.pull(f"{node.plain(server)}/apps/a:1")).keys() == {"a"}
 
 
 def test_a_file_system_that_is_cut_off_is_refused(node: Node, server: ImageServer) -> None:
