@@ -166,6 +166,9 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         site = oci_image([archive({"README": b"about", "srv/pages/index.html": b"old"}), SITE])
         target = f"docker://{registry}/examples/site:1"
         site.push(node.directory / "site-layout", target, "--dest-tls-verify=false")
+        kernel = oci_image([archive(_kernel(node))])
+        target = f"docker://{registry}/examples/kernel:6"
+        kernel.push(node.directory / "kernel-layout", target, "--dest-tls-verify=false")
         target = f"docker://{registry}/example/appliance:1"
         appliance = index({"linux/s390x": image, node_platform(): artifact(_packed_disk(node))})
         appliance.push(node.directory / "appliance-layout", target, "--dest-tls-verify=false")
@@ -211,6 +214,17 @@ def _packed_disk(node: Playground) -> dict[str, bytes]:
     return {"appliance.vmdk.zst": packed.stdout}
 
 
+def _kernel(node: Playground) -> dict[str, bytes]:
+    """The tiny guest's kernel and initial RAM disk, by their paths in an image."""
+    disk, found = node.directory / "boot.raw", {}
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(TINY), str(disk)], check=True)
+    for name in ("vmlinuz", "initrd.img"):
+        copied = ["mcopy", "-i", f"{disk}@@1M", f"::/{name}", "-"]
+        found[f"boot/{name}"] = subprocess.run(copied, check=True, capture_output=True).stdout
+    disk.unlink()
+    return found
+
+
 def b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
@@ -232,9 +246,9 @@ def test_settings_of_the_node_are_in_force(pods: dict[str, Pod], examples_node: 
     directory, pod = examples_node.directory, pods["tiny"]
     assert (directory / "pods.db").stat().st_size > 0
     assert (directory / "launch.sock").is_socket()
-    # The disk that the examples have, the one that is packed for one of them, and the image that
-    # one mounts as a volume.
-    assert len(list((directory / "store" / "data").glob("*.json"))) == 3
+    # The disk that the examples have, the one that is packed for one of them, and the images that
+    # two mount as volumes.
+    assert len(list((directory / "store" / "data").glob("*.json"))) == 4
     assert Path(f"/proc/{pod.emulator}/exe").readlink().name == "qemu-system-x86_64"
     assert Path(f"/proc/{pod.emulator}").stat().st_uid != 0
     driver = pod.client.call("RuntimeConfig", cri.RuntimeConfigRequest()).linux.cgroup_driver
@@ -312,6 +326,21 @@ def test_a_machine_is_as_its_flavor_says(pods: dict[str, Pod]) -> None:
     assert "cores=2" in " ".join(pods["flavor"].command_line)
     cpus, disk = run(pods["flavor"], "nproc; ls /sys/block | grep -x vda")
     assert (cpus, disk) == ("2", "vda")
+
+
+def test_a_kernel_of_an_image_is_started(
+    pods: dict[str, Pod], examples_node: Playground
+) -> None:
+    """By copies in the VM's directory, with the flavor's command line; the guest has the image."""
+    pod = pods["direct-boot"]
+    copies = {
+        path.relative_to(examples_node.data_dir / "vms").as_posix()
+        for path in (examples_node.data_dir / "vms").glob("*/volume-0.*")
+    }
+    assert copies == {f"{pod.vm}/volume-0.kernel", f"{pod.vm}/volume-0.initrd"}
+    line, *names = run(pod, "cat /proc/cmdline; ls /kernel/boot")
+    assert "said.by=flavor" in line
+    assert names == ["initrd.img", "vmlinuz"]
 
 
 def test_a_guest_has_the_tpm_of_its_flavor(pods: dict[str, Pod]) -> None:

@@ -44,6 +44,10 @@ class Disk:
     """Where on `path` the hypervisor may keep what else the machine has: TPM, UEFI variables."""
     state_size: int = 0
     """Bytes for that, all zero at first; 0 for a disk that goes with its VM, or has no room."""
+    kernel: Path | None = None
+    """Of an image volume: a copy of the kernel that the flavor has its machine start."""
+    initrd: Path | None = None
+    """Likewise, of the initial RAM disk."""
     served: bool = False
     """True when a back-end of the launch serves it by NBD on `Machine.disk_socket`, as the export
     named like its serial number; raw, and `path` is where nothing is."""

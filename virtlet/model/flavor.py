@@ -6,6 +6,9 @@ from attrs import field, frozen
 
 from virtlet.model.typed import typed
 
+FROM_IMAGE = "image:"
+"""How the place of a kernel begins that is in an image which the pod mounts."""
+
 
 @frozen(kw_only=True, field_transformer=typed)
 class Flavor:
@@ -77,9 +80,10 @@ class Flavor:
     rng: bool = True
     """Whether there is a source of random numbers."""
     kernel: str = ""
-    """Path on the node of a kernel that is started without a boot loader; "" for none."""
+    """Path on the node of a kernel that is started without a boot loader; or `image:` and its path
+    in the container, below the mount of a volume of kind `image`; "" for none."""
     initrd: str = ""
-    """Path of its initial RAM disk, or ""."""
+    """Path of its initial RAM disk, likewise, or ""."""
     kernel_args: str = ""
     """Its command line."""
     device_rom: bool = True

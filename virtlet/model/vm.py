@@ -1,12 +1,12 @@
 """A VM: the one container of a pod, and the machine it becomes."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 
 from attrs import field, frozen
 
 from virtlet.model.disk import Disk, Share, Volume
-from virtlet.model.flavor import Flavor
+from virtlet.model.flavor import FROM_IMAGE, Flavor
 from virtlet.model.image import Image
 from virtlet.model.network import Network
 from virtlet.model.pod import Pod
@@ -38,6 +38,16 @@ class Mount:
     """The name the user wrote, when the kubelet tells."""
     image_sub_path: str = ""
     """The directory of the image that is mounted, relative to its root; "" for all of it."""
+
+
+def image_mount(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """The innermost mount of an image that a path of the container is below."""
+    above = [
+        mount
+        for mount in mounts
+        if mount.image and PurePosixPath(path).is_relative_to(mount.guest_path)
+    ]
+    return max(above, key=lambda mount: len(mount.guest_path), default=None)
 
 
 @frozen(kw_only=True, field_transformer=typed)
@@ -180,6 +190,24 @@ class Machine:
     def network(self) -> Network:
         """The pod's network."""
         return self.vm.network
+
+    @property
+    def kernel(self) -> str:
+        """The file of the kernel that is started without a boot loader; "" for none."""
+        return self._boot_file("kernel")
+
+    @property
+    def initrd(self) -> str:
+        """The file of its initial RAM disk, or ""."""
+        return self._boot_file("initrd")
+
+    def _boot_file(self, key: str) -> str:
+        place: str = getattr(self.flavor, key)
+        if not place.startswith(FROM_IMAGE):
+            return place
+        disks = (volume for volume in self.volumes if isinstance(volume, Disk))
+        copies = [str(copy) for disk in disks if (copy := getattr(disk, key))]
+        return copies[0] if copies else ""
 
     def share_socket(self, share: Share) -> Path:
         """Where the file server of a virtiofs share listens; a short path, as theirs have to be."""

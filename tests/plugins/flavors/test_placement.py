@@ -11,7 +11,7 @@ from tests.fakes.model import make_pod
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.model.flavor import Flavor
 from virtlet.model.resources import Resources
-from virtlet.model.vm import VmConfig, VmMetadata
+from virtlet.model.vm import Mount, VmConfig, VmMetadata
 from virtlet.plugins.flavors.choose import choose
 from virtlet.plugins.flavors.flavor_keys import read_flavor
 from virtlet.plugins.flavors.placement import check_cpus, check_kernel, check_pages, check_vsock
@@ -183,15 +183,25 @@ def test_a_kernel_that_the_emulator_cannot_read_is_refused(tmp_path: Path) -> No
     kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
     flavor = Flavor(kernel=str(kernel), initrd=str(initrd))
     with pytest.raises(FailedPrecondition, match="kernel .*: No such file or directory: put the"):
-        check_kernel(make_pod(), flavor)
+        check_kernel(make_pod(), flavor, ())
     kernel.touch(0o644)
     initrd.touch(0o600)
     with pytest.raises(FailedPrecondition, match="initrd .* is no file that everybody may read"):
-        check_kernel(make_pod(), flavor)
+        check_kernel(make_pod(), flavor, ())
     initrd.chmod(0o644)
-    check_kernel(make_pod(), flavor)
+    check_kernel(make_pod(), flavor, ())
     with pytest.raises(FailedPrecondition, match="kernel .* is no file that everybody may read"):
-        check_kernel(make_pod(), Flavor(kernel=str(tmp_path)))
+        check_kernel(make_pod(), Flavor(kernel=str(tmp_path)), ())
+
+
+def test_a_kernel_of_an_image_that_the_pod_does_not_mount_is_refused() -> None:
+    flavor = Flavor(kernel="image:/kernel/vmlinuz")
+    directory = Mount(guest_path="/kernel", host_path="/srv")
+    image = Mount(guest_path="/kernel", host_path="", image="sha256:1")
+    check_kernel(make_pod(), flavor, (directory, image))
+    for mounts in ((), (directory,), (evolve(image, guest_path="/kern"),)):
+        with pytest.raises(FailedPrecondition, match="is below no mount of an image: mount a vol"):
+            check_kernel(make_pod(), flavor, mounts)
 
 
 def test_vsock_is_refused_where_the_kernel_has_none(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from virtlet.errors import FailedPrecondition
-from virtlet.model.flavor import Flavor
+from virtlet.model.flavor import FROM_IMAGE, Flavor
 from virtlet.model.option import BYTES, choice, integer
 from virtlet.plugins.flavors import annotations, disk_tuning, placement
 from virtlet.plugins.flavors.annotations import FIRMWARES, disk_size
@@ -122,6 +122,11 @@ def _path(value: Any) -> str:
     return value
 
 
+def _boot_file(value: Any) -> str:
+    in_image = isinstance(value, str) and value.startswith(FROM_IMAGE)
+    return FROM_IMAGE + _path(value.removeprefix(FROM_IMAGE)) if in_image else _path(value)
+
+
 def _line(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > 2000:
         raise ValueError("must be one line of at most 2000 characters")
@@ -133,7 +138,7 @@ def _number_schema(low: int, high: int) -> dict[str, Any]:
 
 
 _POLICIES = ("require", "disable")
-_PATH_SCHEMA = {"type": "string", "pattern": "^/", "maxLength": 4096}
+_BOOT_FILE_SCHEMA = {"type": "string", "pattern": "^(image:)?/", "maxLength": 4096}
 _SOURCES = ("root", "disks", "cdroms")
 _RATE, _BANDWIDTH = annotations.RATE.parse, annotations.BANDWIDTH.parse
 KEYS: Mapping[str, Key] = {
@@ -228,12 +233,13 @@ KEYS: Mapping[str, Key] = {
     "sound": _one_of("ich9", "virtio", help="A sound card, which nobody hears"),
     "rng": Key(_boolean, {"type": "boolean"}, "Whether there is a source of random numbers"),
     "kernel": Key(
-        _path,
-        _PATH_SCHEMA,
-        "A kernel of the node that is started without a boot loader: the path of a file that "
-        "everybody may read. A node's own flavors alone may say so",
+        _boot_file,
+        _BOOT_FILE_SCHEMA,
+        "A kernel that is started without a boot loader: `image:` and its path below a mount of a "
+        "volume of kind `image`, as `image:/kernel/boot/vmlinuz`; or, in a node's own flavors "
+        "alone, the path of a file of the node that everybody may read",
     ),
-    "initrd": Key(_path, _PATH_SCHEMA, "Its initial RAM disk, likewise"),
+    "initrd": Key(_boot_file, _BOOT_FILE_SCHEMA, "Its initial RAM disk, from where the kernel is"),
     "kernel_args": Key(
         _line,
         {"type": "string", "maxLength": 2000},
@@ -347,6 +353,9 @@ def _nested_flaw(flavor: Flavor) -> str:
 def _kernel_flaw(flavor: Flavor) -> str:
     if not flavor.kernel and (flavor.initrd or flavor.kernel_args):
         return "initrd and kernel_args take a kernel"
+    of_image = flavor.kernel.startswith(FROM_IMAGE)
+    if flavor.initrd and flavor.initrd.startswith(FROM_IMAGE) != of_image:
+        return "kernel and initrd are both of the node, or both of an image"
     return ""
 
 

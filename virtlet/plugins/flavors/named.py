@@ -18,6 +18,7 @@ from virtlet.cluster.objects import Objects
 from virtlet.errors import FailedPrecondition, InvalidArgument, Unavailable
 from virtlet.host.files import Stamp, stamps
 from virtlet.model.bounded_yaml import load_yaml
+from virtlet.model.flavor import FROM_IMAGE
 from virtlet.model.plain import UnquotedError
 from virtlet.model.pod import Pod
 from virtlet.plugins.flavors import annotations
@@ -82,9 +83,10 @@ def read_spec(name: str, content: Mapping[str, Any]) -> NamedFlavor:
     """
     made = _read(f"{KIND} {name}", name, content["spec"])
     for key in ("kernel", "initrd"):
-        if key in made.section:
+        if not str(made.section.get(key, FROM_IMAGE)).startswith(FROM_IMAGE):
             raise FailedPrecondition(
-                f"{KIND} {name}: flavor: {key} names a file of nodes: only a node's own flavors may"
+                f"{KIND} {name}: flavor: {key} names a file of nodes: only a node's own flavors "
+                "may; others may name one of an image (image:/PATH)"
             )
     return evolve(made, rank=(1, str(content.get("created", "")), name))
 

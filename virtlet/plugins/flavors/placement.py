@@ -8,14 +8,15 @@ for itself, and any other container those that are left, together.
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from virtlet.errors import FailedPrecondition, InvalidArgument
 from virtlet.host.cpus import NODES, SYSTEM, cpuset, free_pages, memset, nodes_of
-from virtlet.model.flavor import Flavor
+from virtlet.model.flavor import FROM_IMAGE, Flavor
 from virtlet.model.pod import Pod
 from virtlet.model.resources import Resources
+from virtlet.model.vm import Mount, image_mount
 
 VSOCK = Path("/dev/vhost-vsock")
 """By which an emulator gets its guest's address."""
@@ -99,14 +100,26 @@ def check_cpus(pod: Pod, flavor: Flavor, resources: Resources, nodes: Path = NOD
             )
 
 
-def check_kernel(pod: Pod, flavor: Flavor) -> None:
+def check_kernel(pod: Pod, flavor: Flavor, mounts: Collection[Mount]) -> None:
     """Refuse a machine whose kernel or initial RAM disk its emulator could not read.
+
+    Args:
+        pod: for messages.
+        flavor: the machine.
+        mounts: of the container; what is in their images is looked at when the disk is made.
 
     Raises:
         FailedPrecondition: so it is.
     """
     for key, path in (("kernel", flavor.kernel), ("initrd", flavor.initrd)):
         if not path:
+            continue
+        if path.startswith(FROM_IMAGE):
+            if image_mount(mounts, path.removeprefix(FROM_IMAGE)) is None:
+                raise FailedPrecondition(
+                    f"pod {pod.name}: {key} {path} of its flavor is below no mount of an image: "
+                    "mount a volume of kind `image` there"
+                )
             continue
         try:
             status = os.stat(path)

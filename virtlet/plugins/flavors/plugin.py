@@ -99,7 +99,7 @@ class Plugin:
     def virtlet_admit_vm(self, pod: Pod, config: VmConfig) -> None:
         """Refuse a machine that cannot be with these resources, before anything is made."""
         chosen = choose(pod, config)
-        placement.check_kernel(pod, chosen)
+        placement.check_kernel(pod, chosen, config.mounts)
         placement.check_pages(pod, chosen, config.resources)
         placement.check_vsock(pod, chosen)
 

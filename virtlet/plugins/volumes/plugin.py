@@ -20,7 +20,7 @@ from virtlet.model.pod import Pod
 from virtlet.model.vm import Device, Machine, Mount, Vm, VmConfig, VolumeRequest
 from virtlet.plugins.volumes import ceph, persistent_root, virtiofs
 from virtlet.plugins.volumes.flexvolume import ceph_image, is_csi, serve_flexvolume
-from virtlet.plugins.volumes.image_volumes import serve_image
+from virtlet.plugins.volumes.image_volumes import release_image, serve_image
 from virtlet.plugins.volumes.new_disks import (
     EMPTY_DIR_DISKS,
     check_empty_dirs,
@@ -123,7 +123,7 @@ class Plugin:
         if isinstance(source, Device) and source.host_path.startswith("/dev/vfio/"):
             return None
         if isinstance(source, Mount) and source.image:
-            return serve_image(source, request)
+            return serve_image(vm, source, request)
         if self._config[HOST_PATHS] == "shared":
             check_shared(source)
         if isinstance(source, Device) and source.guest_path == persistent_root.GUEST_PATH:
@@ -160,6 +160,7 @@ class Plugin:
     def virtlet_release_volume(self, vm: Vm, request: VolumeRequest) -> None:
         """Remove the VM's own mount or node of a directory or block device, and nothing else."""
         path = vm.directory / request.role
+        release_image(vm, request)
         # Before anything accesses it: the file server of a share may not answer.
         unmount_below(path)
         if path.is_dir() and not path.is_symlink():
