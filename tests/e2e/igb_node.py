@@ -5,6 +5,7 @@ It prints what it sees at each step, as lines of `igb: JSON`.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from virtlet.plugins.network_cni.cni_result import parse
 from virtlet.plugins.network_cni.passed_nics import Hardware
 
 _POD = Path("/run/pod")
+_VLAN = 42
+"""Of the function, as the SR-IOV plugin tells the card."""
 _PATIENCE = 60.0
 """Seconds that drivers may take for an interface; an emulated machine is slow."""
 
@@ -36,6 +39,7 @@ def main() -> None:
         time.sleep(0.1)
     function = found[0]
     device = PciDevice(function.pci)
+    ip("link", "set", card.name, "vf", str(device.number), "vlan", str(_VLAN))
     tell("node", card, device)
     netns.create(_POD)
     with Links() as net:
@@ -54,6 +58,17 @@ def main() -> None:
         for _ in range(2):
             node.give_back(lent, _POD)
         tell("back", card, device, mac=function.mac)
+
+
+def ip(*words: str) -> str:
+    """What ip(8) prints."""
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def vlans(card: Link) -> dict[int, int]:
+    """The VLANs that the card has for its virtual functions, by number."""
+    (shown,) = json.loads(ip("-json", "link", "show", "dev", card.name))
+    return {vf["vf"]: vf["vlan_list"][0].get("vlan", 0) for vf in shown["vfinfo_list"]}
 
 
 def hardware() -> list[Link]:
@@ -90,6 +105,7 @@ def tell(step: str, card: Link, device: PciDevice, **more: Any) -> None:
         "driver": [device.driver.name, device.driver.override],
         "group": device.group,
         "function_mac": macs[device.number or 0],
+        "function_vlan": vlans(card).get(device.number or 0),
         "node": [link.name for link in hardware()],
         "pod": [
             [link.name, link.mac, link.alias, *link.addresses] for link in pod.links if link.pci

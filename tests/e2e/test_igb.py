@@ -57,10 +57,12 @@ def boots(directory: Path, image: Path) -> list[dict[str, Any]]:
 
 
 def test_a_virtual_function_goes_to_vfio_and_comes_back(debian_image: Path, tmp_path: Path) -> None:
-    """With a MAC address of its own choice and with another; all is as before, each time."""
+    """With a MAC address of its own choice and with another, in its VLAN; each time all is as
+    before."""
     node, *steps = boots(tmp_path, debian_image)
     assert node["driver"] == ["igbvf", ""]
     assert node["function_mac"] == "00:00:00:00:00:00"
+    assert [step["function_vlan"] for step in (node, *steps)] == [42] * 5
     _, name, other = node["node"]
     for lent, back in (steps[:2], steps[2:]):
         assert lent["driver"] == ["vfio-pci", "vfio-pci"]
