@@ -19,7 +19,7 @@ from virtlet.model.flavor import Flavor
 from virtlet.model.option import Settings
 from virtlet.model.pod import Pod
 from virtlet.plugins.flavors.flavor_keys import KEYS
-from virtlet.plugins.flavors.named import SPEC
+from virtlet.plugins.flavors.named import SPEC, read_spec
 from virtlet.plugins.flavors.plugin import FLAVORS_DIR, Plugin
 from virtlet.testing.models import make_image, make_node, make_pod, make_vm_config
 
@@ -396,3 +396,13 @@ def test_a_server_refuses_what_a_node_would(name: str) -> None:
     spec, _ = WRONG[name]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(spec, _schema())
+
+
+@pytest.mark.parametrize("key", ["kernel", "initrd"])
+def test_an_object_names_kernels_of_images_and_no_files_of_nodes(key: str) -> None:
+    flavor = {"kernel": "image:/kernel", "initrd": "image:/initrd"}
+    assert read_spec("direct", {"spec": {"flavor": flavor}}).section == flavor
+    with pytest.raises(FailedPrecondition, match=f"{key} names a file of nodes|both of the node"):
+        read_spec("direct", {"spec": {"flavor": flavor | {key: "/etc/passwd"}}})
+    with pytest.raises(FailedPrecondition, match="kernel names a file of nodes"):
+        read_spec("direct", {"spec": {"flavor": {"kernel": "/etc/passwd"}}})
