@@ -220,6 +220,28 @@ def all_machines() -> Mapping[str, Machine]:
                 kernel_args='console=ttyS0 quiet="<&>"',
             ),
         ),
+        "direct-image": evolve(
+            machine,
+            flavor=evolve(
+                flavor,
+                kernel="image:/kernel/boot/vmlinuz",
+                initrd="image:/kernel/boot/initrd.img",
+                kernel_args="console=ttyS0",
+            ),
+            volumes=(
+                Disk(
+                    path=Path("/var/lib/virtlet/images/data/1"),
+                    format="raw",
+                    readonly=True,
+                    serial="volume-0",
+                    guest_path="/kernel",
+                    filesystem=True,
+                    filesystem_type="squashfs",
+                    kernel=machine.vm.directory / "volume-0.kernel",
+                    initrd=machine.vm.directory / "volume-0.initrd",
+                ),
+            ),
+        ),
         **{
             f"devices-{name}": evolve(
                 machine,

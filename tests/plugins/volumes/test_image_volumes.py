@@ -12,12 +12,9 @@ from tests.fakes.oci_images import archive, regular
 from virtlet.errors import FailedPrecondition
 from virtlet.model.disk import Disk
 from virtlet.model.image import Image
-from virtlet.model.vm import Mount, VolumeRequest
+from virtlet.model.vm import Mount, Vm, VolumeRequest
 from virtlet.plugins.volumes.image_volumes import release_image, serve_image
 from virtlet.testing import make_pod, make_vm, make_vm_config
-
-texts: list[list[bytes]] = []
-"""What the copies had, of each disk that was served."""
 
 LAYER = archive(
     [
@@ -28,14 +25,17 @@ LAYER = archive(
         (regular("boot/vmlinuz-6", 6), b"kernel"),
         (regular("vmlinuz", type=tarfile.SYMTYPE, linkname="boot/vmlinuz-6"), b""),
         (regular("passwd", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b""),
+        (regular("up", type=tarfile.SYMTYPE, linkname="../" * 20 + "etc/passwd"), b""),
         (regular("empty", 0), b""),
     ]
 )
 
 
-def served(directory: Path, sub_path: str = "", format: str = "squashfs", **flavor: str) -> Disk:
-    """The disk of an image with a few files, for a VM with a flavor."""
-    path = path_of_image = directory / "volume-3"
+def requested(
+    directory: Path, sub_path: str = "", format: str = "squashfs", **flavor: str
+) -> tuple[Vm, Mount, VolumeRequest]:
+    """A volume of an image with a few files, for a VM with a flavor."""
+    path = directory / "volume-3"
     if not path.exists():
         command = ["sqfstar", "-quiet", "-no-progress", "-no-compression", str(path)]
         subprocess.run(command, input=LAYER, check=True, capture_output=True)
@@ -53,15 +53,12 @@ def served(directory: Path, sub_path: str = "", format: str = "squashfs", **flav
     pod = evolve(pod, profile=evolve(pod.profile, flavor=flavor))
     config = evolve(make_vm_config(), mounts=(mount,))
     vm = evolve(make_vm(directory, pod), config=config, directory=directory)
-    request = VolumeRequest(role="volume-3", source=mount, image=image)
-    disk = serve_image(vm, mount, request)
-    copies = [path for path in (disk.kernel, disk.initrd) if path]
-    assert [path.stat().st_mode & 0o777 for path in copies] == [0o444] * len(copies)
-    texts.append([path.read_bytes() for path in copies])
-    for _ in range(2):
-        release_image(vm, request)
-    assert list(directory.iterdir()) == [path_of_image]
-    return disk
+    return vm, mount, VolumeRequest(role="volume-3", source=mount, image=image)
+
+
+def served(directory: Path, sub_path: str = "", format: str = "squashfs", **flavor: str) -> Disk:
+    """What such a volume becomes."""
+    return serve_image(*requested(directory, sub_path, format, **flavor))
 
 
 def test_an_image_is_a_disk_that_the_guest_mounts_to_read(tmp_path: Path) -> None:
@@ -104,6 +101,8 @@ def test_an_image_of_a_cd_is_a_cd(tmp_path: Path) -> None:
     assert served(tmp_path, format="raw") == Disk(
         path=path, format="raw", readonly=True, kind="cdrom", serial="volume-3", guest_path="/site"
     )
+    with pytest.raises(FailedPrecondition, match="initrd image:/site/i of .* is a CD, and a machi"):
+        served(tmp_path, format="raw", kernel="image:/else/k", initrd="image:/site/i")
     path.chmod(0o600)
     path.write_bytes(bytes(65536))
     with pytest.raises(FailedPrecondition, match="is a disk of a machine"):
@@ -116,15 +115,25 @@ def test_an_image_of_a_cd_is_a_cd(tmp_path: Path) -> None:
 def test_a_machine_may_boot_by_files_of_an_image(tmp_path: Path, sub_path: str, path: str) -> None:
     """By copies that go with the volume; links lead to what they name in the image."""
     place = f"image:/site/{path}"
-    disk = served(tmp_path, sub_path, kernel=place, initrd=place)
-    assert disk.kernel == tmp_path / "volume-3.kernel"
-    assert disk.initrd == tmp_path / "volume-3.initrd"
-    assert texts[-1] == [b"kernel", b"kernel"]
-    assert served(tmp_path, kernel="image:/elsewhere/vmlinuz").kernel is None
-    assert served(tmp_path, kernel="/boot/vmlinuz").kernel is None
+    vm, mount, request = requested(tmp_path, sub_path, kernel=place, initrd=place)
+    copies = [tmp_path / "volume-3.kernel", tmp_path / "volume-3.initrd"]
+    for _ in range(2):  # As after a manager that was killed on the way.
+        disk = serve_image(vm, mount, request)
+        assert [disk.kernel, disk.initrd] == copies
+        assert [copy.read_bytes() for copy in copies] == [b"kernel"] * 2
+        assert {copy.stat().st_mode & 0o777 for copy in copies} == {0o444}
+    for _ in range(2):
+        release_image(vm, request)
+        assert [file.name for file in tmp_path.iterdir()] == ["volume-3"]
 
 
-@pytest.mark.parametrize("path", ["nothing", "boot", "passwd", "empty", "boot/*"])
+@pytest.mark.parametrize("kernel", ["image:/elsewhere/vmlinuz", "image:/sites/v", "/boot/vmlinuz"])
+def test_a_kernel_from_elsewhere_is_not_looked_for(tmp_path: Path, kernel: str) -> None:
+    assert served(tmp_path, kernel=kernel).kernel is None
+    assert [file.name for file in tmp_path.iterdir()] == ["volume-3"]
+
+
+@pytest.mark.parametrize("path", ["nothing", "boot", "passwd", "up", "empty", "boot/*"])
 def test_what_is_no_file_of_the_image_boots_nothing(tmp_path: Path, path: str) -> None:
     match = re.escape(f"kernel image:/site/{path} of its flavor: image quay.io/site:1 has no file")
     with pytest.raises(FailedPrecondition, match=match):

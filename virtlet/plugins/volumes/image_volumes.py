@@ -39,11 +39,18 @@ def serve_image(vm: Vm, mount: Mount, request: VolumeRequest) -> Disk:
 
     Raises:
         FailedPrecondition: the image is a disk of a machine, or has no such directory or file.
+        ResourceExhausted: there is no space for the copies.
     """
     image = request.image
     assert image is not None
     name = shown_name(mount.user_image or mount.image)
     if image.format == "raw" and not mount.image_sub_path and _is_cd(image):
+        for key in BOOT_FILES:
+            if _inside(vm, mount, key):
+                raise FailedPrecondition(
+                    f"{key} {vm.pod.profile.flavor[key]} of its flavor: image {name} is a CD, and "
+                    "a machine boots by files of container images: correct the flavor or the mount"
+                )
         return Disk(
             path=image.path,
             format="raw",
@@ -88,16 +95,25 @@ def _copy(vm: Vm, request: VolumeRequest, key: str) -> Path:
     return vm.directory / f"{request.role}.{key}"
 
 
-def _boot_file(vm: Vm, mount: Mount, request: VolumeRequest, key: str) -> Path | None:
-    """A copy of the file that the flavor names below this mount, for the emulator to read."""
+def _inside(vm: Vm, mount: Mount, key: str) -> str:
+    """Where in the image of this mount a file is that the flavor names; "" if it is not there."""
     place = str(vm.pod.profile.flavor.get(key, ""))
     path = place.removeprefix(FROM_IMAGE)
     if path == place or image_mount(vm.config.mounts, path) != mount:
+        return ""
+    return str(
+        PurePosixPath(mount.image_sub_path) / PurePosixPath(path).relative_to(mount.guest_path)
+    )
+
+
+def _boot_file(vm: Vm, mount: Mount, request: VolumeRequest, key: str) -> Path | None:
+    """A copy of the file that the flavor names below this mount, for the emulator to read."""
+    inside = _inside(vm, mount, key)
+    if not inside:
         return None
-    below = PurePosixPath(path).relative_to(mount.guest_path)
     copy = _copy(vm, request, key)
-    inside = str(PurePosixPath(mount.image_sub_path) / below)
-    _take_out(request, inside, copy, f"{key} {place} of its flavor", mount)
+    what = f"{key} {vm.pod.profile.flavor[key]} of its flavor"
+    _take_out(request, inside, copy, what, mount)
     return copy
 
 
