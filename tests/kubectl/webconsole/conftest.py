@@ -11,13 +11,20 @@ from attrs import define, field, frozen
 
 from tests.fakes.rfb import turns, update
 from tests.streaming.fakes.api_server import ApiServer
-from tests.streaming.fakes.handlers import FakeConsole, LocalExec
+from tests.streaming.fakes.handlers import LocalExec
 from virtlet.errors import FailedPrecondition
 from virtlet.kubectl.cluster import Kubectl
 from virtlet.kubectl.ui import kubectl_proxy
 from virtlet.kubectl.webconsole.assets import Assets
 from virtlet.kubectl.webconsole.server import Shown, WebConsole
-from virtlet.streaming import Handlers, PortForwardRequest, StreamingServer
+from virtlet.streaming import (
+    AttachRequest,
+    Handlers,
+    OutputStream,
+    PortForwardRequest,
+    SessionStreams,
+    StreamingServer,
+)
 
 SECRET = "of-this-run"
 WIDTH, HEIGHT = 64, 48
@@ -70,6 +77,25 @@ class Screen:
                 self.keys.append(key)
 
 
+@define
+class SharedConsole:
+    """A console that greets, and whose readers all see in capitals what any of them types."""
+
+    readers: list[OutputStream] = field(factory=list)
+
+    async def run(self, request: AttachRequest, streams: SessionStreams) -> None:
+        assert streams.stdin
+        assert streams.stdout
+        await streams.stdout.write(f"console of {request.container_id}\n".encode())
+        self.readers.append(streams.stdout)
+        try:
+            while piece := await streams.stdin.read():
+                for reader in self.readers:
+                    await reader.write(piece.upper())
+        finally:
+            self.readers.remove(streams.stdout)
+
+
 @frozen
 class Served:
     """A console, and what is behind it."""
@@ -77,6 +103,7 @@ class Served:
     address: str
     """With the secret."""
     screen: Screen
+    serial: SharedConsole
     log: Path
     api: ApiServer
 
@@ -88,9 +115,9 @@ class Served:
 @asynccontextmanager
 async def served(directory: Path) -> AsyncIterator[Served]:
     """Serve a console of one VM pod."""
-    screen, log = Screen(), directory / "0.log"
+    screen, serial, log = Screen(), SharedConsole(), directory / "0.log"
     log.write_text("2026-01-01T00:00:00Z stdout F <b>booting</b>\n")
-    handlers = Handlers(exec=LocalExec(directory), attach=FakeConsole(), ports=screen)
+    handlers = Handlers(exec=LocalExec(directory), attach=serial, ports=screen)
     streaming = StreamingServer("127.0.0.1", 0, handlers, tls=None)
     await streaming.start()
     try:
@@ -99,7 +126,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
             async with kubectl_proxy(kubectl) as (proxy, _):
                 console = WebConsole(proxy, Shown("default", ("fast",)), SECRET, Assets.find())
                 try:
-                    yield Served(await console.start(), screen, log, api)
+                    yield Served(await console.start(), screen, serial, log, api)
                 finally:
                     await console.stop()
     finally:

@@ -11,6 +11,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from tests.kubectl.webconsole.conftest import COLOUR, Served, served
 from tests.polling import until_async
+from tests.streaming.fakes.api_server import POD_PATH
 
 PATIENCE = 60_000.0
 """Milliseconds; a loaded machine is slow."""
@@ -97,6 +98,75 @@ def test_a_vm_without_a_screen_says_so_and_the_rest_goes_on(tmp_path: Path) -> N
         await _choose(page, "Screen")
         await expect(page.locator("#said")).to_contain_text("the VM has no screen")
         await page.get_by_role("button", name="Log").click()
+        await expect(page.locator("pre")).to_contain_text("booting")
+
+    _browse(tmp_path, work)
+
+
+def test_two_consoles_of_one_vm_go_on_when_a_browser_goes_away(tmp_path: Path) -> None:
+    async def work(page: Page, console: Served) -> None:
+        browser = page.context.browser
+        assert browser
+        other = await browser.new_page()
+        await other.goto(console.address)
+        for one in (page, other):
+            await _choose(one, "Console")
+            await expect(one.locator("#said")).to_contain_text("All who are attached")
+            await expect(one.locator(".xterm-rows")).to_contain_text("console of vm-1")
+        await page.keyboard.type("hello")
+        for one in (page, other):
+            await expect(one.locator(".xterm-rows")).to_contain_text("HELLO")
+        await other.close()
+        await until_async(lambda: len(console.serial.readers) == 1, "the other's end", 60)
+        await page.keyboard.type("again")
+        await expect(page.locator(".xterm-rows")).to_contain_text("AGAIN")
+
+    _browse(tmp_path, work)
+
+
+def test_what_a_user_has_no_right_to_is_said_where_it_would_be(tmp_path: Path) -> None:
+    async def work(page: Page, console: Served) -> None:
+        console.api.forbidden |= {"/attach", "/portforward", "/log", "/events"}
+        said = page.locator("#said")
+        for view, path in (
+            ("Console", "attach"),
+            ("Screen", "portforward"),
+            ("Log", "log"),
+            ("Events", "events"),
+        ):
+            await _choose(page, view)
+            await expect(said).to_have_text(f"No {view.lower()}: {path} is forbidden: ask")
+        console.api.forbidden |= {"/pods"}
+        await expect(page.locator("#problem")).to_contain_text("pods is forbidden: ask")
+        await page.get_by_role("button", name="New VM").click()
+        await page.get_by_label("Name").fill("new")
+        await page.get_by_label("Image").fill("virtlet.cloud/tiny")
+        await expect(page.get_by_label("Manifest")).to_have_value(re.compile("virtlet.cloud/tiny"))
+        await page.get_by_role("button", name="Start").click()
+        await expect(page.locator("#refused")).to_contain_text("pods is forbidden: ask")
+        console.api.forbidden.clear()
+        await _choose(page, "Console")
+        await expect(said).to_contain_text("Attached")
+        await expect(page.locator("#problem")).to_have_text("")
+
+    _browse(tmp_path, work)
+
+
+def test_a_vm_without_network_figures_or_events_has_all_else(tmp_path: Path) -> None:
+    async def work(page: Page, console: Served) -> None:
+        del console.api.documents[POD_PATH]["status"]["podIP"]
+        for path, document in console.api.documents.items():
+            if path.endswith("/events") or "metrics" in path:
+                document["items"] = []
+        await page.reload()
+        await expect(page.locator("#pods td")).to_have_text(["vm", "Running", "0", *[""] * 5])
+        await _choose(page, "Events")
+        await expect(page.locator("#said")).to_have_text("No events.")
+        await _choose(page, "Console")
+        await expect(page.locator(".xterm-rows")).to_contain_text("console of vm-1")
+        await _choose(page, "Screen")
+        await expect(page.locator("#said")).to_contain_text("Connected")
+        await _choose(page, "Log")
         await expect(page.locator("pre")).to_contain_text("booting")
 
     _browse(tmp_path, work)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,7 +158,9 @@ async def _heard(directory: Path, path: str, answer: bytes, *headers: str) -> li
         given = [f"Host: 127.0.0.1:{port}", _cookie(port), *headers]
         given.append(f"Origin: http://127.0.0.1:{port}")
         writer.write("\r\n".join([f"GET {path} HTTP/1.1", *given, "", ""]).encode() + BEYOND)
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer.split(b"\r\n")[0])
+        # A page sees no answer to a WebSocket's request but one: why there is none is said in one.
+        status = b"HTTP/1.1 101 " if headers else answer.split(b"\r\n")[0]
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(status)
         writer.write_eof()
         await asyncio.wait_for(ended.wait(), 60)
         writer.close()
@@ -175,6 +180,7 @@ UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
         ("/api/v1/pods", b"HTTP/1.1 200 OK", (), b""),
         (f"{POD}/attach", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0", UPGRADE, b""),
         (f"{POD}/attach", b"HTTP/1.1 200 OK\r\nContent-Length: 0", UPGRADE, b""),
+        (f"{POD}/attach", b"HTTP/1.1 500 No\r\nContent-Length: -", UPGRADE, b""),
         ("/api/v1/pods", b"HTTP/1.1 101 Switching Protocols", (), b""),
         (f"{POD}/attach", b"HTTP/1.1 101 Switching Protocols", UPGRADE, BEYOND),
     ],
@@ -239,6 +245,39 @@ def test_a_manifest_has_a_length(tmp_path: Path, length: str, why: str) -> None:
             said = (_cookie(console.port), origin, f"Content-Length: {length}")
             answer = await _fetch(console.port, START, *said, method="POST")
             assert why in answer.decode()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
+def test_what_ends_the_console_leaves_no_port_and_no_way_to_the_api_server(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    words = ["-m", "virtlet.kubectl.main", "ui", "--no-browser", "--namespace=default"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "KUBECONFIG": "/dev/null"}
+
+    async def work() -> None:
+        async with served(tmp_path) as other:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *words, f"--server={other.api.url}"),
+                env=environment,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout
+            port, _, secret = (await process.stdout.readline()).decode()[17:].partition("/?token=")
+            (directory,) = tmp_path.glob("virtlet-*")
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+            cookie = f"Cookie: virtlet-{port}={secret.strip()}"
+            head = f"GET {POD}/log?follow=true HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{cookie}\r\n"
+            writer.write(f"{head}\r\n".encode())
+            assert b"booting" in await reader.readuntil(b"booting")
+            process.send_signal(number)
+            assert await process.wait() == 0
+            assert b"booting" not in await reader.read()
+            writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", int(port))
+            assert not directory.exists()
 
     asyncio.run(work())
 

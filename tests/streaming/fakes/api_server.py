@@ -7,6 +7,7 @@ names, as a kubelet reads it.
 """
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from virtlet.streaming import (
 from .pod_log import text
 
 POD = "vm"
-_POD_PATH = f"/api/v1/namespaces/default/pods/{POD}"
+POD_PATH = f"/api/v1/namespaces/default/pods/{POD}"
 
 
 def _resource(name: str, kind: str, verbs: list[str]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ _CANNED: dict[str, dict[str, Any]] = {
             _resource("pods/portforward", "PodPortForwardOptions", ["create", "get"]),
         ],
     },
-    _POD_PATH: {
+    POD_PATH: {
         "kind": "Pod",
         "apiVersion": "v1",
         "metadata": {"name": POD, "namespace": "default", "uid": "5e0b"},
@@ -69,7 +70,7 @@ _CANNED |= {
         "kind": "PodList",
         "apiVersion": "v1",
         "items": [
-            _CANNED[_POD_PATH],
+            _CANNED[POD_PATH],
             {"metadata": {"name": "no-vm", "namespace": "default"}, "spec": {}, "status": {}},
         ],
     },
@@ -118,6 +119,10 @@ class ApiServer:
     url: str = ""
     created: list[dict[str, Any]] = Factory(list)
     """Pods that were sent."""
+    documents: dict[str, dict[str, Any]] = Factory(lambda: copy.deepcopy(_CANNED))
+    """What is answered, by path."""
+    forbidden: set[str] = Factory(set)
+    """Ends of paths that the user has no right to."""
     looks: int = 0
     """At figures; each finds newer ones."""
     _server: asyncio.Server | None = None
@@ -148,16 +153,21 @@ class ApiServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 line, _, headers = head.partition(b"\r\n")
                 method, target, _ = line.decode().split(" ")
+                path = urlsplit(target).path
+                if path.endswith(tuple(self.forbidden)):
+                    _answer(writer, 403, _failure(f"{path.rpartition('/')[2]} is forbidden: ask"))
+                    await writer.drain()
+                    return
                 if b"upgrade" in headers.lower():
                     await self._stream(reader, writer, method, target, headers)
                     return
-                if urlsplit(target).path == f"{_POD_PATH}/log":
+                if path == f"{POD_PATH}/log":
                     await self._log(writer, target)
                     return
                 if method == "POST":
                     await self._create(reader, writer, headers)
                     continue
-                document = self._document(urlsplit(target).path)
+                document = self._document(path)
                 _answer(writer, 200 if document else 404, document or _failure("not found"))
                 await writer.drain()
         except (asyncio.IncompleteReadError, OSError):
@@ -166,12 +176,11 @@ class ApiServer:
             writer.transport.abort()
 
     def _document(self, path: str) -> dict[str, Any] | None:
-        document = _CANNED.get(path)
+        document = self.documents.get(path)
         if document and document["kind"] == "PodMetricsList":
             self.looks += 1
-            (one,) = document["items"]
-            newer = {**one, "timestamp": f"2026-01-01T00:00:{self.looks:02}Z"}
-            document = {**document, "items": [newer]}
+            now = {"timestamp": f"2026-01-01T00:00:{self.looks:02}Z"}
+            document = {**document, "items": [{**one, **now} for one in document["items"]]}
         return document
 
     async def _create(
@@ -242,7 +251,7 @@ class ApiServer:
             name: query.get(name, ["false"])[0] == "true"
             for name in ("stdin", "stdout", "stderr", "tty")
         }
-        match parts.path.removeprefix(_POD_PATH + "/"):
+        match parts.path.removeprefix(POD_PATH + "/"):
             case "exec":
                 command = tuple(query["command"])
                 request = ExecRequest(container_id="vm-1", command=command, **wanted)

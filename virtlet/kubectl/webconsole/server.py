@@ -7,11 +7,17 @@ events) reaches the browser as data alone: no answer of the API server is shown 
 """
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import h11
 from attrs import asdict, frozen
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, TextMessage
+from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import generate_accept_token
 
 from virtlet.http_port import HttpPort, respond, this_task
 from virtlet.kubectl.generate import manifest
@@ -22,8 +28,9 @@ from virtlet.kubectl.webconsole.start import NotStarted, checked
 _HEAD_LIMIT = 32 << 10
 _CHUNK = 64 << 10
 _MANIFEST_LIMIT = 1 << 20
+_REASON_LIMIT = 64 << 10
 _SECONDS = 10.0
-"""For a browser to send a manifest."""
+"""For a browser to send a manifest or an end, and for an API server to say why it refuses."""
 _SECURITY = (
     "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
     "Cross-Origin-Resource-Policy: same-origin\r\nCross-Origin-Opener-Policy: same-origin\r\n"
@@ -99,8 +106,10 @@ class WebConsole:
     ) -> None:
         try:
             asked = self._gate.read(head)
-            if asked.is_api:
-                await self._forward(_request(asked), asked.upgrade, reader, writer)
+            if asked.upgrade:
+                await self._session(asked, reader, writer)
+            elif asked.is_api:
+                await self._forward(_request(asked), False, reader, writer)
             elif asked.path == START:
                 request = await self._request_of_a_pod(asked, reader)
                 await self._forward(request, False, reader, writer)
@@ -152,6 +161,19 @@ class WebConsole:
         )
         return head.encode() + body
 
+    async def _session(
+        self, asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve a session. Why there is none is told in one of our own: a browser's page sees no
+        answer but a WebSocket's."""
+        try:
+            await self._forward(_request(asked), True, reader, writer)
+        except Refused as refused:
+            writer.write(_session_that_says(asked, refused.why))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECONDS):
+                    await reader.read(_CHUNK)  # the browser's end of it
+
     async def _forward(
         self,
         request: bytes,
@@ -170,14 +192,13 @@ class WebConsole:
             api_writer.write(request)
             answer = await api_reader.readuntil(b"\r\n\r\n")
             status, _, rest = answer.partition(b"\r\n")
-            upgraded = upgrade and b" 101 " in status
-            extra = b"" if upgraded else (_SECURITY + _DATA).encode()
-            if upgrade and not upgraded:
-                extra += b"Connection: close\r\n"
+            if upgrade and b" 101 " not in status:
+                raise Refused("502 Bad Gateway", await _reason(answer, api_reader))
+            extra = b"" if upgrade else (_SECURITY + _DATA).encode()
             writer.write(status + b"\r\n" + extra + rest)
             # A browser that goes away ends the API server's side, and the other way round. What it
             # sends beyond its one request is a session's, or nobody's: the gate has not seen it.
-            onward = _copy(reader, api_writer) if upgraded else _ignore(reader)
+            onward = _copy(reader, api_writer) if upgrade else _ignore(reader)
             ways = [asyncio.create_task(_copy(api_reader, writer)), asyncio.create_task(onward)]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -216,6 +237,46 @@ def _request(asked: Asked) -> bytes:
     else:
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+async def _reason(answer: bytes, api_reader: asyncio.StreamReader) -> str:
+    """Why an API server gives no session, by its answer, of which the head has been read."""
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "localhost")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(answer)
+    body = b""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            while len(body) < _REASON_LIMIT:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await api_reader.read(_CHUNK))
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif not isinstance(event, h11.Response):
+                    break
+    except (TimeoutError, h11.RemoteProtocolError):
+        pass  # What came of it is told.
+    text = body.decode(errors="replace").strip()
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+        return text or f"the API server gives no session: {status}"
+
+
+def _session_that_says(asked: Asked, why: str) -> bytes:
+    """A WebSocket of one message: text, as no session of the API has."""
+    accepted = generate_accept_token(asked.headers.get("sec-websocket-key", "").encode())
+    lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+    lines.append(f"Sec-WebSocket-Accept: {accepted.decode()}")
+    if wanted := asked.headers.get("sec-websocket-protocol"):
+        lines.append(f"Sec-WebSocket-Protocol: {wanted.split(',')[0].strip()}")
+    ours = Connection(ConnectionType.SERVER)
+    said = ours.send(TextMessage(data=why))
+    said += ours.send(CloseConnection(code=CloseReason.NORMAL_CLOSURE))
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + said
 
 
 async def _ignore(reader: asyncio.StreamReader) -> None:

@@ -5,6 +5,7 @@ const ERRORS = 3; // the channel of attach
 const socketOf = (path, protocols) => new WebSocket(`ws://${location.host}${path}`, protocols);
 
 // Both put themselves into an element, say what happens by a function, and return what ends them.
+// Where the API server gives no session, the one message is a text that says why.
 
 export function serialConsole(path, pod, view, say) {
   const place = document.createElement("div");
@@ -24,17 +25,22 @@ export function serialConsole(path, pod, view, say) {
     message.set(keys, 1);
     socket.send(message);
   });
+  let refused = "";
   let reason = "";
   socket.onopen = () => {
     say("Attached. All who are attached share the keyboard.");
     terminal.focus();
   };
   socket.onmessage = ({ data }) => {
+    if (typeof data === "string") {
+      refused = data;
+      return;
+    }
     const bytes = new Uint8Array(data);
     if (bytes[0] === ERRORS) reason = messageOf(bytes.subarray(1));
     else terminal.write(bytes.subarray(1));
   };
-  socket.onclose = () => say(`The console has ended. ${reason}`);
+  socket.onclose = () => say(refused ? `No console: ${refused}` : `The console has ended. ${reason}`);
   return () => {
     socket.onclose = null;
     socket.close();
@@ -53,7 +59,7 @@ function messageOf(bytes) {
 class Forwarded {
   constructor(path) {
     this.onopen = this.onmessage = this.onclose = this.onerror = null;
-    this.problem = "";
+    this.refused = this.problem = "";
     this.greeted = new Set();
     this.socket = socketOf(path, ["v4.channel.k8s.io"]);
     this.socket.binaryType = "arraybuffer";
@@ -61,6 +67,10 @@ class Forwarded {
     this.socket.onerror = (event) => this.onerror?.(event);
     this.socket.onclose = (event) => this.onclose?.(event);
     this.socket.onmessage = ({ data }) => {
+      if (typeof data === "string") {
+        this.refused = data;
+        return;
+      }
       const bytes = new Uint8Array(data);
       if (!this.greeted.has(bytes[0])) this.greeted.add(bytes[0]);
       else if (bytes[0] === 0) this.onmessage?.({ data: data.slice(1) });
@@ -93,7 +103,7 @@ export function screen(path, pod, view, say) {
     viewer.focus();
   });
   viewer.addEventListener("disconnect", () => {
-    if (here) say(`The screen has ended. ${channel.problem}`);
+    if (here) say(channel.refused ? `No screen: ${channel.refused}` : `The screen has ended. ${channel.problem}`);
   });
   return () => {
     here = false;
