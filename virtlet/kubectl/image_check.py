@@ -7,7 +7,7 @@ the disk in its layer.
 
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +15,9 @@ import click
 
 from virtlet.cli.findings import FAULT, NOTE, OK, Finding, show
 from virtlet.errors import Unavailable, VirtletError
+from virtlet.kubectl import pull_secrets
+from virtlet.kubectl.cluster import Kubectl, with_cluster
+from virtlet.kubectl.pull_secrets import PullSecret
 from virtlet.model.image import Credentials, ImageSource, RecognizedImage, shown_name
 from virtlet.model.reference import Reference, parse_reference
 
@@ -39,17 +42,36 @@ def image() -> None:
     show_default=True,
     help="HOST/hosts.toml files of registries.",
 )
+@click.option(
+    "--pull-secret", "names", multiple=True, help="A pull secret of the namespace; may be repeated."
+)
+@click.option(
+    "--docker-config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Credentials as in Docker's config.json, instead.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def check(url: str, hosts: Path, as_json: bool) -> None:
+@with_cluster
+def check(
+    kubectl: Kubectl,
+    url: str,
+    hosts: Path,
+    names: tuple[str, ...],
+    file: Path | None,
+    as_json: bool,
+) -> None:
     """Say whether a node would take the image at URL, from this machine and by its beginning.
 
     URL is http://, https:// or oci://, or the name of an image in a registry, HOST/REPOSITORY:TAG.
-    No cluster is asked, and no pull secret is used.
+    A cluster is asked for pull secrets alone. Credentials are shown to whom a node would show them.
 
     Exit code 1 says that a node would refuse it, 3 that its server does not answer now.
     """
+    secrets = [pull_secrets.of_cluster(kubectl, name) for name in names]
+    secrets += [pull_secrets.of_file(file)] if file else []
     try:
-        usable = show(_findings(url, hosts), as_json=as_json)
+        usable = show(_findings(url, hosts, secrets), as_json=as_json)
     except Unavailable as error:
         click.echo(str(error), err=True)
         sys.exit(UNKNOWN)
@@ -85,12 +107,22 @@ class Beginning:
         """Nothing: the process ends with its connections."""
 
 
-def _findings(url: str, hosts: Path) -> Iterator[Finding]:
+def _findings(url: str, hosts: Path, secrets: Sequence[PullSecret]) -> Iterator[Finding]:
     try:
         reference = parse_reference(url)
         source = _source(reference)
         yield from _reach(source)
-        yield from _looked_at(source, hosts)
+        found = [(secret.name, entry) for secret in secrets if (entry := secret.of(source.url))]
+        credentials = Credentials()
+        if found:
+            name, (registry, credentials) = found[0]
+            yield Finding("pull secret", OK, f"{name} has credentials of {registry}")
+        elif secrets:
+            of = (
+                ", ".join(sorted({name for secret in secrets for name in secret.entries})) or "none"
+            )
+            yield Finding("pull secret", NOTE, f"none for this image; there are those of: {of}")
+        yield from _looked_at(source, credentials, hosts)
     except Unavailable:
         raise
     except VirtletError as error:
@@ -117,14 +149,14 @@ def _reach(source: ImageSource) -> Iterator[Finding]:
         yield Finding("reach", NOTE, str(error))
 
 
-def _looked_at(source: ImageSource, hosts: Path) -> Iterator[Finding]:
+def _looked_at(source: ImageSource, credentials: Credentials, hosts: Path) -> Iterator[Finding]:
     beginning = Beginning()
     scheme = source.url.partition("://")[0]
     try:
         if scheme in ("http", "https"):
-            yield from _of_server(source, beginning)
+            yield from _of_server(source, credentials, beginning)
         elif scheme in ("oci", "docker"):
-            yield from _of_registry(source, hosts, beginning)
+            yield from _of_registry(source, credentials, hosts, beginning)
         else:
             yield Finding(
                 "image", FAULT, f"{scheme}:// is no address of a server: look on the node"
@@ -135,7 +167,9 @@ def _looked_at(source: ImageSource, hosts: Path) -> Iterator[Finding]:
     yield from _of_disk(source.name, beginning)
 
 
-def _of_server(source: ImageSource, beginning: Beginning) -> Iterator[Finding]:
+def _of_server(
+    source: ImageSource, credentials: Credentials, beginning: Beginning
+) -> Iterator[Finding]:
     from virtlet.image_servers.pace import Bounds
     from virtlet.image_servers.reach import EVERYWHERE
     from virtlet.plugins.image_http.download import download
@@ -144,17 +178,19 @@ def _of_server(source: ImageSource, beginning: Beginning) -> Iterator[Finding]:
         "not looked at: it is known once all is there" if source.digest else "none: add @sha256:…"
     )
     yield Finding("digest", NOTE, told)
-    download(source, Credentials(), beginning, Bounds(EVERYWHERE))
+    download(source, credentials, beginning, Bounds(EVERYWHERE))
 
 
-def _of_registry(source: ImageSource, hosts: Path, beginning: Beginning) -> Iterator[Finding]:
+def _of_registry(
+    source: ImageSource, credentials: Credentials, hosts: Path, beginning: Beginning
+) -> Iterator[Finding]:
     from virtlet.image_servers.pace import Bounds
     from virtlet.image_servers.reach import EVERYWHERE
     from virtlet.plugins.image_oci.disk import digest_of, fetch_disk
 
     bounds = Bounds(EVERYWHERE)
-    yield Finding("digest", OK, digest_of(source, Credentials(), bounds, hosts))
-    fetch_disk(source, Credentials(), beginning, bounds, hosts)
+    yield Finding("digest", OK, digest_of(source, credentials, bounds, hosts))
+    fetch_disk(source, credentials, beginning, bounds, hosts)
     if not beginning.head:
         yield Finding("disk", FAULT, "it has no file in /disk: no VM starts from it")
 
