@@ -75,8 +75,8 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 lock: setup ## pin dependencies with hashes in requirements.txt and requirements-build.txt (UPGRADE=1 takes newer ones)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lock]'
-	$(LOCK) $(if $(UPGRADE),--upgrade) --extra traces -c constraints.txt setup.cfg -o requirements.txt
-	$(LOCK) --extra kubernetes --extra traces -c constraints.txt -c requirements.txt setup.cfg -o images/node/requirements.txt
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra encryption --extra traces -c constraints.txt setup.cfg -o requirements.txt
+	$(LOCK) --extra kubernetes --extra encryption --extra traces -c constraints.txt -c requirements.txt setup.cfg -o images/node/requirements.txt
 	echo 'setuptools>=68' | $(LOCK) $(if $(UPGRADE),--upgrade) - -o requirements-build.txt
 
 audit: setup ## ask for known vulnerabilities of what is pinned

@@ -39,7 +39,8 @@ def test_it_agrees_with_what_is_required_and_with_the_constraints() -> None:
     setup.read(ROOT / "setup.cfg")
     pinned = pins("requirements.txt")
     agrees(setup["options"]["install_requires"].split(), pinned)
-    agrees(setup["options.extras_require"]["traces"].split(), pinned)
+    for extra in ("encryption", "traces"):
+        agrees(setup["options.extras_require"][extra].split(), pinned)
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     constraints = [line for line in lines if line and not line.startswith("#")]
     agrees([c for c in constraints if canonicalize_name(Requirement(c).name) in pinned], pinned)

@@ -174,8 +174,9 @@ def test_the_image_reads_images_of_ceph(daemon: DaemonPod) -> None:
     assert b"error connecting" in done.stderr
 
 
-def test_the_image_can_send_traces(daemon: DaemonPod) -> None:
-    done = daemon.run("/usr/lib/virtlet/bin/python3", "-c", "import virtlet.otlp_traces")
+def test_the_image_can_send_traces_and_encrypt_checkpoints(daemon: DaemonPod) -> None:
+    code = "import virtlet.otlp_traces, cryptography"
+    done = daemon.run("/usr/lib/virtlet/bin/python3", "-c", code)
     assert done.exit_code == 0, done.stderr
 
 

@@ -125,7 +125,7 @@ def test_its_commands_run_and_find_nothing_wrong_with_the_package(machine: Machi
         "criproxy --config /etc/criproxy/criproxy.yaml --check"
     )
     assert "this node has no kubelet.service" in machine.sh("criproxy-setup --dry-run").stdout
-    machine.done("/usr/lib/virtlet/bin/python3 -c 'import virtlet.otlp_traces'")
+    machine.done("/usr/lib/virtlet/bin/python3 -c 'import virtlet.otlp_traces, cryptography'")
     said = machine.sh("virtlet doctor").stdout
     assert "could not be looked at" not in said
     assert "fault cni: " in said

@@ -1,5 +1,8 @@
 """RestorePod with real guests, on the same node and on another one."""
 
+import mmap
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,9 +68,12 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taken]:
         pod.wait_for_answer()
         pod.exec("sh", "-c", f"({COUNT}) >/dev/null 2>&1 </dev/null &")
         pod.exec("sh", "-c", "echo before >/run/before; echo kept >/root/kept; sync")
+        # A tiny guest that boots has none.
+        pod.exec("sh", "-c", "tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id")
         until(lambda: pod.exec("cat", "/run/count").stdout, "the guest's count")
         counted = int(pod.exec("cat", "/run/count").stdout)
         machine_id, address = pod.exec("cat", "/etc/machine-id").stdout, pod.address
+        assert len(machine_id) == 33
         directory = tmp_path_factory.mktemp("checkpoint")
         client.checkpoint_pod(pod.id, [pod.vm], str(directory), 120)
         pod.exec("sh", "-c", "echo after >/run/after; echo after >/root/after; sync")
@@ -105,20 +111,13 @@ def test_a_vm_goes_on_where_it_stood_with_its_clock_right_and_in_its_new_network
     assert "virtual machine fork" in pod.exec("dmesg").stdout
     assert not (pod.directory / "saved").exists()
     assert "could not be set right" not in pod.console()
-
-    # What goes on can be checkpointed, too.
-    again = taken.directory.with_name("again")
-    again.mkdir()
-    pod.client.checkpoint_pod(pod.id, [pod.vm], str(again), 120)
     pod.down()
     assert list((pod.node.data_dir / "volumes").iterdir()) == []
-    next_one = evolve(taken, directory=again).restored()
-    next_one.client.start(next_one.vm)
-    taken.goes_on(next_one)
-    next_one.down()
 
 
-def test_the_command_line_restores_a_manifests_pod(taken: Taken, tmp_path: Path) -> None:
+def test_the_command_line_restores_a_manifests_pod_also_encrypted(
+    taken: Taken, tmp_path: Path
+) -> None:
     """Its name is another one: only what the guest was booted with has to be alike."""
     manifest = tmp_path / "pod.yaml"
     manifest.write_text((Path(__file__).parents[2] / "examples/pods/tiny.yaml").read_text())
@@ -134,7 +133,66 @@ def test_the_command_line_restores_a_manifests_pod(taken: Taken, tmp_path: Path)
     assert "vm.tar cannot be read" in refused.stderr
     done = run("restore", str(taken.directory), str(manifest), *logs)
     assert "goes on at 10.143." in done.stdout, done.stderr
+
+    # What goes on can be checkpointed, too.
+    key, other, again = tmp_path / "key", tmp_path / "other", tmp_path / "again"
+    for path in (key, other):
+        path.write_bytes(os.urandom(32))
+        path.chmod(0o600)
+    again.mkdir()
+    keyed = ("--key-file", str(key))
+    assert "make an empty one" in run("checkpoint", "tiny", str(tmp_path / "file"), *keyed).stderr
+    done = run("checkpoint", "tiny", str(again), *keyed)
+    assert done.returncode == 0, done.stderr
+    (archive,) = again.iterdir()
+    assert archive.name == "vm.tar.encrypted"
+    assert archive.stat().st_mode & 0o777 == 0o600
+    assert _says(taken.directory / "vm.tar", taken.machine_id)
+    assert not _says(archive, taken.machine_id)
     assert run("rm", "--grace", "0", "tiny").returncode == 0
+
+    def refuses(why: str, *words: str, directory: Path = again) -> None:
+        done = run("restore", str(directory), str(manifest), *words, *logs)
+        assert done.returncode != 0
+        assert why in done.stderr
+        assert taken.pod.client.pods() == []
+
+    refuses("is encrypted: give its key file")
+    refuses("is not of this key", "--key-file", str(other))
+    refuses("is not encrypted: restore it without", *keyed, directory=taken.directory)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for change in (_cut, _swap):
+        shutil.copy(archive, broken)
+        change(broken / archive.name)
+        refuses("changed", *keyed, directory=broken)
+    done = run("restore", str(again), str(manifest), *keyed, *logs)
+    assert done.returncode == 0, done.stderr
+    with node.client() as client:
+        (pod,), (vm,) = client.pods(), client.containers()
+    taken.goes_on(evolve(taken.pod, id=pod.id, vm=vm.id))
+    assert run("rm", "--grace", "0", "tiny").returncode == 0
+    assert list((node.data_dir / "volumes").iterdir()) == []
+
+
+def _says(path: Path, word: str) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return whole.find(word.encode()) >= 0
+
+
+def _cut(path: Path) -> None:
+    """The last chunk is gone, which has nothing but the archive's size."""
+    os.truncate(path, path.stat().st_size - 29)
+
+
+def _swap(path: Path) -> None:
+    """Two chunks of the same size change places."""
+    at, before = 24, 0
+    with path.open("r+b") as file:
+        while (size := 5 + int.from_bytes(os.pread(file.fileno(), 4, at))) != before:
+            at, before = at + size, size
+        one, two = (os.pread(file.fileno(), size, place) for place in (at - size, at))
+        os.pwrite(file.fileno(), two + one, at - size)
 
 
 def test_it_goes_on_on_another_node_with_the_same_image(taken: Taken) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -178,11 +178,19 @@ class Client:
         self.call("CheckpointContainer", request, timeout=(seconds or 600) + self._timeout)
 
     def checkpoint_pod(
-        self, pod_id: str, container_ids: Sequence[str], directory: str, seconds: float
+        self,
+        pod_id: str,
+        container_ids: Sequence[str],
+        directory: str,
+        seconds: float,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         """CheckpointPod within some seconds."""
         request = cri.CheckpointPodRequest(
-            pod_sandbox_id=pod_id, output_path=directory, container_ids=container_ids
+            pod_sandbox_id=pod_id,
+            output_path=directory,
+            container_ids=container_ids,
+            options=options,
         )
         self.call("CheckpointPod", request, timeout=seconds)
 
@@ -192,6 +200,7 @@ class Client:
         config: cri.PodSandboxConfig,
         container: cri.ContainerConfig,
         handler: str = "",
+        options: Mapping[str, str] | None = None,
     ) -> tuple[str, str]:
         """RestorePod; returns ids of the pod and its container."""
         request = cri.RestorePodRequest(
@@ -199,6 +208,7 @@ class Client:
             config=config,
             runtime_handler=handler,
             container_configs=[container],
+            options=options,
         )
         reply: cri.RestorePodResponse = self.call("RestorePod", request, timeout=600.0)
         (restored,) = reply.restored_containers

@@ -28,6 +28,17 @@ _log_root = click.option(
 )
 
 
+_key_file = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the node with the 32 bytes that the checkpoint is encrypted by.",
+)
+
+
+def _keyed(key_file: Path | None) -> dict[str, str]:
+    return {} if key_file is None else {"keyFile": str(key_file.absolute())}
+
+
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
 @_log_root
@@ -79,19 +90,22 @@ def rm(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
     show_default=True,
     help="Seconds that it may take.",
 )
+@_key_file
 @socket_option
-def checkpoint(pod: str, file: Path, timeout: int, socket: str) -> None:
+def checkpoint(pod: str, file: Path, timeout: int, key_file: Path | None, socket: str) -> None:
     """Write a pod's running VM to a new FILE of the node, while it runs on.
 
     FILE may be an empty directory: then it holds the pod's checkpoint. Either holds the guest's
     memory and disk, with all secrets that are in them. Only root can read it.
     """
     path = file.absolute()
+    if key_file is not None and not path.is_dir():
+        raise click.UsageError("a checkpoint is encrypted in a directory: make an empty one")
     with Client(socket) as client:
         chosen = pod_id(client, pod)
         vm = newest_vm(client, chosen)
         if path.is_dir():
-            client.checkpoint_pod(chosen, [vm.id], str(path), timeout)
+            client.checkpoint_pod(chosen, [vm.id], str(path), timeout, _keyed(key_file))
         else:
             client.checkpoint(vm.id, str(path), timeout)
     click.echo(f"checkpoint of {vm.metadata.name}: {path}")
@@ -100,16 +114,24 @@ def checkpoint(pod: str, file: Path, timeout: int, socket: str) -> None:
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@_key_file
 @_log_root
 @socket_option
-def restore(directory: Path, manifest: Path, log_root: Path, socket: str) -> None:
+def restore(
+    directory: Path,
+    manifest: Path,
+    key_file: Path | None,
+    log_root: Path,
+    socket: str,
+) -> None:
     """Have the VM pod of a manifest go on from the checkpoint in a DIRECTORY of the node.
 
     The manifest is that of the pod of which the checkpoint is, which has to be gone. The image has
     to be in the store.
     """
+    options = _keyed(key_file)
     wanted = read_manifest(manifest, log_root.absolute())
     with Client(socket) as client:
-        pod = restore_up(client, directory.absolute(), wanted, TerminalReporter())
+        pod = restore_up(client, directory.absolute(), wanted, TerminalReporter(), options)
     click.echo(f"pod {pod.pod_id[:12]} goes on at {pod.address or 'no address'}")
     click.echo(f"console: virtlet logs -f {pod.pod_id[:12]}")

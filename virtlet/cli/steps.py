@@ -1,7 +1,7 @@
 """A pod's way up and down, step by step, with the time each step takes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -83,9 +83,20 @@ def bring_up(client: Client, manifest: PodManifest, report: Reporter) -> Running
 
 
 def restore_up(
-    client: Client, directory: Path, manifest: PodManifest, report: Reporter
+    client: Client,
+    directory: Path,
+    manifest: PodManifest,
+    report: Reporter,
+    options: Mapping[str, str],
 ) -> RunningPod:
     """Have a pod go on from the checkpoint in a directory, as a kubelet does.
+
+    Args:
+        client: of the runtime.
+        directory: of the node.
+        manifest: the pod.
+        report: told of the steps.
+        options: of RestorePod.
 
     Raises:
         CommandFailed: its image is not in the store.
@@ -98,7 +109,11 @@ def restore_up(
         )
     with report.step(f"RestorePod       {name}"):
         pod_id, container_id = client.restore_pod(
-            str(directory), manifest.pod, manifest.attempt(0, image_id), manifest.handler
+            str(directory),
+            manifest.pod,
+            manifest.attempt(0, image_id),
+            manifest.handler,
+            options,
         )
     with report.step("StartContainer"):
         client.start(container_id)

@@ -62,18 +62,19 @@ def new_archive(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def new_archive_in(path: Path) -> Iterator[int]:
+def new_archive_in(path: Path, name: str = ARCHIVE) -> Iterator[int]:
     """As `new_archive`, the one file of an empty directory that is there; root's alone then.
 
     Args:
         path: of the directory, which is followed to no other place; absolute.
+        name: of the file.
 
     Raises:
         InvalidArgument: the path is none.
         FailedPrecondition: no empty directory is there that others can write nothing to.
     """
     check_absolute(path, "a directory")
-    archive = path / ARCHIVE
+    archive = path / name
     with _errors_told(archive), directory_at(path, os.O_NOFOLLOW) as directory:
         _check_own(directory, path)
         _refuse_full(directory, path)
@@ -84,7 +85,7 @@ def new_archive_in(path: Path) -> Iterator[int]:
         try:
             os.fsync(directory)
         except OSError:
-            os.unlink(ARCHIVE, dir_fd=directory)
+            os.unlink(name, dir_fd=directory)
             raise
 
 

@@ -5,6 +5,7 @@ restore compares or shows, each value of its type and of a bounded length.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from virtlet.core.checkpoint_archive import (
     ARCHIVE,
@@ -27,8 +28,10 @@ from virtlet.core.checkpoint_archive import (
     START,
     check_absolute,
     directory_at,
+    free_bytes,
 )
-from virtlet.errors import FailedPrecondition, InvalidArgument
+from virtlet.core.checkpoint_encryption import ENCRYPTED, decrypt, nameless_file
+from virtlet.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from virtlet.host.qcow2 import HEADER_SIZE, Qcow2Header, parse_header
 from virtlet.model.hypervisor import FilePart
 
@@ -88,39 +91,86 @@ def disk_header(file: int, offset: int, name: str) -> Qcow2Header:
     return header
 
 
+@frozen
+class Key:
+    """What an archive is decrypted by.
+
+    Args:
+        key: of a key file.
+        room: directory whose file system has the decrypted archive, without a name, meanwhile.
+    """
+
+    key: bytes = field(repr=False)
+    room: Path
+
+
 @contextlib.contextmanager
-def open_checkpoint(directory: Path) -> Iterator[ReadCheckpoint]:
+def open_checkpoint(directory: Path, key: Key | None = None) -> Iterator[ReadCheckpoint]:
     """Read the archive of a pod's checkpoint.
 
     Args:
         directory: where `checkpoint_archive.new_archive_in` made it; absolute. No link is followed
             there.
+        key: for one that is encrypted.
 
     Raises:
         InvalidArgument: the path is none, or the archive is not as we write them.
-        FailedPrecondition: there is none, or its format is another one.
+        FailedPrecondition: there is none, its format is another one, or it is not of this key.
+        ResourceExhausted: there is no space to decrypt it.
     """
     check_absolute(directory, "a directory")
-    path = directory / ARCHIVE
+    name = ARCHIVE if key is None else ENCRYPTED
+    path = directory / name
     with contextlib.ExitStack() as opened:
         try:
             place = opened.enter_context(directory_at(directory, os.O_NOFOLLOW))
+            _check_kind(place, path)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(ARCHIVE, flags, dir_fd=place)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"checkpoint {path} cannot be read: {error.strerror}"
-            ) from None
-        opened.callback(os.close, file)
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise InvalidArgument(f"checkpoint {path} is no ordinary file")
-        try:
+            file = os.open(name, flags, dir_fd=place)
+            opened.callback(os.close, file)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise InvalidArgument(f"checkpoint {path} is no ordinary file")
+            if key is not None:
+                plain = nameless_file(key.room)
+                opened.callback(os.close, plain)
+                _decrypt(key, file, plain, path)
+                file = plain
             found = _read(file, path)
         except OSError as error:
             raise FailedPrecondition(
                 f"checkpoint {path} cannot be read: {error.strerror}"
             ) from None
         yield found
+
+
+def _check_kind(place: int, path: Path) -> None:
+    """Say what to do about a key where there is none to be, or the other way round."""
+    there = os.listdir(place)
+    if path.name in there:
+        return
+    if path.name == ARCHIVE and ENCRYPTED in there:
+        raise FailedPrecondition(f"checkpoint {path.parent} is encrypted: give its key file")
+    if path.name == ENCRYPTED and ARCHIVE in there:
+        raise FailedPrecondition(
+            f"checkpoint {path.parent} is not encrypted: restore it without a key file"
+        )
+
+
+def _decrypt(key: Key, file: int, plain: int, path: Path) -> None:
+    need, free = os.fstat(file).st_size, free_bytes(plain)
+    if need > free:
+        raise ResourceExhausted(
+            f"{path} takes {need >> 20}Mi once more to be decrypted, and {free >> 20}Mi are free: "
+            "free some"
+        )
+    try:
+        decrypt(key.key, file, plain, str(path))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhausted(
+            f"{path}: no space left to decrypt it: free some in the data directory"
+        ) from None
 
 
 def _read(file: int, path: Path) -> ReadCheckpoint:

@@ -117,24 +117,41 @@ def copy_data(source: int, start: int, size: int, file: int, to: int = 0) -> Non
         EOFError: the source ends before the part does.
         OSError: it cannot be read, or the other not written.
     """
-    at, end = start, start + size
-    if os.fstat(source).st_size < end:
+    if os.fstat(source).st_size < start + size:
         raise EOFError
     os.truncate(file, to + size)
-    while at < end:
-        try:
-            at = min(os.lseek(source, at, os.SEEK_DATA), end)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        hole = min(os.lseek(source, at, os.SEEK_HOLE), end)
+    for at, hole in data_parts(source, start, start + size):
         os.lseek(file, to + at - start, os.SEEK_SET)
         while at < hole:
             sent = os.sendfile(file, source, at, hole - at)
             if not sent:
                 raise EOFError
             at += sent
+
+
+def data_parts(file: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where what is no hole begins and ends, in a part of a file.
+
+    Args:
+        file: descriptor.
+        start: where the part begins.
+        end: where it ends.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    at = start
+    while at < end:
+        try:
+            at = min(os.lseek(file, at, os.SEEK_DATA), end)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        hole = min(os.lseek(file, at, os.SEEK_HOLE), end)
+        if at < hole:
+            yield at, hole
+        at = hole
 
 
 def remove_tree(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from tests.core.lifecycle.conftest import Managers
 from tests.fakes.hypervisor import EMPTY_DISK
 from tests.fakes.manager import Killed, Manager, Node
 from tests.polling import until
+from virtlet.core.checkpoint_encryption import decrypt, nameless_file
 from virtlet.core.lifecycle.checkpoints import checkpoint_pod, checkpoint_vm
 from virtlet.core.store.records import VmPhase, VmRecord
 from virtlet.errors import (
@@ -307,6 +310,67 @@ def test_a_pod_is_written_to_an_empty_directory_that_is_roots_alone(
         assert archive.getnames() == ["manifest.json", "memory", "disk.qcow2"]
     assert managers.node.hypervisor.running == {vm_id}
     assert managers.node.hypervisor.unsettled == set()
+
+
+def _key(path: Path) -> Path:
+    path.write_bytes(b"k" * 32)
+    path.chmod(0o600)
+    return path
+
+
+def test_one_with_a_key_is_encrypted_and_the_plain_one_has_no_name_meanwhile(
+    managers: Managers, empty: Path, tmp_path: Path
+) -> None:
+    vm_id = started(managers)
+    record = managers.now.vm(vm_id)
+    before = sorted(record.vm.directory.iterdir())
+    key = _key(tmp_path / "key")
+    go = managers.node.faults.stuck["checkpointed"] = threading.Event()
+    work = threading.Thread(
+        target=checkpoint_pod,
+        args=(managers.now.context, record.vm.pod.id, [vm_id], empty),
+        kwargs={"key_file": key},
+    )
+    work.start()
+    try:
+        until(lambda: "checkpointed" in managers.node.faults.passed, "it is under way")
+        assert list(empty.iterdir()) == []
+        assert sorted(record.vm.directory.iterdir()) == before
+    finally:
+        go.set()
+        work.join()
+    (sealed,) = empty.iterdir()
+    assert sealed.name == "vm.tar.encrypted"
+    assert sealed.stat().st_mode & 0o777 == 0o600
+    assert b"manifest.json" not in sealed.read_bytes()
+    assert managers.node.hypervisor.unsettled == set()
+    plain = nameless_file(tmp_path)
+    try:
+        with sealed.open("rb") as source:
+            decrypt(key.read_bytes(), source.fileno(), plain, sealed.name)
+        with os.fdopen(os.dup(plain), "rb") as file, tarfile.open(fileobj=file) as archive:
+            assert archive.getnames() == ["manifest.json", "memory", "disk.qcow2"]
+    finally:
+        os.close(plain)
+
+
+def test_a_key_that_is_none_is_refused_before_the_guest_is_touched(
+    managers: Managers, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm_id = started(managers)
+    pod_id, key = managers.now.vm(vm_id).vm.pod.id, _key(tmp_path / "key")
+
+    def refused(why: str) -> None:
+        with pytest.raises(FailedPrecondition, match=why):
+            checkpoint_pod(managers.now.context, pod_id, [vm_id], empty, key_file=key)
+        assert list(empty.iterdir()) == []
+        assert "checkpoint" not in managers.node.faults.passed
+
+    key.chmod(0o644)
+    refused("mode 0600")
+    key.chmod(0o600)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    refused(r"install virtlet\[encryption\]")
 
 
 def test_a_directory_that_is_not_empty_or_not_ours_is_refused_and_left_alone(

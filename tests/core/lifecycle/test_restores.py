@@ -1,5 +1,6 @@
 """Pods that are restored on a node in memory: what is refused, and what a crash leaves."""
 
+import errno
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from attrs import evolve, frozen
@@ -16,6 +18,7 @@ from tests.core.lifecycle.conftest import Managers
 from tests.fakes.hypervisor import EMPTY_DISK
 from tests.fakes.manager import IMAGE, Killed, Node
 from tests.polling import until
+from virtlet.core import read_checkpoint
 from virtlet.core.checkpoint_archive import HEADER, ROOM, START
 from virtlet.core.lifecycle import restores
 from virtlet.core.lifecycle.checkpoints import checkpoint_pod
@@ -43,10 +46,11 @@ class Taken:
 
     managers: Managers
     directory: Path
+    key_file: Path | None = None
 
     @property
     def archive(self) -> Path:
-        return self.directory / "vm.tar"
+        return self.directory / ("vm.tar.encrypted" if self.key_file else "vm.tar")
 
     def restore(self, name: str = "again", **more: Any) -> tuple[str, str]:
         root = self.managers.node.root
@@ -59,6 +63,7 @@ class Taken:
             evolve(config, **{k: v for k, v in more.items() if k in ("annotations", "metadata")}),
             "",
             evolve(vm, **{k: v for k, v in more.items() if k in ("image",)}),
+            self.key_file,
         )
 
     def refused(self, error: type[VirtletError], why: str, **more: Any) -> None:
@@ -83,7 +88,7 @@ def nics_of(mac: str) -> tuple[Nic, ...]:
     return (Nic(name="eth0", mac=mac, mtu=1500),)
 
 
-def taken_by(managers: Managers, directory: Path) -> Taken:
+def taken_by(managers: Managers, directory: Path, key_file: Path | None = None) -> Taken:
     node, manager = managers.node, managers.now
     node.flavor = lambda config: Flavor(memory=MEMORY, guest_agent=False)
     node.overlays = True
@@ -92,10 +97,10 @@ def taken_by(managers: Managers, directory: Path) -> Taken:
     manager.start(vm_id)
     pod_id = manager.vm(vm_id).vm.pod.id
     directory.mkdir()
-    checkpoint_pod(manager.context, pod_id, [vm_id], directory)
+    checkpoint_pod(manager.context, pod_id, [vm_id], directory, key_file=key_file)
     manager.remove_pod(pod_id)
     node.nics = nics_of(MACS[1])
-    return Taken(managers, directory)
+    return Taken(managers, directory, key_file)
 
 
 @pytest.fixture
@@ -157,6 +162,54 @@ def test_a_second_pod_with_the_guests_addresses_is_refused_also_at_the_same_time
     (name,) = [record.pod.config.metadata.name for record in taken.managers.now.store.pods.values()]
     with pytest.raises(AlreadyExists, match="remove pod"):
         taken.restore(name)
+
+
+def _key(path: Path, letter: bytes = b"k") -> Path:
+    path.write_bytes(letter * 32)
+    path.chmod(0o600)
+    return path
+
+
+def test_an_encrypted_one_goes_on_by_its_key_alone_and_whole(
+    managers: Managers, tmp_path: Path
+) -> None:
+    """Else it is refused before anything is made, and nothing of it is left decrypted."""
+    taken = taken_by(managers, tmp_path / "checkpoint", _key(tmp_path / "key"))
+    sealed = taken.archive.read_bytes()
+    other = evolve(taken, key_file=_key(tmp_path / "other", b"o"))
+    other.refused(FailedPrecondition, "not of this key")
+    evolve(taken, key_file=None).refused(FailedPrecondition, "is encrypted: give its key file")
+    evolve(taken, key_file=tmp_path / "none").refused(FailedPrecondition, "key file .*No such file")
+    taken.archive.write_bytes(sealed[:-1])
+    taken.refused(InvalidArgument, "not all of an encrypted checkpoint")
+    taken.archive.write_bytes(sealed[:-40] + bytes([sealed[-40] ^ 1]) + sealed[-39:])
+    taken.refused(VirtletError, "was changed")
+    assert managers.node.left == []
+    taken.archive.write_bytes(sealed)
+    pod_id, vm_id = taken.restore()
+    managers.now.start(vm_id)
+    assert managers.node.hypervisor.loaded == {vm_id: b"memory"}
+    managers.now.remove_pod(pod_id)
+    assert managers.node.left == []
+
+
+def test_a_key_for_what_is_not_encrypted_is_refused(taken: Taken, tmp_path: Path) -> None:
+    keyed = evolve(taken, key_file=_key(tmp_path / "key"))
+    keyed.refused(FailedPrecondition, "is not encrypted: restore it without")
+
+
+@pytest.mark.parametrize("where", ["before", "meanwhile"])
+def test_a_disk_without_space_to_decrypt_is_told(
+    managers: Managers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    taken = taken_by(managers, tmp_path / "checkpoint", _key(tmp_path / "key"))
+    if where == "before":
+        monkeypatch.setattr(read_checkpoint, "free_bytes", lambda file: 1)
+    else:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(read_checkpoint, "decrypt", Mock(side_effect=full))
+    taken.refused(ResourceExhausted, "free some")
+    assert managers.node.left == []
 
 
 def _set(*names: str, value: object) -> Callable[[dict[str, Any]], object]:

@@ -1,7 +1,7 @@
 """The calls of pods and VMs: PodSandbox and Container, to the kubelet; and resize in place."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import evolve
@@ -16,6 +16,9 @@ from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.resources import Resources
+
+KEY_FILE = "keyFile"
+"""Option of CheckpointPod and RestorePod: the path of what the checkpoint is encrypted by."""
 
 
 class SandboxCalls:
@@ -93,8 +96,7 @@ class SandboxCalls:
         """CheckpointPod; it may take as long as the client waits, or the usual time."""
         pod_id = _pod_id(request.pod_sandbox_id)
         directory = _path(request.output_path, "output_path")
-        if request.options:
-            raise InvalidArgument(f"there is no option {min(request.options)[:100]!r}")
+        key_file = _key_file(_options(request.options, KEY_FILE))
         checkpoints.checkpoint_pod(
             self._context,
             pod_id,
@@ -102,6 +104,7 @@ class SandboxCalls:
             directory,
             client.time_left() or checkpoints.USUAL_TIME,
             client.waits,
+            key_file,
         )
         return cri.CheckpointPodResponse()
 
@@ -110,8 +113,7 @@ class SandboxCalls:
         directory = _path(request.checkpoint_path, "checkpoint_path")
         if not request.HasField("config"):
             raise InvalidArgument("the request has no config")
-        if request.options:
-            raise InvalidArgument(f"there is no option {min(request.options)[:100]!r}")
+        key_file = _key_file(_options(request.options, KEY_FILE))
         if len(request.container_configs) != 1:
             raise InvalidArgument(
                 f"container_configs has {len(request.container_configs)} containers, and a pod's "
@@ -121,7 +123,12 @@ class SandboxCalls:
         vm_config = requests.vm_config(request.container_configs[0])
         fields.log_file(config.log_directory, vm_config.log_path)
         pod_id, vm_id = restores.restore_pod(
-            self._context, directory, config, request.runtime_handler, vm_config
+            self._context,
+            directory,
+            config,
+            request.runtime_handler,
+            vm_config,
+            key_file,
         )
         restored = cri.RestoredContainer(name=vm_config.metadata.name, container_id=vm_id)
         return cri.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=[restored])
@@ -136,6 +143,18 @@ class SandboxCalls:
         self, request: cri.ListPodSandboxRequest | cri.StreamPodSandboxesRequest
     ) -> Sequence[cri.PodSandbox]:
         return self._listing.items(lambda record: _pod_wanted(record, request.filter))
+
+
+def _options(given: Mapping[str, str], *known: str) -> dict[str, str]:
+    for name in sorted(given):
+        if name not in known:
+            raise InvalidArgument(f"there is no option {name[:100]!r}, but {', '.join(known)}")
+    return dict(given)
+
+
+def _key_file(options: Mapping[str, str]) -> Path | None:
+    value = options.get(KEY_FILE)
+    return None if value is None else _path(value, f"path in option {KEY_FILE}")
 
 
 def _path(value: str, name: str) -> Path:

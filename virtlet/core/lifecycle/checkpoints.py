@@ -6,10 +6,12 @@ Where that fails, and after a crash, it is tried until it is done.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ from virtlet.core.checkpoint_archive import (
     free_bytes,
     new_archive,
     new_archive_in,
+)
+from virtlet.core.checkpoint_encryption import (
+    ENCRYPTED,
+    read_key,
+    require_library,
+    sealed_into,
 )
 from virtlet.core.lifecycle import effects, resize, templates
 from virtlet.core.lifecycle.context import Context
@@ -33,7 +41,7 @@ from virtlet.errors import (
 )
 from virtlet.model.disk import Disk, Share
 from virtlet.model.hypervisor import Checkpoint
-from virtlet.model.vm import Machine
+from virtlet.model.vm import Machine, Vm
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ def checkpoint_vm(
     seconds: float = USUAL_TIME,
     waits: Callable[[], bool] = lambda: True,
     make: Callable[[Path], AbstractContextManager[int]] = new_archive,
+    key: bytes | None = None,
 ) -> None:
     """Write a running VM to a file, which is there whole or not at all.
 
@@ -58,6 +67,7 @@ def checkpoint_vm(
         seconds: that it may take.
         waits: whether somebody still waits for it.
         make: gives the descriptor of a new file at the path.
+        key: what the file is encrypted by.
 
     Raises:
         NotFound: no such VM.
@@ -90,8 +100,8 @@ def checkpoint_vm(
         context.hypervisors.require(record.hypervisor)
         # What an earlier one has left, whose undo failed.
         context.journal.undo(vm_id, {CHECKPOINT})
-        with make(path) as file:
-            _check_space(file, path, machine)
+        with make(path) as written, _plain(vm, written, key, broken_off) as file:
+            _check_space({file, written}, path, machine)
             parts = _take(context, record, machine, file, broken_off)
             finish(file, parts, facts(context, record, machine))
     log.info(
@@ -107,6 +117,7 @@ def checkpoint_pod(
     directory: Path,
     seconds: float = USUAL_TIME,
     waits: Callable[[], bool] = lambda: True,
+    key_file: Path | None = None,
 ) -> None:
     """Write a pod's running VM to an empty directory, in which it is whole or not at all.
 
@@ -117,12 +128,13 @@ def checkpoint_pod(
         directory: is there, and has nothing in it.
         seconds: that it may take.
         waits: whether somebody still waits for it.
+        key_file: has the key that it is encrypted by.
 
     Raises:
         NotFound: no such pod.
-        InvalidArgument: these are not the pod's VMs, or the path is none.
-        FailedPrecondition: one of them does not run, or the directory is not as it has to be;
-            else as `checkpoint_vm`.
+        InvalidArgument: these are not the pod's VMs, or a path is none.
+        FailedPrecondition: one of them does not run, or the directory or the key file is not as it
+            has to be; else as `checkpoint_vm`.
         ResourceExhausted: there is no space.
         Unavailable: the hypervisor is away.
     """
@@ -138,7 +150,19 @@ def checkpoint_pod(
         if (phase := mine[vm_id].phase) is not VmPhase.RUNNING:
             raise FailedPrecondition(f"container {vm_id} does not run, but is {phase.value}")
     # One VM of a pod runs at a time.
-    checkpoint_vm(context, vm_ids[0], directory, seconds, waits, new_archive_in)
+    key = None if key_file is None else read_key(key_file)
+    make = new_archive_in if key is None else partial(new_archive_in, name=ENCRYPTED)
+    checkpoint_vm(context, vm_ids[0], directory, seconds, waits, make, key)
+
+
+def _plain(
+    vm: Vm, written: int, key: bytes | None, broken_off: Callable[[], str]
+) -> AbstractContextManager[int]:
+    """The file that the hypervisor writes to: without encryption, the archive itself."""
+    if key is None:
+        return nullcontext(written)
+    require_library()
+    return sealed_into(written, key, vm.directory, broken_off)
 
 
 @contextmanager
@@ -181,10 +205,12 @@ def unfit(context: Context, record: VmRecord) -> str:
     return next((why for why, holds in reasons.items() if holds), "")
 
 
-def _check_space(file: int, path: Path, machine: Machine) -> None:
-    """Refuse one that may not fit, before its guest is disturbed."""
-    free, disk = free_bytes(file), machine.root.path.stat().st_blocks * 512
-    most = machine.flavor.memory + disk
+def _check_space(files: set[int], path: Path, machine: Machine) -> None:
+    """Refuse one that may not fit in each of some files, before its guest is disturbed."""
+    free = min(free_bytes(file) for file in files)
+    most = machine.flavor.memory + machine.root.path.stat().st_blocks * 512
+    if len({os.fstat(file).st_dev for file in files}) < len(files):
+        most *= 2
     if free < most:
         raise ResourceExhausted(
             f"checkpoint {path} may take {most >> 20}Mi, and {free >> 20}Mi are free: free some "

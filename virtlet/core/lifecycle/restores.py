@@ -18,10 +18,11 @@ import attrs
 from attrs import evolve
 
 from virtlet.core.checkpoint_archive import DISK, MEMORY, START
+from virtlet.core.checkpoint_encryption import read_key
 from virtlet.core.lifecycle import effects, pods, templates, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RESTORING
-from virtlet.core.read_checkpoint import ReadCheckpoint, disk_header, open_checkpoint
+from virtlet.core.read_checkpoint import Key, ReadCheckpoint, disk_header, open_checkpoint
 from virtlet.core.store.records import PodPhase, VmRecord
 from virtlet.errors import (
     AlreadyExists,
@@ -49,7 +50,12 @@ _SHOWN, _MOST_SHOWN = 60, 5
 
 
 def restore_pod(
-    context: Context, directory: Path, config: PodConfig, handler: str, vm_config: VmConfig
+    context: Context,
+    directory: Path,
+    config: PodConfig,
+    handler: str,
+    vm_config: VmConfig,
+    key_file: Path | None = None,
 ) -> tuple[str, str]:
     """Make a pod whose VM, once it is started, goes on from a checkpoint; all or nothing.
 
@@ -59,6 +65,7 @@ def restore_pod(
         config: of the pod.
         handler: of the pod.
         vm_config: of its VM.
+        key_file: has the key of a checkpoint that is encrypted.
 
     Returns:
         Ids of the pod and the VM.
@@ -71,7 +78,8 @@ def restore_pod(
         ResourceExhausted: there is no space.
         Unavailable: the hypervisor is away.
     """
-    with open_checkpoint(directory) as saved:
+    key = None if key_file is None else Key(read_key(key_file), context.paths.vms)
+    with open_checkpoint(directory, key) as saved:
         _check(context, saved, config, handler, vm_config)
         # Whoever restores the same at once finds this pod.
         with context.locks(("restore", saved.macs)), context.locks(config.metadata):
