@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tests.e2e.crash_points import CrashPoints
 from tests.polling import until
 from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
+from virtlet.cri import api_pb2 as cri
 
 
 @frozen
@@ -120,4 +123,62 @@ def test_a_manager_that_is_killed_anywhere_leaves_a_guest_that_runs_on(source: S
         source.counts_on()
         assert pod.emulator == emulator, point
     assert take("last").exists()
+    source.counts_on()
+
+
+def _command(pod: Pod, *words: str) -> str:
+    """What a command of the node's says."""
+    argv = [sys.executable, "-m", "virtlet.cli.main", *words, pod.manifest.pod.metadata.name]
+    socket = ("--socket", f"unix://{pod.node.socket}")
+    said = subprocess.run([*argv, *socket], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+def _memory_of(pod: Pod) -> int:
+    reply = pod.client.call("ContainerStats", cri.ContainerStatsRequest(container_id=pod.vm))
+    return int(reply.stats.memory.working_set_bytes.value)
+
+
+def test_a_vm_is_hibernated_over_a_restart_and_goes_on_where_it_stood(source: Source) -> None:
+    """Its memory is in no process meanwhile, and its disk and address are those it had."""
+    pod, node = source.pod, source.pod.node
+    pod.exec("sh", "-c", "echo kept >/run/kept; echo written >/written; sync")
+    before, address = pod.status, pod.address
+    emulator = pod.emulator
+    first = pod.console()
+    assert _memory_of(pod) > 0
+
+    assert "virtlet resume" in _command(pod, "hibernate")
+    assert not Path(f"/proc/{emulator}").exists()
+    status = pod.status
+    assert status.state == before.state
+    assert status.started_at == before.started_at
+    assert status.reason == "Hibernated"
+    assert pod.address == address
+    (file,) = (pod.directory / "hibernated").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "hibernated" in _command(pod, "inspect")
+    assert _memory_of(pod) == 0
+    with pytest.raises(CallFailed, match="virtlet resume"):
+        pod.exec("true")
+    assert node.stop() == 0
+    node.start()
+    assert pod.status.reason == "Hibernated"
+
+    assert "goes on" in _command(pod, "resume")
+    assert pod.status == before
+    assert pod.emulator != emulator
+    assert not file.parent.exists()
+    assert pod.exec("cat", "/run/kept", "/written").stdout == "kept\nwritten\n"
+    source.counts_on()
+    assert pod.address == address
+    assert pod.wait_for_answer()
+    now = int(pod.exec("date", "+%s").stdout)
+    assert abs(now - time.time()) < 60
+    pod.exec("sh", "-c", "echo after-it-went-on >/dev/console")
+    pod.wait_for_console("after-it-went-on")
+    assert pod.console().startswith(first)
+    # And once more, as a kubelet that knows of none of it.
+    source.pod.client.checkpoint(pod.vm, str(source.directory / "resumed.tar"))
     source.counts_on()

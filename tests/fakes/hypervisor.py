@@ -66,6 +66,8 @@ class FakeHypervisor(Hypervisor):
     """Why it does not answer; "" when it does."""
     machines: dict[str, Machine] = field(factory=dict)
     """As they were defined last."""
+    launched: dict[str, Machine] = field(factory=dict)
+    """As they were started last."""
     need: int = 0
     """Bytes that every emulator needs beside its guest."""
     sizes: dict[str, Resize] = field(factory=dict)
@@ -82,6 +84,10 @@ class FakeHypervisor(Hypervisor):
 
     unsettled: set[str] = field(factory=set)
     """VMs whose emulator has something of a checkpoint."""
+    pauses: bool = False
+    """Whether a VM whose memory is written stands still; else nobody notices."""
+    on_hibernate: Callable[[], None] | None = None
+    """Called while memory is written."""
     opened: dict[str, bool] = field(factory=dict)
     """Tags of all VMs' shares to whether the guest has opened them."""
 
@@ -146,11 +152,13 @@ class FakeHypervisor(Hypervisor):
         self.domains.pop(vm_id, None)
 
     def launch(self, machine: Machine) -> LaunchPart:
+        self.launched[machine.vm.id] = machine
         return LaunchPart(required=self.requires_launch)
 
     def start(self, vm_id: str) -> None:
         self.faults.strike("start")
-        if vm_id in self.machines and (saved := self.machines[vm_id].saved) is not None:
+        self.unsettled.discard(vm_id)
+        if vm_id in self.launched and (saved := self.launched[vm_id].saved) is not None:
             self.loaded[vm_id] = saved.path.read_bytes()[saved.offset :]
         if vm_id not in self.domains:
             raise NotFound(vm_id)
@@ -168,8 +176,9 @@ class FakeHypervisor(Hypervisor):
 
     def stop(self, vm_id: str) -> None:
         self.faults.strike("stop")
-        if self.domains.get(vm_id) is DomainState.RUNNING:
+        if self.domains.get(vm_id) in (DomainState.RUNNING, DomainState.PAUSED):
             self.domains[vm_id] = DomainState.STOPPED
+        self.unsettled.discard(vm_id)
 
     def observe(self, vm_id: str) -> Observation | None:
         self.faults.strike("observe")
@@ -211,9 +220,25 @@ class FakeHypervisor(Hypervisor):
             stood_still=0.5,
         )
 
+    def hibernate(self, machine: Machine, file: int, broken_off: Callable[[], str]) -> None:
+        self.faults.strike("hibernate")
+        self.unsettled.add(machine.vm.id)
+        if self.pauses:
+            self.domains[machine.vm.id] = DomainState.PAUSED
+        if self.on_hibernate:
+            self.on_hibernate()
+        os.pwrite(file, b"memory", 0)
+        self.faults.strike("written")
+        if why := broken_off():
+            raise FailedPrecondition(why)
+
     def settle(self, vm_id: str) -> None:
         self.faults.strike("settle")
         self.unsettled.discard(vm_id)
+        if self.domains.get(vm_id) is DomainState.PAUSED:
+            self.domains[vm_id] = DomainState.RUNNING
+            if self.callback:
+                self.callback(Observation(vm_id=vm_id, state=DomainState.RUNNING))
 
     @property
     def running(self) -> set[str]:

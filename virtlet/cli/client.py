@@ -15,6 +15,7 @@ from virtlet.cli.ending import CommandFailed
 from virtlet.cri import api_pb2 as cri
 from virtlet.cri import api_pb2_grpc
 from virtlet.model.endpoint import socket_path
+from virtlet.model.vm import HIBERNATE
 
 DEFAULT_SOCKET = "/run/virtlet.sock"
 SOCKET_ENVIRONMENT = "VIRTLET_CRI_SOCKET_PATH"
@@ -176,6 +177,13 @@ class Client:
             container_id=container_id, location=location, timeout=seconds
         )
         self.call("CheckpointContainer", request, timeout=(seconds or 600) + self._timeout)
+
+    def hibernate(self, container_id: str, *, on: bool) -> None:
+        """Put a VM's memory on disk, or have it go on; CRI has no call of its own for it."""
+        request = cri.UpdateContainerResourcesRequest(
+            container_id=container_id, annotations={HIBERNATE: "true" if on else "false"}
+        )
+        self.call("UpdateContainerResources", request, timeout=600.0)
 
     def checkpoint_pod(
         self,

@@ -1,4 +1,4 @@
-"""The commands that change pods, or keep them: run, stop, rm, checkpoint, restore."""
+"""The commands that change pods, or keep them: run, stop, rm, checkpoint, restore; hibernate."""
 
 from pathlib import Path
 
@@ -135,3 +135,29 @@ def restore(
         pod = restore_up(client, directory.absolute(), wanted, TerminalReporter(), options)
     click.echo(f"pod {pod.pod_id[:12]} goes on at {pod.address or 'no address'}")
     click.echo(f"console: virtlet logs -f {pod.pod_id[:12]}")
+
+
+@click.command()
+@pod_argument("pod")
+@socket_option
+def hibernate(pod: str, socket: str) -> None:
+    """Put the memory of a pod's running VM on disk, and give it back to the node.
+
+    The pod keeps its address and disks, and a kubelet takes it for running. What the guest was to
+    answer gets no answer until `virtlet resume`.
+    """
+    with Client(socket) as client:
+        vm = newest_vm(client, pod_id(client, pod))
+        client.hibernate(vm.id, on=True)
+    click.echo(f"{vm.metadata.name} is hibernated: `virtlet resume {pod}` brings it back")
+
+
+@click.command()
+@pod_argument("pod")
+@socket_option
+def resume(pod: str, socket: str) -> None:
+    """Have a pod's hibernated VM go on where it stood."""
+    with Client(socket) as client:
+        vm = newest_vm(client, pod_id(client, pod))
+        client.hibernate(vm.id, on=False)
+    click.echo(f"{vm.metadata.name} goes on")

@@ -188,8 +188,9 @@ class Hypervisor(ABC):
     def start(self, vm_id: str) -> None:
         """Start a defined domain; returns when the guest's CPUs run.
 
-        With `Machine.saved` the guest goes on from a checkpoint that a machine like it had. The
-        disk is that of the checkpoint, the VM generation id another one.
+        With `Machine.saved` the guest goes on from a checkpoint that a machine like it had, or that
+        was written of it when it was hibernated. The disk is that of the memory. The VM generation
+        id is the one of the last `define`.
 
         Raises:
             NotFound: no such domain.
@@ -271,9 +272,29 @@ class Hypervisor(ABC):
         """
         raise Unimplemented(f"{self.info().name} has no checkpoints")
 
+    def hibernate(self, machine: Machine, file: int, broken_off: Callable[[], str]) -> None:
+        """Write a running VM's memory, vCPUs and devices to an empty file. On return the guest
+        stands still, and its disks are as the memory has them.
+
+        `start` with `Machine.saved` goes on from it, once the emulator was stopped. Call `settle`
+        instead to have the guest go on in the emulator, also where this fails.
+
+        Args:
+            machine: the VM's.
+            file: descriptor of the file for reading and writing.
+            broken_off: as for `checkpoint`.
+
+        Raises:
+            NotFound: no such domain.
+            FailedPrecondition: as for `checkpoint`, or the machine is not as it was defined.
+            Unimplemented: the default.
+        """
+        raise Unimplemented(f"{self.info().name} cannot hibernate a VM")
+
     def settle(self, vm_id: str) -> None:  # noqa: B027
-        """Take away what a checkpoint, finished or cut short anywhere, has in the emulator of a VM,
-        and have its guest go on. Idempotent; nothing to do for a VM that has ended."""
+        """Take away what a checkpoint or `hibernate`, finished or cut short anywhere, has in the
+        emulator of a VM, and have its guest go on. Idempotent; nothing to do for one that has
+        ended."""
 
     def observe(self, vm_id: str) -> Observation | None:
         """The domain now, or None when there is none. Default: looked up in `list`."""

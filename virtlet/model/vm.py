@@ -149,14 +149,18 @@ class Template:
     """Text that its guest's systemd finds while it boots, by name; clones are given none."""
 
 
+HIBERNATE = "VirtletHibernate"
+"""Annotation of UpdateContainerResources: "true" hibernates the VM, "false" has it go on."""
+
+
 @frozen(kw_only=True, field_transformer=typed)
 class SavedMemory:
-    """Where the memory of a checkpoint is, with vCPUs and devices, as the hypervisor wrote it."""
+    """Where the memory of a checkpoint or a hibernated VM is, with vCPUs and devices."""
 
     path: Path
     """Root's alone."""
     offset: int
-    """Where in the file it begins, which is where it was in the checkpoint's."""
+    """Where in the file it begins, which is where it was when it was written."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

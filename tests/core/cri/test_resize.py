@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.core.cri.serving import Serving
+from tests.core.lifecycle.test_checkpoints import with_overlay
 from tests.fakes.manager import Manager, Node
 from virtlet.cli.client import CallFailed, Client
 from virtlet.core.cri.lifecycle_calls import ResizeCalls
 from virtlet.core.lifecycle.refusals import AGAIN
+from virtlet.core.store.records import VmPhase
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, Unavailable
+from virtlet.model.vm import HIBERNATE
 
 MIB = 1 << 20
 SECONDS = 8
@@ -135,3 +138,35 @@ def test_a_vm_that_ended_meanwhile_is_looked_at(running: Running) -> None:
     running.refused(800)
     running.manager.stop(running.vm)
     assert "is exited" in running.refused(800)
+
+
+def _hibernate(
+    running: Running, value: str, linux: cri.LinuxContainerResources | None = None
+) -> None:
+    request = cri.UpdateContainerResourcesRequest(
+        container_id=running.vm, annotations={HIBERNATE: value}, linux=linux
+    )
+    running.client.call("UpdateContainerResources", request)
+
+
+def test_a_vm_is_hibernated_and_resumed_by_an_annotation_of_the_call(running: Running) -> None:
+    """The hypervisor is asked, and no resize is tried."""
+    running.manager.store.change_vm(running.vm, with_overlay)
+    running.client.hibernate(running.vm, on=True)
+    assert running.manager.vm(running.vm).phase is VmPhase.HIBERNATED
+    with pytest.raises(CallFailed, match="virtlet resume"):
+        running.update(800)
+    running.client.hibernate(running.vm, on=False)
+    assert running.manager.vm(running.vm).phase is VmPhase.RUNNING
+    assert running.tries == 0
+
+
+def test_an_annotation_that_says_neither_or_comes_with_a_resize_is_refused(
+    running: Running,
+) -> None:
+    with pytest.raises(CallFailed, match="VirtletHibernate is true or false"):
+        _hibernate(running, "yes")
+    with pytest.raises(CallFailed, match="without other resources"):
+        _hibernate(running, "true", linux=cri.LinuxContainerResources(cpu_shares=2))
+    assert running.manager.vm(running.vm).phase is VmPhase.RUNNING
+    assert "hibernate" not in running.node.faults.passed

@@ -9,13 +9,14 @@ from attrs import evolve
 from virtlet.core.cri import fields, replies, requests
 from virtlet.core.cri.calls import Call, CallClient, CallKind
 from virtlet.core.cri.replies import Listing, ReplyCache, streamed
-from virtlet.core.lifecycle import checkpoints, pods, resize, restores, vms
+from virtlet.core.lifecycle import checkpoints, hibernation, pods, resize, restores, vms
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.refusals import Refusals
 from virtlet.core.store.records import PodRecord, VmPhase, VmRecord
 from virtlet.cri import api_pb2 as cri
 from virtlet.errors import FailedPrecondition, InvalidArgument, VirtletError
 from virtlet.model.resources import Resources
+from virtlet.model.vm import HIBERNATE
 
 KEY_FILE = "keyFile"
 """Option of CheckpointPod and RestorePod: the path of what the checkpoint is encrypted by."""
@@ -270,7 +271,7 @@ class ContainerCalls:
     def reopen_log(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
         """ReopenContainerLog."""
         record = self._context.store.known_vm(_vm_id(request.container_id))
-        if record.phase is not VmPhase.RUNNING:
+        if record.phase not in (VmPhase.RUNNING, VmPhase.HIBERNATED):
             raise FailedPrecondition(f"VM {record.vm.name} is not running: its log is complete")
         self._context.consoles.reopen(record.vm)
         return cri.ReopenContainerLogResponse()
@@ -322,15 +323,24 @@ class ResizeCalls:
     def calls(self) -> list[Call]:
         """The calls served here."""
         return [
-            Call("RuntimeService.UpdateContainerResources", CallKind.WORK, self.update_container),
+            Call(
+                "RuntimeService.UpdateContainerResources",
+                CallKind.WORK,
+                self.update_container,
+                attended=True,
+            ),
             Call("RuntimeService.UpdatePodSandboxResources", CallKind.READ, self.update_pod),
         ]
 
     def update_container(
-        self, request: cri.UpdateContainerResourcesRequest
+        self, request: cri.UpdateContainerResourcesRequest, client: CallClient
     ) -> cri.UpdateContainerResourcesResponse:
-        """UpdateContainerResources; without `linux` there is nothing to do."""
+        """UpdateContainerResources; without `linux` there is nothing to do, but to hibernate a VM
+        or have it go on, which CRI has no call for."""
         vm_id = requests.required_id(request.container_id, "container")
+        if HIBERNATE in request.annotations:
+            self._hibernate(vm_id, request, client)
+            return cri.UpdateContainerResourcesResponse()
         change, vms = _change(request.linux), self._context.store.vms
         self._refusals.check(vm_id, vms.get(vm_id), change)
         try:
@@ -340,6 +350,20 @@ class ResizeCalls:
             raise
         self._refusals.forget(vm_id)
         return cri.UpdateContainerResourcesResponse()
+
+    def _hibernate(
+        self, vm_id: str, request: cri.UpdateContainerResourcesRequest, client: CallClient
+    ) -> None:
+        value = request.annotations[HIBERNATE]
+        if request.HasField("linux") or value not in ("true", "false"):
+            raise InvalidArgument(
+                f"annotation {HIBERNATE} is true or false, and comes without other resources"
+            )
+        if value == "true":
+            seconds = client.time_left() or checkpoints.USUAL_TIME
+            hibernation.hibernate_vm(self._context, vm_id, seconds, client.waits)
+        else:
+            hibernation.resume_vm(self._context, vm_id)
 
     def update_pod(
         self, request: cri.UpdatePodSandboxResourcesRequest

@@ -26,6 +26,8 @@ _VM_STATES = {
     VmPhase.CREATED: cri.CONTAINER_CREATED,
     VmPhase.STARTING: cri.CONTAINER_CREATED,
     VmPhase.RUNNING: cri.CONTAINER_RUNNING,
+    # Its kubelet would start another one in the place of one that has ended.
+    VmPhase.HIBERNATED: cri.CONTAINER_RUNNING,
     VmPhase.EXITED: cri.CONTAINER_EXITED,
     # Its disks are going, it cannot run again.
     VmPhase.REMOVING: cri.CONTAINER_EXITED,
@@ -160,6 +162,8 @@ def vm_status(record: VmRecord) -> cri.ContainerStatus:
     reason, message = (ended.reason, ended.message) if ended else ("", "")
     if record.paused:
         reason, message = "Paused", "the guest's CPUs are stopped"
+    if record.phase is VmPhase.HIBERNATED:
+        reason, message = "Hibernated", f"its memory is on disk: {record.state}"
     return cri.ContainerStatus(
         id=vm.id,
         metadata=_vm_metadata(vm.config.metadata),

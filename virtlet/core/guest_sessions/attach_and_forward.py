@@ -57,7 +57,9 @@ class ConsoleAttacher:
     def _running(self, vm_id: str) -> Vm:
         record = self._context.store.known_vm(vm_id)
         if record.phase is not VmPhase.RUNNING:
-            raise FailedPrecondition(f"VM {record.vm.name} does not run: it has no console")
+            raise FailedPrecondition(
+                f"VM {record.vm.name} does not run, but is {record.state}: it has no console"
+            )
         return record.vm
 
     async def run(self, request: AttachRequest, streams: SessionStreams) -> None:
@@ -218,6 +220,9 @@ class GuestDialer:
         addresses = record.network.ips if record.network else ()
         if record.phase is not PodPhase.READY or not addresses:
             raise FailedPrecondition(f"pod {record.pod.name} is stopped or has no address")
+        for vm in self._context.store.vms_of(pod_id):
+            if vm.phase is VmPhase.HIBERNATED:
+                raise FailedPrecondition(f"VM {vm.vm.name} is {vm.state}: nothing answers there")
         return addresses
 
     async def dial(self, request: PortForwardRequest, port: int) -> socket.socket:

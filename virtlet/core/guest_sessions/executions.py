@@ -72,7 +72,7 @@ def running_machine(store: Store, vm_id: str) -> Machine:
     record = store.known_vm(vm_id)
     if record.phase is not VmPhase.RUNNING or record.machine is None:
         raise FailedPrecondition(
-            f"VM {record.vm.name} is {record.phase.value}: commands need a running one"
+            f"VM {record.vm.name} is {record.state}: commands need a running one"
         )
     return record.machine
 

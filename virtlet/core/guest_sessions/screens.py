@@ -50,7 +50,9 @@ class Screens:
             VirtletError: whatever the hypervisor says.
         """
         if record.phase is not VmPhase.RUNNING:
-            raise FailedPrecondition(f"VM {record.vm.name} does not run: it shows no screen")
+            raise FailedPrecondition(
+                f"VM {record.vm.name} does not run, but is {record.state}: it shows no screen"
+            )
         self._take(record)
         opening: Future[socket.socket] = Future()
         threading.Thread(

@@ -31,7 +31,7 @@ from virtlet.core.checkpoint_encryption import (
 )
 from virtlet.core.lifecycle import effects, resize, templates
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import CHECKPOINT
+from virtlet.core.lifecycle.effects import CHECKPOINT, HIBERNATED
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
 from virtlet.errors import (
     FailedPrecondition,
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 USUAL_TIME = 120.0
 """Seconds that a checkpoint may take whose caller does not say."""
+_IN_EMULATOR = frozenset({CHECKPOINT, HIBERNATED})
+"""The effects that leave something in an emulator."""
 
 
 def checkpoint_vm(
@@ -78,8 +80,26 @@ def checkpoint_vm(
         ResourceExhausted: there is no space.
         Unavailable: the hypervisor is away.
     """
-    deadline = time.monotonic() + seconds
     vm = context.store.known_vm(vm_id).vm
+    broken_off = breaker(context, vm_id, seconds, waits)
+    with alone(context, vm_id, vm.name), context.locks(vm.pod.id):
+        record = context.store.known_vm(vm_id)
+        machine = fit_machine(context, record, "checkpointed")
+        with make(path) as written, _plain(vm, written, key, broken_off) as file:
+            _check_space({file, written}, path, machine)
+            parts = _take(context, record, machine, file, broken_off)
+            finish(file, parts, facts(context, record, machine))
+    log.info(
+        "VM checkpointed",
+        extra={"vm": vm_id, "path": str(path), "ms": round(parts.stood_still * 1000)},
+    )
+
+
+def breaker(
+    context: Context, vm_id: str, seconds: float, waits: Callable[[], bool]
+) -> Callable[[], str]:
+    """Says why not to go on with writing a VM's memory, as a clause; "" to go on."""
+    deadline = time.monotonic() + seconds
 
     def broken_off() -> str:
         record = context.store.vms.get(vm_id)
@@ -91,23 +111,29 @@ def checkpoint_vm(
         }
         return next((why for why, holds in reasons.items() if holds), "")
 
-    with _alone(context, vm_id, vm.name), context.locks(vm.pod.id):
-        record = context.store.known_vm(vm_id)
-        machine = record.machine
-        why = unfit(context, record)
-        if why or machine is None:
-            raise FailedPrecondition(f"VM {vm.name} cannot be checkpointed: {why}")
-        context.hypervisors.require(record.hypervisor)
-        # What an earlier one has left, whose undo failed.
-        context.journal.undo(vm_id, {CHECKPOINT})
-        with make(path) as written, _plain(vm, written, key, broken_off) as file:
-            _check_space({file, written}, path, machine)
-            parts = _take(context, record, machine, file, broken_off)
-            finish(file, parts, facts(context, record, machine))
-    log.info(
-        "VM checkpointed",
-        extra={"vm": vm_id, "path": str(path), "ms": round(parts.stood_still * 1000)},
-    )
+    return broken_off
+
+
+def fit_machine(context: Context, record: VmRecord, aim: str) -> Machine:
+    """The machine of a VM whose memory can be written; its emulator has nothing of earlier times.
+
+    Args:
+        context: the manager.
+        record: of the VM; its pod is locked.
+        aim: what is to be done to it, as "checkpointed".
+
+    Raises:
+        FailedPrecondition: it does not run, or has what no file can hold.
+        Unavailable: the hypervisor is away.
+        UndoIncomplete: something of an earlier one is left.
+    """
+    vm, why = record.vm, unfit(context, record)
+    if why or record.machine is None:
+        raise FailedPrecondition(f"VM {vm.name} cannot be {aim}: {why}")
+    context.hypervisors.require(record.hypervisor)
+    # What an earlier one has left, whose undo failed.
+    context.journal.undo(vm.id, _IN_EMULATOR)
+    return record.machine
 
 
 def checkpoint_pod(
@@ -147,8 +173,8 @@ def checkpoint_pod(
     for vm_id in vm_ids:
         if vm_id not in mine:
             raise InvalidArgument(f"container {vm_id} is not one of pod {record.pod.name}")
-        if (phase := mine[vm_id].phase) is not VmPhase.RUNNING:
-            raise FailedPrecondition(f"container {vm_id} does not run, but is {phase.value}")
+        if mine[vm_id].phase is not VmPhase.RUNNING:
+            raise FailedPrecondition(f"container {vm_id} does not run, but is {mine[vm_id].state}")
     # One VM of a pod runs at a time.
     key = None if key_file is None else read_key(key_file)
     make = new_archive_in if key is None else partial(new_archive_in, name=ENCRYPTED)
@@ -166,7 +192,7 @@ def _plain(
 
 
 @contextmanager
-def _alone(context: Context, vm_id: str, name: str) -> Iterator[None]:
+def alone(context: Context, vm_id: str, name: str) -> Iterator[None]:
     """One checkpoint of a VM at a time; another one would wait in vain."""
     with context.order:
         if vm_id in context.checkpointed:
@@ -182,7 +208,7 @@ def unfit(context: Context, record: VmRecord) -> str:
     """Why a VM has no checkpoint now, as a clause; "" if it may have."""
     machine = record.machine
     if record.phase is not VmPhase.RUNNING or machine is None:
-        return f"it does not run, but is {record.phase.value}"
+        return f"it does not run, but is {record.state}"
     root, vm = machine.root, record.vm
     held = [volume for volume in machine.volumes if isinstance(volume, Disk | Share)]
     warm = any(row.kind == effects.WARM for row in context.store.effects(vm.id))
@@ -234,20 +260,20 @@ def _take(
             lambda hypervisor: hypervisor.checkpoint(machine, file, START, broken_off),
         )
     except FailedPrecondition as error:
-        _settle(context, vm.id)
+        settle(context, vm.id)
         raise FailedPrecondition(f"VM {vm.name} was not checkpointed: {error}") from None
     except Exception:
-        _settle(context, vm.id)
+        settle(context, vm.id)
         raise
-    _settle(context, vm.id)
+    settle(context, vm.id)
     context.journal.reached("checkpoint:settled")
     return parts
 
 
-def _settle(context: Context, vm_id: str) -> None:
-    """Undo what a checkpoint did, now or as soon as that is possible."""
+def settle(context: Context, vm_id: str) -> None:
+    """Undo what a checkpoint did in a running VM, now or as soon as that is possible."""
     try:
-        context.journal.undo(vm_id, {CHECKPOINT})
+        context.journal.undo(vm_id, _IN_EMULATOR)
     except UndoIncomplete:  # the journal has logged why
         keep_settling(context, vm_id)
 
@@ -255,19 +281,23 @@ def _settle(context: Context, vm_id: str) -> None:
 def keep_settling(context: Context, vm_id: str) -> threading.Thread:
     """Settle a VM on a thread, which tries until it has, or the manager ends."""
 
-    def settle() -> None:
+    def settle_now() -> None:
         known = context.store.vms.get(vm_id)
-        if known is not None:
-            with context.locks(known.vm.pod.id):
-                context.journal.undo(vm_id, {CHECKPOINT})
+        if known is None:
+            return
+        with context.locks(known.vm.pod.id):
+            record = context.store.vms.get(vm_id)
+            # A hibernated one has the only copy of its memory there.
+            if record is not None and record.phase is not VmPhase.HIBERNATED:
+                context.journal.undo(vm_id, _IN_EMULATOR)
 
-    return resize.keep_trying(context, vm_id, settle)
+    return resize.keep_trying(context, vm_id, settle_now)
 
 
 def is_unsettled(context: Context, record: VmRecord) -> bool:
     """Whether a checkpoint has left something in a VM's emulator."""
     return record.phase is VmPhase.RUNNING and any(
-        row.kind == CHECKPOINT for row in context.store.effects(record.vm.id)
+        row.kind in _IN_EMULATOR for row in context.store.effects(record.vm.id)
     )
 
 

@@ -53,6 +53,8 @@ RUNNING = "running"
 WARM = "warm"
 CHECKPOINT = "checkpoint"
 RESTORING = "restoring"
+HIBERNATED = "hibernated"
+"""Also the name of its directory, in the VM's."""
 SAVED = "saved"
 """Also the name of its directory, in the VM's."""
 START = frozenset({CONSOLE, CGROUP, WARM, RUNNING})
@@ -508,6 +510,32 @@ def _settle(context: Context, row: EffectRow) -> None:
         context.hypervisors.named(row.plugin).settle(row.owner)
 
 
+# The memory of a VM that is hibernated; undone when the VM runs, goes on running, or has ended.
+
+
+def hibernate(context: Context, record: VmRecord, write: Callable[[Hypervisor, Path], str]) -> None:
+    """Write it into a directory; the row's record is what `write` returns."""
+    hypervisor = context.hypervisors.named(record.hypervisor)
+    directory = record.vm.directory / HIBERNATED
+
+    def put() -> str:
+        make_private_directory(directory)
+        return write(hypervisor, directory)
+
+    context.journal.perform(record.vm.id, HIBERNATED, put, plugin=record.hypervisor, record=str)
+
+
+def disk_of(row: EffectRow) -> str | None:
+    """What was told of the disk of a hibernated VM."""
+    told: str | None = _record(row, str)
+    return told
+
+
+def _forget_memory(context: Context, row: EffectRow) -> None:
+    _settle(context, row)
+    remove_tree(_vm(context, row).directory / HIBERNATED)
+
+
 UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     POD_DIRECTORY: _remove_pod_directory,
     NETWORK: _tear_down_network,
@@ -519,6 +547,7 @@ UNDO: Mapping[str, Callable[[Context, EffectRow], None]] = {
     WARM: _make_cold,
     RUNNING: _stop_emulator,
     CHECKPOINT: _settle,
+    HIBERNATED: _forget_memory,
     RESTORING: _end_restore,
     SAVED: _remove_state,
     resize.DEFINITION: resize.undo_definition,

@@ -75,7 +75,12 @@ def on_change(context: Context, seen: Observation) -> None:
     """Take note of a change that the hypervisor reports."""
     if seen.state is DomainState.STOPPED:
         context.reserve.release()
-        mark_exited(context, seen.vm_id, seen.exit or lost_exit())
+        record = context.store.vms.get(seen.vm_id)
+        if record is not None and record.resumes:
+            # It may be late, and of an emulator that ended when the VM was hibernated.
+            look_again(context, seen.vm_id)
+        else:
+            mark_exited(context, seen.vm_id, seen.exit or lost_exit())
     elif seen.state in (DomainState.PAUSED, DomainState.RUNNING):
         if seen.rebooted:
             context.rebooted.add(seen.vm_id)
@@ -117,7 +122,14 @@ def look_again(context: Context, vm_id: str, *, console: bool = True) -> None:
         on_change(context, seen)
 
 
-def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = True) -> None:
+def mark_exited(
+    context: Context,
+    vm_id: str,
+    ended: VmExit,
+    *,
+    console: bool = True,
+    phase: VmPhase = VmPhase.RUNNING,
+) -> None:
     """Write that a running VM has ended, once its console is in the log as far as it can be.
 
     Args:
@@ -125,15 +137,16 @@ def mark_exited(context: Context, vm_id: str, ended: VmExit, *, console: bool = 
         vm_id: which VM.
         ended: how it ended.
         console: False when the caller completes the console itself, and does not wait for it.
+        phase: the one in which it may be now; the ends of others are known, or to come.
     """
     record = context.store.vms.get(vm_id)
-    if record is None or record.phase is not VmPhase.RUNNING:
+    if record is None or record.phase is not phase:
         return
     if console:
         _complete_console(context, record.vm)
 
     def end(current: VmRecord) -> VmRecord | None:
-        if current.phase is not VmPhase.RUNNING:
+        if current.phase is not phase:
             return None
         at = ended.finished_at or time.time_ns()
         done = evolve(ended, finished_at=max(at, current.started_at))

@@ -18,13 +18,14 @@ from virtlet.core.lifecycle import (
     checkpoints,
     exits,
     guest_mounts,
+    hibernation,
     pods,
     resize,
     saved_start,
     vms,
 )
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import RUNNING, START
+from virtlet.core.lifecycle.effects import HIBERNATED, RUNNING, START
 from virtlet.core.paths import Paths
 from virtlet.core.store.records import PodPhase, PodRecord, VmPhase, VmRecord
 from virtlet.core.store.store import Store
@@ -141,9 +142,12 @@ def _recover_vm(context: Context, record: VmRecord) -> None:
             guest_mounts.watch(context, vm_id)
             if saved_start.is_incomplete(context, record):
                 saved_start.keep_completing(context, vm_id)
+        case VmPhase.HIBERNATED:
+            context.consoles.follow(record.vm)
+            hibernation.set_right(context, record)
         case VmPhase.EXITED:
             # A start that failed may have left an emulator.
-            context.journal.undo(vm_id, {RUNNING})
+            context.journal.undo(vm_id, {RUNNING, HIBERNATED})
             exits.let_go_of_volumes(context, record.vm)
         case VmPhase.REMOVING:
             vms.remove_vm(context, vm_id)

@@ -70,7 +70,7 @@ def check_groups(record: VmRecord, groups: tuple[Path, ...], limits: Resources) 
 def not_now(record: VmRecord) -> FailedPrecondition:
     """The refusal of a VM that neither runs nor is yet to be started."""
     stopping = record.phase is VmPhase.RUNNING and record.stopping
-    state = "being stopped" if stopping else record.phase.value
+    state = "being stopped" if stopping else record.state
     return FailedPrecondition(
         f"VM {record.vm.name} is {state} and cannot be resized: a new attempt starts with the "
         "limits it is given"

@@ -8,7 +8,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from attrs import evolve
 
-from virtlet.core.lifecycle import effects, exits, guest_mounts, saved_start, warm_start
+from virtlet.core.lifecycle import (
+    effects,
+    exits,
+    guest_mounts,
+    hibernation,
+    saved_start,
+    warm_start,
+)
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import RUNNING, START
 from virtlet.core.lifecycle.machines import domain_document, fitted, machine_of, tell_of_shortage
@@ -153,7 +160,7 @@ def start_vm(context: Context, vm_id: str) -> None:
     vm = context.store.known_vm(vm_id).vm
     with context.locks(vm.pod.id):
         record = context.store.known_vm(vm_id)
-        if record.phase is VmPhase.RUNNING:
+        if record.phase in (VmPhase.RUNNING, VmPhase.HIBERNATED):
             return
         if record.phase is VmPhase.STARTING:
             halt_vm(context, vm_id)
@@ -220,7 +227,7 @@ def stop_vm(context: Context, vm_id: str, grace: float) -> None:
     """
     context.reserve.release()
     known = context.store.vms.get(vm_id)
-    if known is not None and known.phase is VmPhase.STARTING:
+    if known is not None and known.phase in (VmPhase.STARTING, VmPhase.HIBERNATED):
         # A start under way comes to its end first, so that the guest gets its grace.
         with context.locks(known.vm.pod.id):
             pass
@@ -251,6 +258,8 @@ def halt_vm(context: Context, vm_id: str) -> None:
         # Nobody starts it now: a start failed, and could not be written down as failed or undone.
         context.journal.undo(vm_id, START)
         exits.mark_start_failed(context, known.vm, "its start was broken off; it is undone now")
+    elif known.phase is VmPhase.HIBERNATED:
+        hibernation.end_vm(context, vm_id)
 
 
 def remove_vm(context: Context, vm_id: str) -> None:
@@ -298,7 +307,7 @@ def _make_way(context: Context, pod_id: str, vm_id: str = "") -> None:
     for other in context.store.vms_of(pod_id):
         if other.vm.id == vm_id:
             continue
-        if other.phase is VmPhase.RUNNING:
+        if other.phase in (VmPhase.RUNNING, VmPhase.HIBERNATED):
             raise FailedPrecondition(
                 f"a VM pod runs one container at a time, and {other.vm.name} runs in this pod: the "
                 "next can start once that guest has powered off, as an init container's has to "

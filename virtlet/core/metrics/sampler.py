@@ -298,7 +298,7 @@ class Sampler:
                 # It runs on, and nobody says how: what was true then, with the time of then.
                 if before is not None:
                     vms[vm_id] = before
-            elif record.phase in (VmPhase.RUNNING, VmPhase.EXITED):
+            elif record.phase in (VmPhase.RUNNING, VmPhase.HIBERNATED, VmPhase.EXITED):
                 vms[vm_id] = vm_sample(record, domains.get(vm_id), before)
         pods = {
             record.pod.id: PodSample(

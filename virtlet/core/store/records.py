@@ -36,6 +36,8 @@ class VmPhase(enum.Enum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    HIBERNATED = "hibernated"
+    """It goes on later: its memory is on disk, and it has no emulator."""
     EXITED = "exited"
     REMOVING = "removing"
 
@@ -80,6 +82,15 @@ class VmRecord:
     stopping: bool = False
     """True once its end was requested."""
     paused: bool = False
+    resumes: int = 0
+    """How often it went on after it was hibernated: so many ends of emulators were not its own."""
+
+    @property
+    def state(self) -> str:
+        """Its phase in words, and what brings it back if it is hibernated."""
+        if self.phase is VmPhase.HIBERNATED:
+            return f"hibernated (`virtlet resume {self.vm.pod.id[:12]}` brings it back)"
+        return str(self.phase.value)
 
     @property
     def image_ids(self) -> tuple[str, ...]:

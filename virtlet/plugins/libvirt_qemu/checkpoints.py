@@ -91,14 +91,10 @@ def take(
         FailedPrecondition: the guest does not run, QEMU refuses, or it is broken off.
         libvirt.libvirtError: the emulator does not answer, or has ended.
     """
-    status = _status(ask)
-    if status != "running":
-        raise FailedPrecondition(f"its guest does not run, but is {status}")
+    _refuse_standing(ask)
     source = _source(ask, disk)
     empty = _empty_disk(source["inserted"]["image"]["virtual-size"])
-    _capability(ask, on=True)
-    ask("migrate", {"uri": f"file:{_lend(ask, file, os.O_WRONLY)},offset={start}"})
-    _wait(lambda: _migrated(ask) and _status(ask) == _STANDS, broken_off)
+    write_memory(ask, file, start, broken_off)
     stopped = time.monotonic()
     memory = FilePart(offset=start, size=os.fstat(file).st_size - start)
     at = -(-(start + memory.size) // _ALIGNED) * _ALIGNED + _ALIGNED
@@ -111,6 +107,33 @@ def take(
     _dismiss(ask)
     size = os.fstat(file).st_size - at
     return Checkpoint(memory=memory, disk=FilePart(offset=at, size=size), stood_still=stood)
+
+
+def write_memory(ask: Monitor, file: int, start: int, broken_off: Callable[[], str]) -> None:
+    """Write a running guest's memory alone; it stands still then, and its disks are written out.
+
+    Arguments and errors are those of `take`; `settle` has the guest go on.
+    """
+    _refuse_standing(ask)
+    _capability(ask, on=True)
+    ask("migrate", {"uri": f"file:{_lend(ask, file, os.O_WRONLY)},offset={start}"})
+    _wait(lambda: _migrated(ask) and _status(ask) == _STANDS, broken_off)
+
+
+def resized(live: Element, defined: Element) -> str:
+    """Why a domain cannot go on as it is defined, as a clause; "" if it can."""
+    now, then = (each.find("vcpu") for each in (live, defined))
+    if now is None or then is None:
+        return ""
+    if (now.text, now.get("current")) == (then.text, then.get("current")):
+        return ""
+    return "vCPUs were added or taken away since it was started"
+
+
+def _refuse_standing(ask: Monitor) -> None:
+    status = _status(ask)
+    if status != "running":
+        raise FailedPrecondition(f"its guest does not run, but is {status}")
 
 
 def settle(ask: Monitor) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,7 @@ class LibvirtHypervisor(Hypervisor):
             load = partial(templates.load, what=templates.load_of(machine, template))
             self._loads[vm.id] = f"template {template.directory}", load
         elif machine.saved is not None:
-            self._loads[vm.id] = "its checkpoint", partial(_go_on, saved=machine.saved)
+            self._loads[vm.id] = "its saved memory", partial(_go_on, saved=machine.saved)
         if own and document.get("type") == "kvm":
             part = with_kvm(part)
         shown = visible(document, kvm=not own) if self._jailed else ()
@@ -401,19 +401,32 @@ class LibvirtHypervisor(Hypervisor):
         self, machine: Machine, file: int, start: int, broken_off: Callable[[], str]
     ) -> Checkpoint:
         """Have the emulator write its guest's memory and root disk to a descriptor."""
-        vm_id = machine.vm.id
-        with self._domains.call(f"checkpoint VM {vm_id}") as connection:
+        with self._fit(machine.vm.id, "checkpoint") as (domain, document):
+            ask = partial(templates.ask, domain)
+            alias = checkpoints.root_alias(document)
+            return checkpoints.take(ask, alias, file, start, broken_off)
+
+    def hibernate(self, machine: Machine, file: int, broken_off: Callable[[], str]) -> None:
+        """Have the emulator write its guest's memory to a descriptor."""
+        with self._fit(machine.vm.id, "hibernate") as (domain, document):
+            defined = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            if why := checkpoints.resized(document, ElementTree.fromstring(defined)):
+                raise FailedPrecondition(why)
+            checkpoints.write_memory(partial(templates.ask, domain), file, 0, broken_off)
+
+    @contextlib.contextmanager
+    def _fit(self, vm_id: str, aim: str) -> Iterator[tuple[Any, Element]]:
+        """A running domain whose memory can be written, and its live document."""
+        with self._domains.call(f"{aim} VM {vm_id}") as connection:
             domain = self._domains.find(connection, vm_id)
             if domain is None:
-                raise NotFound(f"cannot checkpoint VM {vm_id}: libvirt has no domain of it")
+                raise NotFound(f"cannot {aim} VM {vm_id}: libvirt has no domain of it")
             if not domain.isActive():
                 raise FailedPrecondition("it does not run")
             document = ElementTree.fromstring(domain.XMLDesc())
             if why := checkpoints.unfit(document):
                 raise FailedPrecondition(why)
-            ask = partial(templates.ask, domain)
-            alias = checkpoints.root_alias(document)
-            return checkpoints.take(ask, alias, file, start, broken_off)
+            yield domain, document
 
     def settle(self, vm_id: str) -> None:
         """Undo in the emulator what a checkpoint did."""
