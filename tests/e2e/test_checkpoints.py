@@ -182,3 +182,33 @@ def test_a_vm_is_hibernated_over_a_restart_and_goes_on_where_it_stood(source: So
     # And once more, as a kubelet that knows of none of it.
     source.pod.client.checkpoint(pod.vm, str(source.directory / "resumed.tar"))
     source.counts_on()
+
+
+@pytest.mark.parametrize(
+    ("command", "point", "reason"),
+    [
+        ("hibernate", "vm-hibernated:before-commit", ""),
+        ("hibernate", "vm-hibernated:committed", "Hibernated"),
+        ("resume", "vm-resumed:before-commit", ""),
+    ],
+)
+def test_a_manager_that_is_killed_at_a_turn_has_a_vm_that_runs_or_is_hibernated(
+    source: Source, command: str, point: str, reason: str
+) -> None:
+    """Its guest stood still with its memory written, or went on already; it is lost in neither."""
+    pod, node = source.pod, source.pod.node
+    if command == "resume":
+        pod.client.hibernate(pod.vm, on=True)
+    source.points.die_at(point)
+    with pytest.raises((CallFailed, NoRuntime)):
+        pod.client.hibernate(pod.vm, on=command == "hibernate")
+    assert node.process is not None
+    node.process.wait(30)
+    node.start()
+    until(lambda: pod.status.reason == reason, f"reason {reason!r}")
+    saved = pod.directory / "hibernated"
+    if reason:
+        assert saved.exists()
+        pod.client.hibernate(pod.vm, on=False)
+    until(lambda: not saved.exists(), "its memory's end")
+    source.counts_on()
