@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,13 +36,15 @@ class Taken:
     machine_id: str
     address: str
 
-    def restored(self, pod: Pod | None = None) -> Pod:
+    def restored(self, pod: Pod | None = None, **options: str) -> Pod:
         """The pod again, not started; on another node as a kubelet there has it."""
         pod = pod or self.pod
-        pod_id, vm_id = pod.client.restore_pod(str(self.directory), pod.pod, pod.config())
+        pod_id, vm_id = pod.client.restore_pod(
+            str(self.directory), pod.pod, pod.config(), options=options
+        )
         return evolve(pod, id=pod_id, vm=vm_id)
 
-    def goes_on(self, pod: Pod) -> None:
+    def goes_on(self, pod: Pod, *, renewed: bool = False) -> None:
         """All is there that was at that moment, in memory and on the disk, and nothing else."""
         assert pod.exec("cat", "/run/before").stdout == "before\n"
         assert pod.exec("cat", "/root/kept").stdout == "kept\n"
@@ -49,7 +52,46 @@ class Taken:
         first = int(pod.exec("cat", "/run/count").stdout)
         assert first >= self.counted
         until(lambda: int(pod.exec("cat", "/run/count").stdout or 0) > first, "the guest's count")
-        assert pod.exec("cat", "/etc/machine-id").stdout == self.machine_id
+        is_same = pod.exec("cat", "/etc/machine-id").stdout == self.machine_id
+        assert is_same is not renewed
+
+    def becomes_another_one_beside(self, source: Pod) -> None:
+        """A copy has all that was at that moment, and an identity of its own."""
+        before = _identity(source)
+        copy = self.restored(
+            Pod(source.node, source.client, make_manifest(source.node)), identity="new"
+        )
+        copy.client.start(copy.vm)
+        name, *more = _identity(copy)
+        assert name == copy.manifest.pod.metadata.name
+        assert not {name, *more} & set(before)
+        assert _identity(source)[:-1] == before[:-1]
+        assert name in copy.wait_for_answer()
+        assert source.manifest.pod.metadata.name in source.wait_for_answer()
+        self.goes_on(copy, renewed=True)
+        assert abs(float(copy.exec("date", "+%s").stdout) - time.time()) < 5
+        copy.down()
+
+
+IDENTITY = """
+hostname; cat /etc/machine-id /sys/class/net/eth0/address
+dropbearkey -y -f /run/tiny/host_key | grep ^ssh | cut -d ' ' -f 2; head -c 32 /dev/urandom | base64
+"""
+
+
+def _identity(pod: Pod) -> list[str]:
+    """Name, machine-id, MAC, SSH host key, VM generation id, address; and random bytes."""
+    said: list[str] = []
+
+    def has_all() -> bool:
+        """A copy's key of SSH is made as it goes on."""
+        said[:] = pod.exec("sh", "-c", IDENTITY).stdout.splitlines()
+        return len(said) == 5
+
+    until(has_all, "the guest's identity")
+    words = " ".join(pod.command_line)
+    (generation,) = re.findall(r'vmgenid[^ ]*guid[=":]+([0-9a-f-]{36})', words)
+    return [*said[:4], generation, pod.address, said[4]]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +153,8 @@ def test_a_vm_goes_on_where_it_stood_with_its_clock_right_and_in_its_new_network
     assert "virtual machine fork" in pod.exec("dmesg").stdout
     assert not (pod.directory / "saved").exists()
     assert "could not be set right" not in pod.console()
+
+    taken.becomes_another_one_beside(pod)
     pod.down()
     assert list((pod.node.data_dir / "volumes").iterdir()) == []
 

@@ -83,6 +83,8 @@ class Node:
     """The exit code of any command in a guest."""
     shell: Callable[[bytes], int] | None = None
     """Runs a script that a guest is given as input; None for guests without a shell."""
+    run_in_guest: Callable[[tuple[str, ...]], int] | None = None
+    """Runs commands in guests by their arguments."""
     share: Share | None = None
     """What serves every mount."""
     overlays: bool = False
@@ -196,9 +198,11 @@ class Plugin:
     @hookimpl
     def virtlet_guest_exec(
         self, machine: Machine, command: GuestCommand
-    ) -> "Printed | Scripted | None":
+    ) -> "Printed | Ran | Scripted | None":
         if command.stdin and self.node.shell:
             return Scripted(self.node.shell)
+        if self.node.run_in_guest:
+            return Ran(self.node.run_in_guest, command.argv)
         return Printed(self.node.guest, self.node.guest_code) if self.node.guest else None
 
 
@@ -212,6 +216,17 @@ class Printed(ExecSession):
     def run(self, streams: GuestStreams, timeout: float | None) -> int:
         streams.write_output(self._answer())
         return self._code
+
+
+class Ran(ExecSession):
+    """A command that a guest is given by its arguments."""
+
+    def __init__(self, guest: Callable[[tuple[str, ...]], int], argv: tuple[str, ...]) -> None:
+        self._guest = guest
+        self._argv = argv
+
+    def run(self, streams: GuestStreams, timeout: float | None) -> int:
+        return self._guest(self._argv)
 
 
 class Scripted(ExecSession):

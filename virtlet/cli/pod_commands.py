@@ -114,22 +114,30 @@ def checkpoint(pod: str, file: Path, timeout: int, key_file: Path | None, socket
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--identity",
+    type=click.Choice(["same", "new"]),
+    default="same",
+    show_default=True,
+    help="Whether the guest stays who it was, to be moved, or becomes another one, as a copy.",
+)
 @_key_file
 @_log_root
 @socket_option
 def restore(
     directory: Path,
     manifest: Path,
+    identity: str,
     key_file: Path | None,
     log_root: Path,
     socket: str,
 ) -> None:
     """Have the VM pod of a manifest go on from the checkpoint in a DIRECTORY of the node.
 
-    The manifest is that of the pod of which the checkpoint is, which has to be gone. The image has
-    to be in the store.
+    The manifest is that of the pod of which the checkpoint is, which has to be gone unless the
+    identity is new. The image has to be in the store.
     """
-    options = _keyed(key_file)
+    options = {**_keyed(key_file), "identity": identity}
     wanted = read_manifest(manifest, log_root.absolute())
     with Client(socket) as client:
         pod = restore_up(client, directory.absolute(), wanted, TerminalReporter(), options)

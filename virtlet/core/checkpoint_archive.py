@@ -38,6 +38,8 @@ HEADER = tarfile.BLOCKSIZE
 """Bytes of a member's header, just before it."""
 START = 1 << 18
 """Where the memory begins."""
+MOST_SAID = 300
+"""Characters of what a guest said, in the manifest."""
 ROOM = START - 2 * HEADER
 """Bytes of the manifest."""
 

@@ -24,6 +24,7 @@ from virtlet.core.checkpoint_archive import (
     HEADER,
     MANIFEST,
     MEMORY,
+    MOST_SAID,
     ROOM,
     START,
     check_absolute,
@@ -53,6 +54,8 @@ class ReadCheckpoint:
     image_name: str
     macs: tuple[str, ...]
     """Of the guest's NICs."""
+    why_no_copy: str
+    """Why its guest cannot become another one, as a clause; "" if it can."""
     machine: Mapping[str, Any]
     """What has to be alike, as `checkpoints.facts` wrote it."""
     memory: FilePart
@@ -203,6 +206,7 @@ def _read(file: int, path: Path) -> ReadCheckpoint:
         image_id=_text(manifest, path, "image", "id"),
         image_name=_text(manifest, path, "image", "name"),
         macs=tuple(_macs(manifest, path)),
+        why_no_copy=_why_no_copy(manifest, path),
         machine=machine,
         memory=memory,
         disk=disk,
@@ -264,6 +268,13 @@ def _macs(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
         if not isinstance(mac, str) or not _MAC.fullmatch(mac) or int(mac[1], 16) & 1:
             raise _wrong(path, "nics has what is no MAC address")
         yield mac
+
+
+def _why_no_copy(manifest: Mapping[str, Any], path: Path) -> str:
+    found = manifest.get("whyNoCopy", "it was not asked by the version that took the checkpoint")
+    if not isinstance(found, str) or len(found) > MOST_SAID:
+        raise _wrong(path, "whyNoCopy is no text")
+    return found
 
 
 def _wrong(path: Path, why: str) -> InvalidArgument:

@@ -161,6 +161,9 @@ class SavedMemory:
     """Root's alone."""
     offset: int
     """Where in the file it begins, which is where it was when it was written."""
+    renamed: Mapping[str, str] | None = None
+    """MAC addresses that the guest's NICs have, to those that they are to have, for a guest that
+    takes a new identity; None for one that stays who it is."""
 
 
 @frozen(kw_only=True, field_transformer=typed)

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from attrs import evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from tests.core.lifecycle.conftest import Managers
 from tests.fakes.hypervisor import EMPTY_DISK
@@ -64,6 +64,7 @@ class Taken:
             "",
             evolve(vm, **{k: v for k, v in more.items() if k in ("image",)}),
             self.key_file,
+            new_identity=more.get("new_identity", False),
         )
 
     def refused(self, error: type[VirtletError], why: str, **more: Any) -> None:
@@ -88,9 +89,15 @@ def nics_of(mac: str) -> tuple[Nic, ...]:
     return (Nic(name="eth0", mac=mac, mtu=1500),)
 
 
-def taken_by(managers: Managers, directory: Path, key_file: Path | None = None) -> Taken:
+def taken_by(
+    managers: Managers,
+    directory: Path,
+    key_file: Path | None = None,
+    *,
+    guest_agent: bool = False,
+) -> Taken:
     node, manager = managers.node, managers.now
-    node.flavor = lambda config: Flavor(memory=MEMORY, guest_agent=False)
+    node.flavor = lambda config: Flavor(memory=MEMORY, guest_agent=guest_agent)
     node.overlays = True
     node.nics = nics_of(MACS[0])
     vm_id = manager.create(manager.run())
@@ -134,6 +141,123 @@ def test_the_guest_is_told_time_and_network(taken: Taken) -> None:
     _, vm_id = taken.restore()
     manager.start(vm_id)
     assert not [event for event in manager.told.events if event.topic == "RestoredHalf"]
+
+
+@frozen
+class Guest:
+    """What a guest with an agent was told."""
+
+    commands: list[tuple[str, ...]] = Factory(list)
+    cannot: set[str] = Factory(set)
+    """Words of commands that fail."""
+
+    def run(self, argv: tuple[str, ...]) -> int:
+        self.commands.append(argv)
+        return 3 * any(word in " ".join(argv) for word in self.cannot)
+
+
+def copyable(managers: Managers, directory: Path, guest: Guest) -> Taken:
+    """A checkpoint of a guest that has an agent."""
+    managers.node.run_in_guest = guest.run
+    return taken_by(managers, directory, guest_agent=True)
+
+
+def test_a_copy_becomes_another_one_beside_the_source(managers: Managers, tmp_path: Path) -> None:
+    """Its NICs have the new pod's addresses, and the guest is told which were which."""
+    guest = Guest()
+    taken = copyable(managers, tmp_path / "checkpoint", guest)
+    node = managers.node
+    node.nics = nics_of(MACS[0])
+    source = managers.now.create(managers.now.run("source"))
+    managers.now.start(source)
+    node.nics = nics_of(MACS[1])
+    guest.commands.clear()
+    with pytest.raises(FailedPrecondition, match="or restore a copy with a new one"):
+        taken.restore()
+    pod_id, vm_id = taken.restore("copy", new_identity=True)
+    assert guest.commands == []
+    assert [nic.mac for nic in managers.now.vm(vm_id).vm.network.nics] == [MACS[1]]
+    managers.now.start(vm_id)
+    clock, copy = guest.commands
+    assert clock[0] == "date"
+    assert copy == ("/usr/sbin/virtlet-thaw", "copy", f"{MACS[0]}={MACS[1]}")
+    assert node.hypervisor.loaded == {vm_id: b"memory"}
+    assert node.hypervisor.running == {source, vm_id}
+    assert not (managers.now.vm(vm_id).vm.directory / "saved").exists()
+    managers.now.remove_pod(pod_id)
+    assert node.hypervisor.running == {source}
+
+
+def test_a_guest_that_cannot_become_another_one_is_refused_by_name(
+    managers: Managers, tmp_path: Path
+) -> None:
+    """Before anything is made; it may go on as who it is."""
+    guest = Guest(cannot={"copyable"})
+    taken = copyable(managers, tmp_path / "one", guest)
+    why = r"cannot become another one: its guest cannot take a new identity \(exit code 3\)"
+    taken.refused(FailedPrecondition, why, new_identity=True)
+    pod_id, vm_id = taken.restore()
+    managers.now.start(vm_id)
+    managers.now.remove_pod(pod_id)
+    assert managers.node.left == []
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "why"),
+    [
+        (None, FailedPrecondition, "its flavor has no guest agent"),
+        ("bad\n\x1b[0m", FailedPrecondition, r"another one: bad\?\?\[0m"),
+        (7, InvalidArgument, "whyNoCopy is no text"),
+        ("x" * 301, InvalidArgument, "whyNoCopy is no text"),
+    ],
+)
+def test_what_a_manifest_says_of_copies_is_bounded(
+    taken: Taken, said: object, error: type[VirtletError], why: str
+) -> None:
+    if said is not None:
+        taken.rewrite(_set("whyNoCopy", value=said))
+    taken.refused(error, why, new_identity=True)
+
+
+def test_a_checkpoint_that_does_not_say_whether_it_can_be_copied_is_not(taken: Taken) -> None:
+    taken.rewrite(lambda manifest: manifest.pop("whyNoCopy"))
+    taken.refused(FailedPrecondition, "was not asked by the version", new_identity=True)
+    taken.restore()
+
+
+@pytest.mark.parametrize("point", ["running:applied", "saved:renewed"])
+def test_a_copy_whose_start_is_cut_short_becomes_another_one_at_the_next(
+    managers: Managers, tmp_path: Path, point: str
+) -> None:
+    guest = Guest()
+    taken = copyable(managers, tmp_path / "checkpoint", guest)
+    _, vm_id = taken.restore(new_identity=True)
+    managers.now.at[point] = Killed()
+    with pytest.raises(Killed):
+        managers.now.start(vm_id)
+    manager = managers.restart()
+    until(lambda: manager.vm(vm_id).phase is VmPhase.CREATED, "to be started again")
+    assert managers.node.hypervisor.running == set()
+    guest.commands.clear()
+    manager.start(vm_id)
+    assert guest.commands[1][:2] == ("/usr/sbin/virtlet-thaw", "copy")
+    assert (manager.vm(vm_id).vm.directory / "root").read_bytes() == EMPTY_DISK
+    assert not (manager.vm(vm_id).vm.directory / "saved").exists()
+
+
+def test_a_guest_that_fails_to_become_another_one_does_not_stay_up(
+    managers: Managers, tmp_path: Path
+) -> None:
+    guest = Guest()
+    taken = copyable(managers, tmp_path / "checkpoint", guest)
+    guest.cannot.add("copy")
+    pod_id, vm_id = taken.restore(new_identity=True)
+    with pytest.raises(FailedPrecondition, match="cannot take a new identity"):
+        managers.now.start(vm_id)
+    assert managers.now.vm(vm_id).phase is VmPhase.EXITED
+    assert managers.node.hypervisor.running == set()
+    managers.now.remove_pod(pod_id)
+    assert managers.node.left == []
 
 
 def test_a_second_pod_with_the_guests_addresses_is_refused_also_at_the_same_time(

@@ -20,6 +20,8 @@ from virtlet.model.vm import HIBERNATE
 
 KEY_FILE = "keyFile"
 """Option of CheckpointPod and RestorePod: the path of what the checkpoint is encrypted by."""
+IDENTITY, SAME, NEW = "identity", "same", "new"
+"""Option of RestorePod and its values: whether the guest stays who it was."""
 
 
 class SandboxCalls:
@@ -114,7 +116,12 @@ class SandboxCalls:
         directory = _path(request.checkpoint_path, "checkpoint_path")
         if not request.HasField("config"):
             raise InvalidArgument("the request has no config")
-        key_file = _key_file(_options(request.options, KEY_FILE))
+        options = _options(request.options, KEY_FILE, IDENTITY)
+        identity = options.get(IDENTITY, SAME)
+        if identity not in (SAME, NEW):
+            raise InvalidArgument(
+                f"option {IDENTITY} is {identity[:100]!r}, and has to be {SAME!r} or {NEW!r}"
+            )
         if len(request.container_configs) != 1:
             raise InvalidArgument(
                 f"container_configs has {len(request.container_configs)} containers, and a pod's "
@@ -129,7 +136,8 @@ class SandboxCalls:
             config,
             request.runtime_handler,
             vm_config,
-            key_file,
+            _key_file(options),
+            new_identity=identity == NEW,
         )
         restored = cri.RestoredContainer(name=vm_config.metadata.name, container_id=vm_id)
         return cri.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=[restored])

@@ -17,6 +17,7 @@ from typing import Any
 
 import virtlet
 from virtlet.core.checkpoint_archive import (
+    MOST_SAID,
     START,
     finish,
     free_bytes,
@@ -29,7 +30,7 @@ from virtlet.core.checkpoint_encryption import (
     require_library,
     sealed_into,
 )
-from virtlet.core.lifecycle import effects, resize, templates
+from virtlet.core.lifecycle import effects, guest_hold, resize, templates
 from virtlet.core.lifecycle.context import Context
 from virtlet.core.lifecycle.effects import CHECKPOINT, HIBERNATED
 from virtlet.core.store.records import PodPhase, VmPhase, VmRecord
@@ -38,6 +39,7 @@ from virtlet.errors import (
     InvalidArgument,
     ResourceExhausted,
     UndoIncomplete,
+    VirtletError,
 )
 from virtlet.model.disk import Disk, Share
 from virtlet.model.hypervisor import Checkpoint
@@ -45,6 +47,8 @@ from virtlet.model.vm import Machine, Vm
 
 log = logging.getLogger(__name__)
 
+ASK_TIME = 5.0
+"""Seconds that a guest may take to say whether it can be copied."""
 USUAL_TIME = 120.0
 """Seconds that a checkpoint may take whose caller does not say."""
 _IN_EMULATOR = frozenset({CHECKPOINT, HIBERNATED})
@@ -85,10 +89,12 @@ def checkpoint_vm(
     with alone(context, vm_id, vm.name), context.locks(vm.pod.id):
         record = context.store.known_vm(vm_id)
         machine = fit_machine(context, record, "checkpointed")
+        why_no_copy = _why_no_copy(context, machine)
         with make(path) as written, _plain(vm, written, key, broken_off) as file:
             _check_space({file, written}, path, machine)
             parts = _take(context, record, machine, file, broken_off)
-            finish(file, parts, facts(context, record, machine))
+            told = facts(context, record, machine)
+            finish(file, parts, {**told, "whyNoCopy": why_no_copy})
     log.info(
         "VM checkpointed",
         extra={"vm": vm_id, "path": str(path), "ms": round(parts.stood_still * 1000)},
@@ -189,6 +195,20 @@ def _plain(
         return nullcontext(written)
     require_library()
     return sealed_into(written, key, vm.directory, broken_off)
+
+
+def _why_no_copy(context: Context, machine: Machine) -> str:
+    """Why the guest could not become another one, as a clause; "" if it could.
+
+    It is asked now because nobody can ask it before it goes on.
+    """
+    if not machine.flavor.guest_agent:
+        return "its flavor has no guest agent"
+    try:
+        templates.run(context, machine, "take a new identity", guest_hold.COPYABLE, ASK_TIME)
+    except VirtletError as error:
+        return str(error)[:MOST_SAID]
+    return ""
 
 
 @contextmanager

@@ -139,16 +139,21 @@ def set_up_network(context: Context, pod: Pod, macs: Sequence[str] | None = None
             "name one under the handler's `plugins`"
         )
     plugin, made = found
-    network = _with_macs(hooks.adjust_network(pod, made), macs)
+    network = hooks.adjust_network(pod, made)
+    if macs is not None:
+        network = with_macs(network, macs)
     journal.reached("network:adjusted")
     hooks.serve_network(plugin, pod, network)
     journal.reached("network:served")
     return network
 
 
-def _with_macs(network: Network, macs: Sequence[str] | None) -> Network:
-    if macs is None:
-        return network
+def with_macs(network: Network, macs: Sequence[str]) -> Network:
+    """A network whose NICs have other MAC addresses, one after the other.
+
+    Raises:
+        FailedPrecondition: it has not as many NICs.
+    """
     if len(macs) != len(network.nics):
         raise FailedPrecondition(
             f"the pod gets {len(network.nics)} NICs, and the checkpoint's guest has {len(macs)}"

@@ -7,6 +7,7 @@ Each clone then has cloud-init look for its seed, as a VM that boots has.
 
 A guest that goes on from a checkpoint stays who it is and takes another network, by its
 `virtlet-thaw`, or by cloud-init's own renderers, as cloud-init takes a network once for a machine.
+One that becomes another machine does so by its `virtlet-thaw` alone.
 
 Source: systemd.system-credentials(7), `systemd.unit-dropin.*` (systemd 256); cloud-init's services,
 ds-identify and generator (25.1).
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 
 _SERVICES = ("init-main", "init-local", "init-network", "init", "config", "final")
 """Of cloud-init; `init` is the network's stage of releases before 24.3."""
-_READY = "/usr/sbin/virtlet-thaw"
+READY = "/usr/sbin/virtlet-thaw"
+"""What a guest has that takes another identity when it has booted."""
 _HELD, _RELEASED = "/run/virtlet/held", "/run/virtlet/released"
 
 # A guest that starts another kernel by itself finds the credentials again, and its seed, too.
@@ -37,9 +39,9 @@ Before=shutdown.target
 
 _SCRIPT = f"""\
 # Arguments: freeze; or thaw, the NICs, and the seconds since the epoch.
-if [ -x {_READY} ]; then
+if [ -x {READY} ]; then
     [ $1 = freeze ] || set -- thaw "$2"
-    exec {_READY} "$@"
+    exec {READY} "$@"
 fi
 refuse() {{
     echo "$1" >&2
@@ -48,7 +50,7 @@ refuse() {{
 
 freeze() {{
     systemctl cat cloud-init-local.service 2>/dev/null | grep -q {_HELD} || refuse \\
-        "it has no {_READY}, and nothing holds its cloud-init (systemd 256 or later does)"
+        "it has no {READY}, and nothing holds its cloud-init (systemd 256 or later does)"
     for device in /sys/bus/acpi/drivers/vmgenid/*:* /sys/bus/platform/drivers/vmgenid/*:*; do
         [ ! -e "$device" ] || generation=yes
     done
@@ -92,12 +94,12 @@ thaw() {{
 
 _MOVE = f"""\
 # Argument: the number of NICs.
-[ ! -x {_READY} ] || exec {_READY} move "$1"
+[ ! -x {READY} ] || exec {READY} move "$1"
 refuse() {{
     echo "$1" >&2
     exit 3
 }}
-command -v cloud-init >/dev/null || refuse "it has neither {_READY} nor cloud-init"
+command -v cloud-init >/dev/null || refuse "it has neither {READY} nor cloud-init"
 place=/run/virtlet/move
 rm -rf $place && mkdir -p $place/seed
 # The kernel may have pages of the medium that was there before.
@@ -135,7 +137,7 @@ done
 CREDENTIALS: Mapping[str, str] = {
     **{
         f"systemd.unit-dropin.cloud-{name}.service": (
-            f"[Unit]\nConditionPathExists=!{_READY}\n"
+            f"[Unit]\nConditionPathExists=!{READY}\n"
             + (f"[Service]\nExecStartPre=/bin/sh -c '{_WAIT}'\n" if name == "init-local" else "")
         )
         for name in _SERVICES
@@ -161,6 +163,23 @@ def thaw(nics: int, now: float) -> tuple[str, ...]:
         now: seconds since the epoch.
     """
     return ("/bin/sh", "-c", _SCRIPT, "sh", "thaw", str(nics), f"{now:.3f}")
+
+
+COPYABLE = (
+    "/bin/sh",
+    "-c",
+    f"[ -x {READY} ] && exec {READY} copyable; echo 'it has no {READY}' >&2; exit 3",
+)
+"""Ends with another code than 0 if the guest could not become another one from a checkpoint."""
+
+
+def copy(macs: Mapping[str, str]) -> tuple[str, ...]:
+    """The command by which a guest that goes on from a checkpoint becomes another one.
+
+    Args:
+        macs: the MAC addresses that its NICs have, to those that they are to have.
+    """
+    return (READY, "copy", *(f"{old}={new}" for old, new in macs.items()))
 
 
 def move(nics: int) -> tuple[str, ...]:

@@ -30,7 +30,12 @@ from virtlet.model.pod import Pod, PodConfig, Profile
 
 
 def run_pod(
-    context: Context, config: PodConfig, handler: str, macs: Sequence[str] | None = None
+    context: Context,
+    config: PodConfig,
+    handler: str,
+    macs: Sequence[str] | None = None,
+    *,
+    resuming: bool = False,
 ) -> str:
     """Bring a pod up, or find the one an earlier, equal call made.
 
@@ -38,8 +43,9 @@ def run_pod(
         context: the manager.
         config: of the pod.
         handler: of the pod.
-        macs: what the NICs of its guest have already, where it goes on from a checkpoint; then the
-            pod counts only once the row `effects.RESTORING` is undone.
+        macs: what the NICs of its guest have already, if they keep that.
+        resuming: the guest goes on from a checkpoint, and the pod counts only once the row
+            `effects.RESTORING` is undone.
 
     Returns:
         The pod's id.
@@ -71,7 +77,7 @@ def run_pod(
             then=lambda: context.store.delete_pod(pod_id),
             otherwise=lambda: show_leftover(context, record),
         ):
-            if macs is not None:
+            if resuming:
                 begin_restore(context, pod)
             make_pod_directory(context, pod)
             network = set_up_network(context, pod, macs)

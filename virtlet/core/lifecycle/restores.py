@@ -10,7 +10,7 @@ Until its VM is made, a row of the journal (`effects.RESTORING`) says that a pod
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from virtlet.core.checkpoint_archive import DISK, MEMORY, START
 from virtlet.core.checkpoint_encryption import read_key
 from virtlet.core.lifecycle import effects, pods, templates, vms
 from virtlet.core.lifecycle.context import Context
-from virtlet.core.lifecycle.effects import RESTORING
+from virtlet.core.lifecycle.effects import RESTORING, with_macs
 from virtlet.core.read_checkpoint import Key, ReadCheckpoint, disk_header, open_checkpoint
 from virtlet.core.store.records import PodPhase, VmRecord
 from virtlet.errors import (
@@ -56,6 +56,8 @@ def restore_pod(
     handler: str,
     vm_config: VmConfig,
     key_file: Path | None = None,
+    *,
+    new_identity: bool = False,
 ) -> tuple[str, str]:
     """Make a pod whose VM, once it is started, goes on from a checkpoint; all or nothing.
 
@@ -66,6 +68,7 @@ def restore_pod(
         handler: of the pod.
         vm_config: of its VM.
         key_file: has the key of a checkpoint that is encrypted.
+        new_identity: whether the guest becomes another one, as it starts.
 
     Returns:
         Ids of the pod and the VM.
@@ -80,17 +83,20 @@ def restore_pod(
     """
     key = None if key_file is None else Key(read_key(key_file), context.paths.vms)
     with open_checkpoint(directory, key) as saved:
-        _check(context, saved, config, handler, vm_config)
+        _check(context, saved, config, handler, vm_config, new_identity=new_identity)
         # Whoever restores the same at once finds this pod.
+        macs = None if new_identity else saved.macs
         with context.locks(("restore", saved.macs)), context.locks(config.metadata):
-            _refuse_second(context, saved, config)
-            pod_id = pods.run_pod(context, config, handler, saved.macs)
+            _refuse_second(context, macs or (), config)
+            pod_id = pods.run_pod(context, config, handler, macs, resuming=True)
             try:
                 vm_id = vms.create_vm(
                     context,
                     pod_id,
                     vm_config,
-                    lambda record, machine: _keep(context, record, machine, saved),
+                    lambda record, machine: _keep(
+                        context, record, machine, saved, new_identity=new_identity
+                    ),
                 )
                 context.journal.undo(pod_id, {RESTORING})
             except Exception as error:
@@ -109,6 +115,8 @@ def _check(
     config: PodConfig,
     handler: str,
     vm_config: VmConfig,
+    *,
+    new_identity: bool,
 ) -> None:
     """Refuse what cannot be, before anything is made."""
     if vm_config.metadata.name != saved.container:
@@ -150,6 +158,11 @@ def _check(
             f"{saved.path}: its memory takes {saved.memory.size} bytes, more than a machine of "
             f"{flavor.memory >> 20}Mi has"
         )
+    if new_identity and saved.why_no_copy:
+        raise FailedPrecondition(
+            f"the guest of {saved.path} cannot become another one: {_clean(saved.why_no_copy)}; "
+            "restore it with the same identity"
+        )
     # The disk is copied once more at the start.
     need, free = saved.data + saved.disk.size, shutil.disk_usage(context.paths.vms.parent).free
     if need > free:
@@ -158,7 +171,7 @@ def _check(
         )
 
 
-def _refuse_second(context: Context, saved: ReadCheckpoint, config: PodConfig) -> None:
+def _refuse_second(context: Context, macs: Sequence[str], config: PodConfig) -> None:
     existing = context.store.pod_of(config.metadata)
     if existing is not None and existing.was_up:
         raise AlreadyExists(
@@ -167,10 +180,10 @@ def _refuse_second(context: Context, saved: ReadCheckpoint, config: PodConfig) -
         )
     for record in context.store.pods.values():
         nics = record.network.nics if record.network is not None else ()
-        if record.phase is PodPhase.READY and {nic.mac for nic in nics} & set(saved.macs):
+        if record.phase is PodPhase.READY and {nic.mac for nic in nics} & set(macs):
             raise FailedPrecondition(
                 f"pod {record.pod.name} is up and has a MAC address of the checkpoint's guest, "
-                "which keeps its identity: stop that pod first"
+                "which keeps its identity: stop that pod first, or restore a copy with a new one"
             )
 
 
@@ -207,14 +220,27 @@ def _differences(
 
 
 def _shown(value: object) -> str:
-    text = f"{value}"[:_SHOWN]
-    return repr("".join(letter if letter.isprintable() else "?" for letter in text))
+    return repr(_clean(f"{value}"[:_SHOWN]))
 
 
-def _keep(context: Context, record: VmRecord, machine: Machine, saved: ReadCheckpoint) -> Machine:
+def _clean(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _keep(
+    context: Context,
+    record: VmRecord,
+    machine: Machine,
+    saved: ReadCheckpoint,
+    *,
+    new_identity: bool,
+) -> Machine:
     """Copy what a VM goes on from to its directory, if all of the machine is alike."""
     vm, root = machine.vm, machine.root
-    parts = templates.parts_of(context, record.hypervisor, machine)
+    macs = [nic.mac for nic in machine.network.nics]
+    network = with_macs(machine.network, saved.macs)
+    alike = evolve(machine, vm=evolve(vm, network=network))
+    parts = templates.parts_of(context, record.hypervisor, alike)
     _refuse_others(
         saved, {name: value for name, value in parts.items() if name not in ("image", "withheld")}
     )
@@ -242,7 +268,9 @@ def _keep(context: Context, record: VmRecord, machine: Machine, saved: ReadCheck
                     )
 
     directory = effects.save_state(context, vm, put)
-    return evolve(machine, saved=SavedMemory(path=directory / MEMORY, offset=START))
+    renamed = dict(zip(saved.macs, macs, strict=True)) if new_identity else None
+    memory = SavedMemory(path=directory / MEMORY, offset=START, renamed=renamed)
+    return evolve(machine, saved=memory)
 
 
 def _copy(saved: ReadCheckpoint, start: int, size: int, file: int, at: int) -> None:

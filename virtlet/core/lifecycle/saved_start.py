@@ -2,6 +2,9 @@
 
 Each start begins with the disk as it was, because one that was cut short may have let the guest
 run. Once the VM runs and its guest was told, the copies of memory and disk go.
+
+A guest that takes a new identity does so within the start, which has failed if it cannot. Until
+then it has another's MAC addresses, and what it sends from them is dropped by its pod's filter.
 """
 
 import logging
@@ -22,23 +25,41 @@ log = logging.getLogger(__name__)
 
 TELL_TIME = 30.0
 """Seconds that a guest may take to set its clock, and as many for its network."""
+COPY_TIME = 60.0
+"""Seconds that a guest may take to become another one."""
 
 
 def start(context: Context, record: VmRecord, machine: Machine) -> None:
-    """Start the emulator of a restored VM, with the disk as it was when its memory was."""
+    """Start the emulator of a restored VM, with the disk as it was when its memory was.
+
+    Raises:
+        VirtletError: it did not start, or its guest does not take the identity that it is to have.
+    """
     source = machine.vm.directory / effects.SAVED / DISK
     with new_disk_file(machine.root.path, *context.node.user_of(machine.vm)) as file:
         templates.copy(source, file)
     context.journal.reached("saved:disk-put-back")
     effects.start_emulator(context, record, machine)
+    if machine.saved is not None and machine.saved.renamed is not None:
+        templates.run(context, machine, "set its clock", _clock(), TELL_TIME)
+        command = guest_hold.copy(machine.saved.renamed)
+        templates.run(context, machine, "take a new identity", command, COPY_TIME)
+        context.journal.reached("saved:renewed")
 
 
-def complete(context: Context, vm_id: str) -> None:
-    """Set right what a guest that goes on cannot know, and take away what it went on from."""
+def complete(context: Context, vm_id: str, *, told: bool = False) -> None:
+    """Set right what a guest that goes on cannot know, and take away what it went on from.
+
+    Args:
+        context: the manager.
+        vm_id: which VM.
+        told: its guest knows already; to tell it once more changes nothing.
+    """
     record = context.store.vms.get(vm_id)
     if record is None or record.phase is not VmPhase.RUNNING:
         return
-    _tell_guest(context, record)
+    if not told:
+        _tell_guest(context, record)
     context.journal.reached("saved:told")
     with context.locks(record.vm.pod.id):
         if vm_id in context.store.vms:
@@ -60,12 +81,15 @@ def is_incomplete(context: Context, record: VmRecord) -> bool:
     )
 
 
+def _clock() -> tuple[str, ...]:
+    return "date", "-u", "-s", f"@{time.time():.0f}"
+
+
 def _tell_guest(context: Context, record: VmRecord) -> None:
     machine = record.machine
     assert machine is not None
-    now = f"@{time.time():.0f}"
     commands = {
-        "clock": ("date", "-u", "-s", now),
+        "clock": _clock(),
         "network": guest_hold.move(len(machine.network.nics)),
     }
     for what, argv in commands.items():

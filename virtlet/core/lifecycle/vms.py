@@ -207,7 +207,7 @@ def start_vm(context: Context, vm_id: str) -> None:
     tell_of_waiting(context, vm)
     guest_mounts.watch(context, vm_id)
     if record.machine.saved is not None:
-        saved_start.complete(context, vm_id)
+        saved_start.complete(context, vm_id, told=record.machine.saved.renamed is not None)
 
 
 def _start(context: Context, record: VmRecord, machine: Machine) -> str:

@@ -54,3 +54,13 @@ interfaces() {
 		[ -e "$path/device" ] && echo "${path##*/}"
 	done
 }
+
+# by_mac MAC: the interface that has it.
+by_mac() {
+	local wanted name
+	[ -n "$1" ] || return
+	wanted=$(echo "$1" | tr 'A-F' 'a-f')
+	for name in $(interfaces); do
+		[ "$(cat "/sys/class/net/$name/address")" != "$wanted" ] || echo "$name"
+	done
+}
