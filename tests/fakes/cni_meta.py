@@ -46,6 +46,20 @@ def delegate(number: int, plugin: dict[str, Any]) -> dict[str, Any] | None:
     return {"interface": name, **json.loads(done.stdout or "{}")}
 
 
+def told(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the annotation says of an answer: the interface in the pod, and its MAC address."""
+    own = answer["interface"] == os.environ["CNI_IFNAME"]
+    macs = [i["mac"] for i in answer.get("interfaces", []) if i.get("sandbox") and "mac" in i]
+    return {
+        "name": config["name"] if own else f"default/{answer['interface']}",
+        "interface": answer["interface"],
+        "ips": [ip["address"].split("/")[0] for ip in answer.get("ips", [])],
+        **({"mac": macs[0]} if macs else {}),
+        **({"default": True} if own else {}),
+        "dns": answer.get("dns", {}),
+    }
+
+
 if command == "VERSION":
     json.dump({"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}, sys.stdout)
     sys.exit()
@@ -64,13 +78,5 @@ if failures:
     sys.stdout.write(failures[0])
     sys.exit(1)
 if command == "ADD":
-    status = [
-        {
-            "interface": a["interface"],
-            "ips": [ip["address"].split("/")[0] for ip in a.get("ips", [])],
-        }
-        for a in answers
-        if a
-    ]
-    Path(config["status"]).write_text(json.dumps(status))
+    Path(config["status"]).write_text(json.dumps([told(a) for a in answers if a]))
     json.dump({k: v for k, v in (answers[0] or {}).items() if k != "interface"}, sys.stdout)

@@ -1,4 +1,4 @@
-"""Documents with the node's devices, defined and translated by a real libvirt.
+"""Documents of what this machine lacks, defined and translated by a real libvirt.
 
 No device is needed for that: a domain that is not started touches none.
 """
@@ -12,14 +12,19 @@ from xml.etree import ElementTree
 
 import libvirt
 import pytest
+import yaml
 from attrs import evolve
 
+from tests.e2e.test_example_pods import EXAMPLES, NOT_HERE
 from tests.fakes.devices import Tree
+from tests.fakes.kubelet.volumes import Example
 from tests.fakes.model import make_config, make_node
 from tests.host.test_cdi import write
 from tests.plugins.devices.test_devices import GPU, RESOURCE, SOUND, VGPU
 from tests.plugins.domain_xml.test_render import all_machines
+from tests.plugins.flavors.test_named import serves
 from tests.plugins.libvirt_qemu.rig import Rig
+from virtlet.core.cri.requests import pod_config, vm_config
 from virtlet.errors import VirtletError
 from virtlet.host.cdi import resolve
 from virtlet.model.disk import Volume
@@ -138,3 +143,31 @@ def test_a_guest_has_vsock_only_where_its_flavor_says_so(rig: Rig, wanted: bool)
         assert [dict(cid.attrib) for cid in kept] == [{"auto": "yes"}] * wanted
         devices = [device["driver"] for device in _emulators(domain)[1]]
     assert ("vhost-vsock-pci" in devices) is wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [*zip(NOT_HERE, ("mem-lock=on", "vhost-vsock-pci"), strict=True)]
+)
+def test_an_example_that_is_not_run_here_is_defined(
+    rig: Rig, tmp_path: Path, name: str, word: str
+) -> None:
+    """From the manifest by its flavor to the emulator's words."""
+    example = Example.read(EXAMPLES / f"{name}.yaml", name)
+    manifest, machine = example.manifest(tmp_path), rig.machine()
+    (tmp_path / "flavors").mkdir()
+    for document in example.objects.values():
+        (tmp_path / "flavors/own.yaml").write_text(yaml.safe_dump(document))
+    pod = evolve(machine.vm.pod, config=pod_config(manifest.pod))
+    with serves(tmp_path / "flavors") as plugin:
+        section = plugin.virtlet_pod_flavor(pod)
+        assert section is not None
+        pod = evolve(pod, profile=evolve(pod.profile, flavor=section))
+        plugin.virtlet_admit_pod(pod)
+        config = vm_config(manifest.container)
+        chosen = plugin.virtlet_flavor(pod, config, machine.vm.image)
+    assert chosen is not None
+    machine = evolve(machine, vm=evolve(machine.vm, pod=pod, config=config), flavor=chosen)
+    with _defined(rig, machine) as domain:
+        words, devices = _emulators(domain)
+    assert "size=327680k" in words
+    assert word in (*words, *(device["driver"] for device in devices))

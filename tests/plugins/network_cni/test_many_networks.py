@@ -37,9 +37,11 @@ def test_networks_beside_the_result_become_nics(node: TestNode) -> None:
     )
     plugin, pod, network = node.up()
     status = json.loads((node.root / "status.json").read_text())
-    assert [(s["interface"], s["ips"]) for s in status] == [
-        (nic.name, [a.split("/")[0] for a in nic.addresses]) for nic in network.nics
+    # What Multus tells of the pod is what the guest has.
+    assert [(s["interface"], s["mac"], s["ips"]) for s in status] == [
+        (nic.name, nic.mac, [a.split("/")[0] for a in nic.addresses]) for nic in network.nics
     ]
+    assert [s.get("default", False) for s in status] == [True, False, False]
     first, second, third = network.nics
     assert (first.name, second.name, third.name) == ("eth0", "net1", "net2")
     assert (first.mtu, second.mtu) == (1500, 1300)

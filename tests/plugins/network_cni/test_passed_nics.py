@@ -250,14 +250,31 @@ def have_open(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refusing)
 
 
+@pytest.mark.parametrize("early", [True, False])
 def test_a_function_that_somebody_has_open_is_refused(
-    node: TestNode, kernel: FakeKernel, clean: None, monkeypatch: pytest.MonkeyPatch
+    node: TestNode,
+    kernel: FakeKernel,
+    clean: None,
+    monkeypatch: pytest.MonkeyPatch,
+    early: bool,
 ) -> None:
-    have_open(kernel.tree.nodes / "50", monkeypatch)
+    """Before anything is changed, or, where the group has no node until it is lent, right then."""
+    group = kernel.tree.nodes / "50"
+    have_open(group, monkeypatch)
+    if not early:
+        really = kernel.write
+
+        def writing(path: Path, text: str) -> None:
+            really(path, text)
+            kernel.tree.node("50")
+
+        group.unlink()
+        monkeypatch.setattr(pci, "write", writing)
     node.configure(function(node))
     plugin, pod = node.plugin(), node.pod()
     with pytest.raises(FailedPrecondition, match="/50 is in use elsewhere on the node"):
         set_up(plugin, pod)
+    assert (kernel.log == []) is early
     plugin.virtlet_teardown_network(pod, None)
 
 

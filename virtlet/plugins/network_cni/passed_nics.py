@@ -77,16 +77,19 @@ class Hardware:
             network: the guest's view of it.
 
         Raises:
-            FailedPrecondition: a device cannot be a guest's, or its interface is gone.
+            FailedPrecondition: a device cannot be a guest's, is somebody else's, or its interface
+                is gone.
         """
         links = {link.name: link for link in sandbox.links}
         found = []
         for nic in passed(network.nics):
             link = links.get(nic.name)
             self._check(nic, lent=link is None)
-            if link is None:
-                check_free(self._node(nic.device))
-            else:
+            node = self._node(nic.device)
+            # One that has its own driver yet has no node, unless somebody still holds its group.
+            if link is None or node.exists():
+                check_free(node)
+            if link is not None:
                 found.append(self._planned(nic, link, sandbox))
         return tuple(found)
 
