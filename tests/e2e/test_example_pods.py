@@ -2,10 +2,13 @@
 
 import base64
 import json
+import re
+import stat
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -42,6 +45,8 @@ SITE = archive(
 )
 """The upper layer of an image that is mounted."""
 pytestmark = pytest.mark.timeout(900)  # Its guests boot within the time of the first test.
+SLOW = 8 << 20
+"""Bytes of an image whose server soon sends less than it has to."""
 BOOTING = 4
 """Guests that boot at once: all together would take each other's caches, and twice the time."""
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
@@ -68,6 +73,7 @@ def examples_node() -> Iterator[Playground]:
         "pinnedImages": "virtlet.cloud/tiny",
         "cniPluginDir": str(directory / "cni-plugins"),
         "cephMonitors": "192.0.2.0/24",
+        "imageLeastRate": "64Ki",
     }
     (directory / "cni-plugins").mkdir()
     for path in (*Path(CNI_BIN_DIR).iterdir(), ROOT / "tests/fakes/cni_meta.py"):
@@ -83,11 +89,26 @@ def examples_node() -> Iterator[Playground]:
 
 
 @pytest.fixture(scope="module")
-def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
+def api(examples_node: Playground) -> ApiServer:
+    """The cluster's API server, which `pods` serves."""
+    made = ApiServer(namespaces={"default"})
+    made.put(CONFIGS, "kube-system", "all", spec={"config": {"shareDriver": "9p", "kvm": "probe"}})
+    return made
+
+
+@pytest.fixture(scope="module")
+def slow_pull() -> "Future[str]":
+    """Gets the outcome of a pull of which little comes, and then hardly anything: what the manager
+    says of it."""
+    return Future()
+
+
+@pytest.fixture(scope="module")
+def pods(
+    examples_node: Playground, api: ApiServer, slow_pull: "Future[str]"
+) -> Iterator[dict[str, Pod]]:
     """A VM of every example, made and started; some boot side by side."""
     node, made = examples_node, {}
-    api = ApiServer(namespaces={"default"})
-    api.put(CONFIGS, "kube-system", "all", spec={"config": {"shareDriver": "9p", "kvm": "probe"}})
     with node.client() as client, ExitStack() as cleanup:
         netns.inside(node.netns, lambda: cleanup.enter_context(serving(node.directory, api)))
         netns.inside(node.netns, lambda: add_networks(node))
@@ -116,6 +137,8 @@ def pods(examples_node: Playground) -> Iterator[dict[str, Pod]]:
                 manifest.pod.dns_config.CopyFrom(dns)
             cleanup.enter_context(volumes.made(example, manifest, node.kubelet_dir))
             made[name] = Pod(node, client, manifest).up()
+            if len(made) == 1:
+                pull_slowly(made[name], slow_pull)
             if len(made) > BOOTING:
                 run(list(made.values())[-BOOTING], "true")
         yield made
@@ -138,6 +161,16 @@ def huge_pages(size: int) -> Iterator[None]:
         yield
     finally:
         HUGE_PAGES.write_text(str(before))
+
+
+def pull_slowly(pod: Pod, outcome: "Future[str]") -> None:
+    """Begin to pull the slow image for a pod, as a kubelet does for another container of it."""
+    request = cri.PullImageRequest(
+        image=cri.ImageSpec(image="web/slow.img"), sandbox_config=pod.manifest.pod
+    )
+    kubelet.check(request)
+    call = pod.client.images.PullImage.future(request, timeout=600)
+    call.add_done_callback(lambda ended: outcome.set_result(ended.details()))
 
 
 def add_networks(node: Playground) -> None:
@@ -197,8 +230,14 @@ def serve_images(node: Playground, cleanup: ExitStack) -> None:
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
         web = cleanup.enter_context(image_server())
         web.resources["/cirros.img"] = Resource(TINY.read_bytes())
+        web.resources["/slow.img"] = Resource(bytes(SLOW), drips_after=2 << 20)
         name = "download.cirros-cloud.net/0.6.3/cirros-0.6.3-x86_64-disk.img"
-        translations = {"translations": [{"name": name, "url": f"{web.url}/cirros.img"}]}
+        translations = {
+            "translations": [
+                {"name": name, "url": f"{web.url}/cirros.img"},
+                {"name": "web/slow.img", "url": f"{web.url}/slow.img"},
+            ]
+        }
         (node.directory / "images" / "web.yaml").write_text(yaml.safe_dump(translations))
 
     netns.inside(node.netns, serve)
@@ -303,6 +342,26 @@ def test_images_come_from_a_registry_and_a_web_server(pods: dict[str, Pod]) -> N
         run(pod, "true")
 
 
+def test_a_pull_that_is_slow_is_an_event_of_its_pod_and_fails_below_the_least_rate(
+    pods: dict[str, Pod], api: ApiServer, slow_pull: "Future[str]"
+) -> None:
+    """Nothing of it stays."""
+    said = slow_pull.result(timeout=300)
+    found = r"image web/slow\.img: 127\.0\.0\.1:\d+ sends less than 65536 bytes a second"
+    assert re.match(found, said)
+    pod = next(iter(pods.values()))
+    metadata = pod.pod.metadata
+
+    def told() -> list[tuple[str, str]]:
+        posted = list(api.posted.values())
+        ours = [event for event in posted if event["involvedObject"]["uid"] == metadata.uid]
+        return [(e["type"], e["message"]) for e in ours if e["reason"] == "PullingImage"]
+
+    message = "image web/slow.img: 2 MiB of 8 MiB are here"
+    until(lambda: told() == [("Normal", message)], "the event of the pull", 60)
+    assert list((pod.node.directory / "store").glob("part_*")) == []
+
+
 def test_an_artifact_of_an_index_is_unpacked_and_converted(pods: dict[str, Pod]) -> None:
     """Its name has no prefix, and is told as it was given."""
     pod = pods["artifact"]
@@ -386,27 +445,39 @@ def test_volumes_of_kubernetes_are_files_and_directories(
     pod = pods["volumes"]
     script = """
         cat /etc/settings/greeting; echo; cat /etc/settings/app.ini /etc/about/labels
-        cat /etc/credentials/password; echo; stat -L -c %a /etc/credentials/password
+        cat /etc/credentials/password; echo; stat -L -c '%a %u:%g' /etc/credentials/password
         ls /etc/everything | sort | tr '\\n' ' '; echo
         ls /node/UTC
         for at in /scratch /memory; do echo written >$at/file; done
         touch /node/file 2>/dev/null || echo read-only
+        echo user:x:1000:1000::/:/bin/sh >>/etc/passwd
+        echo other:x:1001:1001::/:/bin/sh >>/etc/passwd
+        echo volumes:x:2000:user >>/etc/group
+        for who in user other; do
+            su $who -c 'cat /etc/credentials/password 2>/dev/null || printf refused'; echo
+        done
+        su user -c 'for at in /scratch /memory; do echo by a user >$at/by-user; done'
     """
     assert run(pod, script) == [
         "hello",
         "colour = blue",
         'tier="example"',
         "hunter2",
-        "400",
+        "440 0:2000",  # `defaultMode: 0400`, and what `fsGroup` adds.
         "app.ini greeting password ",
         "/node/UTC",
         "read-only",
+        "hunter2",
+        "refused",
     ]
     directory = examples_node.kubelet_dir / pod.pod.metadata.uid / "volumes/kubernetes.io~empty-dir"
     for name in ("scratch", "memory"):
         assert (directory / name / "file").read_text() == "written\n"
-        # The guest's root is root in a directory that is shared over virtiofs.
-        assert (directory / name / "file").stat().st_uid == 0
+        # The guest's users have their own numbers in a directory that is shared over virtiofs.
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o2777
+        for file, owner in (("file", 0), ("by-user", 1000)):
+            found = (directory / name / file).stat()
+            assert (found.st_uid, found.st_gid) == (owner, 2000)
 
 
 def test_an_image_is_a_volume(pods: dict[str, Pod], examples_node: Playground) -> None:

@@ -245,11 +245,16 @@ def kubelet_pod(own_node: Playground) -> Iterator[KubeletPod]:
 
 _AS_USERS = """
 for id in 1000 1001; do echo "user$id:x:$id:$id::/:/bin/sh" >>/etc/passwd; done
+echo user1002:x:1002:2000::/:/bin/sh >>/etc/passwd
 echo volume:x:2000:user1000 >>/etc/group
 su user1001 -c 'touch /e/by-other 2>/dev/null || echo refused'
-su user1000 -c 'echo written >/e/by-user && stat -c %u:%g /e/by-user'
+for id in 1000 1002; do
+    su user$id -c 'echo written >/e/by-user && stat -c %u:%g /e/by-user && rm /e/by-user'
+done
+su user1000 -c 'echo written >/e/by-user'
 """
-"""What users of the guest do in /e: the first one is in the volume's group."""
+"""What users of the guest do in /e: the first one is in the volume's group, the second is not, the
+third has it as its primary one, of which kernels before 6.3 tell virtiofsd too."""
 
 _UNTIL_CHANGED = 'until [ "$(cat /etc/sec/key)" = changed ]; do sleep 0.2; done; '
 
@@ -332,7 +337,7 @@ def test_a_guest_writes_into_the_volumes_that_a_kubelet_keeps_closed(
     for name in ("e", "m"):
         file = kubelet_pod.volume("empty-dir", name) / "file"
         assert file.read_text() == "written in the guest\n"
-    assert _run(pod, _AS_USERS).split() == ["refused", "1000:2000"]
+    assert _run(pod, _AS_USERS).split() == ["refused", "1000:2000", "1002:2000"]
     by_user = kubelet_pod.volume("empty-dir", "e") / "by-user"
     assert (by_user.stat().st_uid, by_user.stat().st_gid) == (1000, 2000)
     by_user.unlink()

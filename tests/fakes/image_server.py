@@ -39,6 +39,8 @@ class Resource:
     """For each coming answer, after how many bytes of the body it breaks."""
     pause: float = 0.0
     """Seconds before the body."""
+    drips_after: int = -1
+    """Bytes of the body after which it comes slowly: ten a second; -1 for never."""
     length: bool = True
     """Whether the length is told."""
     chunked: bool = False
@@ -146,6 +148,12 @@ class _Handler(BaseHTTPRequestHandler):
         if resource.pause:
             self.wfile.flush()
             time.sleep(resource.pause)
+        if resource.drips_after >= 0:
+            self.wfile.write(body[: resource.drips_after])
+            for at in range(resource.drips_after, len(body)):
+                self.wfile.write(body[at : at + 1])
+                time.sleep(0.1)
+            return
         if resource.chunked:
             body = b"%x\r\n%b\r\n%b" % (len(body), body, last)
         self.wfile.write(body)

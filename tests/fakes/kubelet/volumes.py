@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,10 @@ DEVICE_SIZE = 1 << 28
 """Bytes of a block device."""
 VERSION = "..2026_11_27_10_00_00.1"
 """A directory of one version of all files of a volume."""
+GROUP_MAY_WRITE = {"empty-dir": True} | dict.fromkeys(
+    ("configmap", "secret", "downward-api", "projected"), False
+)
+"""Volumes that a kubelet gives to the group of `fsGroup`, and whether that may write there."""
 
 
 @frozen
@@ -89,6 +94,9 @@ def made(example: Example, manifest: PodManifest, pods: Path) -> Iterator[None]:
                 host_path=str(_device(directory / device["name"], cleanup)),
                 permissions="mrw",
             )
+        group = (example.pod["spec"].get("securityContext") or {}).get("fsGroup")
+        if group is not None:
+            _give_to_group(directory, group)
         yield
 
 
@@ -202,6 +210,20 @@ def _atomic(volume: Path, files: Mapping[str, str], mode: int = 0o644) -> Path:
         (volume / name).symlink_to(f"..data/{name}")
     (volume / "..data").symlink_to(VERSION)
     return volume
+
+
+def _give_to_group(pod: Path, group: int) -> None:
+    """Apply `fsGroup`: modes gain what the group may do, and new files belong to it."""
+    for kind, may_write in GROUP_MAY_WRITE.items():
+        for volume in pod.glob(f"volumes/kubernetes.io~{kind}/*"):
+            for path in (volume, *volume.rglob("*")):
+                os.chown(path, -1, group, follow_symlinks=False)
+                if path.is_symlink():
+                    continue
+                gained = 0o660 if may_write else 0o440
+                if path.is_dir():
+                    gained |= 0o2110
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | gained)
 
 
 def _device(file: Path, cleanup: ExitStack) -> Path:
