@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -29,7 +30,8 @@ class Images(api_pb2_grpc.ImageServiceServicer):
         """As the manager for an image that is not there."""
         self.asked += 1
         assert request.verbose
-        pull = {"name": "x", "reference": "x", "bytes": 5_000_000, "total": 10_000_000}
+        arrived = min(4_000_000 + 1_000_000 * self.asked, 9_000_000)
+        pull = {"name": "x", "reference": "x", "bytes": arrived, "total": 10_000_000}
         return cri.ImageStatusResponse(info={"info": json.dumps({"pullsUnderWay": [pull]})})
 
 
@@ -49,12 +51,18 @@ def client(service: Images, tmp_path: Path) -> Iterator[Client]:
     server.stop(0)
 
 
+def _plain(shown: io.StringIO) -> str:
+    """What a terminal shows, without its colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+
+
 def test_a_terminal_shows_rate_and_time_left(client: Client, service: Images) -> None:
     shown = io.StringIO()
     terminal = Terminal(file=shown, force_terminal=True, width=120)
     with progress_bar(client, "virtlet.cloud/x:latest", terminal):
         until(lambda: "5.0/10.0 MB" in shown.getvalue(), "the bar", 30)
-    assert service.asked >= 1
+        measured = r"[6-9]\.0/10\.0 MB +[0-9.]+ [kM]B/s +0:00:\d\d"
+        until(lambda: re.search(measured, _plain(shown)), "the rate and the time left", 30)
 
 
 def test_nothing_is_shown_or_asked_without_a_terminal(client: Client, service: Images) -> None:

@@ -21,6 +21,17 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+def _holds(path: Path) -> bool:
+    return SECRET.encode() in _read(path)
+
+
+def _open_to_everybody(path: Path, top: Path) -> bool:
+    """Whether anybody can read a file, by its mode and those of directories from `top` on."""
+    above = path.relative_to(top).parents
+    passes = all((top / part).stat().st_mode & 0o001 for part in above)
+    return passes and bool(path.stat().st_mode & 0o004)
+
+
 def test_user_data_environment_and_token_are_in_no_log_and_no_process_list(
     node: Playground, new_pod: PodFactory
 ) -> None:
@@ -44,6 +55,10 @@ def test_user_data_environment_and_token_are_in_no_log_and_no_process_list(
     assert b"VIRTLET_LAUNCH_TOKEN" not in _read(node.log_file)
     # libvirt writes the domain's environment into its log: used up by then, and root's to read.
     assert TOKEN.search(_read(domain_log)) is None or domain_log.stat().st_mode & 0o077 == 0
+
+    kept = [path for path in node.data_dir.rglob("*") if path.is_file() and _holds(path)]
+    assert kept, "nothing holds the user-data"
+    assert [path for path in kept if _open_to_everybody(path, node.data_dir)] == []
 
     pod.down()
     assert SECRET.encode() not in _read(node.log_file)
