@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from attrs import evolve, frozen
+from attrs import define, evolve
 
 from tests.criproxy.fakes.command import ProxyProcess
 from tests.criproxy.fakes.proxy import VM, Client
@@ -39,7 +39,7 @@ FEDORA = "registry.test/vms/fedora:41"
 _BOOT_SECONDS = 120.0
 
 
-@frozen
+@define
 class MixedNode:
     """Containerd, Virtlet, the proxy, and a pod of each, both started through the proxy."""
 
@@ -85,8 +85,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedNode]:
             ordinary = Pod(client, primary).start()
             vm = VmPod(virtlet, pods, make_manifest(virtlet)).up()
             vm.wait_for_answer()
-            yield MixedNode(virtlet, containerd, proxy, vm, ordinary)
-            vm.down()
+            yield (mixed := MixedNode(virtlet, containerd, proxy, vm, ordinary))
+            mixed.vm.down()
             ordinary.remove()
             assert virtlet.settled_leftovers() == []
             assert proxy.end(signal.SIGTERM) == 0
@@ -418,6 +418,31 @@ def test_a_manager_killed_while_its_pods_change_loses_none_and_disturbs_no_ordin
     mixed.vm.wait_for_answer()
 
 
+def test_a_checkpoint_is_taken_and_restored_by_the_pods_runtime(
+    mixed: MixedNode, client: Client, tmp_path: Path
+) -> None:
+    """The module's VM goes on as the restored one. This containerd does neither."""
+    vm, pods = mixed.vm, mixed.vm.client
+    with pytest.raises(CallFailed) as caught:
+        pods.checkpoint_pod(mixed.ordinary.id, [mixed.ordinary.container], str(tmp_path), 60)
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(CallFailed) as caught:
+        pods.restore_pod(str(tmp_path), mixed.ordinary.config, mixed.ordinary.container_config)
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+    vm.exec("sh", "-c", "echo kept >/run/kept")
+    pods.checkpoint_pod(vm.id, [vm.vm], str(tmp_path), 120)
+    vm.down()
+    # As a kubelet has it: with the image's id and the name that its user gave.
+    pod_id, vm_id = pods.restore_pod(str(tmp_path), vm.pod, vm.config())
+    mixed.vm = vm = evolve(vm, id=pod_id, vm=vm_id)
+    assert client.pods() == {vm.id, mixed.ordinary.id}
+    image = client.containers()[vm.vm].image
+    assert (image.user_specified_image or image.image).removesuffix(":latest") == f"{VM}/tiny"
+    pods.start(vm.vm)
+    assert vm.exec("cat", "/run/kept").stdout == "kept\n"
+    assert mixed.ordinary.exec("true").exit_code == 0
+
+
 def test_a_killed_manager_keeps_its_vm_listed_and_obeys_again(
     mixed: MixedNode, client: Client
 ) -> None:
@@ -450,31 +475,3 @@ def _kill_the_manager(mixed: MixedNode) -> None:
     assert load.errors == []
     assert mixed.vm.status.state == cri.CONTAINER_RUNNING
     mixed.vm.wait_for_answer()
-
-
-def test_a_checkpoint_is_taken_and_restored_by_the_pods_runtime(
-    mixed: MixedNode, client: Client, tmp_path: Path
-) -> None:
-    """The last: the VM that the others have is restored here. This containerd does neither."""
-    vm, pods = mixed.vm, mixed.vm.client
-    with pytest.raises(CallFailed) as caught:
-        pods.checkpoint_pod(mixed.ordinary.id, [mixed.ordinary.container], str(tmp_path), 60)
-    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
-    with pytest.raises(CallFailed) as caught:
-        pods.restore_pod(str(tmp_path), mixed.ordinary.config, mixed.ordinary.container_config)
-    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
-    vm.exec("sh", "-c", "echo kept >/run/kept")
-    pods.checkpoint_pod(vm.id, [vm.vm], str(tmp_path), 120)
-    vm.down()
-    # As a kubelet has it: with the image's id and the name that its user gave.
-    pod_id, vm_id = pods.restore_pod(str(tmp_path), vm.pod, vm.config())
-    restored = evolve(vm, id=pod_id, vm=vm_id)
-    try:
-        assert client.pods() == {pod_id, mixed.ordinary.id}
-        image = client.containers()[vm_id].image
-        assert (image.user_specified_image or image.image).removesuffix(":latest") == f"{VM}/tiny"
-        pods.start(vm_id)
-        assert restored.exec("cat", "/run/kept").stdout == "kept\n"
-        assert mixed.ordinary.exec("true").exit_code == 0
-    finally:
-        restored.down()
