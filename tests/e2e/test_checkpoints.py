@@ -1,9 +1,11 @@
 """CheckpointContainer of a real guest, also by a manager that is killed all the time."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from attrs import frozen
 
 from tests.e2e.conftest import AS_THE_UNIT, TINY, Pod, make_manifest
 from tests.e2e.crash_points import CrashPoints
+from tests.fakes.pod_cgroup import pod_cgroup
 from tests.polling import until
 from virtlet.cli.client import CallFailed, NoRuntime
 from virtlet.cli.playground import Playground
@@ -37,6 +40,7 @@ class Source:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     points = CrashPoints(tmp_path_factory.mktemp("points"))
     with (
+        pod_cgroup() as parent,
         Playground(
             {"tiny": TINY},
             subnet="10.141.0.0/16",
@@ -45,7 +49,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
         ) as node,
         node.client() as client,
     ):
-        pod = Pod(node, client, make_manifest(node)).up()
+        manifest = make_manifest(node)
+        manifest.pod.linux.cgroup_parent = parent
+        pod = Pod(node, client, manifest).up()
         pod.wait_for_answer()
         count = "n=0; while :; do n=$((n+1)); echo $n >/run/count; sleep 0.1; done"
         pod.exec("sh", "-c", f"({count}) >/dev/null 2>&1 </dev/null &")
@@ -213,3 +219,69 @@ def test_a_manager_that_is_killed_at_a_turn_has_a_vm_that_runs_or_is_hibernated(
         pod.client.hibernate(pod.vm, on=False)
     until(lambda: not saved.exists(), "its memory's end")
     source.counts_on()
+
+
+def test_a_vm_that_is_resized_meanwhile_has_both(source: Source) -> None:
+    """Neither breaks the other: each archive is whole, and the last resize holds."""
+    pod = source.pod
+    problems: list[Exception] = []
+
+    def resize() -> None:
+        for quota in (60_000, 90_000) * 4:
+            resources = cri.LinuxContainerResources(cpu_quota=quota, cpu_period=100_000)
+            request = cri.UpdateContainerResourcesRequest(container_id=pod.vm, linux=resources)
+            try:
+                pod.client.call("UpdateContainerResources", request)
+            except CallFailed as error:
+                problems.append(error)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    for number in range(3):
+        _take_whole(source, f"resized{number}")
+    thread.join()
+    assert not problems
+    assert pod.status.resources.linux.cpu_quota == 90_000
+    source.counts_on()
+
+
+@pytest.mark.timeout(600)
+def test_a_guest_that_reboots_meanwhile_is_taken_as_it_is_and_comes_up(source: Source) -> None:
+    """In whatever state its firmware, boot loader or kernel is."""
+    pod = source.pod
+    logins = pod.console().count("login:")
+    pod.leave("reboot")
+    until(lambda: "reboot: Restarting system" in pod.console(), "the guest's end", 30)
+    taken = 0
+    while pod.console().count("login:") == logins:
+        assert taken < 100
+        _take_whole(source, f"rebooting{taken}")
+        taken += 1
+    assert taken >= 1
+    pod.wait_for_answer()
+    _take_whole(source, "rebooted")
+
+
+def test_a_guest_that_panics_has_none(source: Source) -> None:
+    """It is refused by name once the guest has ended, and a file that was begun is gone."""
+    pod = source.pod
+    pod.leave("echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")
+    with pytest.raises(CallFailed) as caught:
+        for number in range(100):
+            _take_whole(source, f"panicking{number}")
+    assert re.search("does not run, but is exited|was not checkpointed: ", caught.value.details)
+    assert not list(source.directory.glob("panicking*"))
+    until(lambda: pod.status.message == "the guest's kernel panicked", "the guest's end")
+    with pytest.raises(CallFailed, match="does not run, but is exited"):
+        _take_whole(source, "panicked")
+
+
+def _take_whole(source: Source, name: str) -> None:
+    """Take a checkpoint, whose disk is sound, and remove it."""
+    path, disk = source.directory / f"{name}.tar", source.directory / "disk.qcow2"
+    source.pod.client.checkpoint(source.pod.vm, str(path))
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["manifest.json", "memory", "disk.qcow2"]
+        archive.extract("disk.qcow2", source.directory, filter="data")
+    subprocess.run(["qemu-img", "check", "-q", str(disk)], check=True)
+    path.unlink()

@@ -1,5 +1,6 @@
 """Checkpoints: the tiny guest's memory and disk are written as it runs, and go on beside it."""
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -312,6 +313,21 @@ def test_a_root_disk_of_any_kind_is_written(rig: Rig, flavor: Flavor) -> None:
             disk.flush()
             compare = ["qemu-img", "compare", "-q", "-U", "-f", "qcow2", "-F", "raw"]
             subprocess.run([*compare, disk.name, str(machine.root.path)], check=True)
+
+
+def test_a_guest_that_ends_meanwhile_is_told_and_settled(rig: Rig) -> None:
+    """As one does whose kernel panics."""
+    machine = evolve(rig.machine(), flavor=Flavor(memory=64 << 20))
+    with rig.running(machine=machine), new_file() as file:
+
+        def ended() -> str:
+            with rig.domain(machine) as domain, contextlib.suppress(libvirt.libvirtError):
+                domain.destroy()
+            return ""
+
+        with pytest.raises(FailedPrecondition, match="it has ended meanwhile"):
+            rig.hypervisor.checkpoint(machine, file, START, ended)
+        rig.hypervisor.settle(machine.vm.id)
 
 
 def test_a_device_that_cannot_be_written_is_named_and_its_guest_runs_on(rig: Rig) -> None:

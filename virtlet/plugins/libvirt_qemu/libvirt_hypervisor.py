@@ -98,6 +98,17 @@ def _go_on(domain: Any, saved: SavedMemory) -> None:
     domain.resume()
 
 
+def _has_ended(domain: Any) -> bool:
+    """Whether the emulator of a domain for which a call failed is gone, or is so in a moment."""
+    deadline = time.monotonic() + _SEEN
+    with missing_is_fine():
+        while domain.isActive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL)
+    return True
+
+
 class LibvirtHypervisor(Hypervisor):
     """Domains of libvirt.
 
@@ -426,7 +437,12 @@ class LibvirtHypervisor(Hypervisor):
             document = ElementTree.fromstring(domain.XMLDesc())
             if why := checkpoints.unfit(document):
                 raise FailedPrecondition(why)
-            yield domain, document
+            try:
+                yield domain, document
+            except libvirt.libvirtError:
+                if _has_ended(domain):
+                    raise FailedPrecondition("it has ended meanwhile") from None
+                raise
 
     def settle(self, vm_id: str) -> None:
         """Undo in the emulator what a checkpoint did."""
