@@ -1,6 +1,7 @@
 """The command line client, as a person uses it."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def test_a_pod_is_run_listed_read_stopped_and_removed_by_hand(
     stopped = _virtlet(node, "stop", "by-hand")
     assert stopped.returncode == 0, stopped.stderr
     assert "grace 61 s" in stopped.stdout
-    assert "EXITED" in _virtlet(node, "ps").stdout
+    assert re.search(r"EXITED +Completed \(0\)", _virtlet(node, "ps").stdout)
     logs = _virtlet(node, "logs", "-f", "by-hand")
     assert "Linux version" in logs.stdout
     removed = _virtlet(node, "rm", "by-hand")

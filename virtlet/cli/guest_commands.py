@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from virtlet.cli.client import Client
+from virtlet.cli.attended import AttendedClient
 from virtlet.cli.guest_session import GuestSession
 from virtlet.cli.targets import newest_vm, pod_argument, pod_id, socket_option
 from virtlet.cri import api_pb2 as cri
@@ -25,7 +25,7 @@ def exec_command(pod: str, command: tuple[str, ...], stdin: bool, tty: bool, soc
     Its exit code is this command's. Options of virtlet come before the pod's name:
     `virtlet exec -it web sh`.
     """
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         request = cri.ExecRequest(
             container_id=newest_vm(client, pod_id(client, pod)).id,
             cmd=command,
@@ -49,7 +49,7 @@ def attach(pod: str, stdin: bool, tty: bool, socket: str) -> None:
     What it prints from now on is shown; `virtlet logs` shows what it printed before. With -it it
     takes keys, and Ctrl-] leaves it.
     """
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         request = cri.AttachRequest(
             container_id=newest_vm(client, pod_id(client, pod)).id,
             stdin=stdin,

@@ -3,7 +3,7 @@
 import click
 from rich.console import Console as Terminal
 
-from virtlet.cli.client import Client
+from virtlet.cli.attended import AttendedClient
 from virtlet.cli.output import output_option, print_list, print_table
 from virtlet.cli.pull_progress import progress_bar
 from virtlet.cli.steps import TerminalReporter
@@ -17,7 +17,7 @@ from virtlet.cri import api_pb2 as cri
 @socket_option
 def images(quiet: bool, output: str, socket: str) -> None:
     """List the images of the store."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         found = list(client.call("ListImages", cri.ListImagesRequest()).images)
     if quiet:
         for image in found:
@@ -47,7 +47,7 @@ def pull(image: str, handler: str, socket: str) -> None:
     title = f"PullImage        {image}"
     report = TerminalReporter(terminal)
     with (
-        Client(socket) as client,
+        AttendedClient(socket) as client,
         report.step(title, spinner=False),
         progress_bar(client, image, terminal),
     ):
@@ -63,7 +63,7 @@ def rmi(images: tuple[str, ...], socket: str) -> None:
 
     VMs that run on one keep it until they are gone.
     """
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         found = list(client.call("ListImages", cri.ListImagesRequest()).images)
         for chosen in [image_id(found, text) for text in images]:
             spec = cri.ImageSpec(image=chosen)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from virtlet.cli.client import Client
+from virtlet.cli.attended import AttendedClient
 from virtlet.cli.manifest import read_manifest
 from virtlet.cli.steps import TerminalReporter, bring_up, grace_of, restore_up, take_down
 from virtlet.cli.targets import newest_vm, pod_argument, pod_id, socket_option
@@ -46,7 +46,7 @@ def _keyed(key_file: Path | None) -> dict[str, str]:
 def run(manifest: Path, log_root: Path, socket: str) -> None:
     """Bring up the VM pod of a Kubernetes manifest, as a kubelet would."""
     wanted = read_manifest(manifest, log_root.absolute())
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         pod = bring_up(client, wanted, TerminalReporter())
     click.echo(f"pod {pod.pod_id[:12]} runs at {pod.address or 'no address'}")
     click.echo(f"console: virtlet logs -f {pod.pod_id[:12]}")
@@ -58,7 +58,7 @@ def run(manifest: Path, log_root: Path, socket: str) -> None:
 @socket_option
 def stop(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
     """Stop pods: power the guest off, then take the network away."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         report = TerminalReporter()
         for chosen in [pod_id(client, pod) for pod in pods]:
             for container in client.containers(chosen):
@@ -75,7 +75,7 @@ def stop(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
 @socket_option
 def rm(pods: tuple[str, ...], grace: int | None, socket: str) -> None:
     """Stop and remove pods with all they left."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         for chosen in [pod_id(client, pod) for pod in pods]:
             take_down(client, chosen, grace, TerminalReporter())
 
@@ -101,7 +101,7 @@ def checkpoint(pod: str, file: Path, timeout: int, key_file: Path | None, socket
     path = file.absolute()
     if key_file is not None and not path.is_dir():
         raise click.UsageError("a checkpoint is encrypted in a directory: make an empty one")
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         chosen = pod_id(client, pod)
         vm = newest_vm(client, chosen)
         if path.is_dir():
@@ -139,7 +139,7 @@ def restore(
     """
     options = {**_keyed(key_file), "identity": identity}
     wanted = read_manifest(manifest, log_root.absolute())
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         pod = restore_up(client, directory.absolute(), wanted, TerminalReporter(), options)
     click.echo(f"pod {pod.pod_id[:12]} goes on at {pod.address or 'no address'}")
     click.echo(f"console: virtlet logs -f {pod.pod_id[:12]}")
@@ -154,7 +154,7 @@ def hibernate(pod: str, socket: str) -> None:
     The pod keeps its address and disks, and a kubelet takes it for running. What the guest was to
     answer gets no answer until `virtlet resume`.
     """
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         vm = newest_vm(client, pod_id(client, pod))
         client.hibernate(vm.id, on=True)
     click.echo(f"{vm.metadata.name} is hibernated: `virtlet resume {pod}` brings it back")
@@ -165,7 +165,7 @@ def hibernate(pod: str, socket: str) -> None:
 @socket_option
 def resume(pod: str, socket: str) -> None:
     """Have a pod's hibernated VM go on where it stood."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         vm = newest_vm(client, pod_id(client, pod))
         client.hibernate(vm.id, on=False)
     click.echo(f"{vm.metadata.name} goes on")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from virtlet.cli.client import Client
+from virtlet.cli.attended import AttendedClient
 from virtlet.cli.output import output_option, print_document, print_table, unfolded
 from virtlet.cli.targets import socket_option
 from virtlet.cri import api_pb2 as cri
@@ -71,7 +71,7 @@ def rm(templates: tuple[str, ...], socket: str) -> None:
 
 
 def _templates(socket: str) -> list[dict[str, Any]]:
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         status = client.call("Status", cri.StatusRequest(verbose=True))
     found: list[dict[str, Any]] = unfolded(status.info).get("templates", [])
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import grpc
 
+from virtlet.cli.attended import AttendedClient
 from virtlet.cli.client import CallFailed, Client, follow_log
 from virtlet.cli.output import (
     document_option,
@@ -41,7 +42,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @socket_option
 def ps(namespace: str, state: str | None, quiet: bool, output: str, socket: str) -> None:
     """List pods and their VMs."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         pods = [
             pod
             for pod in client.pods()
@@ -53,7 +54,17 @@ def ps(namespace: str, state: str | None, quiet: bool, output: str, socket: str)
             return
 
         def table() -> None:
-            titles = ("POD", "NAMESPACE/NAME", "STATE", "VM", "ATTEMPT", "STATE", "IP", "AGE")
+            titles = (
+                "POD",
+                "NAMESPACE/NAME",
+                "STATE",
+                "VM",
+                "ATTEMPT",
+                "STATE",
+                "REASON",
+                "IP",
+                "AGE",
+            )
             containers = client.containers()
             rows: list[list[str]] = []
             for pod in pods:
@@ -61,20 +72,35 @@ def ps(namespace: str, state: str | None, quiet: bool, output: str, socket: str)
                 mine: list[cri.Container | None] = [
                     c for c in containers if c.pod_sandbox_id == pod.id
                 ]
-                rows += [_row(pod, container, ip) for container in mine or [None]]
+                rows += [_row(client, pod, container, ip) for container in mine or [None]]
             print_table(titles, rows)
 
         print_list(pods, output, "items", table)
 
 
-def _row(pod: cri.PodSandbox, container: cri.Container | None, ip: str) -> list[str]:
+def _row(
+    client: Client, pod: cri.PodSandbox, container: cri.Container | None, ip: str
+) -> list[str]:
     age = f"{max(0, time.time_ns() - pod.created_at) // _SECOND} s"
     name = f"{pod.metadata.namespace}/{pod.metadata.name}"
     if container is None:
-        return [pod.id[:12], name, _state(pod), "", "", "", ip, age]
+        return [pod.id[:12], name, _state(pod), "", "", "", "", ip, age]
     vm_state = cri.ContainerState.Name(container.state).removeprefix("CONTAINER_")
     attempt = str(container.metadata.attempt)
-    return [pod.id[:12], name, _state(pod), container.metadata.name, attempt, vm_state, ip, age]
+    vm = [container.metadata.name, attempt, vm_state, _reason(client, container)]
+    return [pod.id[:12], name, _state(pod), *vm, ip, age]
+
+
+def _reason(client: Client, container: cri.Container) -> str:
+    """Why a VM is in its state, in a word, and its exit code; `inspect` has the message."""
+    try:
+        status = client.status(container.id)
+    except CallFailed as error:
+        if error.code is grpc.StatusCode.NOT_FOUND:  # removed since it was listed
+            return ""
+        raise
+    ended = status.state == cri.CONTAINER_EXITED
+    return f"{status.reason} ({status.exit_code})" if ended else str(status.reason)
 
 
 def _state(pod: cri.PodSandbox) -> str:
@@ -92,7 +118,7 @@ def _state(pod: cri.PodSandbox) -> str:
 def logs(pod: str, follow: bool, tail: int | None, since: str, socket: str) -> None:
     """Show the console of a pod's VM (its newest attempt)."""
     begin = _moment(since)
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         container = newest_vm(client, pod_id(client, pod))
         path = client.status(container.id).log_path
         if not path:
@@ -137,7 +163,7 @@ def _moment(text: str) -> str:
 @socket_option
 def inspect(pod: str, output: str, socket: str) -> None:
     """Show all that the manager tells of a pod and its VMs."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         chosen = pod_id(client, pod)
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=chosen, verbose=True)
         status = client.call("PodSandboxStatus", request)
@@ -161,7 +187,7 @@ def inspect(pod: str, output: str, socket: str) -> None:
 @socket_option
 def stats(watch: bool, output: str, socket: str) -> None:
     """Show what each VM consumes: CPU, memory and disk."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         while True:
             request = cri.ListContainerStatsRequest(filter=cri.ContainerStatsFilter())
             found = list(client.call("ListContainerStats", request).stats)
@@ -192,7 +218,7 @@ def _consumption(found: list[cri.ContainerStats], owners: dict[str, cri.PodSandb
 @socket_option
 def events(output: str, socket: str) -> None:
     """Show what happens to pods and VMs from now on, until Ctrl-C."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         for event in _events(client):
             if output == "json":
                 click.echo(json.dumps(plain(event)))
@@ -221,7 +247,7 @@ def _events(client: Client) -> Iterator[cri.ContainerEventResponse]:
 @socket_option
 def info(output: str, socket: str) -> None:
     """Show versions, conditions, handlers, and what the images take."""
-    with Client(socket) as client:
+    with AttendedClient(socket) as client:
         version = client.call("Version", cri.VersionRequest())
         status = client.call("Status", cri.StatusRequest(verbose=True))
         images = client.call("ImageFsInfo", cri.ImageFsInfoRequest())

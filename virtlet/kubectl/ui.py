@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -87,7 +88,7 @@ async def kubectl_proxy(
         with said.open("wb") as stderr:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *kubectl.argv(*words),
+                    *_ending_with_us(kubectl.argv(*words)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -103,6 +104,18 @@ async def kubectl_proxy(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+def _ending_with_us(argv: list[str]) -> list[str]:
+    """A command that ends also when we are killed, where setpriv (util-linux) is.
+
+    Raises:
+        FileNotFoundError: there is no such command.
+    """
+    if shutil.which(argv[0]) is None:
+        raise FileNotFoundError(argv[0])
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig=TERM", "--", *argv] if setpriv else argv
 
 
 async def _until_it_listens(process: asyncio.subprocess.Process, said: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests.kubectl.webconsole.conftest import SECRET, served
+from tests.polling import until_async
 from virtlet.cli.ending import CommandFailed
 from virtlet.kubectl.cluster import Kubectl
 from virtlet.kubectl.ui import kubectl_proxy
@@ -249,9 +251,13 @@ def test_a_manifest_has_a_length(tmp_path: Path, length: str, why: str) -> None:
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 0), (signal.SIGHUP, 0), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=lambda n: getattr(n, "name", ""),
+)
 def test_what_ends_the_console_leaves_no_port_and_no_way_to_the_api_server(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     words = ["-m", "virtlet.kubectl.main", "ui", "--no-browser", "--namespace=default"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "KUBECONFIG": "/dev/null"}
@@ -272,14 +278,20 @@ def test_what_ends_the_console_leaves_no_port_and_no_way_to_the_api_server(
             writer.write(f"{head}\r\n".encode())
             assert b"booting" in await reader.readuntil(b"booting")
             process.send_signal(number)
-            assert await process.wait() == 0
+            assert await process.wait() == code
             assert b"booting" not in await reader.read()
             writer.close()
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", int(port))
-            assert not directory.exists()
+            await until_async(lambda: not _listens(directory / "api"), "the end of kubectl proxy")
+            assert number == signal.SIGKILL or not directory.exists()
 
     asyncio.run(work())
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
