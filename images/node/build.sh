@@ -61,7 +61,7 @@ is() { [ -e "$1" ] && [ "$(cat "$1.recipe" 2>/dev/null)" = "$2" ]; }
 
 check_tools() {
 	local pair missing=()
-	for pair in apt-get:apt gcc:gcc mmdebstrap:mmdebstrap pkgconf:pkgconf umoci:umoci; do
+	for pair in apt-get:apt dpkg-deb:dpkg gcc:gcc mmdebstrap:mmdebstrap pkgconf:pkgconf umoci:umoci; do
 		command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 	done
 	[ -e "/usr/include/python$python/Python.h" ] || missing+=(python3-dev)
@@ -134,6 +134,25 @@ install_python() {
 	rm -rf "${into:?}/$prefix/bin"
 }
 
+# What browsers get of the web console, without the programs that its packages come with, to $work/python.
+make_assets() {
+	local package
+	mkdir "$work/debs"
+	(cd "$work/debs" && apt-get download novnc node-xterm) >"$work/apt.log" 2>&1 || {
+		tail -n 5 "$work/apt.log" >&2
+		die "the web console's packages cannot be downloaded; try: apt-get update"
+	}
+	for package in "$work/debs"/*.deb; do
+		dpkg-deb -x "$package" "$work/assets"
+	done
+	mkdir -p "$work/python/usr/share/doc" "$work/python/usr/share/nodejs"
+	cp -a "$work/assets/usr/share/novnc" "$work/python/usr/share/"
+	cp -aL "$work/assets/usr/share/nodejs/xterm" "$work/python/usr/share/nodejs/"
+	for package in novnc node-xterm; do
+		install -D -m 0644 -t "$work/python/usr/share/doc/$package" "$work/assets/usr/share/doc/$package/copyright"
+	done
+}
+
 # The layers that the code lies on, to $cache/base.
 make_base() {
 	say "installing Debian's packages, which takes two minutes"
@@ -145,6 +164,7 @@ make_base() {
 	ln -s "/usr/bin/python$python" "$work/python/$prefix/bin/python3"
 	printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$work/python/$prefix/pyvenv.cfg"
 	cp -a "$here/rootfs/." "$work/python/"
+	make_assets
 	pack python
 	rm -rf "$cache/base" "$cache/base.recipe"
 	umoci init --layout "$work/base"

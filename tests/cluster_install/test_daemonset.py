@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 from attrs import define, field
 
 from tests import confined
@@ -178,6 +179,16 @@ def test_the_image_can_send_traces_and_encrypt_checkpoints(daemon: DaemonPod) ->
     code = "import virtlet.otlp_traces, cryptography"
     done = daemon.run("/usr/lib/virtlet/bin/python3", "-c", code)
     assert done.exit_code == 0, done.stderr
+
+
+def test_the_image_has_what_browsers_get_of_the_console(daemon: DaemonPod) -> None:
+    """As deploy/console starts it, but for the environment by which a cluster tells of itself."""
+    text = (ROOT / "deploy" / "console" / "console.yaml").read_text()
+    deployment = next(iter(yaml.safe_load_all(text)))
+    (console, _) = deployment["spec"]["template"]["spec"]["containers"]
+    done = daemon.run(*console["command"], *console["args"])
+    assert done.exit_code == 1
+    assert b"--behind is for a console in a cluster" in done.stderr
 
 
 def test_a_path_of_the_image_is_no_volume_of_the_node(daemon: DaemonPod) -> None:

@@ -186,6 +186,25 @@ def test_the_image_is_the_one_of_this_tree() -> None:
     assert container["image"] == f"localhost/virtlet-node:{version.replace('+', '-')}"
 
 
+def test_the_console_has_no_account_and_is_reached_by_its_proxy_alone() -> None:
+    command = ["kubectl", "kustomize", str(ROOT / "deploy" / "console")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    objects = {one["kind"]: one for one in yaml.safe_load_all(done.stdout)}
+    assert objects.keys() == {"Deployment", "Service"}
+    service, deployment = objects["Service"], objects["Deployment"]
+    spec = deployment["spec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in spec
+    (console, proxy) = spec["containers"]
+    assert console["image"] == _pod()["containers"][0]["image"]
+    assert "ports" not in console
+    (port,) = (arg.partition("=")[2] for arg in console["args"] if arg.startswith("--port="))
+    assert f"--upstream=http://127.0.0.1:{port}" in proxy["args"]
+    (behind,) = (arg.partition("=")[2] for arg in console["args"] if arg.startswith("--behind="))
+    assert f"--redirect-url={behind}/oauth2/callback" in proxy["args"]
+    assert service["spec"]["ports"][0]["targetPort"] == proxy["ports"][0]["name"]
+
+
 def test_the_classes_are_those_of_the_handlers_and_of_the_nodes() -> None:
     classes = [one for one in documents() if one["kind"] == "RuntimeClass"]
     settings = yaml.safe_load(find("ConfigMap", "virtlet")["data"]["virtlet.yaml"])

@@ -41,6 +41,11 @@ class Kubectl:
         self._options = options
         self._namespace = namespace
 
+    @property
+    def given_namespace(self) -> str:
+        """The one that was asked for; "" for none."""
+        return self._namespace
+
     @functools.cached_property
     def namespace(self) -> str:
         """The one that was asked for, else that of the current context."""

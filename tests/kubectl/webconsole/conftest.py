@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -15,7 +16,9 @@ from tests.streaming.fakes.handlers import LocalExec
 from virtlet.errors import FailedPrecondition
 from virtlet.kubectl.cluster import Kubectl
 from virtlet.kubectl.ui import kubectl_proxy
+from virtlet.kubectl.webconsole.api import KubectlProxy
 from virtlet.kubectl.webconsole.assets import Assets
+from virtlet.kubectl.webconsole.gate import OwnGate
 from virtlet.kubectl.webconsole.server import Shown, WebConsole
 from virtlet.streaming import (
     AttachRequest,
@@ -124,7 +127,8 @@ async def served(directory: Path) -> AsyncIterator[Served]:
         async with ApiServer(streaming, log) as api:
             kubectl = Kubectl((f"--server={api.url}", "--kubeconfig=/dev/null"), "default")
             async with kubectl_proxy(kubectl) as (proxy, _):
-                console = WebConsole(proxy, Shown("default", ("fast",)), SECRET, Assets.find())
+                shown, gate = Shown("default", ("fast",)), partial(OwnGate, secret=SECRET)
+                console = WebConsole(KubectlProxy(proxy), shown, gate, Assets.find())
                 try:
                     yield Served(await console.start(), screen, serial, log, api)
                 finally:

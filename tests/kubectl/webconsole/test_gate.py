@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from tests.polling import until_async
 from virtlet.cli.ending import CommandFailed
 from virtlet.kubectl.cluster import Kubectl
 from virtlet.kubectl.ui import kubectl_proxy
+from virtlet.kubectl.webconsole.api import KubectlProxy
 from virtlet.kubectl.webconsole.assets import Assets
-from virtlet.kubectl.webconsole.gate import START, Gate, Refused
+from virtlet.kubectl.webconsole.gate import START, OwnGate, Refused
 from virtlet.kubectl.webconsole.server import Shown, WebConsole
 
 PORT = 8111
@@ -29,7 +31,7 @@ def _read(path: str, method: str = "GET", /, **headers: str) -> object:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     given = {"Host": f"127.0.0.1:{PORT}", "Cookie": f"virtlet-{PORT}={SECRET}"} | named
     lines = [f"{method} {path} HTTP/1.1", *(f"{n}: {v}" for n, v in given.items() if v), "", ""]
-    return Gate(PORT, SECRET).read("\r\n".join(lines).encode())
+    return OwnGate(PORT, SECRET).read("\r\n".join(lines).encode())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,9 @@ async def _heard(directory: Path, path: str, answer: bytes, *headers: str) -> li
         writer.close()
 
     api = await asyncio.start_unix_server(hear, directory / "api")
-    console = WebConsole(directory / "api", Shown("default", ()), SECRET, Assets.find())
+    gate = partial(OwnGate, secret=SECRET)
+    api_there = KubectlProxy(directory / "api")
+    console = WebConsole(api_there, Shown("default", ()), gate, Assets.find())
     port = int((await console.start()).split(":")[2].split("/")[0])
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,15 +1,17 @@
 """The console's HTTP server: its page and assets, and what the API server answers.
 
     browser ── 127.0.0.1:PORT ──► WebConsole ── unix socket ──► kubectl proxy ──► API server
+    browser ──► authenticating proxy ── 127.0.0.1:PORT ──► WebConsole ── TLS ──► API server
 
-The user's credentials stay with kubectl. What a pod's author or guest has written (names, logs,
+The user's credentials stay with kubectl; in a cluster their token comes with each request, and goes
+on with it. What a pod's author or guest has written (names, logs,
 events) reaches the browser as data alone: no answer of the API server is shown as a page.
 """
 
 import asyncio
 import contextlib
 import json
-from pathlib import Path
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 import h11
@@ -21,8 +23,9 @@ from wsproto.utilities import generate_accept_token
 
 from virtlet.http_port import HttpPort, respond, this_task
 from virtlet.kubectl.generate import manifest
+from virtlet.kubectl.webconsole.api import Api
 from virtlet.kubectl.webconsole.assets import Assets
-from virtlet.kubectl.webconsole.gate import START, Asked, Gate, Refused
+from virtlet.kubectl.webconsole.gate import START, Asked, OwnGate, ProxiedGate, Refused
 from virtlet.kubectl.webconsole.start import NotStarted, checked
 
 _HEAD_LIMIT = 32 << 10
@@ -69,33 +72,37 @@ class Shown:
 
 
 class WebConsole:
-    """Serves the console to the browser of the user who started it.
+    """Serves the console to a browser.
 
     Args:
-        api: unix socket of `kubectl proxy`.
+        api: the way to the API server.
         shown: what the page is to show.
-        secret: of this run.
+        gate: what is let in, by the port that is listened on.
         assets: what the browser gets.
     """
 
-    def __init__(self, api: Path, shown: Shown, secret: str, assets: Assets) -> None:
+    def __init__(
+        self, api: Api, shown: Shown, gate: Callable[[int], OwnGate | ProxiedGate], assets: Assets
+    ) -> None:
         self._api = api
         self._shown = shown
-        self._secret = secret
+        self._gates = gate
+        self._gate = gate(0)
         self._assets = assets
         self._port = HttpPort(self._serve, _HEAD_LIMIT)
-        self._gate = Gate(0, secret)
+        self.listens = ("", 0)
+        """Address and port, once it does."""
         self._checking = asyncio.Lock()
 
     async def start(self, port: int = 0) -> str:
-        """Listen on loopback; returns the address to open, with the secret in it.
+        """Listen on loopback; returns the address to open, on one's own machine with the secret.
 
         Raises:
             OSError: the port cannot be listened on.
         """
-        _, port = await self._port.start("127.0.0.1", port)
-        self._gate = Gate(port, self._secret)
-        return f"http://127.0.0.1:{port}/?token={self._secret}"
+        self.listens = await self._port.start("127.0.0.1", port)
+        self._gate = self._gates(self.listens[1])
+        return self._gate.address
 
     async def stop(self) -> None:
         """Close the port, and the sessions."""
@@ -109,12 +116,11 @@ class WebConsole:
             if asked.upgrade:
                 await self._session(asked, reader, writer)
             elif asked.is_api:
-                await self._forward(_request(asked), False, reader, writer)
+                await self._forward(self._request(asked), False, reader, writer)
             elif asked.path == START:
                 request = await self._request_of_a_pod(asked, reader)
                 await self._forward(request, False, reader, writer)
-            elif self._gate.login(asked):
-                cookie = f"{self._gate.cookie}={self._secret}; HttpOnly; SameSite=Strict; Path=/"
+            elif cookie := self._gate.login(asked):
                 _respond(writer, "303 See Other", b"", f"Location: /\r\nSet-Cookie: {cookie}\r\n")
             else:
                 self._answer(asked, writer)
@@ -154,12 +160,9 @@ class WebConsole:
         except NotStarted as error:
             raise Refused("422 Unprocessable Content", str(error)) from None
         body = json.dumps(pod).encode()
-        head = (
-            f"POST /api/v1/namespaces/{namespace}/pods HTTP/1.1\r\nHost: localhost\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n"
-        )
-        return head.encode() + body
+        lines = [f"POST /api/v1/namespaces/{namespace}/pods HTTP/1.1", *self._api.headers(asked)]
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body
 
     async def _session(
         self, asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -167,7 +170,7 @@ class WebConsole:
         """Serve a session. Why there is none is told in one of our own: a browser's page sees no
         answer but a WebSocket's."""
         try:
-            await self._forward(_request(asked), True, reader, writer)
+            await self._forward(self._request(asked), True, reader, writer)
         except Refused as refused:
             writer.write(_session_that_says(asked, refused.why))
             with contextlib.suppress(TimeoutError):
@@ -183,11 +186,9 @@ class WebConsole:
     ) -> None:
         self._port.admit(this_task())
         try:
-            api_reader, api_writer = await asyncio.open_unix_connection(self._api)
-        except OSError:
-            raise Refused(
-                "502 Bad Gateway", "kubectl proxy has ended: start the console again"
-            ) from None
+            api_reader, api_writer = await self._api.connect()
+        except OSError as error:
+            raise Refused("502 Bad Gateway", self._api.away(error)) from None
         try:
             api_writer.write(request)
             answer = await api_reader.readuntil(b"\r\n\r\n")
@@ -211,6 +212,20 @@ class WebConsole:
         finally:
             api_writer.transport.abort()
 
+    def _request(self, asked: Asked) -> bytes:
+        """What the API server is asked: nothing of the browser's headers but a WebSocket's, and
+        whose request it is."""
+        target = f"{asked.path}?{asked.query}" if asked.query else asked.path
+        lines = [f"GET {target} HTTP/1.1", *self._api.headers(asked)]
+        if asked.upgrade:
+            lines += ["Connection: Upgrade", "Upgrade: websocket"]
+            for name in ("key", "version", "protocol"):
+                if value := asked.headers.get(f"sec-websocket-{name}"):
+                    lines.append(f"Sec-WebSocket-{name.capitalize()}: {value}")
+        else:
+            lines.append("Connection: close")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
 
 def _manifest(query: str, shown: Shown) -> str:
     """The manifest of what the form says."""
@@ -223,20 +238,6 @@ def _manifest(query: str, shown: Shown) -> str:
         {key: said.get(field, "") for field, key in _ANNOTATIONS.items()},
         said.get("namespace", shown.namespace),
     )
-
-
-def _request(asked: Asked) -> bytes:
-    """What the API server is asked: nothing of the browser's headers but a WebSocket's."""
-    target = f"{asked.path}?{asked.query}" if asked.query else asked.path
-    lines = [f"GET {target} HTTP/1.1", "Host: localhost"]
-    if asked.upgrade:
-        lines += ["Connection: Upgrade", "Upgrade: websocket"]
-        for name in ("key", "version", "protocol"):
-            if value := asked.headers.get(f"sec-websocket-{name}"):
-                lines.append(f"Sec-WebSocket-{name.capitalize()}: {value}")
-    else:
-        lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 async def _reason(answer: bytes, api_reader: asyncio.StreamReader) -> str:
