@@ -16,7 +16,7 @@ CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 
 
 class ApiServer(ThreadingHTTPServer):
-    """Answers GET with documents or texts by their path; what has none is not found."""
+    """Answers with documents or texts by their path; what has none is not found."""
 
     daemon_threads = True
 
@@ -24,6 +24,8 @@ class ApiServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.documents: dict[str, Any] = {}
         self.asked: list[str] = []
+        self.posted: list[tuple[str, bytes]] = []
+        """Path and body."""
 
     @property
     def url(self) -> str:
@@ -43,6 +45,11 @@ class ApiServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: ApiServer
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        self.server.posted.append((self.path, self.rfile.read(length)))
+        self.do_GET()
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)

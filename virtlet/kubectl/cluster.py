@@ -73,13 +73,31 @@ class Kubectl:
         Raises:
             Refused: the server did, or it cannot be reached.
         """
+        return self._raw(("get", "--raw"), (), path, query)
+
+    def post(self, *path: str, **query: str) -> Any:
+        """What the answer is to a request without a body that has something done, as `get`.
+
+        Raises:
+            Refused: the server did, or it cannot be reached.
+        """
+        return self._raw(("create", "--raw"), ("-f", "/dev/null"), path, query)
+
+    def _raw(
+        self,
+        verb: Sequence[str],
+        options: Sequence[str],
+        path: Sequence[str],
+        query: Mapping[str, str],
+    ) -> Any:
         words = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
         address = "".join(f"/{quote(part, safe='')}" for part in path) + (words and f"?{words}")
-        said = self._run(self._argv("get", "--raw", address))
+        said = self._run(self._argv(*verb, address, *options))
         if said.returncode != 0:
             text = said.stderr.strip()
             found = _REASON.search(text)
-            raise Refused(text or f"kubectl get --raw {address} failed", found[1] if found else "")
+            what = " ".join(verb)
+            raise Refused(text or f"kubectl {what} {address} failed", found[1] if found else "")
         try:
             return json.loads(said.stdout)
         except ValueError:

@@ -15,6 +15,7 @@ COMMANDS = {
     "gen": ("generate:gen", "Write the manifest of a VM pod, or those of the cluster."),
     "image": ("image_check:image", "Say whether a node would take an image."),
     "screenshot": ("screens:screenshot", "Write what is on the screen of a VM to a PNG file."),
+    "snapshot": ("snapshot:snapshot", "Write a running VM to an archive on its node."),
     "ssh": ("sessions:ssh", "Log in to a VM by SSH, through the API server."),
     "top": ("views:top", "Show what VMs consume."),
     "ui": ("ui:ui", "Show VM pods in a browser: state, figures, log, console, screen."),
