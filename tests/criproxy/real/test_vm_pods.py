@@ -440,7 +440,9 @@ def test_a_checkpoint_is_taken_and_restored_by_the_pods_runtime(
     assert (image.user_specified_image or image.image).removesuffix(":latest") == f"{VM}/tiny"
     pods.start(vm.vm)
     assert vm.exec("cat", "/run/kept").stdout == "kept\n"
-    assert mixed.ordinary.exec("true").exit_code == 0
+    # runc now and then loses the first process of a command on a loaded machine.
+    done = until(lambda: mixed.ordinary.exec("true"), "a command", ignore=(grpc.RpcError,))
+    assert done.exit_code == 0
 
 
 def test_a_killed_manager_keeps_its_vm_listed_and_obeys_again(
