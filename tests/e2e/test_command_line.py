@@ -128,6 +128,17 @@ def test_a_command_has_its_input_output_and_exit_code(pod: Pod) -> None:
     assert "there is no such program" in missing
 
 
+def test_sessions_lead_to_the_guest_from_another_network_namespace(pod: Pod) -> None:
+    """As of a manager in a container: its streaming server is on its own loopback address."""
+    argv = _argv(pod, "exec", pod.pod.metadata.name, "uname", "-s")[2:]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (said.stdout, said.stderr) == ("Linux\n", "")
+    with Typist(_argv(pod, "attach", "-it", pod.pod.metadata.name)[2:]) as typist:
+        typist.hears(b"login:", typing=b"\r")
+        typist.types(b"\x1d")
+        assert typist.ended() == 0
+
+
 def test_a_running_vm_is_written_to_a_file_once(pod: Pod, tmp_path: Path) -> None:
     path = tmp_path / "asked.tar"
     assert str(path) in _run(pod, "checkpoint", pod.pod.metadata.name, str(path))

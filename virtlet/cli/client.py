@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ DEFAULT_SOCKET = "/run/virtlet.sock"
 SOCKET_ENVIRONMENT = "VIRTLET_CRI_SOCKET_PATH"
 TIMEOUT = 120.0
 """Seconds for one call; the kubelet's own default is 2 minutes."""
+_PEER = struct.Struct("3i")
+"""struct ucred of unix(7): PID, UID and GID."""
 
 
 class CallFailed(CommandFailed):
@@ -114,6 +117,21 @@ class Client:
             ) from None
         except OSError:
             return  # It is busy, say: what gRPC told stands.
+
+    def other_network(self) -> Path | None:
+        """The network namespace of who serves the socket, where it is not ours.
+
+        That of a manager in a container, say: what listens on its loopback address is in there.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.socket))
+                told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+            pid, _, _ = _PEER.unpack(told)
+            theirs = Path(f"/proc/{pid}/ns/net")
+            return None if theirs.samefile("/proc/self/ns/net") else theirs
+        except OSError:
+            return None  # Without root we may not look; from another PID namespace we see none.
 
     def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
         """RunPodSandbox; returns the pod's id."""

@@ -34,8 +34,8 @@ def exec_command(pod: str, command: tuple[str, ...], stdin: bool, tty: bool, soc
             stderr=not tty,
             tty=tty,
         )
-        url = client.call("Exec", request).url
-    sys.exit(GuestSession(url, stdin=stdin, tty=tty).run())
+        url, network = client.call("Exec", request).url, client.other_network()
+    sys.exit(GuestSession(url, stdin=stdin, tty=tty, network=network).run())
 
 
 @click.command()
@@ -57,5 +57,5 @@ def attach(pod: str, stdin: bool, tty: bool, socket: str) -> None:
             stderr=not tty,
             tty=tty,
         )
-        url = client.call("Attach", request).url
-    sys.exit(GuestSession(url, stdin=stdin, tty=tty).run())
+        url, network = client.call("Attach", request).url, client.other_network()
+    sys.exit(GuestSession(url, stdin=stdin, tty=tty, network=network).run())

@@ -5,6 +5,7 @@ channel.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,11 +14,15 @@ import termios
 import threading
 import tty as terminal_modes
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import websocket
 
 from virtlet.cli.ending import CommandFailed
+from virtlet.errors import VirtletError
+from virtlet.host import netns
 
 _PROTOCOLS = ["v5.channel.k8s.io"]
 _STDIN, _STDOUT, _STDERR, _STATUS, _RESIZE, _CLOSE = 0, 1, 2, 3, 4, 255
@@ -33,10 +38,12 @@ class GuestSession:
         url: where the manager's answer says that it is.
         stdin: give it what comes on standard input.
         tty: it has a terminal; where ours is one, keys go to it as they are typed.
+        network: the network namespace that the URL is good in, where it is not ours.
     """
 
-    def __init__(self, url: str, *, stdin: bool, tty: bool) -> None:
+    def __init__(self, url: str, *, stdin: bool, tty: bool, network: Path | None = None) -> None:
         self._url = "ws" + url.removeprefix("http")
+        self._network = network
         self._stdin = stdin
         self._raw = stdin and tty and sys.stdin.isatty()
         self._tty = tty
@@ -48,14 +55,11 @@ class GuestSession:
             CommandFailed: there is no connection, it broke off, or the command did not run.
         """
         try:
-            connection = websocket.create_connection(
-                self._url, timeout=_CONNECT_TIMEOUT, subprotocols=_PROTOCOLS
-            )
-        except (OSError, websocket.WebSocketException) as error:
-            address = self._url.partition("//")[2].partition("/")[0]
+            connection = self._connected()
+        except (OSError, VirtletError, websocket.WebSocketException) as error:
             raise CommandFailed(
-                f"no connection to the manager's streaming server at {address}: {error}. "
-                "Use this command on the node itself"
+                f"no connection to the manager's streaming server at {urlsplit(self._url).netloc}: "
+                f"{error}. Use this command as root on the node itself, where the manager runs"
             ) from None
         connection.settimeout(None)
         with contextlib.closing(connection), self._terminal(connection):
@@ -65,6 +69,15 @@ class GuestSession:
                 return _receive(connection)
             except (OSError, websocket.WebSocketException) as error:
                 raise CommandFailed(f"the session broke off: {error}") from None
+
+    def _connected(self) -> websocket.WebSocket:
+        connect = functools.partial(
+            websocket.create_connection,
+            self._url,
+            timeout=_CONNECT_TIMEOUT,
+            subprotocols=_PROTOCOLS,
+        )
+        return netns.inside(self._network, connect) if self._network else connect()
 
     @contextlib.contextmanager
     def _terminal(self, connection: websocket.WebSocket) -> Iterator[None]:

@@ -87,7 +87,7 @@ def test_the_screen_is_seen_and_typed_on(tmp_path: Path) -> None:
         await expect(page.locator("#said")).to_contain_text("Connected")
         await page.wait_for_function(f"({PIXEL})().join() === '{','.join(map(str, COLOUR))}'")
         await page.keyboard.press("a")
-        await until_async(lambda: ord("a") in console.screen.keys, "the key")
+        await until_async(lambda: ord("a") in console.screen.keys, "the key", PATIENCE / 1000)
 
     _browse(tmp_path, work)
 
@@ -117,7 +117,9 @@ def test_two_consoles_of_one_vm_go_on_when_a_browser_goes_away(tmp_path: Path) -
         for one in (page, other):
             await expect(one.locator(".xterm-rows")).to_contain_text("HELLO")
         await other.close()
-        await until_async(lambda: len(console.serial.readers) == 1, "the other's end", 60)
+        await until_async(
+            lambda: len(console.serial.readers) == 1, "the other's end", PATIENCE / 1000
+        )
         await page.keyboard.type("again")
         await expect(page.locator(".xterm-rows")).to_contain_text("AGAIN")
 
